@@ -1,0 +1,288 @@
+"""What a model is: front end and network, as frozen, hashable, keyword-only dataclasses.
+
+A `ModelConfig` is the one static argument of `ecapa_jax.embed`. Every switch in which the public ECAPA-TDNN families
+differ is a field here, so that a family is a set of values and never a branch on its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from typing import Any, Literal, TypeVar
+
+from ecapa_jax.errors import ConfigError
+
+SCHEMA = 1
+
+_T = TypeVar("_T")
+
+
+class _Checked:
+    """Checks each `Literal` field and turns lists into tuples, so that any config built is valid and hashable."""
+
+    def __post_init__(self) -> None:
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if isinstance(value, list):
+                object.__setattr__(self, name, tuple(value))
+            if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+                choices = ", ".join(map(str, typing.get_args(hint)))
+                raise ConfigError(f"{type(self).__name__}.{name} is {value!r}; it must be one of: {choices}")
+        self._check()
+
+    def _check(self) -> None:
+        """Checks that go beyond one field's type."""
+
+    def _require(self, condition: bool, message: str) -> None:
+        if not condition:
+            raise ConfigError(f"{type(self).__name__}: {message}")
+
+    def _require_built(self, name: str, built: tuple[object, ...]) -> None:
+        value = getattr(self, name)
+        if value not in built:
+            raise ConfigError(
+                f"{type(self).__name__}.{name}={value!r} is not built yet; built: {', '.join(map(str, built))}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FbankConfig(_Checked):
+    """Waveform to log-mel features. Lengths are in samples, frequencies in Hz.
+
+    Attributes:
+      sample_rate: rate of the waveform, Hz.
+      channel: which channel of a multi-channel recording the model hears.
+      waveform_scale: factor on a waveform in [-1, 1]; 32768 gives Kaldi's 16-bit range.
+      frame_length, frame_shift: analysis window and hop.
+      framing: `snip_edges` keeps whole windows only; `kaldi_reflect` is Kaldi with snip_edges=false (centred on each
+        hop, the edge sample mirrored too); `center_zeros` and `center_reflect` are a centred STFT.
+      window, window_periodic: analysis window; a periodic one has period frame_length, a symmetric one frame_length-1.
+      remove_dc: subtract each frame's mean.
+      preemphasis, preemphasis_mode: coefficient, and where it applies: to each frame with the first sample repeated,
+        or to the whole signal with the sample before the first mirrored (`signal_reflect`) or zero (`signal_zero`).
+      fft_size: frames are zero-padded to it.
+      mel_scale: `kaldi` 1127 ln(1 + f/700), `htk` 2595 log10(1 + f/700), `slaney`.
+      mel_shape: triangles linear in mel (`mel`), in Hz with both true gaps (`hz`), in Hz and symmetric about the
+        centre with the left gap (`hz_symmetric`), or area-normalised (`hz_area`).
+      mel_source: computed from the fields above, or stored with the checkpoint (`constants`).
+      f_min, f_max, n_mels: edges and number of the mel bands.
+      floor, floor_mode: energies are clamped to the floor, or it is added.
+      log: natural logarithm, or decibels (10 log10).
+      top_db: dynamic range kept below each utterance's maximum, dB; None keeps all.
+      normalization: per utterance and mel band, over its real frames: `mean`, `mean_std` (unbiased), `instance`
+        (biased variance + 1e-5), or `none`.
+      pad_to: the number of frames is padded with zeros to a multiple of it, as part of the model.
+    """
+
+    sample_rate: int = 16000
+    channel: Literal["first", "mean"] = "first"
+    waveform_scale: float = 1.0
+    frame_length: int = 400
+    frame_shift: int = 160
+    framing: Literal["snip_edges", "kaldi_reflect", "center_zeros", "center_reflect"] = "snip_edges"
+    window: Literal["povey", "hamming", "hann"] = "povey"
+    window_periodic: bool = False
+    remove_dc: bool = True
+    preemphasis: float = 0.97
+    preemphasis_mode: Literal["frame", "signal_reflect", "signal_zero"] = "frame"
+    fft_size: int = 512
+    mel_scale: Literal["kaldi", "htk", "slaney"] = "kaldi"
+    mel_shape: Literal["mel", "hz", "hz_symmetric", "hz_area"] = "mel"
+    mel_source: Literal["computed", "constants"] = "computed"
+    f_min: float = 20.0
+    f_max: float = 8000.0
+    n_mels: int = 80
+    floor: float = 1.1920928955078125e-07
+    floor_mode: Literal["clamp", "add"] = "clamp"
+    log: Literal["ln", "db"] = "ln"
+    top_db: float | None = None
+    normalization: Literal["mean", "mean_std", "instance", "none"] = "mean"
+    pad_to: int = 1
+
+    def _check(self) -> None:
+        self._require(self.sample_rate > 0, f"sample_rate is {self.sample_rate}; it must be positive")
+        self._require(
+            0 < self.frame_shift <= self.frame_length <= self.fft_size,
+            f"need 0 < frame_shift <= frame_length <= fft_size, got {self.frame_shift}, {self.frame_length}, "
+            f"{self.fft_size}",
+        )
+        self._require(
+            0 <= self.f_min < self.f_max <= self.sample_rate / 2,
+            f"need 0 <= f_min < f_max <= half the sample rate, got {self.f_min}, {self.f_max}",
+        )
+        self._require(self.n_mels > 0 and self.floor > 0, "n_mels and floor must be positive")
+        self._require_built("framing", ("snip_edges", "kaldi_reflect", "center_zeros"))
+        self._require_built("preemphasis_mode", ("frame",))
+        self._require_built("mel_scale", ("kaldi", "htk"))
+        self._require_built("mel_shape", ("mel", "hz", "hz_symmetric"))
+        self._require_built("mel_source", ("computed",))
+        self._require_built("normalization", ("mean", "none"))
+        self._require_built("pad_to", (1,))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StdConfig(_Checked):
+    """How a standard deviation over time is taken.
+
+    Attributes:
+      form: `central` is the mean of (x - mean)^2, `moment` the mean of x^2 less mean^2.
+      unbiased: divide by n - 1 instead of n (context statistics only).
+      epsilon, epsilon_mode: the variance is clamped from below to epsilon, or epsilon is added to it.
+      maximum: the variance is clamped from above to it; None leaves it.
+    """
+
+    form: Literal["central", "moment"] = "central"
+    unbiased: bool = False
+    epsilon: float = 1e-12
+    epsilon_mode: Literal["clamp", "add"] = "clamp"
+    maximum: float | None = None
+
+    def _check(self) -> None:
+        self._require(self.epsilon > 0, "epsilon must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EcapaConfig(_Checked):
+    """The network: Desplanques et al. 2020 (arXiv 2005.07143) and each way in which the public ones differ from it.
+
+    Attributes:
+      n_mels: features per frame.
+      channels: output channels of the stem and of each SE-Res2 block.
+      kernel_sizes: kernel of the stem convolution and of each block's Res2 convolutions (odd).
+      dilations: dilation of each block's Res2 convolutions.
+      res2_scale: number of chunks of a Res2 convolution.
+      se_channels, attention_channels: bottlenecks of squeeze-excitation and of the attention.
+      mfa_channels, mfa_kernel_size, mfa_dilation: the convolution over the concatenated block outputs.
+      embedding_dim: length of the embedding.
+      padding: of "same" convolutions at both ends of each utterance.
+      block_input: output of the block before, or the sum of the stem's and all earlier blocks' outputs (the paper's).
+      multiscale: hierarchical with the first or the last chunk passed through, or one grouped convolution.
+      norm: batch normalisation after each convolution's activation, or none anywhere.
+      se_norm, mfa_norm, embedding_norm: batch normalisation in SE, after the MFA activation, on the embedding.
+      attention_hidden: what follows the first attention convolution.
+      global_context: whether the attention also sees each utterance's mean and standard deviation.
+      context_std, pooled_std: the two standard deviations of attentive statistics pooling.
+      activation, activation_scope: the nonlinearity, and whether it reaches `all` layers or only the stem, the 1x1
+        layers of each block and the MFA (`outer`; the others keep ReLU).
+      norm_epsilon, norm_momentum: of batch normalisation; momentum is PyTorch's (weight of the new batch).
+    """
+
+    n_mels: int = 80
+    channels: tuple[int, ...] = (1024, 1024, 1024, 1024)
+    kernel_sizes: tuple[int, ...] = (5, 3, 3, 3)
+    dilations: tuple[int, ...] = (2, 3, 4)
+    res2_scale: int = 8
+    se_channels: int = 128
+    attention_channels: int = 128
+    mfa_channels: int = 3072
+    mfa_kernel_size: int = 1
+    mfa_dilation: int = 1
+    embedding_dim: int = 192
+    padding: Literal["reflect", "zeros"] = "reflect"
+    block_input: Literal["previous", "sum"] = "previous"
+    multiscale: Literal["first", "last", "grouped"] = "first"
+    norm: Literal["batch", "none"] = "batch"
+    se_norm: bool = False
+    mfa_norm: bool = True
+    embedding_norm: bool = False
+    attention_hidden: Literal["relu_bn_tanh", "relu_bn", "relu_tanh", "tanh"] = "relu_bn_tanh"
+    global_context: bool = True
+    context_std: StdConfig = StdConfig()
+    pooled_std: StdConfig = StdConfig()
+    activation: Literal["relu", "leaky_relu"] = "relu"
+    activation_scope: Literal["all", "outer"] = "all"
+    norm_epsilon: float = 1e-5
+    norm_momentum: float = 0.1
+
+    def _check(self) -> None:
+        blocks = self.n_blocks
+        self._require(blocks >= 1, f"channels {self.channels} must name the stem and at least one block")
+        self._require(
+            len(self.kernel_sizes) == blocks + 1 and len(self.dilations) == blocks,
+            f"{blocks} blocks need {blocks + 1} kernel_sizes and {blocks} dilations, got {self.kernel_sizes} "
+            f"and {self.dilations}",
+        )
+        kernels = (*self.kernel_sizes, self.mfa_kernel_size)
+        self._require(all(k > 0 and k % 2 for k in kernels), f"kernel sizes must be odd, got {kernels}")
+        self._require(all(d > 0 for d in (*self.dilations, self.mfa_dilation)), "dilations must be positive")
+        sizes = (self.n_mels, self.res2_scale, self.se_channels, self.attention_channels, self.embedding_dim)
+        self._require(all(size > 0 for size in (*sizes, *self.channels, self.mfa_channels)), "sizes must be positive")
+        self._require(
+            all(c % self.res2_scale == 0 for c in self.channels[1:]),
+            f"block channels {self.channels[1:]} must be multiples of res2_scale {self.res2_scale}",
+        )
+        same = len(set(self.channels)) == 1
+        self._require(same or self.block_input == "previous", "summed block inputs need equal channels everywhere")
+        self._require(not self.pooled_std.unbiased, "pooled_std is weighted: it has no unbiased form")
+        if self.norm == "none":
+            self._require(not (self.se_norm or self.mfa_norm or self.embedding_norm), "norm='none' excludes se_norm ...")
+            self._require("bn" not in self.attention_hidden, "norm='none' excludes batch norm in attention_hidden")
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of SE-Res2 blocks."""
+        return len(self.channels) - 1
+
+    @property
+    def minimum_frames(self) -> int:
+        """Fewest frames an utterance may have: reflect padding must be shorter than the utterance."""
+        if self.padding != "reflect":
+            return 2 if self.context_std.unbiased and self.global_context else 1
+        reaches = [(self.kernel_sizes[0], 1), (self.mfa_kernel_size, self.mfa_dilation)]
+        reaches += zip(self.kernel_sizes[1:], self.dilations, strict=True)
+        return 1 + max(dilation * (kernel - 1) // 2 for kernel, dilation in reaches)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig(_Checked):
+    """A whole model, waveform to embedding: the static argument of `ecapa_jax.embed`."""
+
+    fbank: FbankConfig = FbankConfig()
+    ecapa: EcapaConfig = EcapaConfig()
+
+    def _check(self) -> None:
+        self._require(
+            self.fbank.n_mels == self.ecapa.n_mels,
+            f"the front end gives {self.fbank.n_mels} mel bands, the network takes {self.ecapa.n_mels}",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain JSON types."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[_T], data: Any, where: str = "") -> _T:
+    """Builds `cls` from plain JSON types.
+
+    Raises:
+      ConfigError: a key is unknown or missing, or a value is of the wrong type, out of range, or not built.
+    """
+    where = where or cls.__name__
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where} must be an object, got {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    if wrong := sorted(set(data) ^ set(hints)):
+        unknown = [key for key in wrong if key in data]
+        raise ConfigError(f"{where}: unknown key {unknown[0]}" if unknown else f"{where}: missing key {wrong[0]}")
+    return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    if typing.get_origin(hint) is tuple:
+        good = isinstance(value, list | tuple) and all(type(item) is int for item in value)
+    elif typing.get_origin(hint) is Literal:
+        good = isinstance(value, str)
+    elif hint is bool:
+        good = isinstance(value, bool)
+    elif hint is int:
+        good = type(value) is int
+    else:
+        good = (value is None and hint is not float) or (type(value) in (int, float) and math.isfinite(value))
+        value = float(value) if good and value is not None else value
+    if not good:
+        raise ConfigError(f"{where} has the wrong type: {value!r}")
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,24 @@
+"""The exceptions a caller may want to catch.
+
+Every message says what is wrong, where, and what to do; the command line prints it as one line and exits with 2.
+"""
+
+
+class EcapaError(Exception):
+    """Base of every error that the user's input or environment can cause."""
+
+
+class ConfigError(EcapaError, ValueError):
+    """A configuration value is out of range, unknown, or asks for something that is not built."""
+
+
+class AudioError(EcapaError, ValueError):
+    """A recording can't be read, or can't be embedded (too short, not finite, not audio)."""
+
+
+class ConversionError(EcapaError, ValueError):
+    """A foreign checkpoint can't be converted without a guess or a loss."""
+
+
+class BundleError(EcapaError, ValueError):
+    """A bundle directory is incomplete, damaged, or from another schema."""

@@ -1,0 +1,1 @@
+"""Files: audio, bundles, checkpoints, downloads."""

@@ -1,0 +1,1 @@
+"""The network: convolution, batch normalisation, blocks, pooling and ECAPA-TDNN."""

@@ -1,0 +1,1 @@
+"""Scores of embeddings (jnp) and the error rates of scores (NumPy)."""
