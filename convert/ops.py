@@ -1,0 +1,31 @@
+"""Layout changes between PyTorch tensors and ours, each with its inverse."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """A change of layout that keeps every value.
+
+    Attributes:
+      name: for reports.
+      forward: source tensor to ours.
+      inverse: ours to source tensor.
+    """
+
+    name: str
+    forward: Callable[[np.ndarray], np.ndarray]
+    inverse: Callable[[np.ndarray], np.ndarray]
+
+
+IDENTITY = Op("identity", lambda a: a, lambda a: a)
+
+CONV1D = Op("conv1d [out, in, k] -> [k, in, out]", lambda a: a.transpose(2, 1, 0), lambda a: a.transpose(2, 1, 0))
+
+RANKS = {IDENTITY: 1, CONV1D: 3}
+"""Number of axes of the source tensor."""

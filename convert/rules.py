@@ -1,0 +1,141 @@
+"""Rule tables: which source tensor fills which of ours, total in both directions.
+
+A family's table is a function of the network's config and names every tensor in full. So nothing is matched by
+pattern, the way back is the same table read from right to left, and a tensor can't be lost unseen.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ecapa_jax.convert.ops import CONV1D, IDENTITY, RANKS, Op
+from ecapa_jax.errors import ConversionError
+
+Tensors = Mapping[str, np.ndarray]
+
+MOST_REPORTED = 6
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One source tensor and the leaf of ours that it fills.
+
+    Attributes:
+      source: name in the foreign checkpoint.
+      target: path in `variables`, joined with "/".
+      op: change of layout.
+    """
+
+    source: str
+    target: str
+    op: Op
+
+
+def conv(source: str, target: str) -> list[Rule]:
+    """Rules of a `torch.nn.Conv1d` with bias."""
+    return [
+        Rule(source=f"{source}.weight", target=f"params/{target}/kernel", op=CONV1D),
+        Rule(source=f"{source}.bias", target=f"params/{target}/bias", op=IDENTITY),
+    ]
+
+
+def norm(source: str, target: str) -> list[Rule]:
+    """Rules of a `torch.nn.BatchNorm1d`; its `num_batches_tracked` is ignored by the tables."""
+    return [
+        Rule(source=f"{source}.weight", target=f"params/{target}/scale", op=IDENTITY),
+        Rule(source=f"{source}.bias", target=f"params/{target}/bias", op=IDENTITY),
+        Rule(source=f"{source}.running_mean", target=f"batch_stats/{target}/mean", op=IDENTITY),
+        Rule(source=f"{source}.running_var", target=f"batch_stats/{target}/var", op=IDENTITY),
+    ]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict to path -> leaf."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}/{key}" if prefix else key
+        leaves.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
+    return leaves
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in leaves.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    return tree
+
+
+def apply_rules(
+    rules: Iterable[Rule], ignored: Iterable[str], tensors: Tensors, abstract: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Fills every leaf of `abstract` from `tensors`, in float32.
+
+    Args:
+      rules: the family's table for this network.
+      ignored: regular expressions (full match) of source tensors that carry nothing for inference.
+      tensors: the checkpoint, prefix stripped.
+      abstract: shapes to fill, as from `functional.abstract`.
+
+    Returns:
+      variables: nested dict.
+      ignored: names of the source tensors that were ignored by rule.
+
+    Raises:
+      ConversionError: naming every tensor unused, missing, mapped twice, of the wrong shape, not float, not finite, or
+        a negative running variance; all in one message.
+    """
+    table = list(rules)
+    shapes = flatten(abstract)
+    names = {rule.source for rule in table}
+    left = [name for name in tensors if name not in names]
+    skipped = [name for name in left if any(re.fullmatch(pattern, name) for pattern in ignored)]
+    problems = [f"unexpected tensor {name} {tensors[name].shape}" for name in left if name not in set(skipped)]
+    counts = collections.Counter(rule.target for rule in table)
+    problems += [f"{target} filled twice" for target, count in counts.items() if count > 1]
+    problems += [f"no rule for unknown target {target}" for target in counts if target not in shapes]
+    problems += [f"target {target} not filled" for target in shapes if target not in counts]
+    filled: dict[str, np.ndarray] = {}
+    for rule in table:
+        if rule.source not in tensors:
+            problems.append(f"missing tensor {rule.source}")
+        elif problem := _problem(rule, tensors[rule.source], shapes.get(rule.target)):
+            problems.append(problem)
+        else:
+            filled[rule.target] = np.ascontiguousarray(rule.op.forward(tensors[rule.source]), np.float32)
+    if problems:
+        more = f" (and {len(problems) - MOST_REPORTED} more)" if len(problems) > MOST_REPORTED else ""
+        raise ConversionError(f"the checkpoint does not fit: {'; '.join(problems[:MOST_REPORTED])}{more}")
+    return unflatten(filled), skipped
+
+
+def _problem(rule: Rule, tensor: np.ndarray, target: Any) -> str:
+    """What keeps `tensor` from filling `target`, or an empty string."""
+    if target is None:
+        return ""
+    wanted = rule.op.inverse(np.broadcast_to(np.float32(0), target.shape)).shape
+    if tensor.ndim != RANKS[rule.op] or tensor.shape != wanted:
+        return f"{rule.source} has shape {tensor.shape}, expected {wanted}"
+    if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
+        return f"{rule.source} has dtype {tensor.dtype}, expected a float"
+    if not np.isfinite(tensor.astype(np.float32)).all():
+        return f"{rule.source} holds NaN or infinity"
+    if rule.source.endswith("running_var") and (tensor < 0).any():
+        return f"{rule.source} holds a negative variance"
+    return ""
+
+
+def invert_rules(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The source tensors that `variables` came from, in float32, named and laid out as in the source."""
+    leaves = flatten(variables)
+    return {rule.source: np.ascontiguousarray(rule.op.inverse(np.asarray(leaves[rule.target]))) for rule in rules}

@@ -1,0 +1,60 @@
+"""Windows and mel filter banks, made in float64 NumPy when a function is traced."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from jaxtyping import Float
+
+from ecapa_jax.config import FbankConfig
+
+
+@functools.cache
+def window(config: FbankConfig) -> Float[np.ndarray, " frame_size"]:
+    """The analysis window, centred in the FFT for a centred STFT (as torch.stft does)."""
+    n = config.frame_length
+    phase = 2 * np.pi * np.arange(n) / (n if config.window_periodic else n - 1)
+    cosine = {"hann": 0.5 - 0.5 * np.cos(phase), "hamming": 0.54 - 0.46 * np.cos(phase)}
+    values = cosine["hann"] ** 0.85 if config.window == "povey" else cosine[config.window]
+    if not config.framing.startswith("center"):
+        return values
+    left = (config.fft_size - n) // 2
+    return np.pad(values, (left, config.fft_size - n - left))
+
+
+def hz_to_mel(config: FbankConfig, hz: np.ndarray) -> np.ndarray:
+    """Frequencies in Hz on the config's mel scale."""
+    if config.mel_scale == "kaldi":
+        return 1127.0 * np.log1p(hz / 700.0)
+    return 2595.0 * np.log10(1.0 + hz / 700.0)
+
+
+def mel_to_hz(config: FbankConfig, mel: np.ndarray) -> np.ndarray:
+    """Inverse of `hz_to_mel`."""
+    if config.mel_scale == "kaldi":
+        return 700.0 * np.expm1(mel / 1127.0)
+    return 700.0 * (10.0 ** (mel / 2595.0) - 1.0)
+
+
+@functools.cache
+def mel_matrix(config: FbankConfig) -> Float[np.ndarray, "bins mels"]:
+    """Weights of each FFT bin's power in each mel band.
+
+    Reference: `torchaudio.compliance.kaldi.get_mel_banks` (shape `mel`), `torchaudio.functional.melscale_fbanks`
+    (`hz`), `speechbrain.processing.features.Filterbank` (`hz_symmetric`).
+    """
+    bins = np.linspace(0.0, config.sample_rate / 2, config.fft_size // 2 + 1)
+    low, high = hz_to_mel(config, np.array([config.f_min, config.f_max]))
+    edges = np.linspace(low, high, config.n_mels + 2)
+    if config.mel_shape == "mel":
+        bins = hz_to_mel(config, bins)
+    else:
+        edges = mel_to_hz(config, edges)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    rise = (bins[:, None] - left) / (centre - left)
+    if config.mel_shape == "hz_symmetric":
+        fall = 1.0 - (bins[:, None] - centre) / (centre - left)
+    else:
+        fall = (right - bins[:, None]) / (right - centre)
+    return np.maximum(0.0, np.minimum(rise, fall))

@@ -1,0 +1,103 @@
+"""The model as pure functions over plain nested dicts: the only place where NNX objects are split and merged.
+
+`variables` is `{"params": ..., "batch_stats": ..., "constants": ...}` with string keys and array leaves. Every function
+here works under jit, vmap, grad and shard_map; `config` is static.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from ecapa_jax.config import EcapaConfig, ModelConfig
+from ecapa_jax.features.fbank import fbank
+from ecapa_jax.features.frames import minimum_samples as _front_end_minimum
+from ecapa_jax.nn.ecapa import EcapaTdnn
+
+Variables = dict[str, Any]
+
+
+def init(config: ModelConfig, key: PRNGKeyArray) -> Variables:
+    """Random variables, with PyTorch's default initialisation of convolutions; float32."""
+    _, params, batch_stats = nnx.split(EcapaTdnn(config.ecapa, rngs=nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
+    return _as_variables(params, batch_stats)
+
+
+def abstract(config: ModelConfig) -> Variables:
+    """The shapes and dtypes of the variables, as `jax.ShapeDtypeStruct` leaves; nothing is computed."""
+    _, params, batch_stats = _structure(config.ecapa)
+    return _as_variables(params, batch_stats)
+
+
+def apply(
+    config: EcapaConfig,
+    variables: Variables,
+    features: Float[Array, "batch time mels"],
+    mask: Bool[Array, "batch time"],
+    *,
+    train: bool = False,
+) -> tuple[Float[Array, "batch embedding"], PyTree]:
+    """The network: features and mask to embeddings.
+
+    Args:
+      config: the network.
+      variables: as from `init` or a bundle.
+      features: [B, T, n_mels], anything finite where `mask` is False.
+      mask: [B, T], True at real frames, a prefix of each row.
+      train: normalise with the batch's statistics and move the running ones.
+
+    Returns:
+      embeddings: [B, embedding_dim].
+      batch_stats: the running statistics; moved if `train`, else as given.
+    """
+    graph, _, _ = _structure(config)
+    model = nnx.merge(graph, variables["params"], variables["batch_stats"])
+    embeddings = model(features, mask, train=train)
+    if not train:
+        return embeddings, variables["batch_stats"]
+    return embeddings, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+
+def minimum_samples(config: ModelConfig) -> int:
+    """Fewest samples that an utterance may have: enough frames for the network's reflect padding."""
+    return _front_end_minimum(config.fbank, config.ecapa.minimum_frames)
+
+
+def embed(
+    config: ModelConfig,
+    variables: Variables,
+    waveforms: Float[Array, "batch samples"],
+    lengths: Int[Array, " batch"],
+) -> Float[Array, "batch embedding"]:
+    """Waveforms to embeddings: front end and network in one function.
+
+    Each utterance's embedding is the one it has alone, whatever its batch mates and whatever the padding holds.
+
+    Args:
+      config: the model; static under jit.
+      variables: as from `init` or a bundle.
+      waveforms: [B, S], samples in [-1, 1] at the model's rate, right-padded.
+      lengths: [B], true lengths in samples, at most S.
+
+    Returns:
+      [B, embedding_dim]; a row of NaN for an utterance shorter than `minimum_samples(config)`, which has none.
+    """
+    features, mask = fbank(config.fbank, waveforms, lengths)
+    embeddings, _ = apply(config.ecapa, variables, features, mask)
+    return jnp.where((lengths >= minimum_samples(config))[:, None], embeddings, jnp.nan)
+
+
+@functools.cache
+def _structure(config: EcapaConfig) -> Any:
+    """Graph definition and abstract states of the network; no weight is made."""
+    return nnx.split(
+        nnx.eval_shape(lambda: EcapaTdnn(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat
+    )
+
+
+def _as_variables(params: Any, batch_stats: Any) -> Variables:
+    return {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats), "constants": {}}

@@ -1,0 +1,98 @@
+"""Convolution over time, padded at each utterance's true end.
+
+Letters: B batch, T frames, C channels, K kernel.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from ecapa_jax.masks import mask_lengths
+
+
+def contract(x: Float[Array, "*rows channels"], kernel: Float[Array, "channels out"]) -> Float[Array, "*rows out"]:
+    """`x @ kernel` in the kernel's dtype, accumulated in at least float32."""
+    return jnp.dot(
+        x.astype(kernel.dtype),
+        kernel,
+        precision=_precision(kernel),
+        preferred_element_type=jnp.promote_types(kernel.dtype, jnp.float32),
+    )
+
+
+def _precision(kernel: Array) -> lax.Precision:
+    """Full precision for float32 and wider, on every backend; lower dtypes were chosen for their speed."""
+    return lax.Precision.DEFAULT if kernel.dtype.itemsize < 4 else lax.Precision.HIGHEST
+
+
+def pad_time(
+    x: Float[Array, "batch time channels"], mask: Bool[Array, "batch time"], width: int, mode: str
+) -> Float[Array, "batch padded channels"]:
+    """Pads `width` frames before each utterance and after its true end: zeros, or its own frames mirrored.
+
+    Reference: `torch.nn.functional.pad(mode="reflect")` on the utterance alone: the edge frame is not repeated.
+    """
+    x = jnp.pad(jnp.where(mask[..., None], x, 0), ((0, 0), (width, width), (0, 0)))
+    if mode == "zeros":
+        return x
+    lengths = mask_lengths(mask)[:, None]
+    before = x[:, width + 1 : 2 * width + 1][:, ::-1]
+    after = jnp.take_along_axis(x, jnp.maximum(lengths - 2 - jnp.arange(width), 0)[..., None] + width, axis=1)
+    position = jnp.arange(x.shape[1]) - width
+    for k in range(width):
+        x = jnp.where((position == lengths + k)[..., None], after[:, k : k + 1], x)
+    return jnp.concatenate([before, x[:, width:]], axis=1)
+
+
+class Conv1d(nnx.Module):
+    """A "same" convolution over time.
+
+    Attributes:
+      kernel: [K, C_in / groups, C_out].
+      bias: [C_out].
+
+    Parity: `torch.nn.Conv1d` (kernel = weight transposed 2, 1, 0) after padding the utterance alone.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        dilation: int = 1,
+        groups: int = 1,
+        padding: str = "zeros",
+        rngs: nnx.Rngs,
+    ):
+        self.dilation, self.groups, self.padding = dilation, groups, padding
+        shape = (kernel_size, in_channels // groups, out_channels)
+        # PyTorch's default initialisation, so that a recipe written for it starts from the same distribution.
+        bound = (kernel_size * shape[1]) ** -0.5
+        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
+        self.bias = nnx.Param(jax.random.uniform(rngs.params(), (out_channels,), minval=-bound, maxval=bound))
+
+    def __call__(
+        self, x: Float[Array, "batch time channels"], mask: Bool[Array, "batch time"]
+    ) -> Float[Array, "batch time out"]:
+        """Convolves each utterance as if it were alone; frames beyond its end are unspecified but finite."""
+        kernel = self.kernel[...]
+        if kernel.shape[0] == 1 and self.groups == 1:
+            return contract(x, kernel[0]) + self.bias[...]
+        x = pad_time(x, mask, self.dilation * (kernel.shape[0] - 1) // 2, self.padding)
+        y = lax.conv_general_dilated(
+            x.astype(kernel.dtype),
+            kernel,
+            window_strides=(1,),
+            padding="VALID",
+            rhs_dilation=(self.dilation,),
+            dimension_numbers=("NHC", "HIO", "NHC"),
+            feature_group_count=self.groups,
+            precision=_precision(kernel),
+            preferred_element_type=jnp.promote_types(kernel.dtype, jnp.float32),
+        )
+        return y + self.bias[...]

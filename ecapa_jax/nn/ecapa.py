@@ -1,0 +1,82 @@
+"""ECAPA-TDNN: features and mask to embedding.
+
+Letters: B batch, T frames, C channels, M channels of the MFA, D embedding.
+"""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from ecapa_jax.config import EcapaConfig
+from ecapa_jax.masks import masked_mean
+from ecapa_jax.nn.blocks import SeRes2Block, TdnnBlock, batch_norm, outer_activation
+from ecapa_jax.nn.conv import Conv1d
+from ecapa_jax.nn.pooling import AttentiveStatisticsPooling, context_statistics
+
+Frames = Float[Array, "batch time channels"]
+Mask = Bool[Array, "batch time"]
+
+
+class EcapaTdnn(nnx.Module):
+    """The network, as stages between its global reductions.
+
+    Only SE (mean over time), the attention's context and the pooling look at a whole utterance; what lies between is
+    local in time. The stages below are cut there, so that one-shot, masked and chunked use share them.
+
+    Reference: Desplanques et al. 2020 (arXiv 2005.07143), figure 2 and section 3.
+    """
+
+    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        activation = outer_activation(config)
+        self.stem = TdnnBlock(
+            config, config.n_mels, config.channels[0], config.kernel_sizes[0], activation=activation, rngs=rngs
+        )
+        for block in range(config.n_blocks):
+            setattr(self, f"block_{block}", SeRes2Block(config, block, rngs=rngs))
+        self.mfa = TdnnBlock(
+            config,
+            sum(config.channels[1:]),
+            config.mfa_channels,
+            config.mfa_kernel_size,
+            dilation=config.mfa_dilation,
+            norm=config.mfa_norm,
+            activation=activation,
+            rngs=rngs,
+        )
+        self.pooling = AttentiveStatisticsPooling(config, rngs=rngs)
+        self.pooled_norm = batch_norm(config, 2 * config.mfa_channels) if config.norm == "batch" else None
+        self.projection = Conv1d(2 * config.mfa_channels, config.embedding_dim, rngs=rngs)
+        self.embedding_norm = batch_norm(config, config.embedding_dim) if config.embedding_norm else None
+
+    def __call__(
+        self, features: Float[Array, "batch time mels"], mask: Mask, *, train: bool = False
+    ) -> Float[Array, "batch embedding"]:
+        """[B, T, n_mels] features -> [B, D] embedding, not normalised to length one."""
+        x = self.stem(features, mask, train=train)
+        outputs: list[Frames] = []
+        for index in range(self.config.n_blocks):
+            block = getattr(self, f"block_{index}")
+            hidden = block.frames(x, mask, train=train)
+            gate = block.se(masked_mean(hidden, mask), train=train)
+            output = block.combine(x, hidden, gate, mask)
+            outputs.append(output)
+            x = x + output if self.config.block_input == "sum" else output
+        x = self.mfa(jnp.concatenate(outputs, axis=-1), mask, train=train)
+        context = context_statistics(self.config.context_std, x, mask) if self.config.global_context else None
+        logits = self.pooling.attention(x, mask, context, train=train)
+        return self.embed_pooled(self.pooling.pool(x, logits, mask), train=train)
+
+    def embed_pooled(
+        self, pooled: Float[Array, "batch pooled"], *, train: bool = False
+    ) -> Float[Array, "batch embedding"]:
+        """The last stage: [B, 2 M] pooled statistics -> [B, D]."""
+        x, mask = pooled[:, None], jnp.ones((pooled.shape[0], 1), bool)
+        if self.pooled_norm is not None:
+            x = self.pooled_norm(x, mask, train=train)
+        x = self.projection(x, mask)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x, mask, train=train)
+        return x[:, 0]

@@ -1,0 +1,24 @@
+"""Cosine scores, pure and jit-able."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+EPSILON = 1e-6
+"""Smallest product of two lengths that is divided by, as in `torch.nn.CosineSimilarity(eps=1e-6)`."""
+
+
+def cosine(a: Float[Array, "*batch embedding"], b: Float[Array, "*batch embedding"]) -> Float[Array, "*batch"]:
+    """Cosine of corresponding embeddings, in [-1, 1] up to rounding; 0 where one is zero."""
+    dot = jnp.sum(a * b, axis=-1)
+    lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return dot / jnp.maximum(lengths, EPSILON)
+
+
+def score_matrix(a: Float[Array, "n embedding"], b: Float[Array, "m embedding"]) -> Float[Array, "n m"]:
+    """Cosine of every embedding of `a` with every one of `b`: [n, D], [m, D] -> [n, m]."""
+    dot = jnp.dot(a, b.T, precision=lax.Precision.HIGHEST)
+    lengths = jnp.linalg.norm(a, axis=-1)[:, None] * jnp.linalg.norm(b, axis=-1)
+    return dot / jnp.maximum(lengths, EPSILON)
