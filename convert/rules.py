@@ -116,7 +116,7 @@ def apply_rules(
     if problems:
         more = f" (and {len(problems) - MOST_REPORTED} more)" if len(problems) > MOST_REPORTED else ""
         raise ConversionError(f"the checkpoint does not fit: {'; '.join(problems[:MOST_REPORTED])}{more}")
-    return unflatten(filled), skipped
+    return {**{part: {} for part in abstract}, **unflatten(filled)}, skipped
 
 
 def _problem(rule: Rule, tensor: np.ndarray, target: Any) -> str:

@@ -22,3 +22,11 @@ class ConversionError(EcapaError, ValueError):
 
 class BundleError(EcapaError, ValueError):
     """A bundle directory is incomplete, damaged, or from another schema."""
+
+
+class DownloadError(EcapaError, OSError):
+    """An address can't be downloaded: refused, unreachable, missing, too large or cut short."""
+
+
+class ScoringError(EcapaError, ValueError):
+    """Scores and labels from which no error rate can be computed."""

@@ -1,0 +1,262 @@
+"""A pickle machine for weights: it builds plain containers and descriptions of tensors, and imports and runs nothing.
+
+The pickle is interpreted here, opcode by opcode, rather than by a subclass of `pickle.Unpickler`: the standard one
+reserves whatever memory an opcode asks for, hashes tuples of any depth, and applies BUILD to any object it finds. This
+one knows a few opcodes and a few names, and refuses the rest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pickletools
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ecapa_jax.errors import ConversionError
+
+_MAX_OPCODES = 1_000_000  # a one-byte opcode can make a 64-byte object; a large training checkpoint has 200 000
+_MAX_RANK = 32
+
+_DTYPES: dict[str, np.dtype] = {
+    "torch.FloatStorage": np.dtype("<f4"),
+    "torch.HalfStorage": np.dtype("<f2"),
+    "torch.BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "torch.DoubleStorage": np.dtype("<f8"),
+    "torch.LongStorage": np.dtype("<i8"),
+    "torch.IntStorage": np.dtype("<i4"),
+    "torch.ShortStorage": np.dtype("<i2"),
+    "torch.CharStorage": np.dtype("i1"),
+    "torch.ByteStorage": np.dtype("u1"),
+    "torch.BoolStorage": np.dtype("?"),
+    "torch.storage.UntypedStorage": np.dtype("u1"),
+}
+
+
+def show(text: str) -> str:
+    """Text from a file for an error message: one printable line of at most 100 characters."""
+    short = text if len(text) <= 100 else text[:97] + "..."
+    return short if short.isascii() and short.isprintable() else ascii(short)
+
+
+@dataclasses.dataclass(frozen=True)
+class Global:
+    """An allowed `module.name`; what it stands for is never looked up."""
+
+    name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """One raw file of the archive."""
+
+    key: str
+    dtype: np.dtype
+    numel: int
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A tensor, in elements of its storage."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _rebuild_tensor(args: tuple[object, ...]) -> object:
+    storage, offset, shape, strides, _grad, _hooks, *rest = args
+    if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise ConversionError("a tensor is described wrongly; the file is damaged")
+    if not all(map(_is_count, (offset, *shape, *strides))) or len(shape) != len(strides) or len(shape) > _MAX_RANK:
+        raise ConversionError("a tensor's offset, shape or strides are negative or no counts; the file is damaged")
+    if any(rest):
+        raise ConversionError("a tensor is a lazy negative or conjugate; save it again after .resolve_neg()")
+    return View(storage, offset, shape, strides)  # type: ignore[arg-type]
+
+
+def _rebuild_parameter(args: tuple[object, ...]) -> object:
+    data, _grad, _hooks = args
+    if not isinstance(data, View):
+        raise ConversionError("a parameter is described wrongly; the file is damaged")
+    return data
+
+
+def _size(args: tuple[object, ...]) -> object:
+    (dims,) = args
+    if not isinstance(dims, tuple) or not all(map(_is_count, dims)):
+        raise ConversionError("a torch.Size is described wrongly; the file is damaged")
+    return dims
+
+
+def _layout(args: tuple[object, ...]) -> object:
+    (name,) = args
+    if name != "torch.strided":
+        raise ConversionError("a tensor is not strided (sparse or mkldnn); save it again after .to_dense()")
+    return name
+
+
+def _ordered_dict(args: tuple[object, ...]) -> object:
+    if args:
+        raise ConversionError("an OrderedDict is described wrongly; the file is damaged")
+    return OrderedDict()
+
+
+_FUNCTIONS: dict[str, Callable[[tuple[object, ...]], object]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "torch.Size": _size,
+    "torch.serialization._get_layout": _layout,
+}
+
+_PUSH_ARGUMENT = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+}
+_CONSTANTS: dict[str, object] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+SCALARS = (str, int, float, bool, bytes, type(None))
+
+
+class PickleMachine:
+    """Interprets one pickle."""
+
+    def __init__(self) -> None:
+        self._stack: list[object] = []
+        self._outer: list[list[object]] = []  # the stacks below each open mark
+        self._memo: dict[int, object] = {}
+
+    def run(self, data: bytes) -> object:
+        """The pickled object: containers, scalars, and a `View` for each tensor.
+
+        A damaged pickle may also raise ValueError, IndexError or KeyError.
+
+        Raises:
+          ConversionError: the pickle asks for anything that plain weights don't need.
+        """
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if opcode.name == "STOP":
+                return self._stack.pop()
+            if count >= _MAX_OPCODES:
+                raise ConversionError("it holds too many objects for weights; save the state dict alone")
+            if opcode.name in _PUSH_ARGUMENT:
+                self._stack.append(argument)
+            elif opcode.name in _CONSTANTS:
+                self._stack.append(_CONSTANTS[opcode.name])
+            else:
+                self._step(opcode.name, argument)
+        raise ConversionError("its pickle has no end; the file is damaged")
+
+    def _step(self, name: str, argument: Any) -> None:
+        stack = self._stack
+        match name:
+            case "PROTO" | "FRAME":
+                pass
+            case "MARK":
+                self._outer.append(stack)
+                self._stack = []
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "TUPLE":
+                items = tuple(self._to_mark())
+                self._stack.append(items)
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(reversed([stack.pop() for _ in range(int(name[-1]))])))
+            case "APPEND":
+                self._append([stack.pop()])
+            case "APPENDS":
+                self._append(self._to_mark())
+            case "SETITEM":
+                value = stack.pop()
+                self._set([stack.pop(), value])
+            case "SETITEMS":
+                self._set(self._to_mark())
+            case "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = stack[-1]
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[argument])
+            case "GLOBAL":
+                stack.append(_global(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                attribute = stack.pop()
+                stack.append(_global(stack.pop(), attribute))
+            case "REDUCE":
+                arguments = stack.pop()
+                stack.append(_call(stack.pop(), arguments))
+            case "BUILD":
+                state = stack.pop()
+                _check_state(stack[-1], state)
+            case "BINPERSID":
+                stack.append(_storage(stack.pop()))
+            case _:
+                if name == "INST":
+                    _global(*argument.split(" ", 1))  # a refusal by name says more
+                raise ConversionError(
+                    f"its pickle uses the opcode {name}, which plain weights don't need, and nothing of it was run; "
+                    "save the state dict alone"
+                )
+
+    def _to_mark(self) -> list[object]:
+        items = self._stack
+        self._stack = self._outer.pop()
+        return items
+
+    def _append(self, items: list[object]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, list):
+            raise ConversionError("its pickle appends to what is no list; the file is damaged")
+        target.extend(items)
+
+    def _set(self, items: list[object]) -> None:
+        target = self._stack[-1]
+        if not isinstance(target, dict) or len(items) % 2:
+            raise ConversionError("its pickle sets items of what is no dict; the file is damaged")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if not isinstance(key, SCALARS):
+                raise ConversionError(f"a dict has a {type(key).__name__} as key; save the state dict alone")
+            target[key] = value
+
+
+def _global(module: object, attribute: object) -> Global:
+    if not isinstance(module, str) or not isinstance(attribute, str):
+        raise ConversionError("its pickle names a type by what is no text; the file is damaged")
+    name = f"{module}.{attribute}"
+    if name not in _FUNCTIONS and name not in _DTYPES:
+        raise ConversionError(
+            f"its pickle names {show(name)}, which plain weights don't need, and nothing of it was run; "
+            "save the state dict alone: torch.save(model.state_dict(), f)"
+        )
+    return Global(name)
+
+
+def _call(function: object, arguments: object) -> object:
+    if not isinstance(function, Global) or function.name not in _FUNCTIONS or not isinstance(arguments, tuple):
+        raise ConversionError("its pickle calls what is no function; nothing of it was run")
+    return _FUNCTIONS[function.name](arguments)
+
+
+def _check_state(target: object, state: object) -> None:
+    # state_dict() hangs its version numbers on the OrderedDict as `_metadata`; they carry no weights.
+    if not isinstance(target, OrderedDict) or not isinstance(state, dict) or set(state) - {"_metadata"}:
+        raise ConversionError(f"its pickle sets attributes of a {type(target).__name__}; save the state dict alone")
+
+
+def _storage(identifier: object) -> Storage:
+    match identifier:
+        case ("storage", Global(name=name), str() as key, str(), int() as numel) if name in _DTYPES and _is_count(
+            numel
+        ):
+            return Storage(key, _DTYPES[name], numel)
+    raise ConversionError("a storage is described wrongly; the file is damaged")

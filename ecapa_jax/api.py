@@ -1,0 +1,148 @@
+"""One call to a model: `load` for an encoder, `pipeline` for ModelScope's call and result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from ecapa_jax.encoder import SpeakerEncoder, checked_threshold
+from ecapa_jax.errors import AudioError, BundleError, ConfigError
+from ecapa_jax.io.audio import AudioSource
+from ecapa_jax.io.bundle import load_bundle
+from ecapa_jax.presets import PRESETS
+
+
+def default_bundle() -> Path:
+    """Directory of the packaged default model."""
+    return Path(str(resources.files("ecapa_jax") / "default_model"))
+
+
+def resolve(model: str | os.PathLike[str] | None) -> Path:
+    """The bundle directory of a model name; None is the packaged default model.
+
+    Raises:
+      BundleError: the name is a preset, whose weights are not packaged, or an address this version can't fetch.
+    """
+    if model is None:
+        return default_bundle()
+    name = os.fspath(model)
+    if not Path(name).exists():
+        if name in PRESETS:
+            raise BundleError(
+                f"{name} is a preset without packaged weights: get its checkpoint from the publisher and run "
+                f"'ecapa-jax convert CHECKPOINT --family {name} -o BUNDLE'"
+            )
+        if name.startswith(("hf:", "modelscope:", "http://", "https://")):
+            raise BundleError(f"{name}: fetching models by address is not built yet; download it and run convert")
+    return Path(name)
+
+
+def load(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    dtype: Literal["float32"] = "float32",
+    devices: Sequence[jax.Device] | None = None,
+) -> SpeakerEncoder:
+    """Loads a model.
+
+    Args:
+      model: a bundle directory; None is the packaged default model.
+      dtype: compute dtype.
+      devices: devices that share each batch; None is all local ones.
+
+    Raises:
+      BundleError: there is no whole bundle.
+      ConfigError: the dtype is not built.
+    """
+    if dtype != "float32":
+        raise ConfigError(f"dtype {dtype!r} is not built yet; built: float32")
+    return SpeakerEncoder.from_bundle(load_bundle(resolve(model)), devices=devices)
+
+
+class SpeakerVerificationPipeline:
+    """ModelScope's speaker-verification pipeline: its call and its result.
+
+    Reference: `modelscope.pipelines.audio.speaker_verification_light_pipeline.SpeakerVerificationPipeline`. Unlike
+    there, `thr` holds for one call only.
+    """
+
+    def __init__(self, encoder: SpeakerEncoder):
+        self.encoder = encoder
+
+    def __call__(
+        self,
+        in_audios: Sequence[str | os.PathLike[str] | np.ndarray],
+        save_dir: str | None = None,
+        output_emb: bool = False,
+        thr: float | None = None,
+    ) -> dict[str, Any]:
+        """Scores two recordings.
+
+        Args:
+          in_audios: paths, URLs, or 1-D arrays at the model's rate (integers are divided by 32768).
+          save_dir: writes each path's embedding to `save_dir/<file name without suffix>.npy`.
+          output_emb: returns `{"outputs": result, "embs": [n, embedding_dim]}`.
+          thr: threshold in [-1, 1]; None takes the model's.
+
+        Returns:
+          `{"score": cosine rounded to 5 digits, "text": "yes" or "no"}`; for other than two inputs
+          `{"text": "No similarity score output"}`.
+
+        Raises:
+          ConfigError: (a ValueError) `thr` is outside [-1, 1], or neither given nor known to the model.
+          AudioError: (a ValueError) an input can't be read or is of another type.
+        """
+        threshold = self.encoder.scoring.threshold if thr is None else checked_threshold(thr)
+        if threshold is None:
+            raise ConfigError("this model publishes no threshold: pass thr, a cosine in [-1, 1]")
+        embeddings = self.encoder.embed([_modelscope_input(audio) for audio in in_audios])
+        if save_dir is not None:
+            _save(Path(save_dir), in_audios, embeddings)
+        result: dict[str, Any] = {"text": "No similarity score output"}
+        if len(embeddings) == 2:
+            score = round(self.encoder.score(embeddings[0], embeddings[1]), 5)
+            result = {"score": score, "text": "yes" if score >= threshold else "no"}
+        return {"outputs": result, "embs": embeddings} if output_emb else result
+
+
+def pipeline(
+    task: Literal["speaker-verification"], model: str | os.PathLike[str] | None = None
+) -> SpeakerVerificationPipeline:
+    """ModelScope's `pipeline("speaker-verification", model=...)` on a bundle.
+
+    Raises:
+      ConfigError: another task is asked for.
+      BundleError: there is no whole bundle.
+    """
+    if task != "speaker-verification":
+        raise ConfigError(f"task {task!r} is not built; built: speaker-verification")
+    return SpeakerVerificationPipeline(load(model))
+
+
+def _modelscope_input(audio: Any) -> AudioSource:
+    if isinstance(audio, np.ndarray):
+        if audio.ndim != 1:
+            raise AudioError(f"an array input has shape {audio.shape}; the pipeline takes [samples]")
+        return (audio / 32768.0).astype(np.float32) if audio.dtype.kind == "i" else audio.astype(np.float32)
+    if isinstance(audio, str | os.PathLike):
+        return audio
+    raise AudioError(f"an input is a {type(audio).__name__}; the pipeline takes paths, URLs and NumPy arrays")
+
+
+def _save(directory: Path, audios: Sequence[Any], embeddings: np.ndarray) -> None:
+    names = {
+        index: os.path.basename(os.fspath(audio)).rsplit(".", 1)[0]
+        for index, audio in enumerate(audios)
+        if isinstance(audio, str | os.PathLike)
+    }
+    if len(set(names.values())) < len(names):
+        raise ConfigError(f"two inputs have one file name ({', '.join(names.values())}): one .npy would replace another")
+    directory.mkdir(parents=True, exist_ok=True)
+    for index, name in names.items():
+        np.save(directory / f"{name}.npy", embeddings[index])

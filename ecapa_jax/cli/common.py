@@ -1,0 +1,93 @@
+"""What the verbs share: common options, and results on stdout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+if TYPE_CHECKING:
+    from ecapa_jax.encoder import SpeakerEncoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Options of every verb."""
+
+    json: bool = False
+    """Print the result as one JSON object."""
+    quiet: bool = False
+    """No notes on stderr; errors are still told."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def result(self, value: dict[str, Any], text: str) -> None:
+        """Prints the result on stdout."""
+        print(json.dumps(value) if self.json else text)
+
+    def note(self, text: str) -> None:
+        """Prints a remark on stderr."""
+        if not self.quiet:
+            print(text, file=sys.stderr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Which model."""
+
+    model: Annotated[str | None, tyro.conf.arg(metavar="BUNDLE")] = None
+    """Bundle directory; without it the packaged default model."""
+    dtype: Literal["float32"] = "float32"
+    """Compute dtype."""
+
+    def load(self) -> SpeakerEncoder:
+        """The encoder."""
+        from ecapa_jax import api
+
+        return api.load(self.model, dtype=self.dtype)
+
+    @property
+    def name(self) -> str:
+        """For results."""
+        return Path(self.model).name if self.model else "default"
+
+
+OutputOptions = Annotated[Output, tyro.conf.OmitArgPrefixes]
+ModelOptions = Annotated[Model, tyro.conf.OmitArgPrefixes]
+
+
+def local_path(name: str) -> Path:
+    """An output path; its folder must exist.
+
+    Raises:
+      EcapaError: the folder does not exist.
+    """
+    from ecapa_jax.errors import EcapaError
+
+    path = Path(name)
+    if not path.absolute().parent.is_dir():
+        raise EcapaError(f"{path} can't be written: the folder {path.absolute().parent} does not exist")
+    return path
+
+
+def replace_whole(path: Path, write: Any) -> None:
+    """Calls `write(temporary path)` and renames the result to `path`; leaves nothing behind on failure.
+
+    Raises:
+      EcapaError: the folder can't be written.
+    """
+    from ecapa_jax.errors import EcapaError
+
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise EcapaError(f"{path} can't be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,77 @@
+"""`ecapa-jax doctor`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+from ecapa_jax.cli.common import Output, OutputOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Doctor:
+    """Check the installation: versions, devices, audio formats, and the packaged model end to end."""
+
+    output: OutputOptions = Output()
+
+    def run(self) -> None:
+        """Prints what is there and what fails."""
+        from ecapa_jax import runtime
+        from ecapa_jax.errors import EcapaError
+
+        checks = {"jax and flax": _check_pair, "audio formats": _check_audio, "default model": _check_model}
+        results = {name: _attempt(check) for name, check in checks.items()}
+        report = {
+            "versions": runtime.versions(),
+            "environment": runtime.settings(),
+            **({"machine": runtime.machine()} if results["jax and flax"][0] else {}),
+            "checks": {name: text for name, (_, text) in results.items()},
+        }
+        lines = []
+        for part, values in report.items():
+            lines.append(part)
+            lines += [f"  {key:<32} {value}" for key, value in values.items()]
+        self.output.result(report, "\n".join(lines))
+        if failed := [name for name, (good, _) in results.items() if not good]:
+            raise EcapaError(f"doctor found a fault in: {', '.join(failed)}")
+
+
+def _attempt(check: Callable[[], str]) -> tuple[bool, str]:
+    try:
+        return True, check()
+    except Exception as error:  # a report must survive whatever is broken
+        return False, f"FAILED: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _check_pair() -> str:
+    try:
+        import flax.nnx  # noqa: F401
+        import jax
+    except AttributeError as error:
+        raise RuntimeError(
+            f"this flax does not fit this jax ({error}): install a pair from constraints-*.txt, such as "
+            f"pip install -U jax flax"
+        ) from error
+    return f"import together; {jax.default_backend()} backend, {jax.local_device_count()} device(s)"
+
+
+def _check_audio() -> str:
+    from ecapa_jax.io.audio import formats
+
+    return ", ".join(formats())
+
+
+def _check_model() -> str:
+    import time
+
+    import numpy as np
+
+    from ecapa_jax import api
+
+    start = time.perf_counter()
+    encoder = api.load()
+    noise = 0.1 * np.random.default_rng(0).standard_normal(encoder.sample_rate).astype(np.float32)
+    score = encoder.verify(noise, noise).score
+    if not abs(score - 1) < 1e-5:
+        raise RuntimeError(f"a recording scores {score} with itself")
+    return f"loads and scores in {time.perf_counter() - start:.1f} s"

@@ -1,0 +1,44 @@
+"""`ecapa-jax embed FILES... -o OUT.npz`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions, local_path, replace_whole
+
+
+@dataclasses.dataclass(frozen=True)
+class Embed:
+    """Embed recordings into one .npz: `names` [n] and `embeddings` [n, embedding_dim]."""
+
+    files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES")]
+    """Recordings: files or http(s) URLs."""
+    out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="OUT.npz")]
+    """The .npz to write."""
+    force: bool = False
+    """Replace an existing output."""
+    model: ModelOptions = Model()
+    output: OutputOptions = Output()
+
+    def run(self) -> None:
+        """Writes the embeddings, or nothing."""
+        import numpy as np
+
+        from ecapa_jax.errors import EcapaError
+
+        if not self.files:
+            raise EcapaError("no recordings given: ecapa-jax embed FILES... -o OUT.npz")
+        path = local_path(self.out)
+        if path.suffix != ".npz":
+            raise EcapaError(f"{path} must end in .npz")
+        if path.exists() and not self.force:
+            raise EcapaError(f"{path} exists: choose another output or pass --force")
+        embeddings = self.model.load().embed(self.files)
+        replace_whole(path, lambda to: np.savez(to, names=np.array(self.files), embeddings=embeddings))
+        self.output.result(
+            {"out": str(path), "n": len(embeddings), "embedding_dim": embeddings.shape[1], "model": self.model.name},
+            f"{path}: {len(embeddings)} embeddings of {embeddings.shape[1]}",
+        )

@@ -1,0 +1,40 @@
+"""`ecapa-jax info [BUNDLE]`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from ecapa_jax.cli.common import Output, OutputOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Info:
+    """Say what a bundle is: network, front end, origin, threshold, proof."""
+
+    bundle: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[BUNDLE]")] = None
+    """Bundle directory; without it the packaged default model."""
+    output: OutputOptions = Output()
+
+    def run(self) -> None:
+        """Reads the whole bundle, weights included, so that a damaged one is told."""
+        import jax
+
+        from ecapa_jax import api, functional
+        from ecapa_jax.io.bundle import load_bundle, read_document
+        from ecapa_jax.io.card import card
+
+        path = api.resolve(self.bundle)
+        bundle = load_bundle(path)
+        document = read_document(path)
+        derived = {
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(bundle.variables["params"])),
+            "minimum_samples": functional.minimum_samples(bundle.config),
+        }
+        text = card(document, bundle.operating_points, bundle.parity)
+        text += "\n" + "\n".join(f"{key.replace('_', ' ')}: {value:,}" for key, value in derived.items())
+        self.output.result(
+            {**document, **derived, "operating_points": bundle.operating_points, "parity": bundle.parity}, text
+        )

@@ -1,0 +1,68 @@
+"""The `ecapa-jax` command: parses, runs one verb, and turns errors into one line and an exit code.
+
+Exit codes: 0 done, 1 internal fault, 2 wrong input or usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from ecapa_jax.cli.convert import Convert
+from ecapa_jax.cli.doctor import Doctor
+from ecapa_jax.cli.embed import Embed
+from ecapa_jax.cli.info import Info
+from ecapa_jax.cli.verify import Verify
+from ecapa_jax.errors import EcapaError
+
+Verb = (
+    Annotated[Verify, tyro.conf.subcommand("verify")]
+    | Annotated[Embed, tyro.conf.subcommand("embed")]
+    | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Info, tyro.conf.subcommand("info")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    verb = tyro.cli(
+        Verb,  # type: ignore[arg-type]
+        prog="ecapa-jax",
+        description="ECAPA-TDNN speaker verification in JAX.",
+        args=arguments,
+        config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+    )
+    warnings.showwarning = _warn if not verb.output.quiet else _ignore
+    try:
+        verb.run()
+    except EcapaError as error:
+        return _fail(error, str(error), 2, verb.output.debug)
+    except KeyboardInterrupt as error:
+        return _fail(error, "interrupted", 130, verb.output.debug)
+    except Exception as error:
+        return _fail(error, f"internal fault, please report it: {error!r} (--debug shows where)", 1, verb.output.debug)
+    return 0
+
+
+def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
+    if debug:
+        raise error
+    print(f"ecapa-jax: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
+    print(f"ecapa-jax: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _ignore(*_: object, **__: object) -> None:
+    """No warning with --quiet."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""`ecapa-jax verify A B`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Verify:
+    """Score two recordings: one speaker or two?"""
+
+    a: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="A")]
+    """A recording: file or http(s) URL."""
+    b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="B")]
+    """The other."""
+    threshold: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
+    """Accept at this score or above, in [-1, 1]; without it the model's."""
+    model: ModelOptions = Model()
+    output: OutputOptions = Output()
+
+    def run(self) -> None:
+        """Prints score and decision."""
+        from ecapa_jax.encoder import checked_threshold
+
+        threshold = None if self.threshold is None else checked_threshold(self.threshold)
+        answer = self.model.load().verify(self.a, self.b, threshold)
+        lines = [f"score         {answer.score:.4f}   (cosine, from -1 to 1)"]
+        if answer.threshold is None:
+            self.output.note("this model has no threshold: pass --threshold to get a decision")
+        else:
+            lines += [
+                f"threshold     {answer.threshold:.4f}",
+                f"same speaker  {'yes' if answer.same_speaker else 'no'}",
+            ]
+        self.output.result(
+            {"a": self.a, "b": self.b, **dataclasses.asdict(answer), "model": self.model.name}, "\n".join(lines)
+        )

@@ -1,0 +1,255 @@
+"""SpeakerEncoder: recordings in, embeddings and decisions out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Float, Float32
+
+from ecapa_jax import functional
+from ecapa_jax.config import ModelConfig
+from ecapa_jax.errors import AudioError, ConfigError
+from ecapa_jax.functional import Variables
+from ecapa_jax.io.audio import AudioSource, is_silent, load_audio, name_of
+from ecapa_jax.io.bundle import Bundle, Scoring
+from ecapa_jax.masks import bucket_length
+from ecapa_jax.scoring.cosine import cosine
+
+BATCH_SIZES = (16, 4, 1)
+"""Batch buckets for one device. Any number of utterances splits into them without a padding row."""
+
+SMALLEST_BUCKET_SECONDS = 1.0
+MAX_BATCH_SECONDS = 160.0
+"""Padded audio of one batch on one device; longer utterances go in smaller batches."""
+
+Short = Literal["error", "repeat"]
+
+
+class SilenceWarning(UserWarning):
+    """A recording has no signal: its embedding says nothing about a speaker."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """The answer to one trial.
+
+    Attributes:
+      score: cosine of the two embeddings, in [-1, 1].
+      same_speaker: score >= threshold; None without a threshold.
+      threshold: the one used; None where neither the caller nor the model gives one.
+    """
+
+    score: float
+    same_speaker: bool | None
+    threshold: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One call of the compiled function: which utterances, at which padded shape."""
+
+    indices: tuple[int, ...]
+    rows: int
+    samples: int
+
+
+class SpeakerEncoder:
+    """A model ready to score: decoding, bucketed batches, one compiled function, decisions.
+
+    Attributes:
+      config: front end and network.
+      variables: nested dict of arrays, replicated over `devices`.
+      scoring: threshold and score normalisation.
+      compile_count: compilations so far; bounded by the number of buckets met.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        variables: Variables,
+        *,
+        scoring: Scoring | None = None,
+        embedding_mean: Float[np.ndarray, " embedding"] | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ):
+        self.config = config
+        self.scoring = scoring or Scoring()
+        self.embedding_mean = embedding_mean
+        if self.scoring.subtract_mean and embedding_mean is None:
+            raise ConfigError("scoring subtracts the mean embedding, but the model brings none")
+        mesh = Mesh(np.asarray(devices or jax.local_devices()), ("data",))
+        self._n_devices = mesh.size
+        self._sharding = NamedSharding(mesh, PartitionSpec("data"))
+        self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+        self.compile_count = 0
+        self._embed = jax.jit(self._counted)
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, *, devices: Sequence[jax.Device] | None = None) -> SpeakerEncoder:
+        """The encoder of a bundle, with its scoring."""
+        return cls(
+            bundle.config,
+            bundle.variables,
+            scoring=bundle.scoring,
+            embedding_mean=bundle.embedding_mean,
+            devices=devices,
+        )
+
+    def _counted(self, variables: Variables, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
+        self.compile_count += 1  # runs when jax traces, once per shape
+        return functional.embed(self.config, variables, waveforms, lengths)
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate of the model's waveforms, Hz; other rates are resampled to it."""
+        return self.config.fbank.sample_rate
+
+    @property
+    def minimum_samples(self) -> int:
+        """Fewest samples of an utterance at the model's rate."""
+        return functional.minimum_samples(self.config)
+
+    def embed(
+        self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | None = None, *, short: Short = "error"
+    ) -> Float32[np.ndarray, "n embedding"]:
+        """Embeds recordings; each row is what the recording alone would give.
+
+        Args:
+          sources: paths, http(s) URLs, bytes, binary files, or arrays [samples] or [samples, channels]; one or many.
+          sample_rate: of the arrays, Hz; None means the model's.
+          short: what to do with an utterance below `minimum_samples`: an error, or repeat it until it is long enough.
+
+        Returns:
+          [n, embedding_dim] float32, in the order given.
+
+        Raises:
+          AudioError: a source can't be read, is too short, or holds NaN; nothing is embedded then.
+        """
+        if short not in ("error", "repeat"):
+            raise ConfigError(f"short is {short!r}; it must be 'error' or 'repeat'")
+        waveforms = [self._waveform(source, sample_rate, short) for source in _as_list(sources)]
+        embeddings = np.empty((len(waveforms), self.config.ecapa.embedding_dim), np.float32)
+        for batch in self.plan([len(waveform) for waveform in waveforms]):
+            rows = self._run(batch, [waveforms[index] for index in batch.indices])
+            embeddings[list(batch.indices)] = rows[: len(batch.indices)]
+        return embeddings
+
+    def verify(self, a: AudioSource, b: AudioSource, threshold: float | None = None) -> Verification:
+        """Scores two recordings and, with a threshold, decides whether one speaker made both.
+
+        Args:
+          a, b: recordings, as for `embed`; arrays are at the model's rate.
+          threshold: in [-1, 1]; None takes the model's, if it has one.
+
+        Raises:
+          AudioError: a recording can't be embedded.
+          ConfigError: the threshold is outside [-1, 1].
+        """
+        threshold = self.scoring.threshold if threshold is None else checked_threshold(threshold)
+        score = self.score(*self.embed([a, b]))
+        return Verification(score, None if threshold is None else score >= threshold, threshold)
+
+    def score(self, a: Float[np.ndarray, " embedding"], b: Float[np.ndarray, " embedding"]) -> float:
+        """The model's score of two embeddings: their cosine, less the mean embedding where the model says so."""
+        if self.scoring.subtract_mean and self.embedding_mean is not None:
+            a, b = a - self.embedding_mean, b - self.embedding_mean
+        return float(np.clip(cosine(np.asarray(a), np.asarray(b)), -1.0, 1.0))
+
+    def warm_up(self, max_seconds: float) -> int:
+        """Compiles every bucket that utterances up to `max_seconds` can meet; returns how many there are."""
+        longest = self._bucket(int(max_seconds * self.sample_rate))
+        lengths = itertools.takewhile(lambda length: length <= longest, self._bucket_lengths())
+        batches = [Batch((), rows, length) for length in lengths for rows in self._batch_rows(length)]
+        for batch in batches:
+            self._run(batch, [])
+        return len(batches)
+
+    def plan(self, lengths: Sequence[int]) -> list[Batch]:
+        """Groups utterances by length bucket, and each group into batch buckets.
+
+        Args:
+          lengths: samples of each utterance.
+
+        Returns:
+          Batches that hold every index once, shortest first.
+        """
+        batches: list[Batch] = []
+        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+        for samples, group in itertools.groupby(order, key=lambda index: self._bucket(lengths[index])):
+            indices = list(group)
+            for rows in self._batch_rows(samples):
+                while len(indices) >= rows or (indices and rows == self._n_devices):
+                    batches.append(Batch(tuple(indices[:rows]), rows, samples))
+                    del indices[:rows]
+        return batches
+
+    def _batch_rows(self, samples: int) -> list[int]:
+        """Batch buckets of a length bucket, largest first."""
+        fitting = MAX_BATCH_SECONDS * self.sample_rate / samples
+        return [size * self._n_devices for size in BATCH_SIZES if size == 1 or size <= fitting]
+
+    def _bucket(self, n_samples: int) -> int:
+        return bucket_length(n_samples, int(SMALLEST_BUCKET_SECONDS * self.sample_rate) & ~3)
+
+    def _bucket_lengths(self) -> Iterator[int]:
+        length = self._bucket(0)
+        while True:
+            yield length
+            length = self._bucket(length + 1)
+
+    def _run(self, batch: Batch, waveforms: Sequence[np.ndarray]) -> Float32[np.ndarray, "rows embedding"]:
+        padded = np.zeros((batch.rows, batch.samples), np.float32)
+        lengths = np.zeros(batch.rows, np.int32)
+        for row, waveform in enumerate(waveforms):
+            padded[row, : len(waveform)] = waveform
+            lengths[row] = len(waveform)
+        placed = jax.device_put((padded, lengths), self._sharding)
+        return np.asarray(self._embed(self.variables, *placed))
+
+    def _waveform(
+        self, source: AudioSource, sample_rate: int | None, short: Short
+    ) -> Float32[np.ndarray, " samples"]:
+        waveform = load_audio(
+            source, sample_rate=sample_rate, target_rate=self.sample_rate, channel=self.config.fbank.channel
+        )
+        minimum = self.minimum_samples
+        if len(waveform) < minimum:
+            if short == "error":
+                raise AudioError(
+                    f"{name_of(source)} is too short: {len(waveform)} samples at {self.sample_rate} Hz, this model "
+                    f"needs {minimum} ({1000 * minimum / self.sample_rate:.0f} ms); record more or pass short='repeat'"
+                )
+            waveform = np.resize(waveform, minimum)
+        if is_silent(waveform):
+            warnings.warn(
+                f"{name_of(source)} has no signal (all samples are equal): its embedding means nothing",
+                SilenceWarning,
+                stacklevel=3,
+            )
+        return waveform
+
+
+def checked_threshold(threshold: float) -> float:
+    """The threshold, if it is a cosine.
+
+    Raises:
+      ConfigError: it is outside [-1, 1] or not a number.
+    """
+    if not -1.0 <= threshold <= 1.0:
+        raise ConfigError(f"the threshold is {threshold}; a cosine threshold lies in [-1, 1]")
+    return threshold
+
+
+def _as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
+    one = isinstance(sources, str | bytes | bytearray) or hasattr(sources, "__fspath__")
+    if one or hasattr(sources, "read") or hasattr(sources, "__array__"):
+        return [sources]  # type: ignore[list-item]
+    return list(sources)  # type: ignore[arg-type]

@@ -1,0 +1,40 @@
+"""The model card of a bundle, written from its other files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def card(document: dict[str, Any], operating_points: list[dict[str, Any]], parity: dict[str, Any]) -> str:
+    """Markdown: what the model is, where it comes from, its published and measured figures, its proof."""
+    provenance, ecapa, fbank = document["provenance"], document["config"]["ecapa"], document["config"]["fbank"]
+    lines = [
+        f"# {provenance.get('name') or provenance.get('source', 'ECAPA-TDNN')}",
+        "",
+        "ECAPA-TDNN speaker encoder, an ecapa-jax bundle: `ecapa_jax.load(directory)`.",
+        "",
+        f"- network: {ecapa['channels'][0]} channels, {len(ecapa['channels']) - 1} SE-Res2 blocks, "
+        f"embedding of {ecapa['embedding_dim']}",
+        f"- front end: {fbank['n_mels']} mel bands ({fbank['mel_scale']}, {fbank['window']}), "
+        f"{fbank['sample_rate']} Hz, channel rule `{fbank['channel']}`",
+    ]
+    lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in provenance.items() if _is_plain(value)]
+    lines += _section("Published figures", provenance.get("published", {}))
+    lines += [f"\n{paragraph}" for paragraph in provenance.get("notes", [])]
+    if operating_points:
+        lines += ["", "## Operating points", "", "| threshold | FAR % | FRR % | trials |", "|--:|--:|--:|---|"]
+        lines += [
+            f"| {point['threshold']:.4f} | {100 * point['far']:.2f} | {100 * point['frr']:.2f} | {point['trials']} |"
+            for point in operating_points
+        ]
+    lines += _section("Conversion", parity)
+    return "\n".join(lines) + "\n"
+
+
+def _section(title: str, values: dict[str, Any]) -> list[str]:
+    rows = [f"- {key.replace('_', ' ')}: {value}" for key, value in values.items() if _is_plain(value)]
+    return ["", f"## {title}", "", *rows] if rows else []
+
+
+def _is_plain(value: Any) -> bool:
+    return value is not None and not isinstance(value, dict | list)
