@@ -44,9 +44,7 @@ def convert(source: str | Path, *, family: str | None = None, dilations: tuple[i
     network, prefix, beside = strip_prefix(tensors)
     companions = chosen.companions(weights)
     config = _config(chosen, network, companions.config, dilations)
-    variables, skipped = apply_rules(
-        chosen.rules(config.ecapa), chosen.ignored, network, functional.abstract(config)
-    )
+    variables, skipped = apply_rules(chosen.rules(config.ecapa), chosen.ignored, network, functional.abstract(config))
     if companions.embedding_mean is not None and companions.embedding_mean.shape != (config.ecapa.embedding_dim,):
         raise ConversionError(f"the embedding mean has shape {companions.embedding_mean.shape}, not the embedding's")
     extra = {**{prefix + name: network[name] for name in skipped}, **beside}
@@ -62,9 +60,7 @@ def convert(source: str | Path, *, family: str | None = None, dilations: tuple[i
     )
 
 
-def _config(
-    family: Family, network: Tensors, base: ModelConfig, dilations: tuple[int, ...] | None
-) -> ModelConfig:
+def _config(family: Family, network: Tensors, base: ModelConfig, dilations: tuple[int, ...] | None) -> ModelConfig:
     try:
         ecapa: EcapaConfig = base.ecapa
         if dilations is not None:

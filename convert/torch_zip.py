@@ -168,15 +168,16 @@ class _Builder:
             raise ConversionError(
                 f"its tensors claim over {self._max_bytes} bytes, far more than the file holds; it is made to mislead"
             )
-        if not count:
-            return np.empty(shape, dtype)
-        raw = self._raw(view.storage)
-        # The stride of an axis of length 1 is never taken and may be anything.
-        strides = [stride * dtype.itemsize if dim > 1 else 0 for dim, stride in zip(shape, view.strides, strict=True)]
-        array = np.ndarray(shape, dtype, buffer=raw, offset=view.offset * dtype.itemsize, strides=strides)
-        array = check_bool(np.asarray(array, order="C"))
+        array = check_bool(self._strided(view)) if count else np.empty(shape, dtype)
         array.flags.writeable = False
         return array
+
+    def _strided(self, view: View) -> np.ndarray:
+        dtype, shape = view.storage.dtype, view.shape
+        # The stride of an axis of length 1 is never taken and may be anything.
+        strides = [stride * dtype.itemsize if dim > 1 else 0 for dim, stride in zip(shape, view.strides, strict=True)]
+        offset = view.offset * dtype.itemsize
+        return np.asarray(np.ndarray(shape, dtype, self._raw(view.storage), offset, strides), order="C")
 
     def _raw(self, storage: Storage) -> bytes:
         member = self._archive.getinfo(f"{self._prefix}data/{storage.key}")

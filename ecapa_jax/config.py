@@ -216,7 +216,9 @@ class EcapaConfig(_Checked):
         self._require(same or self.block_input == "previous", "summed block inputs need equal channels everywhere")
         self._require(not self.pooled_std.unbiased, "pooled_std is weighted: it has no unbiased form")
         if self.norm == "none":
-            self._require(not (self.se_norm or self.mfa_norm or self.embedding_norm), "norm='none' excludes se_norm ...")
+            self._require(
+                not (self.se_norm or self.mfa_norm or self.embedding_norm), "norm='none' excludes se_norm ..."
+            )
             self._require("bn" not in self.attention_hidden, "norm='none' excludes batch norm in attention_hidden")
 
     @property
@@ -269,13 +271,18 @@ def from_dict(cls: type[_T], data: Any, where: str = "") -> _T:
     return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
 
 
+def _expected(hint: Any) -> str:
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    return f"one of: {', '.join(choices)}" if choices else str(getattr(hint, "__name__", hint))
+
+
 def _value(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
     if typing.get_origin(hint) is tuple:
         good = isinstance(value, list | tuple) and all(type(item) is int for item in value)
     elif typing.get_origin(hint) is Literal:
-        good = isinstance(value, str)
+        good = value in typing.get_args(hint)
     elif hint is bool:
         good = isinstance(value, bool)
     elif hint is int:
@@ -284,5 +291,5 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         good = (value is None and hint is not float) or (type(value) in (int, float) and math.isfinite(value))
         value = float(value) if good and value is not None else value
     if not good:
-        raise ConfigError(f"{where} has the wrong type: {value!r}")
+        raise ConfigError(f"{where} is {value!r}, not {_expected(hint)}")
     return tuple(value) if isinstance(value, list) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -214,9 +213,7 @@ class SpeakerEncoder:
         placed = jax.device_put((padded, lengths), self._sharding)
         return np.asarray(self._embed(self.variables, *placed))
 
-    def _waveform(
-        self, source: AudioSource, sample_rate: int | None, short: Short
-    ) -> Float32[np.ndarray, " samples"]:
+    def _waveform(self, source: AudioSource, sample_rate: int | None, short: Short) -> Float32[np.ndarray, " samples"]:
         waveform = load_audio(
             source, sample_rate=sample_rate, target_rate=self.sample_rate, channel=self.config.fbank.channel
         )

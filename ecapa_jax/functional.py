@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ecapa_jax.config import EcapaConfig, ModelConfig
-from ecapa_jax.features.fbank import fbank
+from ecapa_jax.features.fbank import AnyArray, fbank
 from ecapa_jax.features.frames import minimum_samples as _front_end_minimum
 from ecapa_jax.nn.ecapa import EcapaTdnn
 
@@ -36,8 +37,8 @@ def abstract(config: ModelConfig) -> Variables:
 def apply(
     config: EcapaConfig,
     variables: Variables,
-    features: Float[Array, "batch time mels"],
-    mask: Bool[Array, "batch time"],
+    features: Float[AnyArray, "batch time mels"],
+    mask: Bool[AnyArray, "batch time"],
     *,
     train: bool = False,
 ) -> tuple[Float[Array, "batch embedding"], PyTree]:
@@ -55,8 +56,9 @@ def apply(
       batch_stats: the running statistics; moved if `train`, else as given.
     """
     graph, _, _ = _structure(config)
-    model = nnx.merge(graph, variables["params"], variables["batch_stats"])
-    embeddings = model(features, mask, train=train)
+    params, batch_stats = jax.tree.map(jnp.asarray, (variables["params"], variables["batch_stats"]))
+    model = nnx.merge(graph, params, batch_stats)
+    embeddings = model(jnp.asarray(features), jnp.asarray(mask), train=train)
     if not train:
         return embeddings, variables["batch_stats"]
     return embeddings, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
@@ -70,8 +72,8 @@ def minimum_samples(config: ModelConfig) -> int:
 def embed(
     config: ModelConfig,
     variables: Variables,
-    waveforms: Float[Array, "batch samples"],
-    lengths: Int[Array, " batch"],
+    waveforms: Float[AnyArray, "batch samples"],
+    lengths: Int[AnyArray, " batch"],
 ) -> Float[Array, "batch embedding"]:
     """Waveforms to embeddings: front end and network in one function.
 
@@ -94,9 +96,7 @@ def embed(
 @functools.cache
 def _structure(config: EcapaConfig) -> Any:
     """Graph definition and abstract states of the network; no weight is made."""
-    return nnx.split(
-        nnx.eval_shape(lambda: EcapaTdnn(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat
-    )
+    return nnx.split(nnx.eval_shape(lambda: EcapaTdnn(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
 
 
 def _as_variables(params: Any, batch_stats: Any) -> Variables:

@@ -19,7 +19,9 @@ def mask_lengths(mask: Bool[Array, "batch time"]) -> Int[Array, " batch"]:
     return jnp.sum(mask, axis=1, dtype=jnp.int32)
 
 
-def masked_mean(x: Float[Array, "batch time channels"], mask: Bool[Array, "batch time"]) -> Float[Array, "batch channels"]:
+def masked_mean(
+    x: Float[Array, "batch time channels"], mask: Bool[Array, "batch time"]
+) -> Float[Array, "batch channels"]:
     """Mean over real frames; zero for an utterance without any.
 
     Padding is selected away, never multiplied by zero, so that a NaN there reaches nothing.

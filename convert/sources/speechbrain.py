@@ -48,7 +48,7 @@ def read_hyperparams(path: Path) -> dict[str, Any]:
       ConversionError: it is not a YAML mapping.
     """
     try:
-        data = yaml.load(path.read_text(), Loader=_DataLoader)  # noqa: S506 - a SafeLoader that only adds data
+        data = yaml.load(path.read_text(), Loader=_DataLoader)
     except (OSError, yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
         raise ConversionError(f"{path} can't be read as YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(data, dict):

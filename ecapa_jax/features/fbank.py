@@ -6,6 +6,7 @@ Letters: B batch, S samples, T frames, M mel bands.
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -14,9 +15,11 @@ from ecapa_jax.features.constants import mel_matrix
 from ecapa_jax.features.frames import frame, frame_count, power_spectrum
 from ecapa_jax.masks import length_mask, masked_mean
 
+AnyArray = Array | np.ndarray
+
 
 def fbank(
-    config: FbankConfig, waveforms: Float[Array, "batch samples"], lengths: Int[Array, " batch"]
+    config: FbankConfig, waveforms: Float[AnyArray, "batch samples"], lengths: Int[AnyArray, " batch"]
 ) -> tuple[Float[Array, "batch frames mels"], Bool[Array, "batch frames"]]:
     """Log-mel features of a padded batch, each utterance's equal to those it has alone.
 
@@ -34,6 +37,7 @@ def fbank(
     Reference: `torchaudio.compliance.kaldi.fbank`, `speechbrain.lobes.features.Fbank` with
       `speechbrain.processing.features.InputNormalization(norm_type="sentence", std_norm=False)`.
     """
+    waveforms, lengths = jnp.asarray(waveforms), jnp.asarray(lengths)
     mask = length_mask(frame_count(config, lengths), frame_count(config, waveforms.shape[1]))
     frames = frame(config, waveforms, lengths) * config.waveform_scale
     power = power_spectrum(config, frames)

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -24,13 +24,20 @@ from ecapa_jax.io import hub
 
 
 @runtime_checkable
+class SupportsRead(Protocol):
+    """A file opened in binary mode, or anything that reads like one."""
+
+    def read(self) -> bytes: ...  # noqa: D102
+
+
+@runtime_checkable
 class SupportsArray(Protocol):
     """A NumPy or JAX array, or a tensor that NumPy can read."""
 
     def __array__(self) -> np.ndarray: ...
 
 
-AudioSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | SupportsArray
+AudioSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | SupportsRead | SupportsArray
 Channel: TypeAlias = Literal["first", "mean"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -53,7 +60,7 @@ _FOREIGN: dict[str, tuple[int, bytes | tuple[bytes, ...]]] = {
 }
 
 
-def name_of(source: AudioSource) -> str:
+def name_of(source: object) -> str:
     """A short name for messages: the path, the URL without its query, a file's name, or what the source is."""
     if isinstance(source, str | os.PathLike):
         path = os.fsdecode(source)
@@ -173,6 +180,8 @@ def _content(source: object, name: str) -> bytes:
                     raise AudioError(f"{name}: is larger than {_MAX_BYTES / 2**30:g} GiB; cut it into parts")
                 return stream.read()
         content = source.read() if hasattr(source, "read") else source
+    except AudioError:
+        raise
     except DownloadError as error:
         raise AudioError(str(error)) from error
     except FileNotFoundError as error:
@@ -181,10 +190,9 @@ def _content(source: object, name: str) -> bytes:
         raise AudioError(f"{name}: is a directory; give an audio file in it") from error
     except PermissionError as error:
         raise AudioError(f"{name}: may not be read (permission denied); change its access rights") from error
-    except (OSError, UnicodeError, io.UnsupportedOperation) as error:  # the second from audio opened as text
-        raise AudioError(
-            f"{name}: can't be read ({hub.one_line(error)}); give a readable file in binary mode"
-        ) from error
+    except (OSError, ValueError) as error:  # the latter from a closed file, or from audio opened as text
+        reason = getattr(error, "strerror", None) or hub.one_line(error)
+        raise AudioError(f"{name}: can't be read ({reason}); give a path that can, or an open binary file") from error
     if not isinstance(content, bytes | bytearray | memoryview):
         kinds = "a path, a URL, bytes, a file opened in binary mode, or an array (numpy.asarray of a list)"
         raise AudioError(f"{name}: can't take audio from {type(content).__name__}; give {kinds}")
@@ -233,9 +241,10 @@ def _read(sound: Any, name: str, channel: Channel, max_seconds: float) -> Float3
         raise _too_long(name, max_seconds)
     # soundfile seeks after each read if it thinks it can, which a pipe and a FLAC without a length do not survive.
     sound.seekable = lambda: False
-    parts = [np.zeros(0, np.float32)]
-    n_frames = 0
-    while len(block := sound.read(max(1, _BLOCK // sound.channels), dtype="float32", always_2d=True)):
+    parts, n_frames = [np.zeros(0, np.float32)], 0
+    step = max(1, _BLOCK // sound.channels)
+    # Never past the last frame: a tag may follow, which a decoder takes for a damaged frame.
+    while len(block := sound.read(min(step, sound.frames - n_frames), dtype="float32", always_2d=True)):
         parts.append(_mono(block, channel).astype(np.float32, copy=False))
         n_frames += len(block)
         if n_frames > limit:
@@ -295,22 +304,25 @@ def _decode_foreign(
 
 
 def _check_end(content: bytes, name: str) -> None:
-    """Refuses a WAV, AIFF or Ogg file that ends too early: libsndfile reads these to the end and says nothing."""
+    """Refuses a WAV, AIFF, AU or Ogg file that ends too early: libsndfile reads these to the end and says nothing."""
     if content.startswith(b"OggS"):
         page = content[content.rfind(b"OggS\0") :]  # the last one
         header = 27 + (page[26] if len(page) > 26 else 0)
         if len(page) < header + sum(page[27:header]) or not page[5] & 4:
             raise _truncated(name, "the Ogg page that ends the stream is missing")
-    elif content[:4] in _CHUNK_ORDER:
-        end = _chunk_end(content, _CHUNK_ORDER[content[:4]])
-        if end is not None and len(content) < end:
-            raise _truncated(name, f"{len(content)} of at least {end} bytes are there")
+    end = _declared_end(content)
+    if end is not None and len(content) < end:
+        raise _truncated(name, f"{len(content)} of at least {end} bytes are there")
 
 
-def _chunk_end(content: bytes, order: str) -> int | None:
-    """Offset at which the samples of a RIFF or AIFF file should end; None if its header does not tell."""
+def _declared_end(content: bytes) -> int | None:
+    """Offset at which the samples of a RIFF, AIFF or AU file should end; None if no header tells."""
+    if content.startswith(b".snd") and len(content) >= 12:
+        position, length = struct.unpack_from(">II", content, 4)
+        return None if _from_pipe(length) else position + length
+    order = _CHUNK_ORDER.get(content[:4])
     position, wide = 12, None
-    while position + 8 <= len(content):
+    while order and position + 8 <= len(content):
         kind, length = struct.unpack_from(order + "4sI", content, position)
         position += 8
         if kind == b"ds64":  # of RF64, whose data chunk has no room for the length
@@ -318,10 +330,14 @@ def _chunk_end(content: bytes, order: str) -> int | None:
         if kind in (b"data", b"SSND"):
             if wide is not None:
                 return position + wide
-            # A writer to a pipe can't know the length, and leaves about 2^31 or 2^32.
-            return None if abs(length - 2**31) < 2**16 or length > 2**32 - 2**16 else position + length
+            return None if _from_pipe(length) else position + length
         position += length + length % 2
     return None
+
+
+def _from_pipe(length: int) -> bool:
+    """Whether a writer that could not know the length left about 2^31 or 2^32 in its place."""
+    return abs(length - 2**31) < 2**16 or length > 2**32 - 2**16
 
 
 def _truncated(name: str, detail: str) -> AudioError:

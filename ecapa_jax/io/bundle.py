@@ -1,12 +1,12 @@
 """A model on disk: what `convert` and `train` write and `load` reads.
 
-    model.json              schema, configuration, scoring defaults, provenance
-    checkpoint/             Orbax checkpoint of the variables
-    scoring.npz             where the model brings one: embedding mean
-    operating_points.json   thresholds with FAR and FRR, and the trials they come from
-    parity.json             proof that the variables equal their source
-    source.json, source_extra.safetensors   names, dtypes and unused tensors of the source, for the way back
-    README.md               model card, written from the above
+model.json              schema, configuration, scoring defaults, provenance
+checkpoint/             Orbax checkpoint of the variables
+scoring.npz             where the model brings one: embedding mean
+operating_points.json   thresholds with FAR and FRR, and the trials they come from
+parity.json             proof that the variables equal their source
+source.json, source_extra.safetensors   names, dtypes and unused tensors of the source, for the way back
+README.md               model card, written from the above
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import string
 import urllib.error
 import urllib.parse
 import urllib.request
-from typing import IO, Any
+from typing import Any
 
 from ecapa_jax.errors import DownloadError
 
@@ -18,7 +18,7 @@ _BLOCK = 1 << 16
 
 def without_secrets(url: str) -> str:
     """The URL less its user, password, query and fragment, which may hold keys: fit for messages and logs."""
-    scheme, _, rest = url.partition("://")
+    scheme, _, rest = one_line(url).partition("://")
     host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
@@ -48,10 +48,9 @@ def fetch(url: str, *, max_bytes: int = 200_000_000, timeout: float = 30.0) -> b
     name = without_secrets(url)
     _check_scheme(url, name)
     # Addresses are pasted with blanks and accents; a % is left alone, because the rest may be quoted already.
-    request = urllib.request.Request(
-        urllib.parse.quote(url, safe=string.punctuation), headers={"User-Agent": "ecapa-jax"}
-    )
+    address = urllib.parse.quote(url.strip(), safe=string.punctuation)
     try:
+        request = urllib.request.Request(address, headers={"User-Agent": "ecapa-jax"})
         with _opener().open(request, timeout=timeout) as response:
             return _read(response, name, max_bytes)
     except DownloadError:
@@ -74,7 +73,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects between http and https only: the standard handler would also go on to ftp."""
 
     def http_error_302(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: http.client.HTTPMessage
     ) -> Any:
         """Refuses the new address by its scheme, or follows it as usual."""
         target = urllib.parse.urljoin(req.full_url, headers.get("Location", ""))

@@ -17,6 +17,7 @@ from ecapa_jax.nn.batchnorm import BatchNorm
 from ecapa_jax.nn.conv import Conv1d
 
 Frames = Float[Array, "batch time channels"]
+Output = Float[Array, "batch time out"]
 Mask = Bool[Array, "batch time"]
 Activation = Callable[[Array], Array]
 
@@ -67,7 +68,7 @@ class TdnnBlock(nnx.Module):
         )
         self.norm = batch_norm(config, out_channels) if norm and config.norm == "batch" else None
 
-    def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> Frames:
+    def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> Output:
         """[B, T, C_in] -> [B, T, C_out]."""
         x = self.activation(self.conv(x, mask))
         return x if self.norm is None else self.norm(x, mask, train=train)
@@ -117,9 +118,7 @@ class SqueezeExcite(nnx.Module):
         self.norm = batch_norm(config, config.se_channels) if config.se_norm else None
         self.excite = Conv1d(config.se_channels, channels, rngs=rngs)
 
-    def __call__(
-        self, mean: Float[Array, "batch channels"], *, train: bool = False
-    ) -> Float[Array, "batch channels"]:
+    def __call__(self, mean: Float[Array, "batch channels"], *, train: bool = False) -> Float[Array, "batch channels"]:
         """[B, C] mean over real frames -> [B, C] gate in (0, 1)."""
         x, mask = mean[:, None], jnp.ones((mean.shape[0], 1), bool)
         x = self.activation(self.squeeze(x, mask))
@@ -142,13 +141,13 @@ class SeRes2Block(nnx.Module):
         self.se = SqueezeExcite(config, channels, rngs=rngs)
         self.shortcut = Conv1d(in_channels, channels, rngs=rngs) if in_channels != channels else None
 
-    def frames(self, x: Frames, mask: Mask, *, train: bool = False) -> Frames:
+    def frames(self, x: Frames, mask: Mask, *, train: bool = False) -> Output:
         """The stage before the squeeze: [B, T, C_in] -> [B, T, C]."""
         x = self.tdnn_in(x, mask, train=train)
         x = self.res2(x, mask, train=train)
         return self.tdnn_out(x, mask, train=train)
 
-    def combine(self, x: Frames, hidden: Frames, gate: Float[Array, "batch out"], mask: Mask) -> Frames:
+    def combine(self, x: Frames, hidden: Output, gate: Float[Array, "batch out"], mask: Mask) -> Output:
         """The stage after it: the gated `hidden` added to the block's input `x`."""
         residual = x if self.shortcut is None else self.shortcut(x, mask)
         return hidden * gate[:, None] + residual

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
+
+AnyArray = Array | np.ndarray
 
 EPSILON = 1e-6
 """Smallest product of two lengths that is divided by, as in `torch.nn.CosineSimilarity(eps=1e-6)`."""
 
 
-def cosine(a: Float[Array, "*batch embedding"], b: Float[Array, "*batch embedding"]) -> Float[Array, "*batch"]:
+def cosine(a: Float[AnyArray, "*batch embedding"], b: Float[AnyArray, "*batch embedding"]) -> Float[Array, "*batch"]:
     """Cosine of corresponding embeddings, in [-1, 1] up to rounding; 0 where one is zero."""
+    a, b = jnp.asarray(a), jnp.asarray(b)
     dot = jnp.sum(a * b, axis=-1)
     lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     return dot / jnp.maximum(lengths, EPSILON)
 
 
-def score_matrix(a: Float[Array, "n embedding"], b: Float[Array, "m embedding"]) -> Float[Array, "n m"]:
+def score_matrix(a: Float[AnyArray, "n embedding"], b: Float[AnyArray, "m embedding"]) -> Float[Array, "n m"]:
     """Cosine of every embedding of `a` with every one of `b`: [n, D], [m, D] -> [n, m]."""
+    a, b = jnp.asarray(a), jnp.asarray(b)
     dot = jnp.dot(a, b.T, precision=lax.Precision.HIGHEST)
     lengths = jnp.linalg.norm(a, axis=-1)[:, None] * jnp.linalg.norm(b, axis=-1)
     return dot / jnp.maximum(lengths, EPSILON)

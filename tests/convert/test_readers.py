@@ -10,13 +10,13 @@ from collections import OrderedDict
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers.torch_zip_writer import Raw, name, torch_zip_bytes, write_torch_zip
-from helpers.trees import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecapa_jax.convert.readers import find_tensors, read_checkpoint
 from ecapa_jax.errors import ConversionError
+from helpers.torch_zip_writer import Raw, name, torch_zip_bytes, write_torch_zip
+from helpers.trees import assert_same
 
 ARRAYS = {"b": np.ones(3, ml_dtypes.bfloat16), "w": np.arange(6, dtype=np.float32).reshape(2, 3)}
 LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00."

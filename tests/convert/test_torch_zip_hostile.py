@@ -7,15 +7,15 @@ import zipfile
 
 import numpy as np
 import pytest
-from helpers.torch_zip_writer import Raw, View, name
-from helpers.torch_zip_writer import torch_zip_bytes as pack
-from helpers.trees import assert_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecapa_jax.convert import pickle_machine
+from ecapa_jax.convert import pickle_machine, torch_zip
 from ecapa_jax.convert.torch_zip import read_torch_zip
 from ecapa_jax.errors import ConversionError
+from helpers.torch_zip_writer import Raw, View, name
+from helpers.torch_zip_writer import torch_zip_bytes as pack
+from helpers.trees import assert_same
 
 BASE = np.arange(24, dtype=np.float32)
 
@@ -106,7 +106,11 @@ def test_opcodes_that_weights_do_not_need_are_refused(opcodes):
         b"X\1\0\0\0a)R",
         b"ccollections\nOrderedDict\n(K\1tR",
         b"ccollections\nOrderedDict\n",  # a type as a value
+        b"ccollections\nOrderedDict\n]R",
         b"K\1K\2e",
+        b"K\1(K\2e",
+        b"K\1K\1K\2s",
+        b"}(K\1u",
         b"]K\1K\2s",
         b"})K\1s",  # a tuple as a key
         b"K\1Q",
@@ -122,6 +126,8 @@ def test_opcodes_that_weights_do_not_need_are_refused(opcodes):
         b"X\xff\xff\xff\xff",
         b"\x8e" + b"\xff" * 8,  # BINBYTES8 of 16 EiB
         b"X\1\0\0\0\xff",
+        b"ctorch\nSize\nJ\xff\xff\xff\xff\x85\x85R",
+        b"ctorch._utils\n_rebuild_parameter\n(K\1\x88NtR",
         b"ctorch.serialization\n_get_layout\nX\x10\0\0\0torch.sparse_coo\x85R",
     ],
 )
@@ -189,16 +195,23 @@ def test_a_missing_storage_and_a_wrong_bool_are_refused():
     ],
 )
 def test_deep_and_cyclic_pickles_are_refused(opcodes):
-    refused(pack(Raw(opcodes)))
+    assert "hold each other or are nested too deep" in refused(pack(Raw(opcodes)))
 
 
 def test_endless_pickles_are_refused(monkeypatch):
     monkeypatch.setattr(pickle_machine, "_MAX_OPCODES", 1000)
     assert "too many objects" in refused(pack([None] * 1000))
+    monkeypatch.setattr(torch_zip, "_MAX_PICKLE", 1000)
+    assert "data.pkl is over" in refused(pack([None] * 1000))
+
+
+def test_a_name_that_is_no_text_is_not_spelled_out():
+    levels = b"".join(b"](h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(50))
+    assert "what is no text" in refused(pack(Raw(b"]q\0" + levels + b"K\1\x93")))
 
 
 def test_a_pickle_that_names_one_list_exponentially_often_is_read_in_no_time():
-    levels = b"".join(b"](" + b"h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(50))
+    levels = b"".join(b"](h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(50))
     content = read(pack(Raw(b"]q\0" + levels)))
     assert content[0] is content[1]
 

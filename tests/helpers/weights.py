@@ -1,0 +1,113 @@
+"""Random weights that let no mistake pass: every tensor random, with dead, near-constant and loud channels."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+
+from ecapa_jax import functional
+from ecapa_jax.config import EcapaConfig, ModelConfig
+from ecapa_jax.convert.rules import flatten, unflatten
+from ecapa_jax.presets import PRESETS
+
+
+def small_config(preset: str = "3dspeaker", width: int = 64, **ecapa: object) -> ModelConfig:
+    """A preset at another width, MFA = 3 C."""
+    base = PRESETS[preset]
+    network = dataclasses.replace(base.ecapa, channels=(width,) * 4, mfa_channels=3 * width, **ecapa)
+    return ModelConfig(fbank=dataclasses.replace(base.fbank, n_mels=network.n_mels), ecapa=network)
+
+
+NAMES = (
+    (r"^stem/", "blocks.0."),
+    (r"^block_(\d+)/tdnn_in/", "blocks.{0}.tdnn1."),
+    (r"^block_(\d+)/tdnn_out/", "blocks.{0}.tdnn2."),
+    (r"^block_(\d+)/res2/chunk_(\d+)/", "blocks.{0}.res2net_block.blocks.{1}."),
+    (r"^block_(\d+)/res2/grouped/", "blocks.{0}.res2net_block.grouped."),
+    (r"^block_(\d+)/se/squeeze/", "blocks.{0}.se_block.conv1.conv."),
+    (r"^block_(\d+)/se/excite/", "blocks.{0}.se_block.conv2.conv."),
+    (r"^block_(\d+)/se/norm/", "blocks.{0}.se_block.norm."),
+    (r"^block_(\d+)/shortcut/", "blocks.{0}.shortcut.conv."),
+    (r"^mfa/", "mfa."),
+    (r"^pooling/hidden/", "asp.tdnn.conv.conv."),
+    (r"^pooling/norm/", "asp.tdnn.norm.norm."),
+    (r"^pooling/logits/", "asp.conv.conv."),
+    (r"^pooled_norm/", "asp_bn.norm."),
+    (r"^projection/", "fc.conv."),
+    (r"^embedding_norm/", "embedding_norm."),
+)
+"""Our path to a name in the shared PyTorch layout, extended by names of ours for what that layout lacks."""
+
+LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+
+
+def torch_name(path: str) -> str:
+    """`params/block_0/tdnn_in/conv/kernel` -> `blocks.1.tdnn1.conv.conv.weight`."""
+    *parts, leaf = path.split("/")[1:]
+    place = "/".join(parts) + "/"
+    for pattern, name in NAMES:
+        if match := re.match(pattern, place):
+            # Blocks are counted from one there: the stem is number zero.
+            numbers = [int(group) + (index == 0) for index, group in enumerate(match.groups())]
+            place = name.format(*numbers) + place[match.end() :]
+            break
+    return place.replace("conv/", "conv.conv.").replace("norm/", "norm.norm.") + LEAVES[leaf]
+
+
+def random_tensors(config: EcapaConfig, seed: int = 0) -> dict[str, np.ndarray]:
+    """A checkpoint in the layout that SpeechBrain and 3D-Speaker share, with its counters; float32."""
+    generator = np.random.default_rng(seed)
+    fbank = dataclasses.replace(PRESETS["3dspeaker"].fbank, n_mels=config.n_mels)
+    shapes = flatten(functional.abstract(ModelConfig(fbank=fbank, ecapa=config)))
+    tensors = {torch_name(path): _values(generator, path, leaf.shape) for path, leaf in shapes.items()}
+    if config.norm == "batch" and config.mfa_norm:
+        _add_hard_channels(tensors)
+    counters = {
+        name.replace("running_mean", "num_batches_tracked"): np.array(7, np.int64)
+        for name in tensors
+        if name.endswith("running_mean")
+    }
+    return {**tensors, **counters}
+
+
+def variables_of(config: EcapaConfig, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Our variables from tensors of `random_tensors`, by name and without the converter."""
+    fbank = dataclasses.replace(PRESETS["3dspeaker"].fbank, n_mels=config.n_mels)
+    shapes = flatten(functional.abstract(ModelConfig(fbank=fbank, ecapa=config)))
+    leaves = {path: np.ascontiguousarray(tensors[torch_name(path)].T) for path in shapes}
+    return {"params": {}, "batch_stats": {}, "constants": {}, **unflatten(leaves)}
+
+
+def _values(generator: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    shape = shape[::-1]
+    normal = generator.standard_normal(shape)
+    if len(shape) == 3:
+        values = normal / np.sqrt(shape[1] * shape[2])
+    elif path.endswith("/scale"):
+        values = generator.uniform(0.5, 1.5, shape) * generator.choice([-1, 1], shape)
+    elif path.endswith("/var"):
+        values = np.exp(generator.uniform(-2.0, 1.0, shape))
+    else:
+        values = 0.2 * normal
+    return values.astype(np.float32)
+
+
+def _add_hard_channels(tensors: dict[str, np.ndarray]) -> None:
+    """In the MFA: channels that are always zero, and loud channels that hardly vary.
+
+    A dead channel's standard deviation is the floor itself, and a near-constant one's is lost in the moment form; the
+    pooled normalisation is made to care about both.
+    """
+    channels = len(tensors["mfa.conv.conv.bias"])
+    dead, flat = slice(0, channels // 8), slice(channels // 8, channels // 8 + 6)
+    tensors["mfa.conv.conv.weight"][dead] = 0
+    tensors["mfa.conv.conv.bias"][dead] = -1
+    tensors["mfa.norm.norm.weight"][flat] = 0.02
+    tensors["mfa.norm.norm.bias"][flat] = 20
+    for start in (dead.start + channels, flat.start + channels):
+        tensors["asp_bn.norm.running_mean"][start : start + 6] = 0
+        tensors["asp_bn.norm.running_var"][start : start + 6] = 1e-4
+    tensors["asp_bn.norm.running_mean"][flat] = 20

@@ -1,0 +1,343 @@
+"""Every source, dtype, channel and rate from which a waveform can come."""
+
+import io
+import os
+import subprocess
+import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ecapa_jax.io import audio
+from ecapa_jax.io.audio import is_silent, name_of
+from helpers.sounds import COMPLETE, RATE, encode, load, refuse_unchecked, refused, sound
+
+# Decoding
+
+
+@pytest.mark.parametrize(
+    ("kind", "subtype", "error"),
+    [
+        ("WAV", "PCM_U8", 2**-7),
+        ("WAV", "PCM_16", 2**-15),
+        ("WAV", "PCM_24", 2**-23),
+        ("WAV", "PCM_32", 2**-24),
+        ("WAV", "FLOAT", 0),
+        ("WAV", "DOUBLE", 0),
+        ("WAVEX", "PCM_16", 2**-15),
+        ("RF64", "PCM_16", 2**-15),
+        ("AIFF", "PCM_16", 2**-15),
+        ("AU", "PCM_16", 2**-15),
+        ("W64", "PCM_16", 2**-15),
+        ("CAF", "PCM_16", 2**-15),
+        ("FLAC", "PCM_16", 2**-15),
+        ("FLAC", "PCM_24", 2**-23),
+        ("OGG", "VORBIS", 0.1),
+        ("OGG", "OPUS", 0.1),
+        ("MP3", "MPEG_LAYER_III", 0.1),
+    ],
+)
+def test_formats(kind, subtype, error):
+    x = sound()
+    y = load(encode(x, kind, subtype))
+    assert y.dtype == np.float32
+    assert y.shape == x.shape
+    assert np.abs(y - x).max() <= error
+    assert np.corrcoef(x, y)[0, 1] > 0.99
+
+
+def test_integer_files_are_divided_by_their_full_range():
+    codes = np.array([-(2**15), -1, 0, 1, 2**15 - 1] * 100, np.int16)
+    np.testing.assert_array_equal(load(encode(codes)), codes / np.float32(2**15))
+    eight = encode(codes, subtype="PCM_U8")
+    np.testing.assert_array_equal(load(eight), (np.frombuffer(eight[-500:], np.uint8) - np.float32(128)) / 128)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "unknown", "a.raw", "ünï cödé.wav", "a.mp3"])
+def test_a_path_and_its_contents_agree(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(encode(sound()))
+    expected = load(path.read_bytes())
+    for source in (path, str(path), np.str_(path), bytearray(path.read_bytes()), memoryview(path.read_bytes())):
+        np.testing.assert_array_equal(load(source), expected)
+    with path.open("rb") as file:
+        np.testing.assert_array_equal(load(file), expected)
+    np.testing.assert_array_equal(load(io.BytesIO(path.read_bytes())), expected)
+
+
+def test_a_pipe_of_the_shell():
+    output, feed = os.pipe()
+    with os.fdopen(output, "rb"), os.fdopen(feed, "wb") as sink:
+        sink.write(encode(sound(0.1)))
+        sink.close()
+        assert load(f"/dev/fd/{output}").size == 1600
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels"), [("WAV", 2), ("WAV", 5), ("FLAC", 2), ("FLAC", 5), ("OGG", 2), ("OGG", 5), ("MP3", 2)]
+)
+def test_channels_of_files(kind, channels):
+    x = sound(channels=channels)
+    data = encode(x, kind)
+    assert np.corrcoef(load(data), x[:, 0])[0, 1] > 0.99
+    assert np.corrcoef(load(data, channel="mean"), x.mean(axis=1))[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_blocks_join_without_a_seam(monkeypatch, kind):
+    data = encode(sound(channels=2), kind)
+    expected = load(data, channel="mean")
+    monkeypatch.setattr(audio, "_BLOCK", 2001)
+    np.testing.assert_array_equal(load(data, channel="mean"), expected)
+
+
+def test_decoding_from_threads():
+    sources = [encode(sound(0.5), kind) for kind in ("MP3", "OGG", "FLAC", "WAV")] * 6
+    with ThreadPoolExecutor(8) as pool:
+        for got, expected in zip(pool.map(load, sources), map(load, sources), strict=True):
+            np.testing.assert_array_equal(got, expected)
+
+
+def test_the_audio_libraries_are_imported_late():
+    names = "{'soundfile', 'soxr', 'librosa'}"
+    code = f"import sys, ecapa_jax.io.audio; assert not {names} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Arrays
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "expected"),
+    [
+        (np.int8, [-128, 0, 127], [-1, 0, 127 / 128]),
+        (np.uint8, [0, 128, 255], [-1, 0, 127 / 128]),
+        (np.int16, [-32768, 1, 32767], [-1, 2**-15, 1 - 2**-15]),
+        (np.dtype(">i2"), [-32768, 1, 32767], [-1, 2**-15, 1 - 2**-15]),
+        (np.int32, [-(2**31), 0, 2**30], [-1, 0, 0.5]),
+        (np.float16, [0.5, -0.25, 2], [0.5, -0.25, 2]),
+        (np.float32, [0.5, -0.25, 2], [0.5, -0.25, 2]),
+        (np.float64, [0.1, -0.25, 2], [np.float32(0.1), -0.25, 2]),
+    ],
+)
+def test_array_dtypes(dtype, values, expected):
+    for array in (np.array(values, dtype), np.array([values, values], dtype).T):
+        y = load(array)
+        assert y.dtype == np.float32
+        np.testing.assert_array_equal(y, np.array(expected, np.float32))
+
+
+@pytest.mark.parametrize(
+    "dtype", [bool, np.int64, np.uint16, np.uint32, np.uint64, np.complex64, object, "U1", jnp.bfloat16]
+)
+def test_refused_dtypes(dtype):
+    refused(np.zeros(100, dtype), "int8, int16, int32, uint8 or a float")
+
+
+def test_jax_arrays():
+    x = sound(0.1)
+    np.testing.assert_array_equal(load(jnp.asarray(x)), x)
+    np.testing.assert_array_equal(load(jnp.asarray(x), sample_rate=8000), load(x, sample_rate=8000))
+
+
+def test_array_channels():
+    x = sound(0.1, channels=3)
+    np.testing.assert_array_equal(load(x), x[:, 0])
+    np.testing.assert_allclose(load(x, channel="mean"), x.mean(axis=1), atol=1e-7)
+    assert load(x[:, :1], channel="mean").shape == (1600,)
+    assert load(np.zeros((40, 64), np.float32)).shape == (40,)
+
+
+@pytest.mark.parametrize(
+    ("array", "match"),
+    [
+        (np.zeros((2, 1600), np.float32), "transpose"),
+        (np.zeros((1, 1600), np.float32), "transpose"),
+        (np.zeros((2, 3, 4), np.float32), "give .samples. or .samples, channels."),
+        (np.float32(0.5), "give .samples. or .samples, channels."),
+        (np.zeros(0, np.float32), "no samples"),
+        (np.zeros((0, 2), np.float32), "no samples"),
+        (np.zeros((2, 0), np.int64), "no samples"),
+        (np.array([0, np.nan, np.inf]), "sample 1 is nan"),
+        (np.array([0, 1, -np.inf], np.float16), "sample 2 is -inf"),
+        (sound(0.1) * 32768, "divide by 32768"),
+        (np.array([1e300, 0.0]), "divide by 32768"),
+    ],
+)
+def test_refused_arrays(array, match):
+    refused(array, match)
+
+
+def test_an_array_that_numpy_cannot_read():
+    class Tensor:
+        def __array__(self, dtype=None, copy=None):
+            raise RuntimeError("needs grad\ncall detach")
+
+    assert "needs grad call detach" in refused(Tensor(), "NumPy array")
+
+
+def test_the_other_channels_may_be_bad():
+    x = sound(0.1, channels=2)
+    x[:, 1] = np.nan
+    np.testing.assert_array_equal(load(x), x[:, 0])
+    refused(x, "sample 0 is nan", channel="mean")
+
+
+@pytest.mark.parametrize("source", [[0.1, 0.2], None, 3, {"path": "a.wav"}, ("a.wav",)])
+def test_other_types_are_refused(source):
+    refuse_unchecked(source, r"numpy\.asarray")
+
+
+def test_is_silent():
+    assert is_silent(np.zeros(10, np.float32))
+    assert is_silent(np.full(10, 0.25, np.float32))
+    assert is_silent(np.zeros(0, np.float32))
+    assert not is_silent(sound(0.01))
+
+
+# Rates
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 192000])
+@pytest.mark.parametrize("target", [8000, 16000])
+def test_resampling_keeps_a_tone(rate, target):
+    def tone(at):
+        time = np.arange(at) / at
+        return (0.5 * np.sin(2 * np.pi * 440 * time) * np.sin(np.pi * time) ** 2).astype(np.float32)
+
+    y = load(tone(rate), sample_rate=rate, target_rate=target)
+    assert y.shape == (target,)
+    assert np.abs(y - tone(target)).max() < 1e-4
+    from_file = load(encode(tone(rate), subtype="FLOAT", rate=rate), target_rate=target)
+    np.testing.assert_array_equal(from_file, y)
+
+
+def test_no_alias_is_heard():
+    time = np.arange(48000) / 48000
+    high = np.sin(2 * np.pi * 11000 * time).astype(np.float32)
+    assert np.abs(load(high, sample_rate=48000)[200:-200]).max() < 1e-4
+
+
+def test_the_rate_of_an_array():
+    x = sound(0.1)
+    np.testing.assert_array_equal(load(x, sample_rate=RATE), x)
+    np.testing.assert_array_equal(load(x), x)
+    assert load(x, sample_rate=32000).shape == (800,)
+
+
+@pytest.mark.parametrize("rate", [0, -16000, 99, 1_000_001])
+def test_refused_rates(rate):
+    refused(sound(0.1), f"sample rate {rate} Hz is outside", sample_rate=rate)
+    refused(sound(0.1), "target_rate: sample rate", sample_rate=RATE, target_rate=rate)
+
+
+def test_refused_rate_of_a_file():
+    refused(encode(sound(0.1), rate=50), "sample rate 50 Hz")
+    refused(encode(sound(0.1), rate=2_000_000), "sample rate 2000000 Hz")
+
+
+def test_too_few_samples_to_resample():
+    refused(np.zeros(1, np.float32), "too short", sample_rate=192000, target_rate=8000)
+
+
+# Files that are not audio
+
+
+def test_bad_paths(tmp_path):
+    for missing in (tmp_path / "no.wav", str(tmp_path / "no.wav")):
+        assert refused(missing, "no such file").startswith(f"{missing}: ")
+    refused(tmp_path, "is a directory")
+    refused("a\0.wav", "null byte")
+    refused("x" * 5000, "can't be read")
+
+
+def test_bad_contents(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"")
+    assert refused(path, "is empty").startswith(f"{path}: ")
+    path.write_text("This is not a sound, whatever its name says.\n" * 50)
+    assert refused(path, "is not audio").startswith(f"{path}: ")
+    refused(b"", "bytes: is empty")
+    refused(bytes(1000), "is not audio")
+    refused(encode(np.array([0, np.nan, 0], np.float32), subtype="FLOAT"), "sample 1 is nan")
+    refused(encode(sound(0.1) * 32768, subtype="FLOAT"), "divide by 32768")
+    assert load(encode(sound(0.1) * 20, subtype="FLOAT")).max() > 1
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def no_entry(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(audio, "open", no_entry, raising=False)  # the real thing would not stop root
+    assert refused(tmp_path / "a.wav", "permission denied").startswith(f"{tmp_path / 'a.wav'}: ")
+
+
+def test_bad_file_objects(tmp_path):
+    path = tmp_path / "a.wav"
+    path.write_bytes(COMPLETE["wav"])
+    with path.open(encoding="utf-8") as file:
+        refuse_unchecked(file, "binary file")
+    with path.open("ab") as file:
+        refuse_unchecked(file, "binary file")
+    refuse_unchecked(file, "binary file")
+    refuse_unchecked(io.StringIO("RIFF"), "can't take audio from str")
+
+
+# Formats that only librosa may know
+
+MP4 = b"\0\0\0\x1cftypM4A " + bytes(100)
+
+
+def fake_librosa(monkeypatch, function):
+    monkeypatch.setitem(sys.modules, "librosa", types.SimpleNamespace(load=function))
+
+
+def test_librosa_decodes_what_libsndfile_does_not_know(monkeypatch, tmp_path):
+    x = sound(channels=2, rate=8000)
+
+    def decode(path, *, sr, mono, duration):
+        assert Path(path).read_bytes() == MP4
+        assert (sr, mono) == (None, False)
+        return x.T, 8000
+
+    fake_librosa(monkeypatch, decode)
+    (tmp_path / "a.m4a").write_bytes(MP4)
+    for source in (tmp_path / "a.m4a", MP4):
+        np.testing.assert_array_equal(load(source, target_rate=8000), x[:, 0])
+        assert load(source).shape == (RATE,)
+    refused(MP4, "longer than", max_seconds=0.5)
+
+
+def test_librosa_fails_or_is_missing(monkeypatch):
+    def fail(*args, **options):
+        raise EOFError("no\ndecoder")
+
+    fake_librosa(monkeypatch, fail)
+    refused(MP4, r"MP4/M4A can't be decoded here \(EOFError: .*convert it to WAV")
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    refused(MP4, "librosa or ffmpeg is missing")
+    refused(b"\x1aE\xdf\xa3" + bytes(100), "WebM/Matroska")
+
+
+def test_librosa_is_not_asked_about_text(monkeypatch):
+    fake_librosa(monkeypatch, lambda *args, **options: pytest.fail("was asked"))
+    refused(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "is not audio")
+
+
+# Names
+
+
+def test_name_of(tmp_path):
+    assert name_of("a/b.wav") == "a/b.wav"
+    assert name_of(Path("a/b.wav")) == "a/b.wav"
+    assert name_of("https://me:secret@host:81/a.wav?token=secret#x") == "https://host:81/a.wav"
+    assert name_of("http://host?token=secret@x") == "http://host"
+    assert name_of(b"RIFF") == name_of(bytearray(3)) == "bytes"
+    assert name_of(np.zeros(3)) == name_of(jnp.zeros(3)) == "array"
+    assert name_of(io.BytesIO()) == "BytesIO"
+    with (tmp_path / "c.wav").open("wb") as file:
+        assert name_of(file) == str(tmp_path / "c.wav")
