@@ -142,9 +142,7 @@ def _save(directory: Path, audios: Sequence[Any], embeddings: np.ndarray) -> Non
         if isinstance(audio, str | os.PathLike)
     }
     if len(set(names.values())) < len(names):
-        raise ConfigError(
-            f"two inputs have one file name ({', '.join(names.values())}): one .npy would replace another"
-        )
+        raise ConfigError(f"two inputs have one file name ({', '.join(names.values())}): one would be lost")
     directory.mkdir(parents=True, exist_ok=True)
     for index, name in names.items():
         np.save(directory / f"{name}.npy", embeddings[index])

@@ -217,7 +217,7 @@ class EcapaConfig(_Checked):
         self._require(not self.pooled_std.unbiased, "pooled_std is weighted: it has no unbiased form")
         if self.norm == "none":
             self._require(
-                not (self.se_norm or self.mfa_norm or self.embedding_norm), "norm='none' excludes se_norm ..."
+                not (self.se_norm or self.mfa_norm or self.embedding_norm), "norm='none' excludes other norms"
             )
             self._require("bn" not in self.attention_hidden, "norm='none' excludes batch norm in attention_hidden")
 

@@ -24,8 +24,8 @@ Variables = dict[str, Any]
 
 def init(config: ModelConfig, key: PRNGKeyArray) -> Variables:
     """Random variables, with PyTorch's default initialisation of convolutions; float32."""
-    _, params, batch_stats = nnx.split(EcapaTdnn(config.ecapa, rngs=nnx.Rngs(key)), nnx.Param, nnx.BatchStat)
-    return _as_variables(params, batch_stats)
+    model = EcapaTdnn(config.ecapa, rngs=nnx.Rngs(key))
+    return _as_variables(nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat))
 
 
 def abstract(config: ModelConfig) -> Variables:
@@ -96,7 +96,8 @@ def embed(
 @functools.cache
 def _structure(config: EcapaConfig) -> Any:
     """Graph definition and abstract states of the network; no weight is made."""
-    return nnx.split(nnx.eval_shape(lambda: EcapaTdnn(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
+    model = nnx.eval_shape(lambda: EcapaTdnn(config, rngs=nnx.Rngs(0)))
+    return nnx.split(model, nnx.Param, nnx.BatchStat)
 
 
 def _as_variables(params: Any, batch_stats: Any) -> Variables:

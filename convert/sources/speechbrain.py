@@ -35,7 +35,7 @@ def _tagged(loader: _DataLoader, suffix: str, node: yaml.Node) -> Any:
         return {"!": suffix, **loader.construct_mapping(node, deep=True)}
     if isinstance(node, yaml.SequenceNode):
         return {"!": suffix, "items": loader.construct_sequence(node, deep=True)}
-    return {"!": suffix, "value": loader.construct_scalar(node)}  # type: ignore[arg-type]
+    return {"!": suffix, "value": loader.construct_scalar(node)}
 
 
 _DataLoader.add_multi_constructor("!", _tagged)

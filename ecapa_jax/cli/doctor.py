@@ -19,7 +19,7 @@ class Doctor:
         from ecapa_jax import runtime
         from ecapa_jax.errors import EcapaError
 
-        checks = {"jax and flax": _check_pair, "audio formats": _check_audio, "default model": _check_model}
+        checks = {"jax and flax": _check_pair, "audio": _check_audio, "default model": _check_model}
         results = {name: _attempt(check) for name, check in checks.items()}
         report = {
             "versions": runtime.versions(),
@@ -56,9 +56,17 @@ def _check_pair() -> str:
 
 
 def _check_audio() -> str:
-    from ecapa_jax.io.audio import formats
+    import io
+    import wave
 
-    return ", ".join(formats())
+    from ecapa_jax.io.audio import load_audio
+
+    file = io.BytesIO()
+    with wave.open(file, "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
+        sound.writeframes(bytes(range(250)) * 32)
+    samples = load_audio(file.getvalue(), sample_rate=None, target_rate=16000, channel="first")
+    return f"decodes and resamples ({len(samples)} samples)"
 
 
 def _check_model() -> str:

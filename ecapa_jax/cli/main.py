@@ -31,7 +31,7 @@ Verb = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     verb = tyro.cli(
-        Verb,  # type: ignore[arg-type]
+        Verb,
         prog="ecapa-jax",
         description="ECAPA-TDNN speaker verification in JAX.",
         args=arguments,

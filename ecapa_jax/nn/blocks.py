@@ -5,6 +5,7 @@ Letters: B batch, T frames, C channels, W = C / scale width of a chunk.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -84,13 +85,20 @@ class Res2Conv(nnx.Module):
     def __init__(self, config: EcapaConfig, block: int, *, rngs: nnx.Rngs):
         self.scale, self.order = config.res2_scale, config.multiscale
         channels, kernel = config.channels[block + 1], config.kernel_sizes[block + 1]
-        options = {"dilation": config.dilations[block], "activation": inner_activation(config), "rngs": rngs}
+        layer = functools.partial(
+            TdnnBlock,
+            config,
+            kernel_size=kernel,
+            dilation=config.dilations[block],
+            activation=inner_activation(config),
+            rngs=rngs,
+        )
         if self.order == "grouped":
-            self.grouped = TdnnBlock(config, channels, channels, kernel, groups=self.scale, **options)
+            self.grouped = layer(channels, channels, groups=self.scale)
             return
         width = channels // self.scale
         for index in range(self.scale - 1):
-            setattr(self, f"chunk_{index}", TdnnBlock(config, width, width, kernel, **options))
+            setattr(self, f"chunk_{index}", layer(width, width))
 
     def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> Frames:
         """[B, T, C] -> [B, T, C]."""

@@ -33,10 +33,7 @@ def fbank(config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
         frames = frames - config.preemphasis * np.concatenate([frames[:, :1], frames[:, :-1]], 1)
     power = np.abs(np.fft.rfft(frames * _window(config, size), config.fft_size)) ** 2
     energy = np.maximum(power @ _mel(config), config.floor)
-    if config.log == "ln":
-        features = np.log(energy)
-    else:
-        features = 10 * np.log10(energy)
+    features = np.log(energy) if config.log == "ln" else 10 * np.log10(energy)
     if config.top_db is not None:
         features = np.maximum(features, features.max() - config.top_db)
     return features - features.mean(0) if config.normalization == "mean" else features
