@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.family import Companions, Family
+from ecapa_jax.convert.hyperpyyaml import Hyperparams, Unread
 from ecapa_jax.convert.readers import read_checkpoint
 from ecapa_jax.convert.sources import sb_layout
 from ecapa_jax.errors import ConfigError, ConversionError
@@ -19,112 +19,151 @@ from ecapa_jax.presets import PRESETS
 
 WEIGHTS, HYPERPARAMS, EMBEDDING_MEAN = "embedding_model.ckpt", "hyperparams.yaml", "mean_var_norm_emb.ckpt"
 
-ECAPA_ARGUMENTS = {
-    "input_size", "lin_neurons", "channels", "kernel_sizes", "dilations", "attention_channels", "res2net_scale",
-    "se_channels", "global_context", "groups", "activation", "device", "dropout",
+ECAPA = "!new:speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN"
+FBANK = "!new:speechbrain.lobes.features.Fbank"
+NORMALIZATION = "!new:speechbrain.processing.features.InputNormalization"
+
+# What each class takes when an argument is not given. tests/convert/test_speechbrain.py compares with the package.
+ECAPA_DEFAULTS: dict[str, Any] = {
+    "input_size": None,
+    "lin_neurons": 192,
+    "channels": [512, 512, 512, 512, 1536],
+    "kernel_sizes": [5, 3, 3, 3, 1],
+    "dilations": [1, 2, 3, 4, 1],
+    "attention_channels": 128,
+    "res2net_scale": 8,
+    "se_channels": 128,
+    "global_context": True,
+    "groups": [1, 1, 1, 1, 1],
+}
+FBANK_DEFAULTS: dict[str, Any] = {
+    "deltas": False,
+    "context": False,
+    "requires_grad": False,
+    "sample_rate": 16000,
+    "f_min": 0,
+    "f_max": None,
+    "n_fft": 400,
+    "n_mels": 40,
+    "filter_shape": "triangular",
+    "win_length": 25,
+    "hop_length": 10,
+}
+NORMALIZATION_DEFAULTS: dict[str, Any] = {"mean_norm": True, "std_norm": True, "norm_type": "global", "length_dim": 1}
+
+# Arguments that change nothing in inference, or nothing with what is supported.
+ECAPA_UNUSED = {"activation", "device", "dropout"}  # activation is checked apart
+FBANK_UNUSED = {"left_frames", "right_frames", "param_change_factor", "param_rand_factor"}
+NORMALIZATION_UNUSED = {
+    "avg_factor", "requires_grad", "update_until_epoch", "avoid_padding_norm", "epsilon", "device",
 }  # fmt: skip
-FBANK_ARGUMENTS = {"n_mels": "n_mels", "sample_rate": "sample_rate", "f_min": "f_min", "f_max": "f_max"}
+
+FREE_FBANK = ("f_min", "f_max", "n_mels")
+RELU = ("torch.nn.ReLU", "torch.nn.modules.activation.ReLU")
+
+STATED = {
+    "n_mels": "n_mels",
+    "channels": "channels",
+    "kernel_sizes": "kernel_sizes",
+    "dilations": "dilations",
+    "res2_scale": "res2net_scale",
+    "se_channels": "se_channels",
+    "attention_channels": "attention_channels",
+    "mfa_channels": "channels",
+    "mfa_kernel_size": "kernel_sizes",
+    "embedding_dim": "lin_neurons",
+    "global_context": "global_context",
+}
+"""Our fields to SpeechBrain's arguments."""
 
 
-class _DataLoader(yaml.SafeLoader):
-    """YAML as data: a tag such as !new:package.Class becomes a mapping's "!" entry and is never called."""
-
-
-def _tagged(loader: _DataLoader, suffix: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.MappingNode):
-        return {"!": suffix, **loader.construct_mapping(node, deep=True)}
-    if isinstance(node, yaml.SequenceNode):
-        return {"!": suffix, "items": loader.construct_sequence(node, deep=True)}
-    return {"!": suffix, "value": loader.construct_scalar(node)}
-
-
-_DataLoader.add_multi_constructor("!", _tagged)
-
-
-def read_hyperparams(path: Path) -> dict[str, Any]:
-    """hyperparams.yaml as plain data, with `!ref <name>` replaced by the named value; nothing in it is run.
+def _arguments(file: Hyperparams, name: str, tag: str, defaults: dict[str, Any], unused: set[str]) -> dict[str, Any]:
+    """The arguments of one object, defaults filled in and types checked.
 
     Raises:
-      ConversionError: it is not a YAML mapping.
+      ConversionError: it is not there, of another class, or has an argument that is unknown or of another type.
     """
-    try:
-        data = yaml.load(path.read_text(), Loader=_DataLoader)
-    except (OSError, yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{path} can't be read as YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(data, dict):
-        raise ConversionError(f"{path} is not a YAML mapping")
-    return {key: _resolve(value, data, path) for key, value in data.items()}
+    found = file.part(name)
+    if found is None:
+        raise file.error(f"it defines no {name} ({tag})")
+    if found[0] != tag:
+        raise file.error(f"{name} is {found[0]}, which is not supported; supported: {tag}")
+    for argument, value in found[1].items():
+        if argument in unused:
+            continue
+        if argument not in defaults:
+            raise file.error(f"{name} has the argument {argument!r}, which this converter does not know")
+        if isinstance(value, Unread):
+            raise file.error(f"{name}: {argument} is {value}: write its value in its place")
+        if not _fits(value, defaults[argument]):
+            raise file.error(f"{name}: {argument} is {value!r}, not of the type that SpeechBrain takes")
+    return defaults | {argument: value for argument, value in found[1].items() if argument in defaults}
 
 
-def _resolve(value: Any, top: dict[str, Any], path: Path, depth: int = 0) -> Any:
-    if depth > 8:
-        raise ConversionError(f"{path}: references are nested too deeply")
-    if isinstance(value, dict) and value.get("!") == "ref":
-        whole = re.fullmatch(r"<(\w+)>", str(value.get("value")))
-        # A path or an expression is left as text: only values that the model needs must resolve.
-        if whole is None or whole[1] not in top:
-            return value.get("value")
-        return _resolve(top[whole[1]], top, path, depth + 1)
-    if isinstance(value, dict):
-        return {key: _resolve(item, top, path, depth + 1) for key, item in value.items()}
-    return [_resolve(item, top, path, depth + 1) for item in value] if isinstance(value, list) else value
+def _fits(value: Any, default: Any) -> bool:
+    """Whether a value can stand in for a default; None stands for a number there."""
+    if isinstance(default, list):
+        return isinstance(value, list) and all(type(item) is int for item in value)
+    if default is None or type(default) is int:
+        number = type(value) in (int, float) and math.isfinite(value)
+        return number or (value is None and default is None)
+    return type(value) is type(default)
 
 
-def _part(hyperparams: dict[str, Any], cls: str, path: Path) -> dict[str, Any] | None:
-    """The arguments of the one object of a class, by its dotted name's end."""
-    found = [
-        value
-        for value in hyperparams.values()
-        if isinstance(value, dict) and str(value.get("!", "")).split(":")[-1].endswith(cls)
-    ]
-    if len(found) > 1 and any(value != found[0] for value in found):
-        raise ConversionError(f"{path} defines {cls} more than once")
-    return {key: value for key, value in found[0].items() if key != "!"} if found else None
+def _require(file: Hyperparams, name: str, arguments: dict[str, Any], supported: dict[str, Any]) -> None:
+    for argument, value in supported.items():
+        if arguments[argument] != value:
+            raise file.error(f"{name}: {argument} {arguments[argument]!r} is not supported; supported: {value!r}")
 
 
-def _network(arguments: dict[str, Any], path: Path) -> EcapaConfig:
-    if unknown := sorted(arguments.keys() - ECAPA_ARGUMENTS):
-        raise ConversionError(f"{path}: ECAPA_TDNN argument {unknown[0]!r} is not known to this converter")
-    if any(group != 1 for group in arguments.get("groups", [])):
-        raise ConversionError(f"{path}: grouped convolutions (groups {arguments['groups']}) are not supported")
-    if (activation := arguments.get("activation")) is not None:
-        named = activation.get("value") or activation.get("!") if isinstance(activation, dict) else activation
-        if not str(named).endswith("ReLU") or "Leaky" in str(named):
-            raise ConversionError(f"{path}: activation {named} is not built yet; built: torch.nn.ReLU")
-    dilations = arguments.get("dilations", [1, 2, 3, 4, 1])
-    channels = arguments.get("channels", [512, 512, 512, 512, 1536])
-    kernels = arguments.get("kernel_sizes", [5, 3, 3, 3, 1])
+def _fbank_fields(file: Hyperparams) -> dict[str, Any]:
+    """Fields of `FbankConfig` that the file sets; refuses what this front end does not do."""
+    arguments = _arguments(file, "compute_features", FBANK, FBANK_DEFAULTS, FBANK_UNUSED)
+    fixed = {argument: default for argument, default in FBANK_DEFAULTS.items() if argument not in FREE_FBANK}
+    _require(file, "compute_features", arguments, fixed)
+    norm = _arguments(file, "mean_var_norm", NORMALIZATION, NORMALIZATION_DEFAULTS, NORMALIZATION_UNUSED)
+    wanted = {"norm_type": "sentence", "std_norm": False, "mean_norm": True, "length_dim": 1}
+    _require(file, "mean_var_norm", norm, wanted)
+    f_max = 8000.0 if arguments["f_max"] is None else float(arguments["f_max"])
+    return {"f_min": float(arguments["f_min"]), "f_max": f_max, "n_mels": arguments["n_mels"]}
+
+
+def _network(file: Hyperparams) -> EcapaConfig:
+    arguments = _arguments(file, "embedding_model", ECAPA, ECAPA_DEFAULTS, ECAPA_UNUSED)
+    _check_activation(file)
+    channels, kernels, dilations = (arguments[name] for name in ("channels", "kernel_sizes", "dilations"))
+    if not len(channels) == len(kernels) == len(dilations) >= 3:
+        raise file.error(
+            f"embedding_model: channels, kernel_sizes and dilations must be three or more each and equally many, got "
+            f"{channels}, {kernels}, {dilations}"
+        )
+    if any(group != 1 for group in arguments["groups"]):
+        raise file.error(f"embedding_model: groups {arguments['groups']} is not supported; supported: 1 throughout")
     if dilations[0] != 1:
-        raise ConversionError(f"{path}: a dilated first layer (dilations {dilations}) is not supported")
+        raise file.error(f"embedding_model: dilations {dilations} is not supported; supported: 1 for the first layer")
     return dataclasses.replace(
         PRESETS["speechbrain"].ecapa,
+        n_mels=arguments["input_size"],
         channels=tuple(channels[:-1]),
         mfa_channels=channels[-1],
         kernel_sizes=tuple(kernels[:-1]),
         mfa_kernel_size=kernels[-1],
         dilations=tuple(dilations[1:-1]),
         mfa_dilation=dilations[-1],
+        res2_scale=arguments["res2net_scale"],
+        se_channels=arguments["se_channels"],
+        attention_channels=arguments["attention_channels"],
+        embedding_dim=arguments["lin_neurons"],
+        global_context=arguments["global_context"],
     )
 
 
-def _front_end(hyperparams: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Fields of `FbankConfig` that the file sets; refuses what this front end does not do."""
-    arguments = _part(hyperparams, "features.Fbank", path)
-    if arguments is None:
-        raise ConversionError(f"{path} has no speechbrain.lobes.features.Fbank: its front end is not supported")
-    known = {**FBANK_ARGUMENTS, "n_fft": "", "win_length": "", "hop_length": "", "left_frames": "", "right_frames": ""}
-    for name, value in arguments.items():
-        standard = {"n_fft": 400, "win_length": 25, "hop_length": 10, "left_frames": 5, "right_frames": 5}.get(name)
-        if (name not in known and value) or (standard is not None and value != standard):
-            raise ConversionError(f"{path}: Fbank {name}={value!r} is not supported")
-    normalization = _part(hyperparams, "features.InputNormalization", path) or {}
-    if normalization.get("norm_type", "sentence") != "sentence" or normalization.get("std_norm", True):
-        raise ConversionError(
-            f"{path}: only InputNormalization(norm_type: sentence, std_norm: False) is supported, "
-            f"found {normalization or 'none'}"
-        )
-    fields = {field: arguments[name] for name, field in FBANK_ARGUMENTS.items() if name in arguments}
-    return {key: float(value) if key.startswith("f_") else value for key, value in fields.items()}
+def _check_activation(file: Hyperparams) -> None:
+    found = file.part("embedding_model")
+    activation = found[1].get("activation") if found else None
+    name = str(activation).removeprefix("!name:")
+    if activation is not None and name not in RELU:
+        raise file.error(f"embedding_model: activation {activation!r} is not built yet; built: !name:{RELU[0]}")
 
 
 def recognises(weights: Path) -> bool:
@@ -137,32 +176,34 @@ def companions(weights: Path) -> Companions:
 
     The mean is kept, not used: `verify_batch` has not subtracted it since SpeechBrain 1.0. Its threshold of 0.25 is a
     default of that function, not a figure of any model, and is not taken over.
+
+    Reference: `speechbrain.inference.classifiers.EncoderClassifier.encode_batch` (which objects it calls).
     """
     preset = PRESETS["speechbrain"]
     path = weights.parent / HYPERPARAMS
-    if weights.name != WEIGHTS or not path.is_file():
+    if not path.is_file():
         return Companions(config=preset)
-    hyperparams = read_hyperparams(path)
-    arguments = _part(hyperparams, "ECAPA_TDNN.ECAPA_TDNN", path)
-    if arguments is None:
-        raise ConversionError(f"{path} defines no speechbrain.lobes.models.ECAPA_TDNN.ECAPA_TDNN")
-    fields = _front_end(hyperparams, path)
+    file = Hyperparams(path)
     try:
-        fbank = dataclasses.replace(preset.fbank, **fields)
-        ecapa = dataclasses.replace(_network(arguments, path), n_mels=fbank.n_mels)
-        config = ModelConfig(fbank=fbank, ecapa=ecapa)
-    except (ConfigError, TypeError, IndexError) as error:
-        raise ConversionError(f"{path}: {error}") from error
-    return Companions(config=config, embedding_mean=_embedding_mean(weights.parent / EMBEDDING_MEAN))
+        fbank = dataclasses.replace(preset.fbank, **_fbank_fields(file))
+        config = ModelConfig(fbank=fbank, ecapa=_network(file))
+    except (ConfigError, TypeError) as error:
+        raise file.error(str(error)) from error
+    mean = _embedding_mean(weights.parent / EMBEDDING_MEAN, config.ecapa.embedding_dim)
+    return Companions(config=config, stated_in=HYPERPARAMS, stated=STATED, embedding_mean=mean)
 
 
-def _embedding_mean(path: Path) -> np.ndarray | None:
+def _embedding_mean(path: Path, embedding_dim: int) -> np.ndarray | None:
+    """The mean embedding that `InputNormalization` saved, [1, D] or [D]."""
     if not path.is_file():
         return None
     content = read_checkpoint(path).content
     mean = content.get("glob_mean") if isinstance(content, dict) else None
-    if not isinstance(mean, np.ndarray) or mean.size == 0 or not np.isfinite(mean.astype(np.float32)).all():
-        raise ConversionError(f"{path} holds no glob_mean: remove it to convert without an embedding mean")
+    if not isinstance(mean, np.ndarray) or mean.size != embedding_dim or mean.shape[-1:] != (embedding_dim,):
+        found = f"one of shape {mean.shape}" if isinstance(mean, np.ndarray) else "none"
+        raise ConversionError(f"{path}: glob_mean of {embedding_dim} values expected, found {found}; mend or remove it")
+    if mean.dtype.kind != "f" or not np.isfinite(mean).all():
+        raise ConversionError(f"{path}: glob_mean ({mean.dtype}) holds values that are no finite floats; remove it")
     return mean.reshape(-1).astype(np.float32)
 
 
@@ -182,4 +223,5 @@ FAMILY = Family(
         "VoxCeleb1-O EER % with s-norm": 0.80,
         "source": "model card of spkrec-ecapa-voxceleb",
     },
+    published_file=WEIGHTS,
 )

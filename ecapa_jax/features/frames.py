@@ -53,6 +53,13 @@ def minimum_samples(config: FbankConfig, n_frames: int) -> int:
     return max((n_frames - 1) * shift, 1)
 
 
+def _mirrored(index: Int[Array, "*rows columns"], ends: Int[Array, "batch 1"]) -> Int[Array, "batch columns"]:
+    """The sample that stands at `index` when the waveform goes on as its own mirror image, edge samples repeated."""
+    period = 2 * jnp.maximum(ends, 1)
+    index = index % period
+    return jnp.minimum(index, period - 1 - index)
+
+
 def _extend(
     config: FbankConfig, waveforms: Float[Array, "batch samples"], lengths: Int[Array, " batch"], right: int
 ) -> Float[Array, "batch extended"]:
@@ -61,10 +68,9 @@ def _extend(
     padded = jnp.pad(waveforms, ((0, 0), (left, right)))
     if config.framing != "kaldi_reflect":
         return padded
-    last = waveforms.shape[1] - 1
-    before = waveforms[:, jnp.minimum(jnp.arange(left)[::-1], last)]
-    rows = jnp.clip(lengths[:, None] - 1 - jnp.arange(right), 0)
-    after = jnp.take_along_axis(waveforms, rows, axis=1)
+    ends = lengths[:, None]
+    before = jnp.take_along_axis(waveforms, _mirrored(jnp.arange(-left, 0), ends), axis=1)
+    after = jnp.take_along_axis(waveforms, _mirrored(ends + jnp.arange(right), ends), axis=1)
     place = jax.vmap(lambda row, tail, start: lax.dynamic_update_slice(row, tail, (start,)))
     return place(padded, after, lengths + left).at[:, :left].set(before)
 

@@ -5,6 +5,8 @@ Independent of the library: loops, no masks, no batches. Weights come in the sha
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from ecapa_jax.config import EcapaConfig, FbankConfig, StdConfig
@@ -19,9 +21,9 @@ def fbank(config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
     if config.framing == "snip_edges":
         starts, source = range(0, n - size + 1, shift), x
     elif config.framing == "kaldi_reflect":
-        # Kaldi mirrors with the edge sample repeated.
-        source = np.concatenate([x[::-1], x, x[::-1]])
-        starts = [n + shift * t + shift // 2 - size // 2 for t in range((n + shift // 2) // shift)]
+        # Kaldi mirrors with the edge sample repeated, as often as it takes.
+        source = np.pad(x, size, mode="symmetric")
+        starts = [size + shift * t + shift // 2 - size // 2 for t in range((n + shift // 2) // shift)]
     else:
         size = config.fft_size
         source = np.pad(x, size // 2)
@@ -32,7 +34,8 @@ def fbank(config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
     if config.preemphasis:
         frames = frames - config.preemphasis * np.concatenate([frames[:, :1], frames[:, :-1]], 1)
     power = np.abs(np.fft.rfft(frames * _window(config, size), config.fft_size)) ** 2
-    energy = np.maximum(power @ _mel(config), config.floor)
+    energy = power @ _mel(config)
+    energy = energy + config.floor if config.floor_mode == "add" else np.maximum(energy, config.floor)
     features = np.log(energy) if config.log == "ln" else 10 * np.log10(energy)
     if config.top_db is not None:
         features = np.maximum(features, features.max() - config.top_db)
@@ -51,6 +54,7 @@ def _window(config: FbankConfig, size: int) -> np.ndarray:
     return np.pad(window, (left, size - config.frame_length - left))
 
 
+@functools.cache
 def _mel(config: FbankConfig) -> np.ndarray:
     scale = {"kaldi": lambda f: 1127 * np.log(1 + f / 700), "htk": lambda f: 2595 * np.log10(1 + f / 700)}
     unscale = {"kaldi": lambda m: 700 * (np.exp(m / 1127) - 1), "htk": lambda m: 700 * (10 ** (m / 2595) - 1)}

@@ -1,0 +1,65 @@
+# make demo   sets everything up and scores six recordings
+# make test   sets everything up and runs the tests
+# make peers  adds PyTorch and the original toolkits, and runs the comparisons with them
+# make lint   format, lint, types, import layers
+#
+# Another Python: make test PYTHON=python3.13 VENV=.venv-latest
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check
+CONSTRAINTS = $(shell $(RUN) -c 'import sys; print("constraints-py311.txt" if sys.version_info < (3, 12) else "constraints-latest.txt")')
+TORCH_VERSION := 2.13.0
+
+.PHONY: demo test slow peers lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo-ready
+	$(RUN) examples/demo.py
+
+test: $(VENV)/.test-ready
+	$(RUN) -m pytest -n auto -m "not slow"
+
+slow: $(VENV)/.test-ready
+	$(RUN) -m pytest -m slow
+
+peers: $(VENV)/.peers-ready
+	$(RUN) -m pytest -m "peers and not slow"
+
+lint: $(VENV)/.lint-ready
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	rm -rf build/typecheck
+	$(PIP) install -q --no-deps --target build/typecheck .
+	cd build/typecheck && $(abspath $(RUN)) -m mypy --config-file ../../pyproject.toml -p ecapa_jax
+	cd build/typecheck && PYTHONPATH=. $(abspath $(VENV))/bin/lint-imports --config ../../.importlinter
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make demo PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -q -U "pip>=25.1"
+
+$(VENV)/.demo-ready: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install -q -c $(CONSTRAINTS) -e .
+	touch $@
+
+$(VENV)/.test-ready: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install -q -c $(CONSTRAINTS) -e . --group test
+	touch $@
+
+$(VENV)/.lint-ready: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install -q -c $(CONSTRAINTS) -e . --group lint
+	touch $@
+
+# On Linux plain torch comes with CUDA, several GB; where torch is installed already, it is kept. torchaudio serves its
+# pure-Python parts only: its compiled libraries do not load beside a CPU build of torch.
+$(VENV)/.peers-ready: requirements-peers.txt $(VENV)/.test-ready
+	$(RUN) -c "import torch" 2>/dev/null || $(PIP) install -q torch==$(TORCH_VERSION)
+	$(PIP) install -q "tqdm>=4" "huggingface_hub>=1" "ruamel.yaml<0.19" "joblib" "requests"
+	$(PIP) install -q --no-deps -r requirements-peers.txt
+	rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
+	touch $@
+
+clean:
+	rm -rf .venv .venv-latest build dist *.egg-info

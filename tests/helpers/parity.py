@@ -1,0 +1,109 @@
+"""Recordings, measures and bounds that the parity tests share."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from ecapa_jax.config import FbankConfig
+from helpers import oracle
+
+AUDIO = Path(__file__).parents[2] / "examples" / "audio"
+RATE = 16000
+
+FEATURE_BOUND = 2e-3
+LAYER_BOUND = 1e-5
+EMBEDDING_BOUND = 1e-4
+COSINE_BOUND = 0.999999
+
+DECIBELS_PER_NEPER = 10 / np.log(10)
+
+
+@functools.cache
+def recordings() -> dict[str, np.ndarray]:
+    """The six recordings of the examples, whole."""
+    paths = sorted(AUDIO.glob("*.flac"))
+    return {path.stem: soundfile.read(path, dtype="float32")[0] for path in paths}
+
+
+def clipped(speech: np.ndarray) -> np.ndarray:
+    return np.clip(30 * speech, -1, 1)
+
+
+def zeros_inside(speech: np.ndarray) -> np.ndarray:
+    """The middle third is digital silence."""
+    third = len(speech) // 3
+    return np.concatenate([speech[:third], np.zeros(third, np.float32), speech[2 * third :]])
+
+
+def wide_range(n_samples: int) -> np.ndarray:
+    """A tone that falls by 120 dB, over noise at -140 dB."""
+    time = np.arange(n_samples) / RATE
+    tone = np.sin(2 * np.pi * 440 * time) * 10 ** -np.linspace(0, 6, n_samples)
+    return (tone + 1e-7 * np.random.default_rng(0).standard_normal(n_samples)).astype(np.float32)
+
+
+def noise(n_samples: int, seed: int = 0) -> np.ndarray:
+    return (0.1 * np.random.default_rng(seed).standard_normal(n_samples)).astype(np.float32)
+
+
+def impulse(n_samples: int) -> np.ndarray:
+    samples = np.zeros(n_samples, np.float32)
+    samples[n_samples // 2] = 1
+    return samples
+
+
+def pad_batch(waveforms: Iterable[np.ndarray], size: int = 0, padding: float = np.nan) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded [B, S], S at least `size`, and the true lengths."""
+    rows = list(waveforms)
+    lengths = np.array([len(row) for row in rows], np.int32)
+    batch = np.full((len(rows), max(size, *lengths)), padding, np.float32)
+    for place, row in zip(batch, rows, strict=True):
+        place[: len(row)] = row
+    return batch, lengths
+
+
+def in_nepers(config: FbankConfig, error: float) -> float:
+    """A difference of log energies, on the natural scale on which the bounds are stated."""
+    return error / DECIBELS_PER_NEPER if config.log == "db" else error
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureError:
+    """Distance from the float64 oracle, in nepers: worst, worst where the energy is above the floor, and RMS."""
+
+    worst: float
+    above_floor: float
+    rms: float
+
+
+def feature_error(config: FbankConfig, features: np.ndarray, waveform: np.ndarray) -> FeatureError:
+    """Features of one utterance, [T, M], against the oracle."""
+    raw = oracle.fbank(dataclasses.replace(config, normalization="none", top_db=None), waveform)
+    floor = np.log(config.floor) * (DECIBELS_PER_NEPER if config.log == "db" else 1)
+    error = np.abs(np.asarray(features, np.float64) - oracle.fbank(config, waveform))
+    above = float(error[raw > floor].max(initial=0))
+    rms = float(np.sqrt(np.mean(error**2)))
+    return FeatureError(*(in_nepers(config, value) for value in (float(error.max()), above, rms)))
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Worst error over the largest value."""
+    wide = np.asarray(theirs, np.float64)
+    assert ours.shape == wide.shape, f"{ours.shape} is not {wide.shape}"
+    return float(np.abs(np.asarray(ours, np.float64) - wide).max() / np.abs(wide).max())
+
+
+def cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
+    a, b = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b)))
+
+
+def same_embedding(ours: np.ndarray, theirs: np.ndarray) -> bool:
+    """Whether an embedding is within the bounds; NaN is not."""
+    return relative_error(ours, theirs) <= EMBEDDING_BOUND and cosine(ours, theirs) >= COSINE_BOUND

@@ -1,0 +1,359 @@
+"""Against the PyTorch originals, live: features, every layer from the bottom up, embedding from the waveform."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+from flax import nnx
+
+from ecapa_jax import functional
+from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig
+from ecapa_jax.convert.rules import apply_rules
+from ecapa_jax.convert.sources import sb_layout
+from ecapa_jax.errors import ConversionError
+from ecapa_jax.features.fbank import fbank
+from ecapa_jax.features.frames import minimum_samples
+from ecapa_jax.masks import masked_mean
+from ecapa_jax.nn.ecapa import EcapaTdnn
+from ecapa_jax.nn.pooling import context_statistics
+from ecapa_jax.presets import PRESETS
+from helpers import parity
+from helpers.weights import random_tensors, small_config
+
+torch = pytest.importorskip("torch")
+speakerlab = pytest.importorskip("speakerlab.models.ecapa_tdnn.ECAPA_TDNN")
+speakerlab_processor = pytest.importorskip("speakerlab.process.processor")
+speechbrain = pytest.importorskip("speechbrain.lobes.models.ECAPA_TDNN")
+speechbrain_features = pytest.importorskip("speechbrain.lobes.features")
+speechbrain_processing = pytest.importorskip("speechbrain.processing.features")
+
+pytestmark = pytest.mark.peers
+
+CORPUS = Path(__file__).parents[3] / "shared" / "data" / "librispeech_test_other"
+
+EMBED = jax.jit(functional.embed, static_argnums=0)
+APPLY = jax.jit(functional.apply, static_argnums=0)
+FBANK = jax.jit(fbank, static_argnums=0)
+
+
+# The originals
+
+
+@functools.cache
+def _speechbrain_front_end(n_mels: int) -> Callable[[Any], Any]:
+    features = speechbrain_features.Fbank(n_mels=n_mels)
+    normalize = speechbrain_processing.InputNormalization(norm_type="sentence", std_norm=False)
+    return lambda waveform: normalize(features(waveform[None]), torch.ones(1))[0]
+
+
+def their_features(family: str, config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
+    """[S] -> [T, M], by the family's own code."""
+    if family == "3dspeaker":
+        extract = speakerlab_processor.FBank(config.n_mels, config.sample_rate, mean_nor=True)
+    else:
+        extract = _speechbrain_front_end(config.n_mels)
+    with torch.no_grad():
+        return extract(torch.from_numpy(waveform)).numpy()
+
+
+def their_network(family: str, config: EcapaConfig, **arguments: Any) -> Any:
+    peer = speakerlab if family == "3dspeaker" else speechbrain
+    if config.activation == "leaky_relu":
+        arguments["activation"] = torch.nn.LeakyReLU
+    return peer.ECAPA_TDNN(
+        config.n_mels,
+        channels=[*config.channels, config.mfa_channels],
+        kernel_sizes=[*config.kernel_sizes, config.mfa_kernel_size],
+        dilations=[1, *config.dilations, config.mfa_dilation],
+        lin_neurons=config.embedding_dim,
+        attention_channels=config.attention_channels,
+        res2net_scale=config.res2_scale,
+        se_channels=config.se_channels,
+        global_context=config.global_context,
+        **arguments,
+    ).eval()
+
+
+def paired(family: str, config: ModelConfig) -> tuple[Any, dict]:
+    """The original with random weights, loaded strictly, and our variables, converted from the same tensors."""
+    tensors = random_tensors(config.ecapa, seed=3)
+    network = their_network(family, config.ecapa)
+    network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=True)
+    variables, _ = apply_rules(sb_layout.rules(config.ecapa), sb_layout.IGNORED, tensors, functional.abstract(config))
+    return network, variables
+
+
+@functools.cache
+def model(family: str, width: int) -> tuple[ModelConfig, Any, dict]:
+    config = small_config(family, width)
+    return config, *paired(family, config)
+
+
+# Layer by layer
+
+
+@dataclasses.dataclass
+class Trace:
+    """What went into each layer of the original and what came out, [T, C] each, in order of completion."""
+
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+def traced(network: Any, features: np.ndarray) -> tuple[np.ndarray, Trace]:
+    """The original's embedding, and the trace of each of its own layers (torch's are inside those)."""
+    trace, hooks = Trace({}, {}), []
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(module: Any, given: tuple[Any, ...], result: Any) -> None:
+            # Copied: the ReLU after it may work in place.
+            trace.inputs[name], trace.outputs[name] = (np.array(x[0].detach().numpy().T) for x in (given[0], result))
+
+        return keep
+
+    for name, module in network.named_modules():
+        own = not type(module).__module__.startswith("torch.") and name and name != "asp.tdnn"
+        if own:
+            hooks.append(module.register_forward_hook(hook(name)))
+    with torch.no_grad():
+        embedding = network(torch.from_numpy(features)[None]).numpy().reshape(-1)
+    for handle in hooks:
+        handle.remove()
+    return embedding, trace
+
+
+OURS = (
+    (r"^blocks\.0", "stem"),
+    (r"^blocks\.(\d+)", "block_{0}"),
+    (r"tdnn1", "tdnn_in"),
+    (r"tdnn2", "tdnn_out"),
+    (r"res2net_block\.blocks\.(\d+)", r"res2.chunk_\1"),
+    (r"res2net_block", "res2"),
+    (r"se_block\.conv1", "se.squeeze"),
+    (r"se_block\.conv2", "se.excite"),
+    (r"se_block", "se"),
+    (r"asp\.tdnn\.conv", "pooling.hidden"),
+    (r"asp\.tdnn\.norm", "pooling.norm"),
+    (r"asp\.conv", "pooling.logits"),
+    (r"^asp$", "pooling"),
+    (r"^asp_bn", "pooled_norm"),
+    (r"^fc", "projection"),
+)
+
+
+def our_name(name: str) -> str:
+    """`blocks.2.tdnn1.conv` -> `block_1.tdnn_in.conv`."""
+    if match := re.match(r"blocks\.([1-9]\d*)", name):
+        name = f"block_{int(match[1]) - 1}{name[match.end() :]}"
+    for pattern, ours in OURS:
+        name = re.sub(pattern, ours, name)
+    return name
+
+
+def run_layer(network: EcapaTdnn, name: str, x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Our layer of an original's name, on [1, T, C]; layers without time get one frame."""
+    layer = functools.reduce(getattr, our_name(name).split("."), network)
+    if name == "asp":
+        config = network.config
+        context = context_statistics(config.context_std, x, mask) if config.global_context else None
+        return layer.pool(x, layer.attention(x, mask, context), mask)[:, None]
+    if name.endswith("se_block"):
+        return x * layer(masked_mean(x, mask))[:, None]
+    if re.fullmatch(r"blocks\.[1-9]\d*", name):
+        hidden = layer.frames(x, mask)
+        return layer.combine(x, hidden, layer.se(masked_mean(hidden, mask)), mask)
+    return layer(x, mask if x.shape[1] > 1 else jnp.ones((1, 1), bool))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def replay(config: EcapaConfig, variables: dict, inputs: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:
+    graph, _, _ = nnx.split(nnx.eval_shape(lambda: EcapaTdnn(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
+    network = nnx.merge(graph, variables["params"], variables["batch_stats"])
+    return {name: run_layer(network, name, x, mask) for name, x in inputs.items()}
+
+
+def layer_errors(config: EcapaConfig, variables: dict, trace: Trace, frames: int) -> dict[str, float]:
+    """Each layer's worst error over its largest value, given the original's input, in a padded batch."""
+    size = 304 if frames <= 298 else frames + 6
+    inputs = {name: _padded(x, size) if len(x) > 1 else x[None] for name, x in trace.inputs.items()}
+    outputs = replay(config, variables, inputs, np.arange(size)[None] < frames)
+    return {
+        name: parity.relative_error(np.asarray(outputs[name][0, : len(theirs)]), theirs)
+        for name, theirs in trace.outputs.items()
+    }
+
+
+def _padded(x: np.ndarray, size: int) -> np.ndarray:
+    return np.concatenate([x, np.full((size - len(x), x.shape[1]), 1e3, np.float32)])[None]
+
+
+# Sounds
+
+
+@functools.cache
+def _speech() -> list[np.ndarray]:
+    """Half a minute of each of three speakers: real where the corpus is at hand, else of the examples."""
+    speakers = sorted(CORPUS.iterdir())[:3] if CORPUS.is_dir() else []
+    files = [[soundfile.read(path, dtype="float32")[0] for path in sorted(s.glob("*.flac"))[:8]] for s in speakers]
+    files = files or [[samples for name, samples in parity.recordings().items() if name.startswith(voice)]
+                      for voice in ("awb", "rms", "slt")]  # fmt: skip
+    return [np.resize(np.concatenate(parts)[6000:], 30 * parity.RATE) for parts in files]
+
+
+def sound(name: str, n_samples: int) -> np.ndarray:
+    speech = [samples[:n_samples] for samples in _speech()]
+    return {
+        "speech_1": lambda: speech[0],
+        "speech_2": lambda: speech[1],
+        "speech_3": lambda: speech[2],
+        "clipped": lambda: parity.clipped(speech[0]),
+        "zeros_inside": lambda: parity.zeros_inside(speech[1]),
+        "silence": lambda: np.zeros(n_samples, np.float32),
+        "noise": lambda: parity.noise(n_samples),
+        "wide_range": lambda: parity.wide_range(n_samples),
+    }[name]()
+
+
+SHORT, LONG = ("speech_1", "clipped", "silence"), ("speech_1", "speech_2", "clipped", "zeros_inside", "silence")
+CASES = [
+    *((64, frames, signal) for frames in (5, 6, 30) for signal in SHORT),
+    *((64, frames, signal) for frames in (298, 1500) for signal in (*LONG, "wide_range")),
+    *((512, 5, signal) for signal in SHORT),
+    *((512, 298, signal) for signal in LONG),
+    *((1024, 5, signal) for signal in SHORT),
+    *((1024, 298, signal) for signal in LONG),
+    (1024, 1500, "speech_3"),
+]
+
+
+# The tests
+
+
+@pytest.mark.parametrize(("width", "frames", "signal"), CASES)
+@pytest.mark.parametrize("family", PRESETS)
+def test_parity(
+    family: str, width: int, frames: int, signal: str, record_property: Callable[[str, object], None]
+) -> None:
+    config, network, variables = model(family, width)
+    # Odd, and 77 samples beyond the last whole frame.
+    waveform = sound(signal, minimum_samples(config.fbank, frames) + 77)
+    given = their_features(family, config.fbank, waveform)
+    assert given.shape == (frames, config.fbank.n_mels)
+    theirs, trace = traced(network, given)
+    features = _features(config.fbank, waveform, given)
+    layers = layer_errors(config.ecapa, variables, trace, frames)
+    embeddings = _embeddings(config, variables, waveform)
+    worst = max(layers, key=layers.__getitem__)
+    row = {"family": family, "width": width, "frames": frames, "signal": signal, **features}
+    row |= {"worst_layer": worst, "layer": layers[worst]}
+    row |= {name: parity.relative_error(ours, theirs) for name, ours in embeddings.items()}
+    row["cosine"] = max(1 - parity.cosine(ours, theirs) for ours in embeddings.values())
+    record_property("parity", row)
+    assert row["features"] <= max(2 * row["their_features"], 5e-6)
+    assert layers[worst] <= parity.LAYER_BOUND
+    for name, ours in embeddings.items():
+        assert parity.same_embedding(ours, theirs), name
+
+
+def _features(config: FbankConfig, waveform: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    """RMS errors against the float64 oracle: ours and theirs."""
+    ours, _ = FBANK(config, waveform[None], np.array([len(waveform)], np.int32))
+    error = parity.feature_error(config, ours[0], waveform)
+    assert error.above_floor <= parity.FEATURE_BOUND
+    return {"features": error.rms, "their_features": parity.feature_error(config, theirs, waveform).rms}
+
+
+def _embeddings(config: ModelConfig, variables: dict, waveform: np.ndarray) -> dict[str, np.ndarray]:
+    alone = EMBED(config, variables, waveform[None], np.array([len(waveform)], np.int32))
+    mates = [parity.noise(functional.minimum_samples(config)), waveform, sound("speech_3", len(waveform) // 2 + 2000)]
+    padded = EMBED(config, variables, *parity.pad_batch(mates, 50000 if len(waveform) < 50000 else 244001))
+    return {"alone": np.asarray(alone[0]), "padded": np.asarray(padded[1])}
+
+
+@pytest.mark.parametrize("family", PRESETS)
+def test_features_are_as_exact_as_the_originals(family: str) -> None:
+    """Against float64. The worst cell of one recording is a matter of luck on both sides; that of many is compared."""
+    config = PRESETS[family].fbank
+    speech = [parts[start : start + 63777] for parts in _speech() for start in (0, 90000, 180000)]
+    others = [sound(name, 63777) for name in ("clipped", "zeros_inside", "noise", "wide_range", "silence")]
+    waveforms = [*speech, *others, np.full(63777, 0.5, np.float32), parity.impulse(63777)]
+    features, _ = FBANK(config, *parity.pad_batch(waveforms))
+    ours = [parity.feature_error(config, row, waveform) for row, waveform in zip(features, waveforms, strict=True)]
+    theirs = [
+        parity.feature_error(config, their_features(family, config, waveform), waveform) for waveform in waveforms
+    ]
+    worst = [max(error.worst for error in errors) for errors in (ours, theirs)]
+    print(f"{family}: worst error against float64, ours {worst[0]:.1e}, theirs {worst[1]:.1e}")
+    assert worst[0] <= 2 * worst[1]
+    assert max(error.above_floor for error in ours) <= parity.FEATURE_BOUND
+    for mine, original in zip(ours, theirs, strict=True):
+        assert mine.rms <= max(2 * original.rms, 5e-6)
+
+
+BOTH = {
+    "no_context": {"global_context": False},
+    "other_bottlenecks": {"attention_channels": 96, "se_channels": 24, "embedding_dim": 100, "n_mels": 60},
+    "res2_scale_4": {"res2_scale": 4},
+    "res2_scale_16": {"res2_scale": 16},
+    "mfa_kernel_3": {"mfa_kernel_size": 3, "mfa_dilation": 2},
+    "other_kernels": {"kernel_sizes": (3, 5, 3, 1), "dilations": (1, 5, 2)},
+    "leaky": {"activation": "leaky_relu", "activation_scope": "outer"},
+    "two_blocks": {"channels": (64,) * 3, "kernel_sizes": (5, 3, 3), "dilations": (2, 3), "mfa_channels": 128},
+    "four_blocks": {
+        "channels": (64,) * 5,
+        "kernel_sizes": (5, 3, 3, 3, 3),
+        "dilations": (2, 3, 4, 5),
+        "mfa_channels": 256,
+    },
+    "other_stem": {"channels": (48, 64, 64, 64)},
+}
+VARIANTS = [
+    *((family, name, change) for name, change in BOTH.items() for family in PRESETS),
+    (
+        "3dspeaker",
+        "uneven_blocks",
+        {"channels": (48, 64, 32, 96), "mfa_channels": 192},
+    ),  # SpeechBrain's needs equal ones
+    ("speechbrain", "free_mfa", {"mfa_channels": 100}),  # 3D-Speaker's needs 3 C
+]
+
+
+@pytest.mark.parametrize(("family", "change"), [pytest.param(f, c, id=f"{f}-{n}") for f, n, c in VARIANTS])
+def test_variants(family: str, change: dict[str, Any]) -> None:
+    """Networks of other shapes: the embedding, the layers that the published networks lack, and the inferred config."""
+    base = small_config(family, 64).ecapa
+    network_config = dataclasses.replace(base, **change)
+    front_end = dataclasses.replace(PRESETS[family].fbank, n_mels=network_config.n_mels)
+    network, variables = paired(family, ModelConfig(fbank=front_end, ecapa=network_config))
+    features = 3 * parity.noise(45 * network_config.n_mels, seed=1).reshape(45, -1)
+    theirs, trace = traced(network, features)
+    ours, _ = APPLY(network_config, variables, features[None], np.ones((1, 45), bool))
+    print(f"error {parity.relative_error(ours[0], theirs):.1e}")
+    assert parity.same_embedding(ours[0], theirs)
+    untold = {"dilations", "mfa_dilation", "activation", "activation_scope"}
+    told = dataclasses.replace(base, **{name: value for name, value in change.items() if name in untold})
+    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    assert sb_layout.infer(tensors, told) == network_config
+    if change.keys() & {"channels", "global_context", "mfa_kernel_size"}:
+        assert max(layer_errors(network_config, variables, trace, 45).values()) <= parity.LAYER_BOUND
+
+
+@pytest.mark.parametrize("family", PRESETS)
+def test_grouped_convolutions_are_refused(family: str) -> None:
+    """The originals' `groups` is not in the paper nor in any published model: an error, never a wrong embedding."""
+    config = small_config(family, 64)
+    network = their_network(family, config.ecapa, groups=[1, 2, 2, 2, 1])
+    tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    ecapa = sb_layout.infer(tensors, config.ecapa)
+    with pytest.raises(ConversionError, match=r"tdnn1\.conv\.conv\.weight has shape"):
+        apply_rules(sb_layout.rules(ecapa), sb_layout.IGNORED, tensors, functional.abstract(config))

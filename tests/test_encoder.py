@@ -1,0 +1,267 @@
+"""SpeakerEncoder: inputs, buckets, compilations, decisions; and ModelScope's pipeline."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ecapa_jax
+from ecapa_jax.api import SpeakerVerificationPipeline
+from ecapa_jax.encoder import BATCH_SIZES, SilenceWarning, SpeakerEncoder
+from ecapa_jax.errors import AudioError, ConfigError
+from ecapa_jax.io.bundle import Scoring
+from ecapa_jax.masks import bucket_length
+from helpers.weights import random_tensors, small_config, variables_of
+
+RATE = 16000
+
+
+@pytest.fixture
+def untyped() -> Iterator[None]:
+    """What a user meets who passes a wrong type: the tests' run-time type checks are off."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SpeakerEncoder:
+    config = small_config(width=16, se_channels=8, attention_channels=8)
+    variables = variables_of(config.ecapa, random_tensors(config.ecapa))
+    return SpeakerEncoder(config, variables, scoring=Scoring(threshold=0.5))
+
+
+def noise(n_samples: int, seed: int = 0) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).standard_normal(n_samples).astype(np.float32)
+
+
+def wav(samples: np.ndarray, rate: int = RATE, **options: str) -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=options.pop("format", "WAV"), **options)
+    return file.getvalue()
+
+
+def close(a: np.ndarray, b: np.ndarray, bound: float = 1e-5) -> bool:
+    return bool(np.abs(a - b).max() <= bound * np.abs(b).max())
+
+
+def test_200_lengths_compile_no_more_than_there_are_buckets(encoder: SpeakerEncoder) -> None:
+    """Random lengths in random batches, after a warm-up with the same buckets: nothing compiles any more."""
+    fresh = SpeakerEncoder(encoder.config, encoder.variables)
+    n_buckets = fresh.warm_up(max_seconds=2.5)
+    assert fresh.compile_count == n_buckets == 6 * len(BATCH_SIZES)
+    generator = np.random.default_rng(1)
+    lengths = generator.integers(fresh.minimum_samples, int(2.5 * RATE), 200)
+    waveforms = [noise(length, seed) for seed, length in enumerate(lengths)]
+    start = 0
+    while start < len(waveforms):
+        size = int(generator.integers(1, 40))
+        embeddings = fresh.embed(waveforms[start : start + size])
+        assert np.isfinite(embeddings).all()
+        start += size
+    assert fresh.compile_count == n_buckets
+
+
+def test_rows_are_what_each_recording_gives_alone(encoder: SpeakerEncoder) -> None:
+    waveforms = [noise(length, seed) for seed, length in enumerate((30000, 1040, 16000, 16001, 7777, 24000, 1041))]
+    together = encoder.embed(waveforms)
+    for row, waveform in enumerate(waveforms):
+        assert close(together[row], encoder.embed(waveform)[0])
+
+
+@given(lengths=st.lists(st.integers(1040, 700_000), max_size=60), devices=st.sampled_from([1, 8]))
+def test_a_plan_holds_every_utterance_once(encoder: SpeakerEncoder, lengths: list[int], devices: int) -> None:
+    planner = object.__new__(SpeakerEncoder)
+    planner.config, planner._n_devices = encoder.config, devices
+    batches = planner.plan(lengths)
+    assert sorted(index for batch in batches for index in batch.indices) == list(range(len(lengths)))
+    for batch in batches:
+        assert all(lengths[index] <= batch.samples for index in batch.indices)
+        assert len(batch.indices) <= batch.rows
+        assert batch.rows % devices == 0
+        assert batch.rows == len(batch.indices) or devices > 1
+
+
+@given(st.integers(1, 10**9))
+def test_buckets_hold_and_waste_little(n_samples: int) -> None:
+    bucket = bucket_length(n_samples, 16000)
+    assert bucket >= n_samples
+    assert bucket == 16000 or bucket <= 1.25 * n_samples
+    assert bucket_length(bucket, 16000) == bucket
+    assert bucket_length(n_samples + 1, 16000) >= bucket
+
+
+def test_every_input_gives_the_same_embedding(encoder: SpeakerEncoder, tmp_path: Path) -> None:
+    samples = (noise(RATE) * 32767).astype(np.int16)
+    data = wav(samples)
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    as_float = samples / np.float32(32768)
+    sources = [
+        str(path),
+        path,
+        data,
+        io.BytesIO(data),
+        samples,
+        samples.astype(np.int32) << 16,
+        as_float,
+        as_float.astype(np.float64),
+        jnp.asarray(as_float),
+        np.stack([as_float] * 3, axis=1),
+        wav(samples, format="FLAC"),
+    ]
+    embeddings = encoder.embed(sources)
+    assert embeddings.dtype == np.float32
+    for row in embeddings:
+        assert close(row, embeddings[0], 1e-6)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (16000, 8), (44100, 2), (192000, 1)])
+def test_any_rate_and_channel_count(encoder: SpeakerEncoder, rate: int, channels: int) -> None:
+    """A tone mix survives resampling: its embedding stays near the one made at the model's rate."""
+
+    def tones(at: int) -> np.ndarray:
+        time = np.arange(at) / at
+        return sum(0.1 * np.sin(2 * math.pi * f * time) * (1 + np.sin(9 * time)) for f in (210, 730, 1900))
+
+    other = np.stack([tones(rate)] + [noise(rate, c) for c in range(1, channels)], axis=1)
+    a, b = encoder.embed([wav(other, rate), tones(RATE)])
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
+    c = encoder.embed(np.float32(other), sample_rate=rate)[0]
+    assert a @ c / np.linalg.norm(a) / np.linalg.norm(c) > 0.999
+
+
+def test_too_short_is_an_error_that_says_what_to_do(encoder: SpeakerEncoder, untyped: None) -> None:
+    with pytest.raises(AudioError, match=r"1039 samples.*needs 1040.*short='repeat'"):
+        encoder.embed(noise(1039))
+    repeated = encoder.embed(noise(700), short="repeat")
+    assert close(repeated, encoder.embed(np.resize(noise(700), 1040)))
+    with pytest.raises(ConfigError, match="short"):
+        encoder.embed(noise(2000), short="pad")  # type: ignore[arg-type]
+
+
+def test_silence_warns_and_still_answers(encoder: SpeakerEncoder) -> None:
+    with pytest.warns(SilenceWarning, match="no signal"):
+        embeddings = encoder.embed([np.zeros(RATE, np.float32)])
+    assert np.isfinite(embeddings).all()
+
+
+def test_nothing_to_embed(encoder: SpeakerEncoder) -> None:
+    assert encoder.embed([]).shape == (0, 192)
+
+
+def test_verify_decides_at_the_threshold(encoder: SpeakerEncoder) -> None:
+    a, b = noise(RATE, 1), noise(2 * RATE, 2)
+    answer = encoder.verify(a, b)
+    embeddings = encoder.embed([a, b])
+    assert answer.score == pytest.approx(float(ecapa_jax.cosine(*embeddings)), abs=1e-6)
+    assert answer.threshold == 0.5
+    assert answer.same_speaker is (answer.score >= 0.5)
+    assert encoder.verify(a, b, threshold=answer.score).same_speaker is True
+    assert encoder.verify(a, b, threshold=math.nextafter(answer.score, 2)).same_speaker is False
+    assert encoder.verify(a, a).score == pytest.approx(1.0, abs=1e-6)
+    without = SpeakerEncoder(encoder.config, encoder.variables).verify(a, b)
+    assert (without.same_speaker, without.threshold) == (None, None)
+
+
+@pytest.mark.parametrize("threshold", [1.1, -1.01, math.nan, math.inf])
+def test_a_threshold_outside_the_cosines_is_refused(encoder: SpeakerEncoder, threshold: float) -> None:
+    with pytest.raises(ConfigError, match="threshold"):
+        encoder.verify(noise(RATE), noise(RATE), threshold=threshold)
+
+
+def test_scores_subtract_the_mean_where_the_model_says_so(encoder: SpeakerEncoder) -> None:
+    mean = noise(192)
+    centred = SpeakerEncoder(
+        encoder.config, encoder.variables, scoring=Scoring(subtract_mean=True), embedding_mean=mean
+    )
+    a, b = noise(192, 1), noise(192, 2)
+    assert centred.score(a, b) == pytest.approx(float(ecapa_jax.cosine(a - mean, b - mean)), abs=1e-6)
+    with pytest.raises(ConfigError, match="mean"):
+        SpeakerEncoder(encoder.config, encoder.variables, scoring=Scoring(subtract_mean=True))
+
+
+def test_pipeline_is_modelscopes(encoder: SpeakerEncoder, tmp_path: Path) -> None:
+    pipeline = SpeakerVerificationPipeline(encoder)
+    a, b = (noise(RATE, seed) for seed in (1, 2))
+    paths = []
+    for name, samples in (("one.a.wav", a), ("two.wav", b)):
+        paths.append(str(tmp_path / name))
+        soundfile.write(paths[-1], samples, RATE, subtype="FLOAT")
+    score = round(encoder.verify(a, b).score, 5)
+    assert pipeline(paths) == {"score": score, "text": "yes" if score >= 0.5 else "no"}
+    assert pipeline([a, b], thr=-1.0)["text"] == "yes"
+    assert pipeline([a, b], thr=1.0)["text"] == "no"
+    assert pipeline([a]) == {"text": "No similarity score output"}
+    result = pipeline(paths, output_emb=True, save_dir=str(tmp_path / "out"))
+    assert set(result) == {"outputs", "embs"}
+    assert result["embs"].shape == (2, 192)
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "one.a.npy"), result["embs"][0])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one.a.npy", "two.npy"]
+
+
+def test_pipeline_scales_integers_by_32768_and_takes_the_first_channel(encoder: SpeakerEncoder, tmp_path: Path) -> None:
+    pipeline = SpeakerVerificationPipeline(encoder)
+    ints = (noise(RATE) * 32767).astype(np.int64)
+    embs = pipeline([ints, ints.astype(np.int16), ints / 32768], output_emb=True)["embs"]
+    np.testing.assert_array_equal(embs[0], embs[1])
+    np.testing.assert_array_equal(embs[0], embs[2])
+    stereo = tmp_path / "stereo.wav"
+    soundfile.write(stereo, np.stack([noise(RATE, 1), noise(RATE, 2)], 1), RATE, subtype="FLOAT")
+    first = pipeline([str(stereo), noise(RATE, 1)], output_emb=True)["embs"]
+    assert close(first[0], first[1], 1e-6)
+
+
+def test_pipeline_refuses_what_modelscope_refuses(encoder: SpeakerEncoder, untyped: None, tmp_path: Path) -> None:
+    pipeline = SpeakerVerificationPipeline(encoder)
+    with pytest.raises(ValueError, match=r"\[-1, 1\]"):
+        pipeline([noise(RATE)] * 2, thr=1.5)
+    with pytest.raises(ValueError, match="paths, URLs and NumPy"):
+        pipeline([b"bytes", noise(RATE)])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="shape"):
+        pipeline([noise(RATE)[None], noise(RATE)])
+    with pytest.raises(ConfigError, match="thr"):
+        SpeakerVerificationPipeline(SpeakerEncoder(encoder.config, encoder.variables))([noise(RATE)] * 2)
+    (tmp_path / "b").mkdir()
+    twins = [str(tmp_path / "a.wav"), str(tmp_path / "b" / "a.flac")]
+    for path in twins:
+        soundfile.write(path, noise(RATE), RATE)
+    with pytest.raises(ConfigError, match="one file name"):
+        pipeline(twins, save_dir=str(tmp_path / "out"))
+    with pytest.raises(ConfigError, match="speaker-verification"):
+        ecapa_jax.pipeline("diarization")  # type: ignore[arg-type]
+
+
+def test_the_packaged_model_loads_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder = ecapa_jax.load()
+    assert encoder.sample_rate == RATE
+    assert -1 < encoder.scoring.threshold < 1
+    audio = Path(__file__).parents[1] / "examples" / "audio"
+    same = encoder.verify(audio / "rms_1.flac", audio / "rms_2.flac")
+    other = encoder.verify(audio / "rms_1.flac", audio / "awb_2.flac")
+    assert same.same_speaker
+    assert same.score > other.score + 0.3
+
+
+def test_load_says_what_it_can_not_do(untyped: None, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="bfloat16"):
+        ecapa_jax.load(dtype="bfloat16")  # type: ignore[arg-type]
+    with pytest.raises(ecapa_jax.BundleError, match="convert"):
+        ecapa_jax.load("speechbrain")
+    with pytest.raises(ecapa_jax.BundleError, match="address"):
+        ecapa_jax.load("hf:org/name")
+    with pytest.raises(ecapa_jax.BundleError, match="not a bundle"):
+        ecapa_jax.load(tmp_path / "nothing")
