@@ -19,7 +19,7 @@ demo: $(VENV)/.demo-ready
 	$(RUN) examples/demo.py
 
 test: $(VENV)/.test-ready
-	$(RUN) -m pytest -n auto -m "not slow"
+	$(RUN) -m pytest -n auto --dist loadfile -m "not slow"
 
 slow: $(VENV)/.test-ready
 	$(RUN) -m pytest -m slow

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+
 from ecapa_jax.convert.run import convert
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.io.bundle import Bundle, Scoring, save_bundle
@@ -127,9 +128,7 @@ def described(bundle: Bundle, threshold: float, points: list[dict], note: str) -
     scoring = Scoring(threshold=threshold)
     exact = sum(leaf.ndim != 3 for leaf in jax.tree.leaves(bundle.variables))
     parity = {**bundle.parity, "tensors_bit_identical": exact}
-    return dataclasses.replace(
-        bundle, provenance=provenance, scoring=scoring, operating_points=points, parity=parity
-    )
+    return dataclasses.replace(bundle, provenance=provenance, scoring=scoring, operating_points=points, parity=parity)
 
 
 if __name__ == "__main__":

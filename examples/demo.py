@@ -1,6 +1,6 @@
 """The main job on six short recordings: load the packaged model, score every pair, decide.
 
-    python examples/demo.py
+python examples/demo.py
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from pathlib import Path
 
 START = time.perf_counter()
 
-import ecapa_jax  # noqa: E402 - the time to the first score includes the imports
 import numpy as np  # noqa: E402
+
+import ecapa_jax  # noqa: E402 - the time to the first score includes the imports
 
 AUDIO = Path(__file__).parent / "audio"
 
@@ -42,7 +43,7 @@ def main() -> None:
         truth = names[a].split("_")[0] == names[b].split("_")[0]
         right += same == truth
         print(f"  {names[a]:<8}{names[b]:<8}{scores[a, b]:6.2f}  {'yes' if same else 'no':<4}{_remark(same, truth)}")
-    print(f"\n{right} of {len(pairs)} decisions are right. These voices come from one synthesizer, which makes them alike,")
+    print(f"\n{right} of {len(pairs)} decisions are right. One synthesizer made these voices, which makes them alike,")
     print("and the packaged model is small: its card (ecapa-jax info) has its error rates on real speech.")
     print("\nNext, in the folder of this README:")
     print(f"  .venv/bin/ecapa-jax verify {_shown(files[0])} {_shown(files[1])}")

@@ -1,0 +1,99 @@
+"""The wheel: one top-level name, every module, the model; and an import that costs nothing."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import ecapa_jax
+
+ROOT = Path(__file__).parents[1]
+HOMES = {"ecapa_jax": "ecapa_jax", "convert": "ecapa_jax.convert", "train": "ecapa_jax.train"}
+
+
+def _modules() -> dict[str, Path]:
+    """Path in the wheel of every Python file of the tree."""
+    found = {}
+    for folder, package in HOMES.items():
+        for path in (ROOT / folder).rglob("*.py"):
+            inside = path.relative_to(ROOT / folder)
+            found[f"{package.replace('.', '/')}/{inside.as_posix()}"] = path
+    return found
+
+
+def test_pyproject_names_every_package() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted({Path(name).parent.as_posix().replace("/", ".") for name in _modules()})
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    # From a copy: setuptools builds inside the tree, where a stale build folder would hide what is missing.
+    out = tmp_path_factory.mktemp("wheel")
+    source = out / "source"
+    for folder in HOMES:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source / name)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--wheel-dir", str(out), str(source)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return zipfile.ZipFile(next(out.glob("*.whl")))
+
+
+def test_wheel_has_one_top_level_name(wheel: zipfile.ZipFile) -> None:
+    tops = {name.split("/")[0] for name in wheel.namelist()}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"ecapa_jax"}
+
+
+def test_wheel_holds_every_module_and_the_model(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    assert set(_modules()) <= names
+    assert "ecapa_jax/py.typed" in names
+    model = ROOT / "ecapa_jax" / "default_model"
+    files = {f"ecapa_jax/default_model/{path.relative_to(model).as_posix()}" for path in model.rglob("*")}
+    files = {name for name in files if (ROOT / name).is_file()}
+    assert files
+    assert files <= names
+    assert sum(wheel.getinfo(name).file_size for name in files) < 13e6
+
+
+def test_wheel_names_no_machine(wheel: zipfile.ZipFile) -> None:
+    home = str(ROOT.parent).encode()
+    assert [name for name in wheel.namelist() if home in wheel.read(name)] == []
+
+
+def test_public_names_all_resolve() -> None:
+    for name in ecapa_jax.__all__:
+        assert getattr(ecapa_jax, name) is not None
+    with pytest.raises(AttributeError, match="nothing_here"):
+        ecapa_jax.nothing_here  # noqa: B018
+
+
+def test_import_is_lazy_and_torch_free() -> None:
+    code = (
+        "import sys, ecapa_jax; assert not {'jax', 'flax', 'orbax', 'librosa'} & set(sys.modules), 'import ecapa_jax';"
+        "import ecapa_jax.cli.main; assert 'jax' not in sys.modules, 'import ecapa_jax.cli.main';"
+        "ecapa_jax.load; import ecapa_jax.convert.run;"
+        "assert not {'torch', 'librosa', 'soundfile'} & set(sys.modules), 'load and convert'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_lazy_table_matches_the_names_for_type_checkers() -> None:
+    """`__init__` names each public object twice: once lazily, once for type checkers."""
+    source = (ROOT / "ecapa_jax" / "__init__.py").read_text()
+    typed = source.split("if TYPE_CHECKING:")[1].split("_HOME")[0]
+    imported = {
+        name.strip()
+        for line in typed.splitlines()
+        if " import " in line
+        for name in line.split(" import ")[1].split(",")
+    }
+    assert imported == set(ecapa_jax.__all__)
