@@ -2,75 +2,79 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ecapa_jax.convert.family import Family
+from ecapa_jax.convert.pickle_machine import show
 from ecapa_jax.convert.rules import Tensors
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.errors import ConversionError
 
-PREFIXES = (
-    "module.", "_orig_mod.", "mods.embedding_model.", "embedding_model.", "speaker_encoder.", "spk_encoder.",
-    "speaker_model.", "backbone.", "t_model.", "model.", "encoder.", "0.", "__S__.",
-)  # fmt: skip
-"""Wrappers' names in front of every tensor of the network, each stripped only if that brings a signature nearer."""
-
 BESIDE = ("classifier.", "projection.", "head.", "loss.", "speaker_loss.", "aam.")
-"""What may stand beside a prefixed network: parts of training, which inference does not use."""
+"""What may stand beside a network: parts of training, which inference does not use."""
 
 OTHERS = (
-    (("layer1.conv.weight", "layer2.se_res2block.0.conv.weight"), "WeSpeaker ECAPA-TDNN, not built yet"),
-    (("conv1.weight", "layer1.convs.0.weight", "fc6.weight"), "TaoRuijie ECAPA-TDNN, not built yet"),
-    (("encoder.conv.weight", "encoder.layer1.convs.0.weight"), "ESPnet-SPK ECAPA-TDNN, not built yet"),
-    (("encoder.layers.0.conv_layer.weight",), "NeMo ECAPA-TDNN, not built yet"),
-    (("blocks.0.conv.weight", "blocks.1.tdnn1.conv.weight"), "Qwen's speaker encoder, a TTS front end"),
-    (("head.conv1.weight", "xvector.tdnn.linear.weight"), "CAM++, another network; use it with 3D-Speaker"),
-    (("conv1.weight", "layer1.0.conv1.weight"), "a ResNet, another network; use it with its own toolkit"),
+    (("layer1.conv.weight", "layer2.se_res2block.0.conv.weight"), "a WeSpeaker ECAPA-TDNN, not built yet"),
+    (("layer2.0.conv.weight", "layer2.1.convs.0.weight"), "lawlict's ECAPA-TDNN, not built yet"),
+    (("conv1.weight", "layer1.convs.0.weight", "fc6.weight"), "TaoRuijie's ECAPA-TDNN, not built yet"),
+    (("encoder.conv.weight", "encoder.layer1.convs.0.weight"), "an ESPnet-SPK ECAPA-TDNN, not built yet"),
+    (("encoder.layers.0.conv_layer.weight",), "a NeMo ECAPA-TDNN, not built yet"),
+    (("blocks.0.conv.weight", "blocks.1.tdnn1.conv.weight"), "Qwen's speaker encoder, a part of a TTS system"),
+    (("head.conv1.weight", "xvector.tdnn.linear.weight"), "a CAM++, another network; use it with 3D-Speaker"),
     (("conv1.weight", "layer1.0.convs.0.weight"), "an ERes2Net or Res2Net, another network; use it with 3D-Speaker"),
+    (("conv1.weight", "layer1.0.conv1.weight"), "a ResNet, another network; use it with its own toolkit"),
 )
-"""Signatures of what is recognised and refused, with the reason."""
+"""Signatures of what is recognised and refused, with what it is; the first that matches."""
 
 
-def strip_prefix(tensors: Tensors) -> tuple[Tensors, str, Tensors]:
+def find_network(tensors: Tensors) -> tuple[Tensors, str, Tensors]:
     """The network's tensors without what wrappers put in front of their names.
+
+    Wrappers (`module.`, `model.`, `mods.embedding_model.`, any depth of any) are not known by name: the network is
+    where a family's signature is. One tensor of the signature is enough, the rule table reports the others.
 
     Returns:
       network: with the prefix stripped.
       prefix: what was stripped.
-      beside: tensors of training that stood beside the network, under their full names.
+      beside: tensors of training that stand beside the network, under their full names.
 
     Raises:
-      ConversionError: no known network is in it, one that is not supported, or something unknown beside it.
+      ConversionError: no known network is in it, one that is not supported, several, or something unknown beside it.
     """
-    prefix, network = "", dict(tensors)
-    while not _matches(network):
-        step = next((p for p in PREFIXES if any(name.startswith(p) for name in network)), None)
-        if step is None:
-            raise _refusal(tensors)
-        network = {name[len(step) :]: tensor for name, tensor in network.items() if name.startswith(step)}
-        prefix += step
-    beside = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
-    if unknown := [name for name in beside if not name.startswith(BESIDE)]:
-        raise ConversionError(f"unexpected tensor {unknown[0]} beside the network ({prefix}*)")
-    return network, prefix, beside
+    signature = {part for family in FAMILIES.values() for part in family.signature}
+    prefixes = {
+        name.removesuffix(part) for name in tensors for part in signature if f".{name}".endswith(f".{part}")
+    }  # fmt: skip
+    if not prefixes:
+        raise _refusal(tensors)
+    if len(prefixes) > 1:
+        found = ", ".join(f"{show(prefix)}*" for prefix in sorted(prefixes)[:4])
+        raise ConversionError(f"it holds several networks ({found}): save the state dict of the one to convert")
+    prefix = prefixes.pop()
+    beside = {name: tensor for name, tensor in tensors.items() if _is_beside(name, prefix)}
+    network = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix) and name not in beside}
+    if unknown := [name for name in tensors if name not in network and name not in beside]:
+        raise ConversionError(
+            f"unexpected tensor {show(unknown[0])} beside the network ({show(prefix)}*)"
+            f"{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}"
+        )
+    return {name.removeprefix(prefix): tensor for name, tensor in network.items()}, prefix, beside
 
 
-def _signatures() -> set[tuple[str, ...]]:
-    return {family.signature for family in FAMILIES.values()}
-
-
-def _matches(tensors: Tensors) -> bool:
-    """Whether most of a signature is there: a tensor missing from it is for the rule table to report."""
-    return any(name in tensors for signature in _signatures() for name in signature)
+def _is_beside(name: str, prefix: str) -> bool:
+    """Whether a tensor belongs to training, at the level of the network or of any wrapper around it."""
+    parts = prefix.split(".")
+    levels = ["".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts))]
+    return any(name.startswith(level) and name.removeprefix(level).startswith(BESIDE) for level in levels)
 
 
 def _refusal(tensors: Tensors) -> ConversionError:
-    names = list(tensors)
     for signature, what in OTHERS:
-        if all(any(name == part or name.endswith(f".{part}") for name in names) for part in signature):
+        if all(any(f".{name}".endswith(f".{part}") for name in tensors) for part in signature):
             return ConversionError(f"this is {what}")
-    shown = ", ".join(names[:4])
-    return ConversionError(f"no ECAPA-TDNN that this version knows is in the checkpoint (its tensors: {shown}, ...)")
+    shown = ", ".join(show(name) for name in list(tensors)[:4])
+    return ConversionError(f"no ECAPA-TDNN that this version knows is in it (its tensors: {shown}, ...)")
 
 
 def find_weights(source: Path) -> Path:
@@ -79,14 +83,15 @@ def find_weights(source: Path) -> Path:
     Raises:
       ConversionError: it is missing, or a directory with none or several.
     """
-    if not source.exists():
-        raise ConversionError(f"{source} does not exist")
+    if not os.path.exists(source):
+        raise ConversionError(f"{source}: no such file or directory; check the path")
     if not source.is_dir():
         return source
-    names = [name for family in FAMILIES.values() for name in family.files if (source / name).is_file()]
+    known = dict.fromkeys(name for family in FAMILIES.values() for name in family.files)
+    names = [name for name in known if (source / name).is_file()]
     if len(names) != 1:
-        known = ", ".join(sorted({name for family in FAMILIES.values() for name in family.files}))
-        found = f"several weight files ({', '.join(names)})" if names else f"none of the known weight files ({known})"
+        none = f"none of the known weight files ({', '.join(known)})"
+        found = f"several weight files ({', '.join(names)})" if names else none
         raise ConversionError(f"{source} holds {found}: name the file itself")
     return source / names[0]
 
@@ -107,7 +112,8 @@ def choose_family(weights: Path, name: str | None) -> Family:
     proven = [family for family in FAMILIES.values() if family.recognises(weights)]
     if len(proven) == 1:
         return proven[0]
+    families = " or ".join(f"--family {name}" for name in FAMILIES)
     raise ConversionError(
-        f"{weights.name} could be of {' or '.join(FAMILIES)}: their tensors look alike and the file names do not tell; "
-        f"pass --family"
+        f"{weights} could be of {' or '.join(FAMILIES)}: their tensors look alike and the file names do not tell, so "
+        f"pass {families}"
     )

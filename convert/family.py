@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,15 @@ class Companions:
 
     Attributes:
       config: front end and network, before the shapes are read.
+      stated_in: name of the file that states the network in full; None where a preset fills in.
+      stated: `EcapaConfig` fields that it states, to what they are called there.
       scoring: threshold and normalisation, where stated.
       embedding_mean: [D], where stored.
     """
 
     config: ModelConfig
+    stated_in: str | None = None
+    stated: Mapping[str, str] = dataclasses.field(default_factory=dict)
     scoring: Scoring = Scoring()
     embedding_mean: np.ndarray | None = None
 
@@ -37,7 +41,7 @@ class Family:
       name: on the command line and in bundles.
       title: for people.
       files: names of the published weight files.
-      signature: tensors that every checkpoint of this layout holds.
+      signature: tensors that every checkpoint of this layout holds, and each once: their names end no other's.
       ignored: regular expressions of tensors that inference does not use.
       rules: the rule table for a network.
       infer: the network, from shapes and a base.
@@ -45,6 +49,7 @@ class Family:
       recognises: whether the file name and its companions, without the tensors, prove the family.
       licence: of the published weights.
       published: figures of the published VoxCeleb model, with their source.
+      published_file: the name that this model's weights have.
     """
 
     name: str
@@ -58,3 +63,4 @@ class Family:
     recognises: Callable[[Path], bool]
     licence: str
     published: dict[str, Any]
+    published_file: str

@@ -21,8 +21,11 @@ _MAX_BYTES = 1 << 18
 _MAX_ITEMS = 64
 _MAX_HOPS = 16
 _PLAIN = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
-_WORDS = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
-_WORDS |= dict.fromkeys(("", "~", "null", "Null", "NULL"))
+_WORDS = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+}
 
 
 @dataclasses.dataclass(frozen=True)

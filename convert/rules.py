@@ -19,7 +19,7 @@ from ecapa_jax.errors import ConversionError
 
 Tensors = Mapping[str, np.ndarray]
 
-MOST_REPORTED = 6
+MOST_REPORTED = 12
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,8 +92,8 @@ def apply_rules(
       ignored: names of the source tensors that were ignored by rule.
 
     Raises:
-      ConversionError: naming every tensor unused, missing, mapped twice, of the wrong shape, not float, not finite, or
-        a negative running variance; all in one message.
+      ConversionError: naming every tensor unused, missing, used twice, of the wrong shape, not float, not finite, or
+        a negative running variance, and every target not filled or filled twice; all in one message.
     """
     table = list(rules)
     shapes = flatten(abstract)
@@ -101,6 +101,8 @@ def apply_rules(
     left = [name for name in tensors if name not in names]
     skipped = [name for name in left if any(re.fullmatch(pattern, name) for pattern in ignored)]
     problems = [f"unexpected tensor {name} {tensors[name].shape}" for name in left if name not in set(skipped)]
+    uses = collections.Counter(rule.source for rule in table)
+    problems += [f"tensor {source} used twice" for source, count in uses.items() if count > 1]
     counts = collections.Counter(rule.target for rule in table)
     problems += [f"{target} filled twice" for target, count in counts.items() if count > 1]
     problems += [f"no rule for unknown target {target}" for target in counts if target not in shapes]
@@ -128,8 +130,10 @@ def _problem(rule: Rule, tensor: np.ndarray, target: Any) -> str:
         return f"{rule.source} has shape {tensor.shape}, expected {wanted}"
     if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
         return f"{rule.source} has dtype {tensor.dtype}, expected a float"
-    if not np.isfinite(tensor.astype(np.float32)).all():
-        return f"{rule.source} holds NaN or infinity"
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(tensor.astype(np.float32)).all()
+    if not finite:
+        return f"{rule.source} holds NaN, infinity or values that float32 can't"
     if rule.source.endswith("running_var") and (tensor < 0).any():
         return f"{rule.source} holds a negative variance"
     return ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,16 @@ import numpy as np
 
 from ecapa_jax import functional
 from ecapa_jax.config import EcapaConfig, ModelConfig
-from ecapa_jax.convert.detect import choose_family, find_weights, strip_prefix
-from ecapa_jax.convert.family import Family
+from ecapa_jax.convert.detect import choose_family, find_network, find_weights
+from ecapa_jax.convert.family import Companions, Family
 from ecapa_jax.convert.readers import Checkpoint, find_tensors, read_checkpoint
-from ecapa_jax.convert.rules import Tensors, apply_rules, invert_rules
+from ecapa_jax.convert.rules import Rule, Tensors, apply_rules, invert_rules
 from ecapa_jax.errors import ConfigError, ConversionError
 from ecapa_jax.io.bundle import Bundle
+from ecapa_jax.presets import PRESETS
 
 PROBE_SECONDS = 2
+PUBLISHED_NOTE = "of the published model of this shape and file name; this file's sha256 is not checked against it"
 
 
 def convert(source: str | Path, *, family: str | None = None, dilations: tuple[int, ...] | None = None) -> Bundle:
@@ -38,26 +42,44 @@ def convert(source: str | Path, *, family: str | None = None, dilations: tuple[i
       ConversionError: the file can't be read, is not of a supported family, or does not fit its rule table.
     """
     weights = find_weights(Path(source))
-    chosen = choose_family(weights, family)
     checkpoint = read_checkpoint(weights)
-    tensors, wrapper = find_tensors(checkpoint.content)
-    network, prefix, beside = strip_prefix(tensors)
+    with _about(weights):
+        tensors, wrapper = find_tensors(checkpoint.content)
+        network, prefix, beside = find_network(tensors)
+        if wrapper == "teacher" and "backbone." in prefix:
+            raise ConversionError("this is a self-supervised RDINO or SDPN model; its front end is not built yet")
+    chosen = choose_family(weights, family)
     companions = chosen.companions(weights)
-    config = _config(chosen, network, companions.config, dilations)
-    variables, skipped = apply_rules(chosen.rules(config.ecapa), chosen.ignored, network, functional.abstract(config))
-    if companions.embedding_mean is not None and companions.embedding_mean.shape != (config.ecapa.embedding_dim,):
-        raise ConversionError(f"the embedding mean has shape {companions.embedding_mean.shape}, not the embedding's")
-    extra = {**{prefix + name: network[name] for name in skipped}, **beside}
+    with _about(weights):
+        config = _config(chosen, network, companions.config, dilations)
+        rules, shapes = chosen.rules(config.ecapa), functional.abstract(config)
+        variables, skipped = apply_rules(rules, chosen.ignored, network, shapes)
+        _check_stated(companions, config, dilations)
+        extra = {**{prefix + name: network[name] for name in skipped}, **beside}
+        parity = _proof(rules, config, network, variables, len(extra))
     return Bundle(
         config=config,
         variables=variables,
         scoring=companions.scoring,
-        provenance=_provenance(chosen, checkpoint),
+        provenance=_provenance(chosen, config, checkpoint),
         embedding_mean=companions.embedding_mean,
-        parity=_proof(chosen, config, network, variables, len(extra)),
+        parity=parity,
         source=_describe(tensors, wrapper, prefix, checkpoint),
-        source_extra={name: np.ascontiguousarray(tensor) for name, tensor in extra.items()},
+        source_extra=extra,
     )
+
+
+@contextlib.contextmanager
+def _about(weights: Path) -> Iterator[None]:
+    """Puts the file in front of what is wrong with its tensors.
+
+    Raises:
+      ConversionError: the body raised it.
+    """
+    try:
+        yield
+    except ConversionError as error:
+        raise ConversionError(f"{weights}: {error}") from error
 
 
 def _config(family: Family, network: Tensors, base: ModelConfig, dilations: tuple[int, ...] | None) -> ModelConfig:
@@ -68,7 +90,22 @@ def _config(family: Family, network: Tensors, base: ModelConfig, dilations: tupl
         ecapa = family.infer(network, ecapa)
         return ModelConfig(fbank=dataclasses.replace(base.fbank, n_mels=ecapa.n_mels), ecapa=ecapa)
     except ConfigError as error:
-        raise ConversionError(f"the checkpoint's shapes do not make a network: {error}") from error
+        raise ConversionError(f"its shapes do not make a network: {error}") from error
+
+
+def _check_stated(companions: Companions, config: ModelConfig, dilations: tuple[int, ...] | None) -> None:
+    """Compares the network that a companion file states with the one of the tensors.
+
+    Raises:
+      ConversionError: naming every argument in which they differ.
+    """
+    differ = []
+    for field, argument in companions.stated.items():
+        stated, found = getattr(companions.config.ecapa, field), getattr(config.ecapa, field)
+        if stated != found and not (field == "dilations" and dilations is not None):
+            differ.append(f"{argument} gives {field} {stated}, the tensors {found}")
+    if differ:
+        raise ConversionError(f"{companions.stated_in} is of another network: {'; '.join(differ)}")
 
 
 def _with_dilations(base: EcapaConfig, dilations: tuple[int, ...]) -> EcapaConfig:
@@ -82,30 +119,32 @@ def _with_dilations(base: EcapaConfig, dilations: tuple[int, ...]) -> EcapaConfi
     )
 
 
-def _provenance(family: Family, checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
+def _provenance(family: Family, config: ModelConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+    provenance: dict[str, Any] = {
         "family": family.name,
         "source": checkpoint.path.name,
         "sha256": checkpoint.sha256,
         "converter": f"ecapa-jax {importlib.metadata.version('ecapa-jax')}",
         "date": datetime.date.today().isoformat(),
-        "licence": f"{family.licence} (the family's published weights)",
-        "published": {f"{key} (the family's VoxCeleb model)": value for key, value in family.published.items()},
     }
+    if checkpoint.path.name == family.published_file and config == PRESETS[family.name]:
+        provenance["licence"] = f"{family.licence} (the published model's)"
+        provenance["published"] = {**family.published, "note": PUBLISHED_NOTE}
+    return provenance
 
 
 def _proof(
-    family: Family, config: ModelConfig, network: Tensors, variables: dict[str, Any], n_extra: int
+    rules: Iterable[Rule], config: ModelConfig, network: Tensors, variables: dict[str, Any], n_extra: int
 ) -> dict[str, Any]:
     """Restores every tensor from the result and compares bits, then runs the model once.
 
     Raises:
       ConversionError: a tensor does not come back, or the embedding is not finite.
     """
-    restored = invert_rules(family.rules(config.ecapa), variables)
+    restored = invert_rules(rules, variables)
     for name, tensor in restored.items():
-        if not np.array_equal(tensor.astype(network[name].dtype), network[name]):
-            raise ConversionError(f"{name} does not come back unchanged (dtype {network[name].dtype})")
+        if tensor.astype(network[name].dtype).tobytes() != network[name].tobytes():
+            raise ConversionError(f"{name} ({network[name].dtype}) holds values that float32 can't; save it as float32")
     n_values = sum(tensor.size for name, tensor in restored.items() if "running" not in name)
     embedding = _probe(config, variables)
     if not np.isfinite(embedding).all():

@@ -32,7 +32,7 @@ def resolve(model: str | os.PathLike[str] | None) -> Path:
     if model is None:
         return default_bundle()
     name = os.fspath(model)
-    if not Path(name).exists():
+    if not os.path.exists(name):  # not Path.exists, which raises where a folder above may not be entered
         if name in PRESETS:
             raise BundleError(
                 f"{name} is a preset without packaged weights: get its checkpoint from the publisher and run "

@@ -25,7 +25,7 @@ NORMALIZATION = "!new:speechbrain.processing.features.InputNormalization"
 
 # What each class takes when an argument is not given. tests/convert/test_speechbrain.py compares with the package.
 ECAPA_DEFAULTS: dict[str, Any] = {
-    "input_size": None,
+    "input_size": 0,  # has none
     "lin_neurons": 192,
     "channels": [512, 512, 512, 512, 1536],
     "kernel_sizes": [5, 3, 3, 3, 1],
@@ -41,13 +41,13 @@ FBANK_DEFAULTS: dict[str, Any] = {
     "context": False,
     "requires_grad": False,
     "sample_rate": 16000,
-    "f_min": 0,
+    "f_min": 0.0,
     "f_max": None,
     "n_fft": 400,
     "n_mels": 40,
     "filter_shape": "triangular",
-    "win_length": 25,
-    "hop_length": 10,
+    "win_length": 25.0,
+    "hop_length": 10.0,
 }
 NORMALIZATION_DEFAULTS: dict[str, Any] = {"mean_norm": True, "std_norm": True, "norm_type": "global", "length_dim": 1}
 
@@ -101,10 +101,10 @@ def _arguments(file: Hyperparams, name: str, tag: str, defaults: dict[str, Any],
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """Whether a value can stand in for a default; None stands for a number there."""
+    """Whether a value can stand in for a default; None and floats there stand for any number."""
     if isinstance(default, list):
         return isinstance(value, list) and all(type(item) is int for item in value)
-    if default is None or type(default) is int:
+    if default is None or isinstance(default, float):
         number = type(value) in (int, float) and math.isfinite(value)
         return number or (value is None and default is None)
     return type(value) is type(default)
@@ -131,6 +131,8 @@ def _fbank_fields(file: Hyperparams) -> dict[str, Any]:
 def _network(file: Hyperparams) -> EcapaConfig:
     arguments = _arguments(file, "embedding_model", ECAPA, ECAPA_DEFAULTS, ECAPA_UNUSED)
     _check_activation(file)
+    if not arguments["input_size"]:
+        raise file.error("embedding_model: input_size is missing")
     channels, kernels, dilations = (arguments[name] for name in ("channels", "kernel_sizes", "dilations"))
     if not len(channels) == len(kernels) == len(dilations) >= 3:
         raise file.error(

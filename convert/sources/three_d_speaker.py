@@ -7,24 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax.convert.family import Companions, Family
+from ecapa_jax.convert.pickle_machine import show
 from ecapa_jax.convert.sources import sb_layout
 from ecapa_jax.errors import ConversionError
 from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.presets import PRESETS
 
 FILES = ("ecapa_tdnn.bin", "ecapa-tdnn.ckpt")
+CONFIGURATION = "configuration.json"
+MODEL_TYPE = "ecapa-tdnn-sv"
 
 
 def _configuration(weights: Path) -> dict[str, Any] | None:
     """The `model` part of configuration.json, if there is one that speaks of these weights."""
-    path = weights.parent / "configuration.json"
+    path = weights.parent / CONFIGURATION
     if not path.is_file():
         return None
     try:
-        model = json.loads(path.read_text())["model"]
+        model = json.loads(path.read_text("utf-8"))["model"]
         named = model["pretrained_model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConversionError(f"{path} is not a ModelScope configuration ({error!r}): remove it or mend it") from error
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        reason = show(f"{type(error).__name__}: {error}")
+        raise ConversionError(f"{path} is not a ModelScope configuration ({reason}): mend or remove it") from error
     return model if named == weights.name else None
 
 
@@ -42,16 +46,18 @@ def companions(weights: Path) -> Companions:
     preset = PRESETS["3dspeaker"]
     if model is None:
         return Companions(config=preset)
-    kind = model.get("type", "ecapa-tdnn-sv")
-    if "ecapa" not in str(kind):
-        raise ConversionError(f"{weights.parent / 'configuration.json'} says model type {kind!r}, not ECAPA-TDNN")
-    rate = model.get("model_config", {}).get("sample_rate", preset.fbank.sample_rate)
-    if rate != preset.fbank.sample_rate:
-        raise ConversionError(f"{weights.parent / 'configuration.json'} says {rate} Hz; the front end is for 16000 Hz")
-    threshold = model.get("yesOrno_thr")
-    if threshold is not None and not (isinstance(threshold, int | float) and -1 <= threshold <= 1):
-        raise ConversionError(f"{weights.parent / 'configuration.json'}: yesOrno_thr is {threshold!r}, not in [-1, 1]")
-    return Companions(config=preset, scoring=Scoring(threshold=threshold))
+    path = weights.parent / CONFIGURATION
+    kind, options, threshold = (model.get(key) for key in ("type", "model_config", "yesOrno_thr"))
+    if kind not in (MODEL_TYPE, None):
+        raise ConversionError(f"{path}: model type {show(repr(kind))} is not supported; supported: {MODEL_TYPE!r}")
+    rate = options.get("sample_rate") if isinstance(options, dict) else None
+    if rate not in (preset.fbank.sample_rate, None):
+        raise ConversionError(f"{path}: sample_rate {show(repr(rate))} is not supported; supported: 16000")
+    if threshold is None:
+        return Companions(config=preset)
+    if type(threshold) not in (int, float) or not -1 <= threshold <= 1:
+        raise ConversionError(f"{path}: yesOrno_thr is {show(repr(threshold))}; a cosine threshold lies in [-1, 1]")
+    return Companions(config=preset, scoring=Scoring(threshold=float(threshold)))
 
 
 FAMILY = Family(
@@ -70,4 +76,5 @@ FAMILY = Family(
         "VoxCeleb1-O minDCF (p 0.01)": 0.094,
         "source": "model card of speech_ecapa-tdnn_sv_en_voxceleb_16k",
     },
+    published_file="ecapa_tdnn.bin",  # ecapa-tdnn.ckpt is of CN-Celeb or 3D-Speaker
 )

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,15 +16,18 @@ if TYPE_CHECKING:
     from ecapa_jax.encoder import SpeakerEncoder
 
 
+Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+
+
 @dataclasses.dataclass(frozen=True)
 class Output:
     """Options of every verb."""
 
-    json: bool = False
+    json: Flag = False
     """Print the result as one JSON object."""
-    quiet: bool = False
-    """No notes on stderr; errors are still told."""
-    debug: bool = False
+    quiet: Flag = False
+    """No warnings and notes on stderr; errors are still told."""
+    debug: Flag = False
     """Show the traceback of an error."""
 
     def result(self, value: dict[str, Any], text: str) -> None:
@@ -40,8 +44,10 @@ class Output:
 class Model:
     """Which model."""
 
-    model: Annotated[str | None, tyro.conf.arg(metavar="BUNDLE")] = None
-    """Bundle directory; without it the packaged default model."""
+    model: Annotated[
+        str | None, tyro.conf.arg(metavar="BUNDLE", help_behavior_hint="(default: the packaged model)")
+    ] = None
+    """Bundle directory, as `ecapa-jax convert` writes it."""
     dtype: Literal["float32"] = "float32"
     """Compute dtype."""
 
@@ -54,7 +60,7 @@ class Model:
     @property
     def name(self) -> str:
         """For results."""
-        return Path(self.model).name if self.model else "default"
+        return Path(self.model).absolute().name if self.model else "default"
 
 
 OutputOptions = Annotated[Output, tyro.conf.OmitArgPrefixes]
@@ -70,12 +76,13 @@ def local_path(name: str) -> Path:
     from ecapa_jax.errors import EcapaError
 
     path = Path(name)
-    if not path.absolute().parent.is_dir():
-        raise EcapaError(f"{path} can't be written: the folder {path.absolute().parent} does not exist")
+    folder = path.absolute().parent
+    if not os.path.isdir(folder):  # not Path.is_dir, which raises where a folder above may not be entered
+        raise EcapaError(f"{path} can't be written: there is no folder {folder}; make it first")
     return path
 
 
-def replace_whole(path: Path, write: Any) -> None:
+def replace_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write(temporary path)` and renames the result to `path`; leaves nothing behind on failure.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import Output, OutputOptions, local_path
+from ecapa_jax.cli.common import Flag, Output, OutputOptions, local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,23 +18,25 @@ class Convert:
     """The weight file, or the directory it was published in."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="BUNDLE")]
     """The bundle directory to write."""
-    family: Annotated[str | None, tyro.conf.arg(metavar="F")] = None
-    """3dspeaker or speechbrain, where file names do not tell."""
-    dilations: Annotated[str | None, tyro.conf.arg(metavar="D,D,...")] = None
-    """Dilations of the SE-Res2 blocks, such as 2,3,4, where they are not the family's."""
-    force: bool = False
-    """Replace an existing bundle."""
+    family: Annotated[
+        str | None, tyro.conf.arg(metavar="FAMILY", help_behavior_hint="(default: told by the file names)")
+    ] = None
+    """Where the checkpoint comes from: 3dspeaker or speechbrain. Their tensors look alike, their front ends differ."""
+    dilations: Annotated[str | None, tyro.conf.arg(metavar="D,D,...", help_behavior_hint="(default: the family's)")] = (
+        None
+    )
+    """Dilations of the SE-Res2 blocks, one a block, such as 2,3,4. Tensors do not tell them."""
+    force: Flag = False
+    """Replace an existing bundle; it stays until the new one is whole."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
         """Writes the bundle, or nothing."""
         from ecapa_jax.convert.run import convert
-        from ecapa_jax.errors import BundleError
-        from ecapa_jax.io.bundle import save_bundle
+        from ecapa_jax.io.bundle import check_target, save_bundle
 
         path = local_path(self.out)
-        if path.exists() and not self.force:
-            raise BundleError(f"{path} exists: choose another output or pass --force")
+        check_target(path, force=self.force)
         bundle = convert(self.source, family=self.family, dilations=parse_dilations(self.dilations))
         save_bundle(bundle, path, force=self.force)
         parity = bundle.parity

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions, local_path, replace_whole
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, local_path, replace_whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Embed:
     """Embed recordings into one .npz: `names` [n] and `embeddings` [n, embedding_dim]."""
 
-    files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES")]
-    """Recordings: files or http(s) URLs."""
+    files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES...", help_behavior_hint="")]
+    """Recordings: files or http(s) URLs. If one can't be read, nothing is written."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="OUT.npz")]
     """The .npz to write."""
-    force: bool = False
+    force: Flag = False
     """Replace an existing output."""
     model: ModelOptions = Model()
     output: OutputOptions = Output()
@@ -34,7 +35,7 @@ class Embed:
         path = local_path(self.out)
         if path.suffix != ".npz":
             raise EcapaError(f"{path} must end in .npz")
-        if path.exists() and not self.force:
+        if os.path.lexists(path) and not self.force:
             raise EcapaError(f"{path} exists: choose another output or pass --force")
         embeddings = self.model.load().embed(self.files)
         replace_whole(path, lambda to: np.savez(to, names=np.array(self.files), embeddings=embeddings))

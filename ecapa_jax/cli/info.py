@@ -14,8 +14,11 @@ from ecapa_jax.cli.common import Output, OutputOptions
 class Info:
     """Say what a bundle is: network, front end, origin, threshold, proof."""
 
-    bundle: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[BUNDLE]")] = None
-    """Bundle directory; without it the packaged default model."""
+    bundle: Annotated[
+        tyro.conf.Positional[str | None],
+        tyro.conf.arg(metavar="[BUNDLE]", help_behavior_hint="(default: the packaged model)"),
+    ] = None
+    """Bundle directory, as `ecapa-jax convert` writes it."""
     output: OutputOptions = Output()
 
     def run(self) -> None:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 internal fault, 2 wrong input or usage, 130 interrupted.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -37,9 +38,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args=arguments,
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
     )
-    warnings.showwarning = _warn if not verb.output.quiet else _ignore
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = _ignore if verb.output.quiet else _warn
+        return _run(verb)
+
+
+def _run(verb: Verb) -> int:
     try:
         verb.run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the result has gone, as in `| head`; Python would complain once more at its own end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except EcapaError as error:
         return _fail(error, str(error), 2, verb.output.debug)
     except KeyboardInterrupt as error:

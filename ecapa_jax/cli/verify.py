@@ -18,8 +18,8 @@ class Verify:
     """A recording: file or http(s) URL."""
     b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="B")]
     """The other."""
-    threshold: Annotated[float | None, tyro.conf.arg(metavar="X")] = None
-    """Accept at this score or above, in [-1, 1]; without it the model's."""
+    threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
+    """Say yes at this score or above; a cosine, from -1 to 1."""
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 

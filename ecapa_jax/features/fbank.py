@@ -56,4 +56,4 @@ def _compress(
     if config.top_db is None:
         return features
     peak = jnp.max(jnp.where(mask[..., None], features, -jnp.inf), axis=(1, 2), keepdims=True)
-    return jnp.maximum(features, peak - config.top_db)
+    return jnp.maximum(features, peak - (config.top_db if config.log == "db" else config.top_db * np.log(10) / 10))

@@ -1,6 +1,6 @@
 """A model on disk: what `convert` and `train` write and `load` reads.
 
-model.json              schema, configuration, scoring defaults, provenance
+model.json              schema, configuration, scoring defaults, provenance, sha256 of the checkpoint's files
 checkpoint/             Orbax checkpoint of the variables
 scoring.npz             where the model brings one: embedding mean
 operating_points.json   thresholds with FAR and FRR, and the trials they come from
@@ -29,6 +29,14 @@ from ecapa_jax.config import SCHEMA, ModelConfig, from_dict, to_dict
 from ecapa_jax.errors import BundleError, ConfigError
 from ecapa_jax.io.card import card
 from ecapa_jax.io.checkpoint import restore_variables, save_variables
+
+FILES = {
+    "model.json", "checkpoint", "scoring.npz", "operating_points.json", "parity.json", "source.json",
+    "source_extra.safetensors", "README.md",
+}  # fmt: skip
+"""All that a bundle may hold; only model.json and checkpoint/ are always there."""
+
+_AGAIN = "convert the model again"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,19 +91,47 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike[str], *, force: bool = F
       BundleError: the path exists (without `force`), or can't be written.
     """
     target = Path(path)
-    if target.exists() and not force:
-        raise BundleError(f"{target} exists: choose another output or pass --force")
-    if target.is_dir() and any(target.iterdir()) and not (target / "model.json").exists():
-        raise BundleError(f"{target} is not a bundle: it will not be replaced, choose another output")
+    check_target(target, force=force)
     with _sibling(target) as temporary:
         _write(bundle, temporary)
-        if not target.exists():
-            temporary.rename(target)
-        else:
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.old-") as old:
-                target.rename(Path(old) / "bundle")
-                temporary.rename(target)
+        _swap(temporary, target)
     return target
+
+
+def check_target(target: Path, *, force: bool) -> None:
+    """Checks that a bundle may be written to `target`.
+
+    Raises:
+      BundleError: something stands there that `force` does not allow to replace: without it anything, with it anything
+        but an empty directory or a bundle without further files.
+    """
+    if not target.exists() and not target.is_symlink():
+        return
+    if not force:
+        raise BundleError(f"{target} exists: choose another output or pass --force")
+    names = {entry.name for entry in target.iterdir()} if target.is_dir() else set()
+    if not target.is_dir() or (names and "model.json" not in names):
+        raise BundleError(f"{target} is not a bundle: it will not be replaced, choose another output")
+    if foreign := sorted(names - FILES):
+        raise BundleError(f"{target} holds {foreign[0]}, which is no part of a bundle: move it away, or choose another")
+
+
+def _swap(temporary: Path, target: Path) -> None:
+    """Puts the new bundle where the old one is, which stays if that fails."""
+    if not target.exists():
+        temporary.rename(target)
+        return
+    with tempfile.TemporaryDirectory(
+        dir=target.parent, prefix=f".{target.name}.old-", ignore_cleanup_errors=True
+    ) as aside:
+        old = Path(aside) / "bundle"
+        try:
+            target.rename(old)
+            temporary.rename(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
 
 
 @contextlib.contextmanager
@@ -119,9 +155,9 @@ def _write(bundle: Bundle, path: Path) -> None:
         "config": to_dict(bundle.config),
         "scoring": dataclasses.asdict(bundle.scoring),
         "provenance": bundle.provenance,
+        "checkpoint": save_variables(path / "checkpoint", bundle.variables),
     }
     _write_json(path / "model.json", document)
-    save_variables(path / "checkpoint", bundle.variables)
     if bundle.embedding_mean is not None:
         np.savez(path / "scoring.npz", embedding_mean=bundle.embedding_mean)
     for name in ("operating_points", "parity", "source"):
@@ -130,12 +166,14 @@ def _write(bundle: Bundle, path: Path) -> None:
     if bundle.source_extra:
         import safetensors.numpy
 
-        safetensors.numpy.save_file(bundle.source_extra, path / "source_extra.safetensors")
-    (path / "README.md").write_text(card(document, bundle.operating_points, bundle.parity))
+        # Not save_file: it makes files that only their owner can read.
+        extra = {name: np.array(tensor, order="C") for name, tensor in bundle.source_extra.items()}
+        (path / "source_extra.safetensors").write_bytes(safetensors.numpy.save(extra))
+    (path / "README.md").write_text(card(document, bundle.operating_points, bundle.parity), "utf-8")
 
 
 def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
 def load_bundle(path: str | os.PathLike[str], sharding: jax.sharding.Sharding | None = None) -> Bundle:
@@ -148,18 +186,24 @@ def load_bundle(path: str | os.PathLike[str], sharding: jax.sharding.Sharding | 
     document = read_document(root)
     try:
         config = from_dict(ModelConfig, document["config"], "config")
-        scoring = Scoring(**document["scoring"])
-    except (ConfigError, TypeError, KeyError) as error:
+        scoring = from_dict(Scoring, document["scoring"], "scoring")
+    except ConfigError as error:
         raise BundleError(f"{root / 'model.json'}: {error}") from error
+    if scoring.threshold is not None and not -1 <= scoring.threshold <= 1:
+        raise BundleError(f"{root / 'model.json'}: scoring.threshold is {scoring.threshold}, not in [-1, 1]")
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    variables = restore_variables(root / "checkpoint", functional.abstract(config), sharding)
+    points = _read_json(root / "operating_points.json", [])
+    if any(
+        not isinstance(point, dict) or not point.keys() >= {"threshold", "far", "frr", "trials"} for point in points
+    ):
+        raise BundleError(f"{root / 'operating_points.json'}: a point needs threshold, far, frr and trials")
     return Bundle(
         config=config,
-        variables=variables,
+        variables=restore_variables(root / "checkpoint", functional.abstract(config), sharding, document["checkpoint"]),
         scoring=scoring,
-        provenance=document.get("provenance", {}),
+        provenance=document["provenance"],
         embedding_mean=_embedding_mean(root / "scoring.npz", config.ecapa.embedding_dim),
-        operating_points=_read_json(root / "operating_points.json", []),
+        operating_points=_operating_points(root / "operating_points.json"),
         parity=_read_json(root / "parity.json", {}),
         source=_read_json(root / "source.json", {}),
     )
@@ -171,35 +215,54 @@ def read_document(root: Path) -> dict[str, Any]:
     Raises:
       BundleError: there is no bundle at `root`, or its model.json is damaged or of another schema.
     """
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise BundleError(f"{root} is not a bundle directory: name one that `ecapa-jax convert` wrote")
-    if not (root / "model.json").is_file():
-        raise BundleError(f"{root} is not a whole bundle (no model.json): convert the model again")
-    document = _read_json(root / "model.json", {})
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
-        found = document.get("schema") if isinstance(document, dict) else None
-        raise BundleError(
-            f"{root / 'model.json'} has schema {found}, this version reads {SCHEMA}: convert the model again"
-        )
+    if not os.path.isfile(root / "model.json"):
+        raise BundleError(f"{root} is not a whole bundle (no model.json): {_AGAIN}")
+    path = root / "model.json"
+    document = _read_json(path, {})
+    if document.get("schema") != SCHEMA:
+        raise BundleError(f"{path} has schema {document.get('schema')}, this version reads {SCHEMA}: {_AGAIN}")
+    if wrong := sorted(document.keys() ^ {"schema", "config", "scoring", "provenance", "checkpoint"}):
+        raise BundleError(f"{path}: {wrong[0]} is {'unknown' if wrong[0] in document else 'missing'}: {_AGAIN}")
+    provenance, digests = document["provenance"], document["checkpoint"]
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("published", {}), dict):
+        raise BundleError(f"{path}: provenance, or published in it, is no object: {_AGAIN}")
+    if not isinstance(digests, dict) or not digests:
+        raise BundleError(f"{path}: checkpoint names no files: {_AGAIN}")
     return document
 
 
+def _operating_points(path: Path) -> list[dict[str, Any]]:
+    points = _read_json(path, [])
+    for point in points:
+        numbers = [point.get(key) for key in ("threshold", "far", "frr")] if isinstance(point, dict) else [None]
+        if not all(isinstance(number, int | float) for number in numbers) or "trials" not in point:
+            raise BundleError(f"{path}: a point lacks one of threshold, far, frr, trials: {_AGAIN}")
+    return points
+
+
 def _read_json(path: Path, default: Any) -> Any:
+    """The content of a file, of the type of `default`, which it is without the file."""
     if not path.exists():
         return default
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} is damaged ({error}): convert the model again") from error
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is damaged ({error}): {_AGAIN}") from error
+    if type(value) is not type(default):
+        raise BundleError(f"{path} is damaged (it holds a {type(value).__name__}): {_AGAIN}")
+    return value
 
 
 def _embedding_mean(path: Path, embedding_dim: int) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        mean = np.load(path, allow_pickle=False)["embedding_mean"]
-    except (OSError, ValueError, KeyError) as error:
-        raise BundleError(f"{path} is damaged ({error}): convert the model again") from error
-    if mean.shape != (embedding_dim,) or not np.isfinite(mean).all():
-        raise BundleError(f"{path} holds an embedding mean of shape {mean.shape}, expected ({embedding_dim},)")
+        with np.load(path, allow_pickle=False) as file:
+            mean = file["embedding_mean"]
+    except Exception as error:  # numpy and zipfile raise many types for a damaged file
+        raise BundleError(f"{path} is damaged ({type(error).__name__}: {error}): {_AGAIN}") from error
+    if mean.shape != (embedding_dim,) or mean.dtype.kind != "f" or not np.isfinite(mean).all():
+        raise BundleError(f"{path} holds no embedding mean of {embedding_dim} finite values: {_AGAIN}")
     return mean.astype(np.float32)

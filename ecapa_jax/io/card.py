@@ -18,6 +18,8 @@ def card(document: dict[str, Any], operating_points: list[dict[str, Any]], parit
         f"- front end: {fbank['n_mels']} mel bands ({fbank['mel_scale']}, {fbank['window']}), "
         f"{fbank['sample_rate']} Hz, channel rule `{fbank['channel']}`",
     ]
+    threshold = document["scoring"]["threshold"]
+    lines += [f"- threshold: {'none' if threshold is None else f'{threshold:g}, accept at this cosine or above'}"]
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in provenance.items() if _is_plain(value)]
     lines += _section("Published figures", provenance.get("published", {}))
     lines += [f"\n{paragraph}" for paragraph in provenance.get("notes", [])]

@@ -36,9 +36,9 @@ def fbank(config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
     power = np.abs(np.fft.rfft(frames * _window(config, size), config.fft_size)) ** 2
     energy = power @ _mel(config)
     energy = energy + config.floor if config.floor_mode == "add" else np.maximum(energy, config.floor)
-    features = np.log(energy) if config.log == "ln" else 10 * np.log10(energy)
     if config.top_db is not None:
-        features = np.maximum(features, features.max() - config.top_db)
+        energy = np.maximum(energy, energy.max() / 10 ** (config.top_db / 10))
+    features = np.log(energy) if config.log == "ln" else 10 * np.log10(energy)
     return features - features.mean(0) if config.normalization == "mean" else features
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
-from ecapa_jax.config import FbankConfig
+from ecapa_jax.config import FbankConfig, ModelConfig
 from helpers import oracle
+from helpers.weights import random_tensors, small_config
 
 AUDIO = Path(__file__).parents[2] / "examples" / "audio"
 RATE = 16000
@@ -107,3 +109,53 @@ def cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
 def same_embedding(ours: np.ndarray, theirs: np.ndarray) -> bool:
     """Whether an embedding is within the bounds; NaN is not."""
     return relative_error(ours, theirs) <= EMBEDDING_BOUND and cosine(ours, theirs) >= COSINE_BOUND
+
+
+# Golden values: what the original PyTorch code gave
+
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "golden.npz"
+GOLDEN_WIDTH = 64
+GOLDEN_SEEDS = {"3dspeaker": 11, "speechbrain": 12}
+GOLDEN_STEP = 16
+"""Every so many frames of the features are kept."""
+
+
+@functools.cache
+def golden_signals() -> dict[str, np.ndarray]:
+    """The six recordings, and four short sounds on which floors and clamps show."""
+    speech = recordings()
+    return {
+        **speech,
+        "silence": np.zeros(20000, np.float32),
+        "clipped": clipped(speech["slt_1"][20000:46000]),
+        "zeros_inside": zeros_inside(speech["rms_1"][20000:50000]),
+        "faint": zeros_inside(np.float32(1e-4) * speech["awb_1"][20000:50000]),
+    }
+
+
+def golden_model(family: str) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+    """A family's configuration and checkpoint, remade from the seed."""
+    config = small_config(family, GOLDEN_WIDTH)
+    return config, random_tensors(config.ecapa, GOLDEN_SEEDS[family])
+
+
+def weights_hash(tensors: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape} ".encode() + tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def golden() -> dict[str, np.ndarray]:
+    with np.load(GOLDEN) as file:
+        return dict(file)
+
+
+def golden_feature_error(config: FbankConfig, family: str, signal: str, features: np.ndarray) -> float:
+    """Worst distance of one utterance's features, [T, M], from the original's, in nepers; infinite if T differs."""
+    theirs = golden()[f"{family}/{signal}/features"]
+    if len(features) != golden()[f"{family}/{signal}/frames"]:
+        return float("inf")
+    return in_nepers(config, float(np.abs(features[::GOLDEN_STEP] - theirs).max()))

@@ -19,3 +19,14 @@ def assert_same(ours, theirs):
         assert ours.tobytes() == theirs.tobytes()
     else:
         assert ours == theirs
+
+
+def assert_same_leaves(ours, theirs):
+    """As `assert_same`, for nested dicts in any order."""
+    assert type(ours) is type(theirs)
+    if isinstance(theirs, dict):
+        assert sorted(ours) == sorted(theirs)
+        for key in theirs:
+            assert_same_leaves(ours[key], theirs[key])
+    else:
+        assert_same(ours, theirs)

@@ -99,15 +99,20 @@ def _add_hard_channels(tensors: dict[str, np.ndarray]) -> None:
     """In the MFA: channels that are always zero, and loud channels that hardly vary.
 
     A dead channel's standard deviation is the floor itself, and a near-constant one's is lost in the moment form; the
-    pooled normalisation is made to care about both.
+    attention and the pooled normalisation are made to care about both.
     """
     channels = len(tensors["mfa.conv.conv.bias"])
     dead, flat = slice(0, channels // 8), slice(channels // 8, channels // 8 + 6)
     tensors["mfa.conv.conv.weight"][dead] = 0
     tensors["mfa.conv.conv.bias"][dead] = -1
-    tensors["mfa.norm.norm.weight"][flat] = 0.02
+    tensors["mfa.norm.norm.weight"][flat] = 1e-3
     tensors["mfa.norm.norm.bias"][flat] = 20
     for start in (dead.start + channels, flat.start + channels):
         tensors["asp_bn.norm.running_mean"][start : start + 6] = 0
         tensors["asp_bn.norm.running_var"][start : start + 6] = 1e-4
     tensors["asp_bn.norm.running_mean"][flat] = 20
+    tensors["asp_bn.norm.weight"][channels : channels + 6] *= 30
+    if tensors["asp.tdnn.conv.conv.weight"].shape[1] == 3 * channels:
+        deviations = tensors["asp.tdnn.conv.conv.weight"][:, 2 * channels :]
+        deviations[:, dead] *= 3000
+        deviations[:, flat] *= 300

@@ -87,6 +87,10 @@ def their_network(family: str, config: EcapaConfig, **arguments: Any) -> Any:
 def paired(family: str, config: ModelConfig) -> tuple[Any, dict]:
     """The original with random weights, loaded strictly, and our variables, converted from the same tensors."""
     tensors = random_tensors(config.ecapa, seed=3)
+    for name in tensors:
+        if name.endswith("se_block.conv1.conv.weight"):
+            # Activations grow without training: unscaled, nearly all gates would be 0 or 1 and hide what is before.
+            tensors[name] *= np.float32(0.02)
     network = their_network(family, config.ecapa)
     network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=True)
     variables, _ = apply_rules(sb_layout.rules(config.ecapa), sb_layout.IGNORED, tensors, functional.abstract(config))
@@ -175,7 +179,8 @@ def run_layer(network: EcapaTdnn, name: str, x: jax.Array, mask: jax.Array) -> j
     return layer(x, mask if x.shape[1] > 1 else jnp.ones((1, 1), bool))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+# Not optimised: these are fifty small programs in one, each of them compiled for every shape.
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def replay(config: EcapaConfig, variables: dict, inputs: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:
     graph, _, _ = nnx.split(nnx.eval_shape(lambda: EcapaTdnn(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
     network = nnx.merge(graph, variables["params"], variables["batch_stats"])
@@ -230,7 +235,6 @@ CASES = [
     *((64, frames, signal) for frames in (298, 1500) for signal in (*LONG, "wide_range")),
     *((512, 5, signal) for signal in SHORT),
     *((512, 298, signal) for signal in LONG),
-    *((1024, 5, signal) for signal in SHORT),
     *((1024, 298, signal) for signal in LONG),
     (1024, 1500, "speech_3"),
 ]
@@ -251,7 +255,8 @@ def test_parity(
     assert given.shape == (frames, config.fbank.n_mels)
     theirs, trace = traced(network, given)
     features = _features(config.fbank, waveform, given)
-    layers = layer_errors(config.ecapa, variables, trace, frames)
+    # The longest and widest case is for the embedding: its layers take half a minute.
+    layers = layer_errors(config.ecapa, variables, trace, frames) if width * frames < 1e6 else {"not run": 0.0}
     embeddings = _embeddings(config, variables, waveform)
     worst = max(layers, key=layers.__getitem__)
     row = {"family": family, "width": width, "frames": frames, "signal": signal, **features}
@@ -259,18 +264,19 @@ def test_parity(
     row |= {name: parity.relative_error(ours, theirs) for name, ours in embeddings.items()}
     row["cosine"] = max(1 - parity.cosine(ours, theirs) for ours in embeddings.values())
     record_property("parity", row)
-    assert row["features"] <= max(2 * row["their_features"], 5e-6)
+    assert row["features_rms"] <= max(2 * row["their_features_rms"], 5e-6)
     assert layers[worst] <= parity.LAYER_BOUND
     for name, ours in embeddings.items():
         assert parity.same_embedding(ours, theirs), name
 
 
 def _features(config: FbankConfig, waveform: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """RMS errors against the float64 oracle: ours and theirs."""
-    ours, _ = FBANK(config, waveform[None], np.array([len(waveform)], np.int32))
-    error = parity.feature_error(config, ours[0], waveform)
-    assert error.above_floor <= parity.FEATURE_BOUND
-    return {"features": error.rms, "their_features": parity.feature_error(config, theirs, waveform).rms}
+    """Errors against the float64 oracle."""
+    features, _ = FBANK(config, waveform[None], np.array([len(waveform)], np.int32))
+    ours, original = (parity.feature_error(config, each, waveform) for each in (np.asarray(features[0]), theirs))
+    assert ours.above_floor <= parity.FEATURE_BOUND
+    worst = {"features": ours.worst, "their_features": original.worst}
+    return worst | {"features_rms": ours.rms, "their_features_rms": original.rms}
 
 
 def _embeddings(config: ModelConfig, variables: dict, waveform: np.ndarray) -> dict[str, np.ndarray]:
@@ -340,12 +346,18 @@ def test_variants(family: str, change: dict[str, Any]) -> None:
     ours, _ = APPLY(network_config, variables, features[None], np.ones((1, 45), bool))
     print(f"error {parity.relative_error(ours[0], theirs):.1e}")
     assert parity.same_embedding(ours[0], theirs)
-    untold = {"dilations", "mfa_dilation", "activation", "activation_scope"}
-    told = dataclasses.replace(base, **{name: value for name, value in change.items() if name in untold})
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    assert sb_layout.infer(tensors, told) == network_config
-    if change.keys() & {"channels", "global_context", "mfa_kernel_size"}:
+    assert sb_layout.infer(tensors, _untold(network_config)) == network_config
+    if change.keys() & {"global_context", "mfa_kernel_size"} or len(set(network_config.channels)) > 1:
         assert max(layer_errors(network_config, variables, trace, 45).values()) <= parity.LAYER_BOUND
+
+
+def _untold(config: EcapaConfig) -> EcapaConfig:
+    """The config without what shapes tell."""
+    ones = (1,) * len(config.channels)
+    names = ("n_mels", "res2_scale", "se_channels", "attention_channels", "mfa_channels", "embedding_dim")
+    sizes = dict.fromkeys((*names, "mfa_kernel_size"), 1)
+    return dataclasses.replace(config, channels=ones, kernel_sizes=ones, global_context=True, **sizes)
 
 
 @pytest.mark.parametrize("family", PRESETS)

@@ -1,0 +1,269 @@
+import dataclasses
+import itertools
+import math
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ecapa_jax import functional
+from ecapa_jax.config import EcapaConfig, ModelConfig
+from ecapa_jax.convert.ops import CONV1D, IDENTITY
+from ecapa_jax.convert.rules import MOST_REPORTED, Rule, apply_rules, conv, flatten, invert_rules, norm, unflatten
+from ecapa_jax.convert.sources import FAMILIES, sb_layout
+from ecapa_jax.errors import ConversionError
+from ecapa_jax.presets import PRESETS
+from helpers.trees import assert_same
+from helpers.weights import random_tensors, small_config, variables_of
+
+SMALL = small_config(width=16, se_channels=12, attention_channels=10, embedding_dim=24, n_mels=40).ecapa
+
+
+def abstract(config):
+    fbank = dataclasses.replace(PRESETS["3dspeaker"].fbank, n_mels=config.n_mels)
+    return functional.abstract(ModelConfig(fbank=fbank, ecapa=config))
+
+
+def fill(config, tensors):
+    return apply_rules(sb_layout.rules(config), sb_layout.IGNORED, tensors, abstract(config))
+
+
+def read(tensors, dilations=(2, 3, 4)):
+    """What the converter does with a checkpoint of this layout: shapes to a network, tensors into it."""
+    blocks = len(dilations)
+    base = dataclasses.replace(
+        PRESETS["3dspeaker"].ecapa,
+        channels=(1024,) * (blocks + 1),
+        kernel_sizes=(5, *[3] * blocks),
+        dilations=dilations,
+    )
+    config = sb_layout.infer(tensors, base)
+    return config, fill(config, tensors)[0]
+
+
+def refused(tensors, dilations=(2, 3, 4)):
+    with pytest.raises(ConversionError) as error:
+        read(tensors, dilations)
+    return str(error.value)
+
+
+@st.composite
+def architectures(draw):
+    """Fields of a network: all that SpeechBrain's class makes, and more, as each block may have its own width.
+
+    Fields only, because the type checker of the test run draws random numbers, which a strategy must not.
+    """
+    blocks, scale = draw(st.integers(1, 5)), draw(st.sampled_from([1, 2, 4, 8]))
+    kernel = st.sampled_from([1, 3, 5])
+    return {
+        "n_mels": draw(st.integers(5, 100)),
+        "channels": (draw(st.integers(1, 40)), *(scale * draw(st.integers(1, 5)) for _ in range(blocks))),
+        # A block of one chunk has no convolution whose kernel could be read.
+        "kernel_sizes": (draw(kernel), *(draw(kernel) if scale > 1 else 3 for _ in range(blocks))),
+        "dilations": tuple(draw(st.integers(1, 6)) for _ in range(blocks)),
+        "res2_scale": scale,
+        "se_channels": draw(st.integers(1, 20)),
+        "attention_channels": draw(st.integers(1, 20)),
+        "mfa_channels": draw(st.integers(14, 60)),
+        "mfa_kernel_size": draw(kernel),
+        "embedding_dim": draw(st.integers(1, 50)),
+        "global_context": draw(st.booleans()),
+    }
+
+
+@settings(deadline=None, max_examples=15)
+@given(architectures(), st.integers(0, 99))
+def test_the_table_is_total_and_its_inverse_gives_back_every_bit(fields, seed):
+    config = EcapaConfig(**fields)
+    table, shapes = sb_layout.rules(config), flatten(abstract(config))
+    assert sorted(rule.target for rule in table) == sorted(shapes)
+    assert len({rule.source for rule in table}) == len(table)
+    tensors = random_tensors(config, seed)
+    counters = {name for name in tensors if name.endswith("num_batches_tracked")}
+    assert {rule.source for rule in table} == tensors.keys() - counters
+    variables, skipped = fill(config, tensors)
+    assert set(skipped) == counters
+    assert jax.tree.structure(variables) == jax.tree.structure(abstract(config))
+    assert_same(flatten(variables), {name: flatten(variables_of(config, tensors))[name] for name in flatten(variables)})
+    assert all(leaf.dtype == np.float32 and leaf.flags.c_contiguous for leaf in flatten(variables).values())
+    restored = invert_rules(table, variables)
+    assert_same(restored, {name: tensors[name] for name in restored})
+    # Shapes tell the network, all but its dilations.
+    assert read(tensors, config.dilations)[0] == config
+
+
+def test_the_published_models_have_the_published_numbers_of_parameters():
+    counts = {}
+    for width, mfa, dim in ((1024, 3072, 192), (512, 1536, 192), (1024, 3072, 512)):
+        config = EcapaConfig(channels=(width,) * 4, mfa_channels=mfa, embedding_dim=dim)
+        counts[width, dim] = sum(math.prod(leaf.shape) for leaf in flatten(abstract(config)["params"]).values())
+    assert counts == {(1024, 192): 20_767_552, (512, 192): 6_194_048, (1024, 512): 22_733_952}
+    assert len(sb_layout.rules(EcapaConfig())) == 200
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_every_float_type_comes_back_bit_for_bit(dtype):
+    halves = np.float16 if dtype == np.float16 else ml_dtypes.bfloat16
+    tensors = {
+        name: tensor.astype(halves).astype(dtype) if tensor.dtype == np.float32 else tensor
+        for name, tensor in random_tensors(SMALL).items()
+    }
+    # The smallest and the largest values, and both zeros.
+    limits = ml_dtypes.finfo(halves)
+    tensors["fc.conv.bias"][:5] = [limits.smallest_subnormal, -0.0, 0.0, limits.max, -limits.tiny]
+    _, variables = read(tensors)
+    for name, tensor in invert_rules(sb_layout.rules(SMALL), variables).items():
+        assert tensor.dtype == np.float32
+        assert tensor.astype(dtype).tobytes() == tensors[name].tobytes()
+
+
+def test_operations_have_inverses():
+    a = np.arange(24.0).reshape(2, 3, 4)
+    for op in (IDENTITY, CONV1D):
+        assert_same(op.inverse(op.forward(a)), a)
+    assert CONV1D.forward(a).shape == (4, 3, 2)
+    assert (CONV1D.forward(a)[1, 2] == a[:, 2, 1]).all()
+
+
+def test_paths_flatten_and_come_back():
+    tree = {"params": {"a": {"kernel": 1, "bias": 2}, "b": 3}, "batch_stats": {"a": {"mean": 4}}}
+    leaves = flatten(tree)
+    assert leaves == {"params/a/kernel": 1, "params/a/bias": 2, "params/b": 3, "batch_stats/a/mean": 4}
+    assert unflatten(leaves) == tree
+    assert flatten({"constants": {}}) == {}
+
+
+def leaf(*shape):
+    return jax.ShapeDtypeStruct(shape, np.float32)
+
+
+def test_all_that_is_wrong_is_reported_in_one_message():
+    table = [*conv("c", "conv"), *norm("n", "norm"), *conv("e", "extra")]
+    table += [Rule(source="n.bias", target="params/norm/bias", op=IDENTITY)]
+    shapes = {
+        "params": {"conv": {"kernel": leaf(3, 2, 4), "bias": leaf(4)}, "norm": {"scale": leaf(4), "bias": leaf(4)}},
+        "batch_stats": {"norm": {"mean": leaf(4), "var": leaf(4)}, "other": {"mean": leaf(4)}},
+        "constants": {},
+    }
+    tensors = {
+        "c.weight": np.zeros((4, 3, 2), np.float32),
+        "n.weight": np.array([1, 2, np.nan, 4], np.float32),
+        "n.bias": np.zeros(4, np.int32),
+        "n.running_mean": np.zeros((4, 1), np.float32),
+        "n.running_var": np.array([1, 1, -1e-9, 1], np.float32),
+        "n.num_batches_tracked": np.array(3),
+        "e.weight": np.zeros((1, 1, 1), np.float32),
+        "stray": np.zeros(2, np.float32),
+    }
+    with pytest.raises(ConversionError) as error:
+        apply_rules(table, [r".*\.num_batches_tracked"], tensors, shapes)
+    message = str(error.value)
+    for part in (
+        "unexpected tensor stray (2,)",
+        "tensor n.bias used twice",
+        "params/norm/bias filled twice",
+        "no rule for unknown target params/extra/kernel",
+        "target batch_stats/other/mean not filled",
+        "c.weight has shape (4, 3, 2), expected (4, 2, 3)",
+        "missing tensor c.bias",
+        "n.weight holds NaN",
+        "n.bias has dtype int32, expected a float",
+        "n.running_mean has shape (4, 1), expected (4,)",
+        "(and 2 more)",
+    ):
+        assert part in message
+    assert "\n" not in message
+    assert message.count(";") == MOST_REPORTED - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("mfa.conv.conv.weight", lambda a: a[..., 0], "has shape (48, 48), expected (48, 48, 1)"),
+        ("fc.conv.bias", lambda a: a[:, None], "has shape (24, 1), expected (24,)"),
+        ("asp_bn.norm.bias", lambda a: a.astype(np.int64), "has dtype int64, expected a float"),
+        ("asp_bn.norm.bias", lambda a: a > 0, "has dtype bool, expected a float"),
+        ("asp_bn.norm.bias", lambda a: a.astype(np.complex64), "has dtype complex64, expected a float"),
+        ("blocks.0.norm.norm.bias", lambda a: np.where(a == a.max(), np.inf, a), "holds NaN, infinity"),
+        (
+            "blocks.0.norm.norm.bias",
+            lambda a: a.astype(np.float64) * 1e300,
+            "holds NaN, infinity or values that float32 can't",
+        ),
+        ("mfa.norm.norm.running_var", lambda a: -a, "holds a negative variance"),
+        ("mfa.norm.norm.running_var", lambda a: a.astype(ml_dtypes.bfloat16) * -1, "holds a negative variance"),
+        ("mfa.norm.norm.running_mean", lambda a: a * np.float32(np.nan), "holds NaN"),
+    ],
+)
+def test_one_bad_tensor_is_named(name, change, words):
+    tensors = random_tensors(SMALL)
+    assert f": {name} {words}" in refused({**tensors, name: change(tensors[name])})
+
+
+def test_each_missing_tensor_is_named():
+    tensors = random_tensors(SMALL)
+    for name in tensors:
+        left = {other: tensor for other, tensor in tensors.items() if other != name}
+        if name.endswith("num_batches_tracked"):
+            assert read(left)[0] == SMALL
+        else:
+            assert refused(left).endswith(f": missing tensor {name}")
+
+
+def test_each_transposed_tensor_is_named():
+    tensors = random_tensors(SMALL)
+    n_refused = 0
+    for name, tensor in tensors.items():
+        for axes in itertools.permutations(range(tensor.ndim)):
+            if tensor.transpose(axes).shape != tensor.shape:
+                assert f"{name} has shape {tensor.transpose(axes).shape}, expected" in refused(
+                    {**tensors, name: tensor.transpose(axes)}
+                )
+                n_refused += 1
+    assert n_refused > 100
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "stray",
+        "blocks.4.tdnn1.conv.conv.weight",
+        "blocks.1.res2net_block.blocks.7.conv.conv.weight",
+        "blocks.2.shortcut.conv.weight",
+        "blocks.0.conv.conv.weight_g",
+        "mfa.conv.conv.weight.num_batches_tracked_",
+    ],
+)
+def test_an_extra_tensor_is_named(name):
+    extra = np.ones((16, 16, 1), np.float32)
+    assert refused({**random_tensors(SMALL), name: extra}).endswith(f": unexpected tensor {name} (16, 16, 1)")
+
+
+def test_a_checkpoint_without_blocks_names_what_is_missing():
+    tensors = {name: tensor for name, tensor in random_tensors(SMALL).items() if name.startswith(("mfa", "asp", "fc"))}
+    message = refused(tensors)
+    assert "missing tensor blocks.0.conv.conv.weight" in message
+    assert "more)" in message
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 4, 5])
+def test_other_numbers_of_blocks_need_their_dilations(blocks):
+    config = dataclasses.replace(
+        SMALL, channels=(16,) * (blocks + 1), kernel_sizes=(5, *[3] * blocks), dilations=(2,) * blocks
+    )
+    tensors = random_tensors(config)
+    assert f"give {blocks}, such as --dilations {','.join('23456'[:blocks])}" in refused(tensors)
+    assert read(tensors, (2,) * blocks)[0] == config
+
+
+def test_every_family_names_its_parts():
+    for name, family in FAMILIES.items():
+        assert family.name == name
+        assert family.published_file in family.files
+        names = {rule.source for rule in family.rules(PRESETS[name].ecapa)}
+        assert set(family.signature) <= names
+        # `find_network` takes what stands before a signature for a wrapper's prefix.
+        assert all(sum(f".{other}".endswith(f".{part}") for other in names) == 1 for part in family.signature)

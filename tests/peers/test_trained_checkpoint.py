@@ -1,0 +1,62 @@
+"""A trained checkpoint on real speech: the bundle against the PyTorch pipeline it was trained with, file by file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import ecapa_jax
+from ecapa_jax.convert.run import convert
+from ecapa_jax.encoder import SpeakerEncoder
+from helpers.parity import COSINE_BOUND, EMBEDDING_BOUND
+
+pytestmark = [pytest.mark.peers, pytest.mark.shared]
+
+SHARED = Path(__file__).parents[3] / "shared"
+CHECKPOINT = SHARED / "checkpoints" / "ecapa_tdnn_c256.bin"
+N_UTTERANCES = 50
+
+
+@pytest.fixture(scope="module")
+def files() -> list[Path]:
+    """Whole files of many speakers and several corpora, the same ones each time."""
+    if not CHECKPOINT.is_file():
+        pytest.skip(f"needs {CHECKPOINT.relative_to(SHARED.parent)}, which is not here")
+    corpora = ("librispeech_test_other", "speechocean762", "csukuangfj_sr_data")
+    found = [path for corpus in corpora for path in sorted((SHARED / "data" / corpus).glob("*/*.flac"))]
+    return [found[index] for index in np.linspace(0, len(found) - 1, N_UTTERANCES).astype(int)]
+
+
+@pytest.fixture(scope="module")
+def theirs(files: list[Path]) -> np.ndarray:
+    torch = pytest.importorskip("torch", reason="make peers installs it")
+    model_module = pytest.importorskip("speakerlab.models.ecapa_tdnn.ECAPA_TDNN", reason="make peers installs it")
+    processor = pytest.importorskip("speakerlab.process.processor", reason="make peers installs it")
+    model = model_module.ECAPA_TDNN(80, lin_neurons=192, channels=[256, 256, 256, 256, 768])
+    model.load_state_dict(torch.load(CHECKPOINT, weights_only=True))
+    model.eval()
+    features = processor.FBank(80, 16000, mean_nor=True)
+    waveforms = (torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in files)
+    with torch.no_grad():
+        return np.stack([model(features(waveform)[None])[0].numpy() for waveform in waveforms])
+
+
+def test_bundle_equals_pytorch_on_50_utterances(files: list[Path], theirs: np.ndarray) -> None:
+    """One padded batch call for all files, against one PyTorch call a file."""
+    ours = SpeakerEncoder.from_bundle(convert(CHECKPOINT, family="3dspeaker")).embed(files)
+    errors = np.abs(ours - theirs).max(1) / np.abs(theirs).max(1)
+    cosines = np.asarray(ecapa_jax.cosine(ours, theirs))
+    print(f"{len(files)} utterances: worst error {errors.max():.1e}, worst cosine {cosines.min():.8f}")
+    assert errors.max() <= EMBEDDING_BOUND
+    assert cosines.min() >= COSINE_BOUND
+
+
+def test_packaged_model_loses_little_to_float16(files: list[Path], theirs: np.ndarray) -> None:
+    """Until training replaces it, the packaged model is this checkpoint with float16 kernels."""
+    ours = ecapa_jax.load().embed(files)
+    change = np.abs(np.asarray(ecapa_jax.score_matrix(ours, ours)) - np.asarray(ecapa_jax.score_matrix(theirs, theirs)))
+    print(f"largest change of a score between {len(files)} utterances: {change.max():.1e}")
+    assert change.max() <= 5e-4

@@ -1,0 +1,423 @@
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ecapa_jax.api import default_bundle
+from ecapa_jax.errors import BundleError
+from ecapa_jax.io import bundle as bundle_module
+from ecapa_jax.io import checkpoint
+from ecapa_jax.io.bundle import FILES, Bundle, Scoring, load_bundle, read_document, save_bundle
+from helpers.checkpoints import CONFIG, SB_CONFIG, tensors
+from helpers.privileges import unprivileged
+from helpers.trees import assert_same, assert_same_leaves
+from helpers.weights import variables_of
+
+POINT = {"threshold": 0.25, "far": 0.01, "frr": 0.02, "trials": "dev", "n_trials": 1000}
+
+
+def make(seed=0, **changes):
+    """A bundle with every part."""
+    parts = {
+        "config": CONFIG,
+        "variables": variables_of(CONFIG.ecapa, tensors(seed)),
+        "scoring": Scoring(threshold=0.25),
+        "provenance": {"family": "3dspeaker", "source": "x.bin", "published": {"EER %": 0.9, "note": "of another"}},
+        "embedding_mean": np.linspace(-1, 1, 192, dtype=np.float32),
+        "operating_points": [POINT],
+        "parity": {"tensors": 200},
+        "source": {"file": "x.bin", "tensors": {}},
+        "source_extra": {"n": np.array(7), "b": np.ones((2, 3), ml_dtypes.bfloat16).T},
+    }
+    return Bundle(**{**parts, **changes})
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save_bundle(make(), tmp_path_factory.mktemp("saved") / "bundle")
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "bundle")
+
+
+def refused(path):
+    with pytest.raises(BundleError) as error:
+        load_bundle(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_part_comes_back(saved):
+    loaded, given = load_bundle(saved), make()
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded.variables))
+    assert_same_leaves(jax.tree.map(np.asarray, loaded.variables), given.variables)
+    for field in ("config", "scoring", "provenance", "operating_points", "parity", "source"):
+        assert getattr(loaded, field) == getattr(given, field)
+    assert_same(loaded.embedding_mean, given.embedding_mean)
+    extra = safetensors.numpy.load_file(saved / "source_extra.safetensors")
+    assert_same_leaves(extra, {name: np.array(array, order="C") for name, array in given.source_extra.items()})
+
+
+def test_every_file_of_the_layout_is_there_and_anyone_may_read_it(saved):
+    assert {path.name for path in saved.iterdir()} == FILES
+    for path in (saved, *saved.rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
+    assert set(read_document(saved)["checkpoint"]) == {
+        path.relative_to(saved / "checkpoint").as_posix()
+        for path in (saved / "checkpoint").rglob("*")
+        if path.is_file()
+    }
+
+
+def test_nothing_of_the_machine_is_in_a_bundle(saved):
+    folder = saved.parent
+    for path in contents(saved):
+        data = (saved / path).read_bytes()
+        for secret in (folder.name, folder.parent.name, str(Path.home()), str(Path.cwd()), os.uname().nodename):
+            assert secret.encode() not in data, path
+
+
+def test_a_small_model_has_a_small_bundle(tmp_path):
+    save_bundle(Bundle(config=CONFIG, variables=make().variables), tmp_path / "b")
+    assert {path.name for path in (tmp_path / "b").iterdir()} == {"model.json", "checkpoint", "README.md"}
+    loaded = load_bundle(tmp_path / "b")
+    assert (loaded.embedding_mean, loaded.scoring, loaded.operating_points) == (None, Scoring(), [])
+    assert (loaded.parity, loaded.source, loaded.provenance) == ({}, {}, {})
+
+
+def test_kernels_may_be_stored_in_half(tmp_path, saved):
+    def half(leaf):
+        return leaf.astype(np.float16) if leaf.ndim == 3 else leaf
+
+    given = jax.tree.map(half, make().variables)
+    save_bundle(make(variables=given), tmp_path / "b")
+    loaded = load_bundle(tmp_path / "b").variables
+    assert_same_leaves(jax.tree.map(np.asarray, loaded), jax.tree.map(lambda leaf: leaf.astype(np.float32), given))
+    size = [sum(map(len, contents(path / "checkpoint").values())) for path in (tmp_path / "b", saved)]
+    assert size[0] < 0.8 * size[1]
+
+
+def test_a_moved_bundle_loads(copy, monkeypatch):
+    moved = copy.rename(copy.with_name("elsewhere"))
+    monkeypatch.chdir(moved)
+    assert_same_leaves(jax.tree.map(np.asarray, load_bundle(".").variables), make().variables)
+
+
+def truncated(data):
+    return data[: len(data) // 2]
+
+
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+
+
+DAMAGES = {"removed": None, "empty": lambda data: b"", "cut off": truncated, "flipped": flipped}
+NOT_READ = {"README.md", "source_extra.safetensors"}
+OPTIONAL = {"scoring.npz", "operating_points.json", "parity.json", "source.json"} | NOT_READ
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named(copy, damage):
+    for name, data in contents(copy).items():
+        path = copy / name
+        if DAMAGES[damage] is None:
+            path.unlink()
+        else:
+            path.write_bytes(DAMAGES[damage](data))
+        if str(name) in (OPTIONAL if damage == "removed" else NOT_READ):
+            assert load_bundle(copy).config == CONFIG
+        else:
+            message = refused(copy)
+            assert str(path) in message or (name.name == "model.json" and f"{copy} is not a whole" in message)
+            assert "convert the model again" in message
+        path.write_bytes(data)
+    shutil.rmtree(copy / "checkpoint")
+    assert f"{copy / 'checkpoint'}/" in refused(copy)
+
+
+def test_what_is_no_bundle_is_told(tmp_path):
+    assert "is not a bundle directory" in refused(tmp_path / "missing")
+    assert "no model.json" in refused(tmp_path)
+    (tmp_path / "file").write_text("x")
+    assert "is not a bundle directory" in refused(tmp_path / "file")
+
+
+def edit(path, change):
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(schema=2), "has schema 2, this version reads 1"),
+        (lambda d: d.pop("schema"), "has schema None"),
+        (lambda d: d.update(colour="red"), "colour is unknown"),
+        (lambda d: d.pop("scoring"), "scoring is missing"),
+        (lambda d: d["config"].update(colour="red"), "config: unknown key colour"),
+        (lambda d: d["config"]["ecapa"].update(colour="red"), "config.ecapa: unknown key colour"),
+        (lambda d: d["config"]["ecapa"].pop("n_mels"), "config.ecapa: missing key n_mels"),
+        (lambda d: d["config"]["ecapa"].update(n_mels="80"), "config.ecapa.n_mels is '80'"),
+        (lambda d: d["config"]["ecapa"].update(n_mels=81), "front end gives 80 mel bands, the network takes 81"),
+        (lambda d: d["config"]["fbank"].update(window="kaiser"), "config.fbank.window is 'kaiser'"),
+        (lambda d: d["scoring"].update(threshold="0.5"), "scoring.threshold is '0.5'"),
+        (lambda d: d["scoring"].update(threshold=1.5), "scoring.threshold is 1.5"),
+        (lambda d: d["scoring"].update(threshold=float("nan")), "scoring.threshold is nan"),
+        (lambda d: d["scoring"].update(subtract_mean=1), "scoring.subtract_mean is 1"),
+        (lambda d: d["scoring"].update(colour="red"), "scoring: unknown key colour"),
+        (lambda d: d.update(provenance=[]), "provenance, or published in it, is no object"),
+        (lambda d: d["provenance"].update(published=[1]), "provenance, or published in it, is no object"),
+        (lambda d: d.update(checkpoint={}), "checkpoint names no files"),
+        (lambda d: d.update(checkpoint=["d/1"]), "checkpoint names no files"),
+    ],
+)
+def test_a_model_file_of_another_kind_is_refused(copy, change, words):
+    edit(copy / "model.json", change)
+    message = refused(copy)
+    assert message.startswith(str(copy / "model.json"))
+    assert words in message
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "[" * 100_000])
+@pytest.mark.parametrize("name", ["model.json", "operating_points.json", "parity.json", "source.json"])
+def test_a_file_of_another_type_is_refused(copy, name, text):
+    text = "{}" if (name, text) == ("operating_points.json", "[]") else text
+    (copy / name).write_text(text)
+    assert f"{copy / name} is damaged" in refused(copy)
+
+
+@pytest.mark.parametrize("points", [[3], [{}], [{**POINT, "far": "1 %"}], [{**POINT, "threshold": None}]])
+def test_operating_points_without_their_numbers_are_refused(copy, points):
+    (copy / "operating_points.json").write_text(json.dumps(points))
+    assert "lacks one of threshold, far, frr, trials" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "mean", [np.zeros(5, np.float32), np.full(192, np.nan), np.zeros(192, int), np.full(192, "a"), np.zeros((192, 1))]
+)
+def test_a_mean_that_does_not_fit_is_refused(copy, mean):
+    np.savez(copy / "scoring.npz", embedding_mean=mean)
+    assert f"{copy / 'scoring.npz'} holds no embedding mean of 192" in refused(copy)
+    np.savez(copy / "scoring.npz", other=mean)
+    assert f"{copy / 'scoring.npz'} is damaged (KeyError" in refused(copy)
+    np.savez(copy / "scoring.npz", embedding_mean=np.array([{}]))
+    assert "is damaged (ValueError: Object arrays" in refused(copy)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    variables = make().variables
+    variables["params"]["mfa"]["conv"]["bias"][3] = value
+    save_bundle(make(variables=variables), tmp_path / "b")
+    assert refused(tmp_path / "b").endswith("params/mfa/conv/bias holds NaN or infinity: convert the model again")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v["params"]["mfa"]["conv"].pop("bias"), "params/mfa/conv/bias is missing, expected (48,)"),
+        (lambda v: v["params"].update(x=np.ones(3)), "params/x is (3,), expected absent"),
+        (lambda v: v["params"]["mfa"]["conv"].update(bias=np.ones(47)), "mfa/conv/bias is (47,), expected (48,)"),
+        (lambda v: v.update(params={}), "(and 137 more)"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path, change, words):
+    variables = make().variables
+    change(variables)
+    save_bundle(make(variables=variables), tmp_path / "b")
+    assert f"{tmp_path / 'b' / 'checkpoint'} does not fit model.json" in refused(tmp_path / "b")
+    assert words in refused(tmp_path / "b")
+
+
+def test_nothing_is_replaced_unless_asked(copy):
+    before = contents(copy)
+    with pytest.raises(BundleError, match="exists: choose another output or pass --force"):
+        save_bundle(make(1), copy)
+    assert contents(copy) == before
+    save_bundle(make(1), copy, force=True)
+    assert_same_leaves(jax.tree.map(np.asarray, load_bundle(copy).variables), make(1).variables)
+    assert os.listdir(copy.parent) == ["bundle"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "bundle with more in it", "dangling link"])
+def test_what_is_no_bundle_is_never_replaced(tmp_path, copy, kind):
+    target = tmp_path / "target"
+    if kind == "file":
+        target.write_text("precious")
+    elif kind == "folder":
+        (target / "thesis").mkdir(parents=True)
+    elif kind == "dangling link":
+        target.symlink_to(tmp_path / "nowhere")
+    else:
+        copy.rename(target)
+        (target / "notes.txt").write_text("precious")
+    before = contents(tmp_path)
+    with pytest.raises(BundleError, match=r"is not a bundle|notes.txt, which is no part") as error:
+        save_bundle(make(), target, force=True)
+    assert str(error.value).startswith(str(target))
+    with pytest.raises(BundleError, match="exists"):
+        save_bundle(make(), target)
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_folder_and_a_half_written_bundle_may_be_replaced(tmp_path, copy):
+    (tmp_path / "empty").mkdir()
+    shutil.rmtree(copy / "checkpoint")
+    (copy / "model.json").write_text("")
+    for target in (tmp_path / "empty", copy):
+        assert load_bundle(save_bundle(make(), target, force=True)).config == CONFIG
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Stop(), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["weights", "card", "first rename", "second rename"])
+def test_a_failure_leaves_the_old_bundle(copy, monkeypatch, step, error):
+    before, calls, rename = contents(copy.parent), [], Path.rename
+
+    def fail(*_):
+        raise error
+
+    def fail_at(path, target):
+        calls.append(path)
+        if len(calls) == (1 if step == "first rename" else 2):
+            raise error
+        return rename(path, target)
+
+    if step == "weights":
+        monkeypatch.setattr(bundle_module, "save_variables", fail)
+    elif step == "card":
+        monkeypatch.setattr(bundle_module, "card", fail)
+    else:
+        monkeypatch.setattr(Path, "rename", fail_at)
+    told = BundleError if isinstance(error, OSError) else type(error)
+    with pytest.raises(told) as caught:
+        save_bundle(make(1), copy, force=True)
+    if told is BundleError:
+        assert str(caught.value) == f"{copy} can't be written: No space left on device"
+    monkeypatch.undo()
+    assert contents(copy.parent) == before
+    assert load_bundle(copy).config == CONFIG
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path):
+    code = (
+        "import resource, sys; from pathlib import Path; import numpy as np\n"
+        "from ecapa_jax.errors import BundleError; from ecapa_jax.io.checkpoint import save_variables\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))\n"
+        "try: save_variables(Path(sys.argv[1]), {'params': {'x': np.random.rand(1 << 17)}})\n"
+        "except BundleError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "c"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.startswith("the weights can't be written (")
+    assert done.stdout.count("\n") == 1
+
+
+def test_a_folder_that_may_not_be_written_to_is_told():
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        folder.chmod(0o555)
+        save_bundle(make(), stack.enter_context(tempfile.TemporaryDirectory()) + "/warm")  # imports everything
+        with unprivileged(), pytest.raises(BundleError) as error:
+            save_bundle(make(), folder / "b")
+        assert str(error.value) == f"{folder / 'b'} can't be written: Permission denied ({folder})"
+        assert os.listdir(folder) == []
+        folder.chmod(0o755)
+
+
+DEVICES = """\
+import os, sys
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ecapa_jax.io.bundle import Bundle, load_bundle, save_bundle
+import dataclasses
+mesh = Mesh(np.asarray(jax.devices()), ("data",))
+assert mesh.size == int(sys.argv[1])
+bundle = load_bundle(sys.argv[2], NamedSharding(mesh, PartitionSpec()))
+assert all(len(leaf.sharding.device_set) == mesh.size for leaf in jax.tree.leaves(bundle.variables))
+split = NamedSharding(mesh, PartitionSpec("data"))
+variables = jax.tree.map(
+    lambda leaf: jax.device_put(leaf, split) if leaf.shape[0] % mesh.size == 0 else leaf, bundle.variables)
+save_bundle(dataclasses.replace(bundle, variables=variables), sys.argv[3])
+"""
+
+
+def test_any_number_of_devices_reads_what_any_other_wrote(saved, tmp_path):
+    source = saved
+    for devices in (8, 2):
+        target = tmp_path / str(devices)
+        command = [sys.executable, "-c", DEVICES, str(devices), source, target]
+        subprocess.run(command, check=True, timeout=300)
+        loaded = load_bundle(target)
+        assert_same_leaves(jax.tree.map(np.asarray, loaded.variables), make().variables)
+        assert all(len(leaf.sharding.device_set) == 1 for leaf in jax.tree.leaves(loaded.variables))
+        source = target
+
+
+def test_the_card_says_what_the_model_is(saved, tmp_path):
+    text = (saved / "README.md").read_text()
+    assert text.startswith("# x.bin\n")
+    for line in (
+        "- network: 16 channels, 3 SE-Res2 blocks, embedding of 192",
+        "- front end: 80 mel bands (kaldi, povey), 16000 Hz, channel rule `first`",
+        "- threshold: 0.25, accept at this cosine or above",
+        "## Published figures",
+        "- EER %: 0.9",
+        "- note: of another",
+        "| 0.2500 | 1.00 | 2.00 | dev |",
+    ):
+        assert f"\n{line}\n" in text
+    named = {"name": "Mañana", "notes": ["First.", "Second."]}
+    save_bundle(Bundle(config=SB_CONFIG, variables=make().variables, provenance=named), tmp_path / "b")
+    text = (tmp_path / "b" / "README.md").read_text("utf-8")
+    assert text.startswith("# Mañana\n")
+    assert "\n- threshold: none\n" in text
+    assert text.endswith("\n\nFirst.\n\nSecond.\n")
+    assert not re.search("Published|Operating|Conversion", text)
+
+
+def test_values_that_json_can_not_hold_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_bundle(make(parity={"error": float("nan")}), tmp_path / "b")
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_packaged_model_is_whole():
+    bundle = load_bundle(default_bundle())
+    assert bundle.scoring.threshold is not None
+    assert any(point["threshold"] == bundle.scoring.threshold for point in bundle.operating_points)
+    assert dataclasses.asdict(bundle.config)["fbank"]["sample_rate"] == 16000
+
+
+def test_the_log_of_orbax_is_back_afterwards(saved):
+    import logging
+
+    load_bundle(saved)
+    assert not logging.getLogger("absl").disabled
+    with pytest.raises(BundleError):
+        checkpoint.restore_variables(saved / "nothing", {}, jax.sharding.SingleDeviceSharding(jax.devices()[0]), {})
+    assert not logging.getLogger("absl").disabled
