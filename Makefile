@@ -31,33 +31,33 @@ lint: $(VENV)/.lint-ready
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	rm -rf build/typecheck
-	$(PIP) install -q --no-deps --target build/typecheck .
+	$(PIP) install -qq --no-deps --target build/typecheck .
 	cd build/typecheck && $(abspath $(RUN)) -m mypy --config-file ../../pyproject.toml -p ecapa_jax
 	cd build/typecheck && PYTHONPATH=. $(abspath $(VENV))/bin/lint-imports --config ../../.importlinter
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make demo PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -q -U "pip>=25.1"
+	$(PIP) install -qq -U "pip>=25.1"
 
 $(VENV)/.demo-ready: pyproject.toml | $(VENV)/bin/python
-	$(PIP) install -q -c $(CONSTRAINTS) -e .
+	$(PIP) install -qq -c $(CONSTRAINTS) -e .
 	touch $@
 
 $(VENV)/.test-ready: pyproject.toml | $(VENV)/bin/python
-	$(PIP) install -q -c $(CONSTRAINTS) -e . --group test
+	$(PIP) install -qq -c $(CONSTRAINTS) -e . --group test
 	touch $@
 
 $(VENV)/.lint-ready: pyproject.toml | $(VENV)/bin/python
-	$(PIP) install -q -c $(CONSTRAINTS) -e . --group lint
+	$(PIP) install -qq -c $(CONSTRAINTS) -e . --group lint
 	touch $@
 
 # On Linux plain torch comes with CUDA, several GB; where torch is installed already, it is kept. torchaudio serves its
 # pure-Python parts only: its compiled libraries do not load beside a CPU build of torch.
 $(VENV)/.peers-ready: requirements-peers.txt $(VENV)/.test-ready
-	$(RUN) -c "import torch" 2>/dev/null || $(PIP) install -q torch==$(TORCH_VERSION)
-	$(PIP) install -q "tqdm>=4" "huggingface_hub>=1" "ruamel.yaml<0.19" "joblib" "requests"
-	$(PIP) install -q --no-deps -r requirements-peers.txt
+	$(RUN) -c "import torch" 2>/dev/null || $(PIP) install -qq torch==$(TORCH_VERSION)
+	$(PIP) install -qq "tqdm>=4" "huggingface_hub>=1" "ruamel.yaml<0.19" "joblib" "requests"
+	$(PIP) install -qq --no-deps -r requirements-peers.txt
 	rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
 	touch $@
 

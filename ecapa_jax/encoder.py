@@ -141,19 +141,22 @@ class SpeakerEncoder:
             embeddings[list(batch.indices)] = rows[: len(batch.indices)]
         return embeddings
 
-    def verify(self, a: AudioSource, b: AudioSource, threshold: float | None = None) -> Verification:
+    def verify(
+        self, a: AudioSource, b: AudioSource, threshold: float | None = None, *, short: Short = "error"
+    ) -> Verification:
         """Scores two recordings and, with a threshold, decides whether one speaker made both.
 
         Args:
           a, b: recordings, as for `embed`; arrays are at the model's rate.
           threshold: in [-1, 1]; None takes the model's, if it has one.
+          short: as for `embed`.
 
         Raises:
           AudioError: a recording can't be embedded.
           ConfigError: the threshold is outside [-1, 1].
         """
         threshold = self.scoring.threshold if threshold is None else checked_threshold(threshold)
-        score = self.score(*self.embed([a, b]))
+        score = self.score(*self.embed([a, b], short=short))
         return Verification(score, None if threshold is None else score >= threshold, threshold)
 
     def score(self, a: Float[np.ndarray, " embedding"], b: Float[np.ndarray, " embedding"]) -> float:
@@ -222,7 +225,8 @@ class SpeakerEncoder:
             if short == "error":
                 raise AudioError(
                     f"{name_of(source)} is too short: {len(waveform)} samples at {self.sample_rate} Hz, this model "
-                    f"needs {minimum} ({1000 * minimum / self.sample_rate:.0f} ms); record more or pass short='repeat'"
+                    f"needs {minimum} ({1000 * minimum / self.sample_rate:.0f} ms); record more, or repeat it "
+                    f"(short='repeat', --short repeat)"
                 )
             waveform = np.resize(waveform, minimum)
         if is_silent(waveform):

@@ -49,7 +49,7 @@ def test_features(family: str) -> None:
 
 @pytest.mark.parametrize("family", PRESETS)
 def test_embeddings_of_a_padded_batch(family: str) -> None:
-    """Nine utterances from 1.25 s to 6.6 s, the padding NaN; the originals took one by one."""
+    """Ten utterances from 1.25 s to 6.6 s, the padding NaN; the originals took one by one."""
     config, variables = _model(family)
     signals = parity.golden_signals()
     embeddings = np.asarray(EMBED(config, variables, *parity.pad_batch(signals.values())))
@@ -58,11 +58,11 @@ def test_embeddings_of_a_padded_batch(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", PRESETS)
-@pytest.mark.parametrize("signal", ["silence", "slt_1"])
-def test_embedding_alone(family: str, signal: str) -> None:
+def test_embedding_alone(family: str) -> None:
     config, variables = _model(family)
-    waveform = parity.golden_signals()[signal]
-    _check_embedding(family, signal, np.asarray(EMBED(config, variables, waveform[None], np.array([len(waveform)])))[0])
+    waveform = parity.golden_signals()["clipped"]
+    ours = EMBED(config, variables, waveform[None], np.array([len(waveform)], np.int32))
+    _check_embedding(family, "clipped", np.asarray(ours[0]))
 
 
 def _check_embedding(family: str, signal: str, ours: np.ndarray) -> None:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ecapa_jax.encoder import SpeakerEncoder
 
 
+Short = Annotated[
+    Literal["error", "repeat"], tyro.conf.arg(help="A recording too short for the model: an error, or repeat it.")
+]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 
@@ -68,10 +71,10 @@ ModelOptions = Annotated[Model, tyro.conf.OmitArgPrefixes]
 
 
 def local_path(name: str) -> Path:
-    """An output path; its folder must exist.
+    """An output path; checked before any work is done for it.
 
     Raises:
-      EcapaError: the folder does not exist.
+      EcapaError: its folder does not exist or may not be written to.
     """
     from ecapa_jax.errors import EcapaError
 
@@ -79,6 +82,8 @@ def local_path(name: str) -> Path:
     folder = path.absolute().parent
     if not os.path.isdir(folder):  # not Path.is_dir, which raises where a folder above may not be entered
         raise EcapaError(f"{path} can't be written: there is no folder {folder}; make it first")
+    if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise EcapaError(f"{path} can't be written: Permission denied ({folder})")
     return path
 
 

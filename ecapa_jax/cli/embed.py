@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, local_path, replace_whole
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short, local_path, replace_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Embed:
     """The .npz to write."""
     force: Flag = False
     """Replace an existing output."""
+    short: Short = "error"
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
@@ -35,9 +36,10 @@ class Embed:
         path = local_path(self.out)
         if path.suffix != ".npz":
             raise EcapaError(f"{path} must end in .npz")
-        if os.path.lexists(path) and not self.force:
-            raise EcapaError(f"{path} exists: choose another output or pass --force")
-        embeddings = self.model.load().embed(self.files)
+        if os.path.lexists(path) and (os.path.isdir(path) or not self.force):
+            remedy = "choose another output" + ("" if os.path.isdir(path) else " or pass --force")
+            raise EcapaError(f"{path} exists: {remedy}")
+        embeddings = self.model.load().embed(self.files, short=self.short)
         replace_whole(path, lambda to: np.savez(to, names=np.array(self.files), embeddings=embeddings))
         self.output.result(
             {"out": str(path), "n": len(embeddings), "embedding_dim": embeddings.shape[1], "model": self.model.name},

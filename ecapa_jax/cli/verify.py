@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions
+from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions, Short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Verify:
     """The other."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
     """Say yes at this score or above; a cosine, from -1 to 1."""
+    short: Short = "error"
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
@@ -28,7 +29,7 @@ class Verify:
         from ecapa_jax.encoder import checked_threshold
 
         threshold = None if self.threshold is None else checked_threshold(self.threshold)
-        answer = self.model.load().verify(self.a, self.b, threshold)
+        answer = self.model.load().verify(self.a, self.b, threshold, short=self.short)
         lines = [f"score         {answer.score:.4f}   (cosine, from -1 to 1)"]
         if answer.threshold is None:
             self.output.note("this model has no threshold: pass --threshold to get a decision")

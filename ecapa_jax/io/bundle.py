@@ -191,15 +191,9 @@ def load_bundle(path: str | os.PathLike[str], sharding: jax.sharding.Sharding | 
         raise BundleError(f"{root / 'model.json'}: {error}") from error
     if scoring.threshold is not None and not -1 <= scoring.threshold <= 1:
         raise BundleError(f"{root / 'model.json'}: scoring.threshold is {scoring.threshold}, not in [-1, 1]")
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    points = _read_json(root / "operating_points.json", [])
-    if any(
-        not isinstance(point, dict) or not point.keys() >= {"threshold", "far", "frr", "trials"} for point in points
-    ):
-        raise BundleError(f"{root / 'operating_points.json'}: a point needs threshold, far, frr and trials")
-    return Bundle(
+    bundle = Bundle(
         config=config,
-        variables=restore_variables(root / "checkpoint", functional.abstract(config), sharding, document["checkpoint"]),
+        variables={},
         scoring=scoring,
         provenance=document["provenance"],
         embedding_mean=_embedding_mean(root / "scoring.npz", config.ecapa.embedding_dim),
@@ -207,6 +201,10 @@ def load_bundle(path: str | os.PathLike[str], sharding: jax.sharding.Sharding | 
         parity=_read_json(root / "parity.json", {}),
         source=_read_json(root / "source.json", {}),
     )
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = functional.abstract(config)
+    variables = restore_variables(root / "checkpoint", abstract, sharding, document["checkpoint"])
+    return dataclasses.replace(bundle, variables=variables)
 
 
 def read_document(root: Path) -> dict[str, Any]:
@@ -259,8 +257,8 @@ def _embedding_mean(path: Path, embedding_dim: int) -> np.ndarray | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            mean = file["embedding_mean"]
+        with path.open("rb") as file:  # np.load would leave a damaged file open
+            mean = np.load(file, allow_pickle=False)["embedding_mean"]
     except Exception as error:  # numpy and zipfile raise many types for a damaged file
         raise BundleError(f"{path} is damaged ({type(error).__name__}: {error}): {_AGAIN}") from error
     if mean.shape != (embedding_dim,) or mean.dtype.kind != "f" or not np.isfinite(mean).all():

@@ -74,7 +74,7 @@ def architectures(draw):
     }
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=10)
 @given(architectures(), st.integers(0, 99))
 def test_the_table_is_total_and_its_inverse_gives_back_every_bit(fields, seed):
     config = EcapaConfig(**fields)

@@ -12,6 +12,7 @@ from ecapa_jax.io.bundle import load_bundle, save_bundle
 from ecapa_jax.presets import PRESETS
 from helpers.checkpoints import HYPERPARAMS, SB_CONFIG, embedding, tensors
 from helpers.checkpoints import speechbrain as publish
+from helpers.sounds import sound
 from helpers.torch_zip_writer import Call
 from helpers.trees import assert_same, assert_same_leaves
 from helpers.weights import random_tensors, small_config, variables_of
@@ -270,3 +271,26 @@ def test_arguments_and_defaults_are_those_of_the_package(module, name, known, un
         assert default == (0 if expected is inspect.Parameter.empty else expected)
     if name == "ECAPA_TDNN":
         assert f"{theirs['activation'].default.__module__}.ReLU" in speechbrain.RELU
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore")
+def test_the_package_makes_the_same_model_of_the_same_directory(tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("speechbrain.lobes.features")
+    load = pytest.importorskip("hyperpyyaml").load_hyperpyyaml
+    text = (publish(tmp_path) / "hyperparams.yaml").read_text()
+    theirs = load(text[: text.index("wav_augment:")])
+    network = theirs["modules"]["embedding_model"].eval()
+    network.load_state_dict({name: torch.tensor(tensor) for name, tensor in tensors().items()})
+    waveform, full = torch.tensor(sound(1.0))[None], torch.ones(1)
+    with torch.no_grad():
+        features = theirs["modules"]["mean_var_norm"](theirs["modules"]["compute_features"](waveform), full)
+        expected = network(features, full)[0, 0].numpy()
+    mean = theirs["modules"]["mean_var_norm_emb"]
+    mean.count, mean.glob_mean = 3, torch.tensor(expected)[None]
+    mean._save(str(tmp_path / "mean_var_norm_emb.ckpt"))
+    bundle = convert(tmp_path)
+    ours = embedding(bundle.config, bundle.variables)
+    assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert_same(bundle.embedding_mean, expected)

@@ -33,7 +33,7 @@ from speechbrain.processing.features import InputNormalization
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from helpers import parity  # noqa: E402
+from helpers import parity
 
 PACKAGES = ("torch", "torchaudio", "speakerlab", "speechbrain", "numpy")
 

@@ -15,7 +15,9 @@ from ecapa_jax.config import FbankConfig, ModelConfig
 from helpers import oracle
 from helpers.weights import random_tensors, small_config
 
-AUDIO = Path(__file__).parents[2] / "examples" / "audio"
+ROOT = Path(__file__).parents[2]
+AUDIO = ROOT / "examples" / "audio"
+CORPUS = ROOT.parent / "shared" / "data" / "librispeech_test_other"
 RATE = 16000
 
 FEATURE_BOUND = 2e-3
@@ -60,6 +62,31 @@ def impulse(n_samples: int) -> np.ndarray:
     return samples
 
 
+@functools.cache
+def speech() -> list[np.ndarray]:
+    """Half a minute of each of three speakers: real where the corpus is at hand, else the voices of the examples."""
+    speakers = sorted(CORPUS.iterdir())[:3] if CORPUS.is_dir() else []
+    real = [[soundfile.read(path, dtype="float32")[0] for path in sorted(s.glob("*.flac"))[:8]] for s in speakers]
+    made = [[recordings()[f"{voice}_1"], recordings()[f"{voice}_2"]] for voice in ("awb", "rms", "slt")]
+    return [np.resize(np.concatenate(parts)[6000:], 30 * RATE) for parts in real or made]
+
+
+def sound(name: str, n_samples: int) -> np.ndarray:
+    """A sound of this length by its name in the parity tables."""
+    first, second, third = (samples[:n_samples] for samples in speech())
+    makers = {
+        "speech_1": lambda: first,
+        "speech_2": lambda: second,
+        "speech_3": lambda: third,
+        "clipped": lambda: clipped(first),
+        "zeros_inside": lambda: zeros_inside(second),
+        "silence": lambda: np.zeros(n_samples, np.float32),
+        "noise": lambda: noise(n_samples),
+        "wide_range": lambda: wide_range(n_samples),
+    }
+    return makers[name]()
+
+
 def pad_batch(waveforms: Iterable[np.ndarray], size: int = 0, padding: float = np.nan) -> tuple[np.ndarray, np.ndarray]:
     """Right-padded [B, S], S at least `size`, and the true lengths."""
     rows = list(waveforms)
@@ -72,7 +99,7 @@ def pad_batch(waveforms: Iterable[np.ndarray], size: int = 0, padding: float = n
 
 def in_nepers(config: FbankConfig, error: float) -> float:
     """A difference of log energies, on the natural scale on which the bounds are stated."""
-    return error / DECIBELS_PER_NEPER if config.log == "db" else error
+    return float(error / DECIBELS_PER_NEPER if config.log == "db" else error)
 
 
 @dataclasses.dataclass(frozen=True)

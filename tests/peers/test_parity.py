@@ -6,14 +6,12 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import soundfile
 from flax import nnx
 
 from ecapa_jax import functional
@@ -38,8 +36,6 @@ speechbrain_features = pytest.importorskip("speechbrain.lobes.features")
 speechbrain_processing = pytest.importorskip("speechbrain.processing.features")
 
 pytestmark = pytest.mark.peers
-
-CORPUS = Path(__file__).parents[3] / "shared" / "data" / "librispeech_test_other"
 
 EMBED = jax.jit(functional.embed, static_argnums=0)
 APPLY = jax.jit(functional.apply, static_argnums=0)
@@ -202,31 +198,7 @@ def _padded(x: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([x, np.full((size - len(x), x.shape[1]), 1e3, np.float32)])[None]
 
 
-# Sounds
-
-
-@functools.cache
-def _speech() -> list[np.ndarray]:
-    """Half a minute of each of three speakers: real where the corpus is at hand, else of the examples."""
-    speakers = sorted(CORPUS.iterdir())[:3] if CORPUS.is_dir() else []
-    files = [[soundfile.read(path, dtype="float32")[0] for path in sorted(s.glob("*.flac"))[:8]] for s in speakers]
-    files = files or [[samples for name, samples in parity.recordings().items() if name.startswith(voice)]
-                      for voice in ("awb", "rms", "slt")]  # fmt: skip
-    return [np.resize(np.concatenate(parts)[6000:], 30 * parity.RATE) for parts in files]
-
-
-def sound(name: str, n_samples: int) -> np.ndarray:
-    speech = [samples[:n_samples] for samples in _speech()]
-    return {
-        "speech_1": lambda: speech[0],
-        "speech_2": lambda: speech[1],
-        "speech_3": lambda: speech[2],
-        "clipped": lambda: parity.clipped(speech[0]),
-        "zeros_inside": lambda: parity.zeros_inside(speech[1]),
-        "silence": lambda: np.zeros(n_samples, np.float32),
-        "noise": lambda: parity.noise(n_samples),
-        "wide_range": lambda: parity.wide_range(n_samples),
-    }[name]()
+# The tests
 
 
 SHORT, LONG = ("speech_1", "clipped", "silence"), ("speech_1", "speech_2", "clipped", "zeros_inside", "silence")
@@ -240,9 +212,6 @@ CASES = [
 ]
 
 
-# The tests
-
-
 @pytest.mark.parametrize(("width", "frames", "signal"), CASES)
 @pytest.mark.parametrize("family", PRESETS)
 def test_parity(
@@ -250,7 +219,7 @@ def test_parity(
 ) -> None:
     config, network, variables = model(family, width)
     # Odd, and 77 samples beyond the last whole frame.
-    waveform = sound(signal, minimum_samples(config.fbank, frames) + 77)
+    waveform = parity.sound(signal, minimum_samples(config.fbank, frames) + 77)
     given = their_features(family, config.fbank, waveform)
     assert given.shape == (frames, config.fbank.n_mels)
     theirs, trace = traced(network, given)
@@ -281,7 +250,11 @@ def _features(config: FbankConfig, waveform: np.ndarray, theirs: np.ndarray) -> 
 
 def _embeddings(config: ModelConfig, variables: dict, waveform: np.ndarray) -> dict[str, np.ndarray]:
     alone = EMBED(config, variables, waveform[None], np.array([len(waveform)], np.int32))
-    mates = [parity.noise(functional.minimum_samples(config)), waveform, sound("speech_3", len(waveform) // 2 + 2000)]
+    mates = [
+        parity.noise(functional.minimum_samples(config)),
+        waveform,
+        parity.sound("speech_3", len(waveform) // 2 + 2000),
+    ]
     padded = EMBED(config, variables, *parity.pad_batch(mates, 50000 if len(waveform) < 50000 else 244001))
     return {"alone": np.asarray(alone[0]), "padded": np.asarray(padded[1])}
 
@@ -290,8 +263,8 @@ def _embeddings(config: ModelConfig, variables: dict, waveform: np.ndarray) -> d
 def test_features_are_as_exact_as_the_originals(family: str) -> None:
     """Against float64. The worst cell of one recording is a matter of luck on both sides; that of many is compared."""
     config = PRESETS[family].fbank
-    speech = [parts[start : start + 63777] for parts in _speech() for start in (0, 90000, 180000)]
-    others = [sound(name, 63777) for name in ("clipped", "zeros_inside", "noise", "wide_range", "silence")]
+    speech = [parts[start : start + 63777] for parts in parity.speech() for start in (0, 90000, 180000)]
+    others = [parity.sound(name, 63777) for name in ("clipped", "zeros_inside", "noise", "wide_range", "silence")]
     waveforms = [*speech, *others, np.full(63777, 0.5, np.float32), parity.impulse(63777)]
     features, _ = FBANK(config, *parity.pad_batch(waveforms))
     ours = [parity.feature_error(config, row, waveform) for row, waveform in zip(features, waveforms, strict=True)]

@@ -1,0 +1,36 @@
+"""Bundles made without a conversion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ecapa_jax.io.bundle import Bundle, Scoring
+from helpers.checkpoints import CONFIG, tensors
+from helpers.weights import variables_of
+
+POINT = {"threshold": 0.25, "far": 0.01, "frr": 0.02, "trials": "dev", "n_trials": 1000}
+
+
+def make(seed: int = 0, **changes: Any) -> Bundle:
+    """A bundle with every part."""
+    parts = {
+        "config": CONFIG,
+        "variables": variables_of(CONFIG.ecapa, tensors(seed)),
+        "scoring": Scoring(threshold=0.25),
+        "provenance": {"family": "3dspeaker", "source": "x.bin", "published": {"EER %": 0.9, "note": "of another"}},
+        "embedding_mean": np.linspace(-1, 1, 192, dtype=np.float32),
+        "operating_points": [POINT],
+        "parity": {"tensors": 200},
+        "source": {"file": "x.bin", "tensors": {}},
+        "source_extra": {"n": np.array(7), "b": np.ones((2, 3), ml_dtypes.bfloat16).T},
+    }
+    return Bundle(**{**parts, **changes})
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

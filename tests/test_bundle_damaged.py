@@ -1,0 +1,155 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ecapa_jax.errors import BundleError
+from ecapa_jax.io.bundle import load_bundle, save_bundle
+from helpers.bundles import POINT, contents, make
+from helpers.checkpoints import CONFIG
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return save_bundle(make(), tmp_path_factory.mktemp("saved") / "bundle")
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "bundle")
+
+
+def refused(path):
+    with pytest.raises(BundleError) as error:
+        load_bundle(path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def truncated(data):
+    return data[: len(data) // 2]
+
+
+def flipped(data):
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
+
+
+DAMAGES = {"removed": None, "empty": lambda data: b"", "cut off": truncated, "flipped": flipped}
+NOT_READ = {"README.md", "source_extra.safetensors"}
+OPTIONAL = {"scoring.npz", "operating_points.json", "parity.json", "source.json"} | NOT_READ
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named(copy, damage):
+    for name, data in contents(copy).items():
+        path = copy / name
+        if DAMAGES[damage] is None:
+            path.unlink()
+        else:
+            path.write_bytes(DAMAGES[damage](data))
+        if str(name) in (OPTIONAL if damage == "removed" else NOT_READ):
+            assert load_bundle(copy).config == CONFIG
+        else:
+            message = refused(copy)
+            assert str(path) in message or (name.name == "model.json" and f"{copy} is not a whole" in message)
+            assert "convert the model again" in message
+        path.write_bytes(data)
+    shutil.rmtree(copy / "checkpoint")
+    assert f"{copy / 'checkpoint'}/" in refused(copy)
+
+
+def test_what_is_no_bundle_is_told(tmp_path):
+    assert "is not a bundle directory" in refused(tmp_path / "missing")
+    assert "no model.json" in refused(tmp_path)
+    (tmp_path / "file").write_text("x")
+    assert "is not a bundle directory" in refused(tmp_path / "file")
+
+
+def edit(path, change):
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(schema=2), "has schema 2, this version reads 1"),
+        (lambda d: d.pop("schema"), "has schema None"),
+        (lambda d: d.update(colour="red"), "colour is unknown"),
+        (lambda d: d.pop("scoring"), "scoring is missing"),
+        (lambda d: d["config"].update(colour="red"), "config: unknown key colour"),
+        (lambda d: d["config"]["ecapa"].update(colour="red"), "config.ecapa: unknown key colour"),
+        (lambda d: d["config"]["ecapa"].pop("n_mels"), "config.ecapa: missing key n_mels"),
+        (lambda d: d["config"]["ecapa"].update(n_mels="80"), "config.ecapa.n_mels is '80'"),
+        (lambda d: d["config"]["ecapa"].update(n_mels=81), "front end gives 80 mel bands, the network takes 81"),
+        (lambda d: d["config"]["fbank"].update(window="kaiser"), "config.fbank.window is 'kaiser'"),
+        (lambda d: d["scoring"].update(threshold="0.5"), "scoring.threshold is '0.5'"),
+        (lambda d: d["scoring"].update(threshold=1.5), "scoring.threshold is 1.5"),
+        (lambda d: d["scoring"].update(threshold=float("nan")), "scoring.threshold is nan"),
+        (lambda d: d["scoring"].update(subtract_mean=1), "scoring.subtract_mean is 1"),
+        (lambda d: d["scoring"].update(colour="red"), "scoring: unknown key colour"),
+        (lambda d: d.update(provenance=[]), "provenance, or published in it, is no object"),
+        (lambda d: d["provenance"].update(published=[1]), "provenance, or published in it, is no object"),
+        (lambda d: d.update(checkpoint={}), "checkpoint names no files"),
+        (lambda d: d.update(checkpoint=["d/1"]), "checkpoint names no files"),
+    ],
+)
+def test_a_model_file_of_another_kind_is_refused(copy, change, words):
+    edit(copy / "model.json", change)
+    message = refused(copy)
+    assert message.startswith(str(copy / "model.json"))
+    assert words in message
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "[" * 100_000])
+@pytest.mark.parametrize("name", ["model.json", "operating_points.json", "parity.json", "source.json"])
+def test_a_file_of_another_type_is_refused(copy, name, text):
+    text = "{}" if (name, text) == ("operating_points.json", "[]") else text
+    (copy / name).write_text(text)
+    assert f"{copy / name} is damaged" in refused(copy)
+
+
+@pytest.mark.parametrize("points", [[3], [{}], [{**POINT, "far": "1 %"}], [{**POINT, "threshold": None}]])
+def test_operating_points_without_their_numbers_are_refused(copy, points):
+    (copy / "operating_points.json").write_text(json.dumps(points))
+    assert "lacks one of threshold, far, frr, trials" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "mean", [np.zeros(5, np.float32), np.full(192, np.nan), np.zeros(192, int), np.full(192, "a"), np.zeros((192, 1))]
+)
+def test_a_mean_that_does_not_fit_is_refused(copy, mean):
+    np.savez(copy / "scoring.npz", embedding_mean=mean)
+    assert f"{copy / 'scoring.npz'} holds no embedding mean of 192" in refused(copy)
+    np.savez(copy / "scoring.npz", other=mean)
+    assert f"{copy / 'scoring.npz'} is damaged (KeyError" in refused(copy)
+    np.savez(copy / "scoring.npz", embedding_mean=np.array([{}]))
+    assert "is damaged (ValueError: Object arrays" in refused(copy)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    variables = make().variables
+    variables["params"]["mfa"]["conv"]["bias"][3] = value
+    save_bundle(make(variables=variables), tmp_path / "b")
+    assert refused(tmp_path / "b").endswith("params/mfa/conv/bias holds NaN or infinity: convert the model again")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v["params"]["mfa"]["conv"].pop("bias"), "params/mfa/conv/bias is missing, expected (48,)"),
+        (lambda v: v["params"].update(x=np.ones(3)), "params/x is (3,), expected absent"),
+        (lambda v: v["params"]["mfa"]["conv"].update(bias=np.ones(47)), "mfa/conv/bias is (47,), expected (48,)"),
+        (lambda v: v.update(params={}), "(and 137 more)"),
+    ],
+)
+def test_weights_of_another_network_are_refused(tmp_path, change, words):
+    variables = make().variables
+    change(variables)
+    save_bundle(make(variables=variables), tmp_path / "b")
+    assert f"{tmp_path / 'b' / 'checkpoint'} does not fit model.json" in refused(tmp_path / "b")
+    assert words in refused(tmp_path / "b")

@@ -1,0 +1,308 @@
+import json
+import os
+import subprocess
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import ecapa_jax
+from ecapa_jax import api
+from ecapa_jax.errors import EcapaError
+from ecapa_jax.io.bundle import Scoring, load_bundle, save_bundle
+from helpers.bundles import contents, make
+from helpers.checkpoints import modelscope, speechbrain
+from helpers.cli import PROGRAM, refused, run, write_wav
+from helpers.sounds import sound
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
+VERBS = ("verify", "embed", "convert", "info", "doctor")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_bundle(make(), tmp_path_factory.mktemp("model") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def encoder(model):
+    return ecapa_jax.load(model)
+
+
+@pytest.fixture
+def one_encoder(monkeypatch, encoder):
+    """Commands share a compiled encoder: what `load` itself does is tested without this."""
+    monkeypatch.setattr(api, "load", lambda *_, **__: encoder)
+
+
+@pytest.fixture
+def wav(tmp_path):
+    return write_wav(tmp_path / "a.wav")
+
+
+@pytest.fixture
+def other(tmp_path):
+    rng = np.random.default_rng(3)
+    return write_wav(tmp_path / "b.wav", (0.1 * rng.standard_normal(14400)).astype(np.float32))
+
+
+def test_verify_prints_score_and_decision(capsys, model, wav, other, encoder):
+    result = run(capsys, "verify", wav, other, "--model", model)
+    assert (result.code, result.err) == (0, "")
+    score = encoder.verify(wav, other).score
+    lines = [line.split(None, 1) for line in result.out.splitlines()]
+    assert lines == [
+        ["score", f"{score:.4f}   (cosine, from -1 to 1)"],
+        ["threshold", "0.2500"],
+        ["same", f"speaker  {'yes' if score >= 0.25 else 'no'}"],
+    ]
+
+
+@pytest.mark.usefixtures("one_encoder")
+def test_verify_prints_one_object(capsys, model, wav, other, encoder):
+    result = run(capsys, "verify", wav, other, "--model", model, "--json", "--threshold", "-1")
+    score = encoder.verify(wav, other).score
+    assert (result.code, result.err) == (0, "")
+    assert result.json == {
+        "a": str(wav),
+        "b": str(other),
+        "score": score,
+        "same_speaker": True,
+        "threshold": -1.0,
+        "model": "bundle",
+    }
+    assert run(capsys, "verify", wav, other, "--model", model, "--json", "--threshold=1").json["same_speaker"] is False
+    same = run(capsys, "verify", wav, wav, "--model", model, "--json").json
+    assert (same["score"], same["same_speaker"]) == (pytest.approx(1, abs=1e-6), True)
+
+
+@pytest.mark.usefixtures("one_encoder")
+def test_a_model_without_threshold_gives_a_score_and_says_what_to_pass(capsys, monkeypatch, model, wav, other, encoder):
+    monkeypatch.setattr(encoder, "scoring", Scoring())
+    result = run(capsys, "verify", wav, other, "--model", model)
+    assert (result.code, result.out.count("\n")) == (0, 1)
+    assert result.err == "this model has no threshold: pass --threshold to get a decision\n"
+    assert run(capsys, "verify", wav, other, "--model", model, "--quiet").err == ""
+    answer = run(capsys, "verify", wav, other, "--model", model, "--json", "--quiet").json
+    assert (answer["same_speaker"], answer["threshold"]) == (None, None)
+    assert run(capsys, "verify", wav, other, "--model", model, "--threshold", "0.1").err == ""
+
+
+@pytest.mark.usefixtures("one_encoder")
+def test_silence_is_scored_with_a_warning(capsys, tmp_path, model, wav):
+    silent = write_wav(tmp_path / "silent.wav", np.zeros(14400, np.float32))
+    result = run(capsys, "verify", silent, wav, "--model", model)
+    assert result.code == 0
+    assert result.err.startswith(f"ecapa-jax: warning: {silent} has no signal")
+    assert result.err.count("\n") == 1
+    assert run(capsys, "verify", silent, silent, "--model", model).err.count("\n") == 2
+    quiet = run(capsys, "verify", silent, wav, "--model", model, "--quiet")
+    assert (quiet.code, quiet.out, quiet.err) == (0, result.out, "")
+    loud = run(capsys, "embed", silent, wav, "--model", model, "-o", tmp_path / "o.npz", "--json")
+    assert (loud.code, loud.json["n"], loud.err) == (0, 2, result.err)
+
+
+def valid_recordings(folder):
+    stereo, noise = sound(0.9, channels=2), sound(0.9)
+    return [
+        write_wav(folder / "8 channels.wav", sound(0.9, channels=8)),
+        write_wav(folder / "192k.wav", sound(0.9, rate=192_000), rate=192_000),
+        write_wav(folder / "8k.wav", sound(0.9, rate=8000), rate=8000),
+        write_wav(folder / "int32.wav", noise, subtype="PCM_32"),
+        write_wav(folder / "x.flac", noise, kind="FLAC"),
+        write_wav(folder / "ünicode.ogg", stereo, kind="OGG"),
+        write_wav(folder / "x.mp3", noise, kind="MP3"),
+        write_wav(folder / "float.wav", noise, subtype="DOUBLE"),
+    ]
+
+
+def test_embed_takes_every_kind_of_recording(capsys, tmp_path, model, encoder):
+    files, out = valid_recordings(tmp_path), tmp_path / "out.npz"
+    result = run(capsys, "embed", *files, "--out", out, "--model", model)
+    assert (result.code, result.out, result.err) == (0, f"{out}: 8 embeddings of 192\n", "")
+    with np.load(out, allow_pickle=False) as written:
+        assert sorted(written) == ["embeddings", "names"]
+        assert written["names"].tolist() == [str(path) for path in files]
+        embeddings = written["embeddings"]
+    assert (embeddings.shape, embeddings.dtype) == ((8, 192), np.float32)
+    np.testing.assert_allclose(embeddings, encoder.embed(files), rtol=1e-5, atol=1e-5)
+    # The same sound in lossless files gives the same embedding.
+    np.testing.assert_allclose(embeddings[3], embeddings[7], atol=1e-2)
+    np.testing.assert_allclose(embeddings[3], embeddings[4], atol=0.05 * np.abs(embeddings[3]).max())
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([path.name for path in files] + ["out.npz"])
+
+
+@pytest.mark.usefixtures("one_encoder")
+def test_embed_replaces_when_told(capsys, tmp_path, model, wav):
+    out = tmp_path / "out.npz"
+    out.write_text("old")
+    assert "--force" in refused(capsys, tmp_path, "embed", wav, "-o", out, "--model", model)
+    result = run(capsys, "embed", wav, "-o", out, "--model", model, "--force", "--json")
+    assert result.json == {"out": str(out), "n": 1, "embedding_dim": 192, "model": "bundle"}
+    assert np.load(out)["embeddings"].shape == (1, 192)
+
+
+def test_convert_writes_a_bundle(capsys, tmp_path):
+    source, out = modelscope(tmp_path / "published"), tmp_path / "bundle"
+    result = run(capsys, "convert", source, "-o", out)
+    assert (result.code, result.err) == (0, "")
+    assert result.out == (
+        f"{out}: 3dspeaker, {load_bundle(out).parity['parameters']:,} parameters\n"
+        "200 of 200 tensors come back bit for bit, 31 not used in inference\n"
+        "threshold: 0.36\n"
+    )
+    assert load_bundle(out).scoring.threshold == 0.36
+    before = contents(out)
+    assert "--force" in refused(capsys, tmp_path, "convert", source, "-o", out)
+    result = run(capsys, "convert", source, "-o", out, "--force", "--json", "--family", "speechbrain")
+    assert result.json == {"out": str(out), "family": "speechbrain", **load_bundle(out).parity}
+    assert contents(out) != before
+    assert load_bundle(out).scoring.threshold is None
+    result = run(capsys, "convert", source, "-o", out, "--force", "--dilations", "2,3,4")
+    assert (result.code, load_bundle(out).config.ecapa.dilations) == (0, (2, 3, 4))
+
+
+def test_convert_reads_a_speechbrain_directory(capsys, tmp_path):
+    result = run(capsys, "convert", speechbrain(tmp_path), "-o", tmp_path / "bundle")
+    assert (result.code, result.err) == (0, "")
+    assert "threshold: none published; pass --threshold to verify" in result.out
+
+
+def test_info_says_what_a_bundle_is(capsys, model):
+    result = run(capsys, "info", model)
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith((model / "README.md").read_text())
+    assert result.out.endswith("minimum samples: 1,040\n")
+    document = run(capsys, "info", model, "--json").json
+    assert document.items() > json.loads((model / "model.json").read_text()).items()
+    assert document["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(load_bundle(model).variables["params"]))
+    assert document["operating_points"] == load_bundle(model).operating_points
+
+
+def test_info_without_a_bundle_speaks_of_the_packaged_model(capsys):
+    result = run(capsys, "info", "--json")
+    assert (result.code, result.err) == (0, "")
+    packaged = json.loads((api.default_bundle() / "model.json").read_text())
+    assert result.json["provenance"] == packaged["provenance"]
+    assert result.json["scoring"]["threshold"] is not None
+    assert result.json["operating_points"]
+
+
+def test_doctor_finds_nothing_wrong(capsys):
+    result = run(capsys, "doctor", "--json")
+    assert (result.code, result.err) == (0, "")
+    assert result.json["checks"].keys() == {"jax and flax", "audio", "default model"}
+    assert not any("FAILED" in text for text in result.json["checks"].values())
+    assert result.json["versions"]["jax"]
+    assert result.json["machine"]["devices"]
+
+
+def test_doctor_reports_what_is_broken(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(api, "default_bundle", lambda: tmp_path / "gone")
+    for option in ([], ["--json"]):
+        result = run(capsys, "doctor", *option)
+        assert result.code == 2
+        assert f"FAILED: BundleError: {tmp_path / 'gone'} is not a bundle directory" in result.out
+        assert result.err == "ecapa-jax: doctor found a fault in: default model\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["transcribe"],
+        ["verify", "a.wav"],
+        ["verify", "a.wav", "b.wav", "c.wav"],
+        ["verify", "a.wav", "b.wav", "--threshold", "high"],
+        ["verify", "a.wav", "b.wav", "--dtype", "int8"],
+        ["embed", "a.wav"],
+        ["convert", "x.bin"],
+        ["convert", "-o", "x"],
+        ["info", "a", "b"],
+        ["doctor", "--colour"],
+    ],
+)
+def test_wrong_usage_exits_with_two(capsys, arguments):
+    result = run(capsys, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert "ecapa-jax" in result.err
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_names_every_option(capsys, verb):
+    result = run(capsys, *([verb] if verb else []), "--help")
+    assert (result.code, result.err) == (0, "")
+    expected = {
+        "": VERBS,
+        "verify": ("A B", "--threshold X", "--model BUNDLE", "the packaged", "from -1 to 1"),
+        "embed": ("FILES...", "-o OUT.npz", "--force", "--model BUNDLE"),
+        "convert": ("SOURCE", "-o BUNDLE", "--family", "3dspeaker or speechbrain", "--dilations D,D,...", "--force"),
+        "info": ("[BUNDLE]",),
+        "doctor": (),
+    }[verb]
+    shown = " ".join(result.out.replace("│", " ").split())
+    for text in expected + (("--json", "--quiet", "--debug") if verb else ()):
+        assert text in shown
+    assert "None" not in shown
+    assert "default: False" not in shown
+
+
+class Fault:
+    def __init__(self, error):
+        self.error = error
+
+    def __call__(self, *_, **__):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            RuntimeError("two\nlines"),
+            1,
+            r"internal fault, please report it: RuntimeError('two\nlines') (--debug shows where)",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (EcapaError("so\nwrong"), 2, "so wrong"),
+        (MemoryError(), 1, "internal fault, please report it: MemoryError() (--debug shows where)"),
+    ],
+)
+def test_errors_have_one_line_and_a_code(capsys, monkeypatch, error, code, line):
+    monkeypatch.setattr(api, "load", Fault(error))
+    for option in ([], ["--json"], ["--quiet"]):
+        result = run(capsys, "verify", "a", "b", *option)
+        assert (result.code, result.out, result.err) == (code, "", f"ecapa-jax: {line}\n")
+    with pytest.raises(type(error)):
+        run(capsys, "verify", "a", "b", "--debug")
+
+
+def test_warnings_are_as_before_afterwards(capsys):
+    before = warnings.showwarning, list(warnings.filters)
+    run(capsys, "info", "nothing")
+    assert (warnings.showwarning, list(warnings.filters)) == before
+
+
+def clean_environment(home):
+    return {"PATH": os.defpath, "HOME": str(home)}
+
+
+def test_a_stranger_runs_the_program(tmp_path):
+    files = [str(EXAMPLES / name) for name in ("slt_1.flac", "slt_2.flac")]
+    command = [PROGRAM, "verify", *files, "--json"]
+    environment = clean_environment(tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    answer = json.loads(done.stdout)
+    assert (answer["a"], answer["b"], answer["model"]) == (*files, "default")
+    assert answer["same_speaker"] is (answer["score"] >= answer["threshold"])
+    assert contents(tmp_path) == {}
+
+
+def test_a_reader_that_leaves_is_no_fault(tmp_path, model):
+    command = [PROGRAM, "info", model]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(timeout=300)) == (b"", 1)

@@ -1,0 +1,261 @@
+import json
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ecapa_jax
+from ecapa_jax import api
+from ecapa_jax.io.bundle import save_bundle
+from helpers.bundles import contents, make
+from helpers.checkpoints import modelscope, tensors
+from helpers.cli import refused, run, write_wav
+from helpers.privileges import unprivileged
+from helpers.sounds import COMPLETE, encode, sound
+from helpers.torch_zip_writer import Call, write_torch_zip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_bundle(make(), tmp_path_factory.mktemp("model") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def encoder(model):
+    return ecapa_jax.load(model)
+
+
+@pytest.fixture
+def one_encoder(monkeypatch, encoder):
+    """Saves loading the model for each of many commands."""
+    monkeypatch.setattr(api, "load", lambda *_, **__: encoder)
+
+
+@pytest.fixture
+def wav(tmp_path):
+    return write_wav(tmp_path / "good.wav")
+
+
+def float_wav(samples):
+    return encode(np.asarray(samples, np.float32), subtype="FLOAT")
+
+
+BAD_FILES = {
+    "empty": b"",
+    "text": b"this is no sound\n" * 20,
+    "web page": b"<!DOCTYPE html><html></html>",
+    "truncated flac": COMPLETE["flac"][:-5000],
+    "truncated wav": COMPLETE["wav"][:-5000],
+    "not a number": float_wav([0.1, np.nan, 0.2] * 6000),
+    "infinite": float_wav([0.1, np.inf] * 9000),
+    "no samples": encode(np.zeros(0, np.float32)),
+    "one sample": encode(np.ones(1, np.float32) / 2),
+    "too short": encode(sound(0.06)),
+    "unscaled": float_wav(30000 * sound(1.0)),
+}
+
+
+@pytest.mark.usefixtures("one_encoder")
+@pytest.mark.parametrize("verb", ["verify", "embed"])
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_a_bad_recording_is_named(capsys, tmp_path, model, wav, verb, kind):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(BAD_FILES[kind])
+    rest = [] if verb == "verify" else ["-o", tmp_path / "out.npz"]
+    assert str(bad) in refused(capsys, tmp_path, verb, wav, bad, "--model", model, *rest)
+    assert str(bad) in refused(capsys, tmp_path, verb, bad, wav, "--model", model, "--json", "--quiet", *rest)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("missing", "no such file"), ("directory", "is a directory")])
+def test_what_is_no_file_is_named(capsys, tmp_path, model, wav, kind, words):
+    bad = tmp_path / "bad.wav"
+    if kind == "directory":
+        bad.mkdir()
+    for verb, rest in (("verify", []), ("embed", ["-o", tmp_path / "out.npz"])):
+        message = refused(capsys, tmp_path, verb, wav, bad, "--model", model, *rest)
+        assert str(bad) in message
+        assert words in message
+
+
+def test_an_address_that_does_not_answer_is_named(capsys, tmp_path, model, wav):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/a.wav?token=secret"
+    message = refused(capsys, tmp_path, "verify", wav, url, "--model", model)
+    assert f"127.0.0.1:{port}/a.wav" in message
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize("threshold", ["1.0001", "-2", "nan", "inf", "-inf", "25"])
+def test_a_threshold_that_is_no_cosine_is_refused(capsys, tmp_path, model, wav, threshold):
+    message = refused(capsys, tmp_path, "verify", wav, wav, "--model", model, "--threshold", threshold)
+    assert "lies in [-1, 1]" in message
+
+
+def test_models_that_can_not_be_loaded_are_named(capsys, tmp_path, model, wav):
+    def load_fails(path, words):
+        for arguments in (("verify", wav, wav, "--model", path), ("info", path)):
+            assert words in refused(capsys, tmp_path, *arguments)
+
+    load_fails(tmp_path / "nothing", "nothing is not a bundle directory")
+    load_fails(wav, "good.wav is not a bundle directory")
+    load_fails(tmp_path, "is not a whole bundle (no model.json)")
+    load_fails("3dspeaker", "3dspeaker is a preset without packaged weights")
+    load_fails("hf:someone/something", "not built yet")
+    half = shutil.copytree(model, tmp_path / "half")
+    shutil.rmtree(half / "checkpoint" / "d")
+    load_fails(half, "is missing: convert the model again")
+    (half / "model.json").write_bytes((model / "model.json").read_bytes()[:500])
+    load_fails(half, "model.json is damaged")
+    document = json.loads((model / "model.json").read_text())
+    (half / "model.json").write_text(json.dumps({**document, "schema": 7}))
+    load_fails(half, "has schema 7, this version reads 1")
+
+
+@pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("missing/out.npz", "there is no folder"),
+        ("out.npy", "must end in .npz"),
+        ("out", "must end in .npz"),
+        ("old.npz", "exists: choose another output or pass --force"),
+        ("folder.npz", "exists: choose another output"),
+        ("dangling.npz", "exists: choose another output or pass --force"),
+    ],
+)
+def test_embed_refuses_a_bad_output_before_it_starts(capsys, tmp_path, wav, out, words):
+    (tmp_path / "old.npz").write_text("precious")
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "dangling.npz").symlink_to(tmp_path / "nowhere")
+    arguments = ["embed", wav, "-o", tmp_path / out, "--model", "nothing there"]
+    assert words in refused(capsys, tmp_path, *arguments)
+    assert ("nothing there" in refused(capsys, tmp_path, *arguments, "--force")) == ("--force" in words)
+
+
+def test_embed_needs_a_recording(capsys, tmp_path, model):
+    assert "no recordings given" in refused(capsys, tmp_path, "embed", "-o", tmp_path / "x.npz", "--model", model)
+
+
+def test_embed_writes_all_or_nothing(capsys, tmp_path, model, wav):
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"RIFF")
+    arguments = ["embed", wav, bad, wav, "--model", model, "-o", tmp_path / "out.npz"]
+    assert str(bad) in refused(capsys, tmp_path, *arguments)
+    (tmp_path / "out.npz").write_text("precious")
+    assert str(bad) in refused(capsys, tmp_path, *arguments, "--force")
+
+
+def damaged(change):
+    content = tensors()
+    change(content)
+    return content
+
+
+BAD_CHECKPOINTS = {
+    "one missing": (damaged(lambda t: t.pop("fc.conv.bias")), "missing tensor fc.conv.bias"),
+    "one extra": (damaged(lambda t: t.update(more=np.ones(2))), "unexpected tensor more (2,)"),
+    "one transposed": (
+        damaged(lambda t: t.update({"fc.conv.weight": t["fc.conv.weight"].T})),
+        "fc.conv.weight has shape (1, 96, 192)",
+    ),
+    "not finite": (damaged(lambda t: t["fc.conv.bias"].__setitem__(0, np.nan)), "fc.conv.bias holds NaN"),
+    "code": (Call("os", "system", ("touch ran",)), "names os.system"),
+    "resnet": ({"conv1.weight": np.ones(2), "layer1.0.conv1.weight": np.ones(2)}, "this is a ResNet, another network"),
+    "cam++": ({"head.conv1.weight": np.ones(2), "xvector.tdnn.linear.weight": np.ones(2)}, "this is a CAM++, another"),
+    "nothing": ({"epoch": 3}, "has no dict of tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CHECKPOINTS)
+def test_a_bad_checkpoint_is_named(capsys, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    content, words = BAD_CHECKPOINTS[kind]
+    write_torch_zip(tmp_path / "ecapa_tdnn.bin", content)
+    message = refused(capsys, tmp_path, "convert", "ecapa_tdnn.bin", "-o", "bundle")
+    assert message.startswith("ecapa-jax: ecapa_tdnn.bin: ")
+    assert words in message
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing.bin", "-o", "b"], "nothing.bin: no such file or directory"),
+        (["empty", "-o", "b"], "none of the known weight files"),
+        (["good.wav", "-o", "b"], "it is of no known format"),
+        (["text.bin", "-o", "b"], "it is a text file"),
+        (["cut.bin", "-o", "b"], "damaged or cut off"),
+        (["model.pt", "-o", "b"], "pass --family 3dspeaker or --family speechbrain"),
+        (["model.pt", "-o", "b", "--family", "kaldi"], "unknown family 'kaldi'; known: 3dspeaker, speechbrain"),
+        (["published", "-o", "b", "--dilations", "2,3"], "has 3 SE-Res2 blocks and 2 dilations are known"),
+        (["published", "-o", "b", "--dilations", "2,x"], "--dilations '2,x' must be positive integers"),
+        (["published", "-o", "b", "--dilations", "2,0,1"], "--dilations '2,0,1' must be positive integers"),
+        (["published", "-o", "b", "--dilations", ""], "--dilations '' must be positive integers"),
+        (["published", "-o", "missing/b"], "there is no folder"),
+        (["published", "-o", "bundle"], "exists: choose another output or pass --force"),
+        (["published", "-o", "empty"], "exists: choose another output or pass --force"),
+        (["published", "-o", "good.wav", "--force"], "good.wav is not a bundle: it will not be replaced"),
+        (["published", "-o", "published", "--force"], "published is not a bundle: it will not be replaced"),
+        (["model.pt", "-o", "bundle", "--force"], "pass --family"),
+    ],
+)
+def test_convert_refuses_and_writes_nothing(capsys, tmp_path, model, monkeypatch, wav, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    modelscope(tmp_path / "published")
+    shutil.copy(tmp_path / "published" / "ecapa_tdnn.bin", "model.pt")
+    Path("cut.bin").write_bytes(Path("model.pt").read_bytes()[:-3000])
+    Path("text.bin").write_text("no weights\n")
+    Path("empty").mkdir()
+    shutil.copytree(model, "bundle")
+    assert words in refused(capsys, tmp_path, "convert", *arguments)
+
+
+def test_a_folder_that_may_not_be_written_to_is_told(capsys, model):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        shutil.copytree(model, root / "model")
+        modelscope(root / "published")
+        wav = write_wav(root / "good.wav")
+        (root / "locked").mkdir(mode=0o555)
+        (root / "open").mkdir()
+        for path in (root, root / "model", root / "published"):
+            path.chmod(0o755)
+        embed = ["embed", wav, "--model", root / "model", "-o"]
+        convert = ["convert", root / "published", "-o"]
+        assert run(capsys, *embed, root / "open" / "out.npz").code == 0  # imports everything, as `unprivileged` asks
+        assert run(capsys, *convert, root / "open" / "b").code == 0
+        before = contents(root)
+        with unprivileged():
+            for command, out in ((embed, root / "locked" / "out.npz"), (convert, root / "locked" / "b")):
+                result = run(capsys, *command, out)
+                assert (result.code, result.out) == (2, "")
+                assert result.err.startswith(f"ecapa-jax: {out} can't be written: Permission denied")
+                assert result.err.count("\n") == 1
+        assert contents(root) == before
+        assert os.listdir(root / "locked") == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder that it is locked out of afterwards")
+def test_a_path_below_a_closed_folder_is_told(capsys, model):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        (root / "closed").mkdir()
+        shutil.copytree(model, root / "closed" / "model")
+        root.chmod(0o755)
+        (root / "closed").chmod(0o700)
+        inside = root / "closed" / "x"
+        with unprivileged():
+            for arguments in (
+                ["info", root / "closed" / "model"],
+                ["verify", inside, inside, "--model", root / "closed" / "model"],
+                ["convert", inside, "-o", root / "b"],
+                ["convert", root, "-o", inside],
+                ["embed", inside, "-o", inside.with_suffix(".npz")],
+            ):
+                result = run(capsys, *arguments)
+                assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
