@@ -207,6 +207,8 @@ CASES = [
     *((64, frames, signal) for frames in (298, 1500) for signal in (*LONG, "wide_range")),
     *((512, 5, signal) for signal in SHORT),
     *((512, 298, signal) for signal in LONG),
+    (512, 1500, "speech_2"),
+    *((1024, 5, signal) for signal in SHORT),
     *((1024, 298, signal) for signal in LONG),
     (1024, 1500, "speech_3"),
 ]
