@@ -8,36 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ecapa_jax
-from ecapa_jax import api
-from ecapa_jax.io.bundle import save_bundle
-from helpers.bundles import contents, make
+from helpers.bundles import contents
 from helpers.checkpoints import modelscope, tensors
 from helpers.cli import refused, run, write_wav
 from helpers.privileges import unprivileged
 from helpers.sounds import COMPLETE, encode, sound
 from helpers.torch_zip_writer import Call, write_torch_zip
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_bundle(make(), tmp_path_factory.mktemp("model") / "bundle")
-
-
-@pytest.fixture(scope="module")
-def encoder(model):
-    return ecapa_jax.load(model)
-
-
-@pytest.fixture
-def one_encoder(monkeypatch, encoder):
-    """Saves loading the model for each of many commands."""
-    monkeypatch.setattr(api, "load", lambda *_, **__: encoder)
-
-
-@pytest.fixture
-def wav(tmp_path):
-    return write_wav(tmp_path / "good.wav")
 
 
 def float_wav(samples):
@@ -103,7 +79,7 @@ def test_models_that_can_not_be_loaded_are_named(capsys, tmp_path, model, wav):
             assert words in refused(capsys, tmp_path, *arguments)
 
     load_fails(tmp_path / "nothing", "nothing is not a bundle directory")
-    load_fails(wav, "good.wav is not a bundle directory")
+    load_fails(wav, "a.wav is not a bundle directory")
     load_fails(tmp_path, "is not a whole bundle (no model.json)")
     load_fails("3dspeaker", "3dspeaker is a preset without packaged weights")
     load_fails("hf:someone/something", "not built yet")
@@ -187,7 +163,7 @@ def test_a_bad_checkpoint_is_named(capsys, tmp_path, monkeypatch, kind):
     [
         (["nothing.bin", "-o", "b"], "nothing.bin: no such file or directory"),
         (["empty", "-o", "b"], "none of the known weight files"),
-        (["good.wav", "-o", "b"], "it is of no known format"),
+        (["a.wav", "-o", "b"], "it is of no known format"),
         (["text.bin", "-o", "b"], "it is a text file"),
         (["cut.bin", "-o", "b"], "damaged or cut off"),
         (["model.pt", "-o", "b"], "pass --family 3dspeaker or --family speechbrain"),
@@ -199,7 +175,7 @@ def test_a_bad_checkpoint_is_named(capsys, tmp_path, monkeypatch, kind):
         (["published", "-o", "missing/b"], "there is no folder"),
         (["published", "-o", "bundle"], "exists: choose another output or pass --force"),
         (["published", "-o", "empty"], "exists: choose another output or pass --force"),
-        (["published", "-o", "good.wav", "--force"], "good.wav is not a bundle: it will not be replaced"),
+        (["published", "-o", "a.wav", "--force"], "a.wav is not a bundle: it will not be replaced"),
         (["published", "-o", "published", "--force"], "published is not a bundle: it will not be replaced"),
         (["model.pt", "-o", "bundle", "--force"], "pass --family"),
     ],
@@ -220,7 +196,7 @@ def test_a_folder_that_may_not_be_written_to_is_told(capsys, model):
         root = Path(name)
         shutil.copytree(model, root / "model")
         modelscope(root / "published")
-        wav = write_wav(root / "good.wav")
+        wav = write_wav(root / "a.wav")
         (root / "locked").mkdir(mode=0o555)
         (root / "open").mkdir()
         for path in (root, root / "model", root / "published"):

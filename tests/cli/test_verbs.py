@@ -8,38 +8,16 @@ import jax
 import numpy as np
 import pytest
 
-import ecapa_jax
 from ecapa_jax import api
 from ecapa_jax.errors import EcapaError
-from ecapa_jax.io.bundle import Scoring, load_bundle, save_bundle
-from helpers.bundles import contents, make
+from ecapa_jax.io.bundle import Scoring, load_bundle
+from helpers.bundles import contents
 from helpers.checkpoints import modelscope, speechbrain
 from helpers.cli import PROGRAM, refused, run, write_wav
 from helpers.sounds import sound
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "audio"
 VERBS = ("verify", "embed", "convert", "info", "doctor")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return save_bundle(make(), tmp_path_factory.mktemp("model") / "bundle")
-
-
-@pytest.fixture(scope="module")
-def encoder(model):
-    return ecapa_jax.load(model)
-
-
-@pytest.fixture
-def one_encoder(monkeypatch, encoder):
-    """Commands share a compiled encoder: what `load` itself does is tested without this."""
-    monkeypatch.setattr(api, "load", lambda *_, **__: encoder)
-
-
-@pytest.fixture
-def wav(tmp_path):
-    return write_wav(tmp_path / "a.wav")
 
 
 @pytest.fixture
