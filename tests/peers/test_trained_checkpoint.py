@@ -45,7 +45,7 @@ def theirs(files: list[Path]) -> np.ndarray:
 
 
 def test_bundle_equals_pytorch_on_50_utterances(files: list[Path], theirs: np.ndarray) -> None:
-    """One padded batch call for all files, against one PyTorch call a file."""
+    """Padded batches of all files, against one PyTorch call a file."""
     ours = SpeakerEncoder.from_bundle(convert(CHECKPOINT, family="3dspeaker")).embed(files)
     errors = np.abs(ours - theirs).max(1) / np.abs(theirs).max(1)
     cosines = np.asarray(ecapa_jax.cosine(ours, theirs))
