@@ -12,7 +12,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 CONSTRAINTS = $(shell $(RUN) -c 'import sys; print("constraints-py311.txt" if sys.version_info < (3, 12) else "constraints-latest.txt")')
 TORCH_VERSION := 2.13.0
 
-.PHONY: demo test slow peers lint clean
+.PHONY: demo test peers lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
@@ -20,9 +20,6 @@ demo: $(VENV)/.demo-ready
 
 test: $(VENV)/.test-ready
 	$(RUN) -m pytest -n auto --dist loadfile -m "not slow"
-
-slow: $(VENV)/.test-ready
-	$(RUN) -m pytest -m slow
 
 peers: $(VENV)/.peers-ready
 	$(RUN) -m pytest -m "peers and not slow"

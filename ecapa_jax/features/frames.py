@@ -32,7 +32,7 @@ def _left_padding(config: FbankConfig) -> int:
 def frame_count(config: FbankConfig, n_samples: Samples) -> Samples:
     """Frames of an utterance of `n_samples`; works on ints and on integer arrays.
 
-    Reference: CHECKPOINTS facts on Kaldi's `NumFrames` and on centred STFTs.
+    Reference: Kaldi's `NumFrames` (feat/feature-window.cc); `torch.stft(center=True)`.
     """
     shift = config.frame_shift
     if config.framing == "snip_edges":
