@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import itertools
+import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -14,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32
 
 from ecapa_jax import functional
-from ecapa_jax.config import ModelConfig
+from ecapa_jax.config import ModelConfig, to_dict
 from ecapa_jax.errors import AudioError, ConfigError
 from ecapa_jax.functional import Variables
 from ecapa_jax.io.audio import AudioSource, is_silent, load_audio, name_of
@@ -105,6 +108,18 @@ class SpeakerEncoder:
     def _counted(self, variables: Variables, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
         self.compile_count += 1  # runs when jax traces, once per shape
         return functional.embed(self.config, variables, waveforms, lengths)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Sha256 over configuration and variables: equal ones give embeddings that may be compared."""
+        digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
+        leaves = {
+            jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables)
+        }
+        for name, leaf in sorted(leaves.items()):
+            digest.update(f"{name}{leaf.shape}".encode())
+            digest.update(np.asarray(leaf, np.float32).tobytes())
+        return digest.hexdigest()
 
     @property
     def sample_rate(self) -> int:

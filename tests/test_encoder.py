@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import warnings
@@ -20,8 +21,10 @@ import ecapa_jax
 from ecapa_jax.api import SpeakerVerificationPipeline
 from ecapa_jax.encoder import BATCH_SIZES, SilenceWarning, SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError
-from ecapa_jax.io.bundle import Scoring
+from ecapa_jax.io.bundle import Scoring, load_bundle, save_bundle
 from ecapa_jax.masks import bucket_length
+from helpers.bundles import make
+from helpers.checkpoints import CONFIG
 from helpers.weights import random_tensors, small_config, variables_of
 
 RATE = 16000
@@ -265,3 +268,14 @@ def test_load_says_what_it_can_not_do(untyped: None, tmp_path: Path) -> None:
         ecapa_jax.load("hf:org/name")
     with pytest.raises(ecapa_jax.BundleError, match="not a bundle"):
         ecapa_jax.load(tmp_path / "nothing")
+
+
+def test_the_fingerprint_says_which_embeddings_compare(tmp_path):
+    """Equal for two copies of one model, another for other weights or another front end."""
+    bundle, other = make(), make(seed=1)
+    hamming = dataclasses.replace(CONFIG, fbank=dataclasses.replace(CONFIG.fbank, window="hamming"))
+    copies = [load_bundle(save_bundle(bundle, tmp_path / name)) for name in "ab"]
+    first, second = (SpeakerEncoder.from_bundle(copy).fingerprint for copy in copies)
+    assert first == second
+    assert first != SpeakerEncoder.from_bundle(other).fingerprint
+    assert first != SpeakerEncoder.from_bundle(dataclasses.replace(bundle, config=hamming)).fingerprint
