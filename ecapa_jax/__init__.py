@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ecapa_jax.functional import abstract, apply, embed, init, minimum_samples
     from ecapa_jax.presets import PRESETS
     from ecapa_jax.scoring.cosine import cosine, score_matrix
+    from ecapa_jax.scoring.normalisation import CohortStatistics, as_norm, cohort_statistics, s_norm, t_norm, z_norm
+    from ecapa_jax.scoring.search import search
 
 _HOME = {
     "ecapa_jax.api": ("SpeakerVerificationPipeline", "load", "pipeline"),
@@ -34,6 +36,15 @@ _HOME = {
     "ecapa_jax.functional": ("abstract", "apply", "embed", "init", "minimum_samples"),
     "ecapa_jax.presets": ("PRESETS",),
     "ecapa_jax.scoring.cosine": ("cosine", "score_matrix"),
+    "ecapa_jax.scoring.normalisation": (
+        "CohortStatistics",
+        "as_norm",
+        "cohort_statistics",
+        "s_norm",
+        "t_norm",
+        "z_norm",
+    ),
+    "ecapa_jax.scoring.search": ("search",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

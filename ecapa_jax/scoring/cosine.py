@@ -27,3 +27,10 @@ def score_matrix(a: Float[AnyArray, "n embedding"], b: Float[AnyArray, "m embedd
     dot = jnp.dot(a, b.T, precision=lax.Precision.HIGHEST)
     lengths = jnp.linalg.norm(a, axis=-1)[:, None] * jnp.linalg.norm(b, axis=-1)
     return dot / jnp.maximum(lengths, EPSILON)
+
+
+def unit(embeddings: Float[AnyArray, "*batch embedding"]) -> Float[Array, "*batch embedding"]:
+    """Embeddings scaled to length 1, so that their dot products are cosines; zero stays zero."""
+    embeddings = jnp.asarray(embeddings)
+    length = jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
+    return embeddings / jnp.where(length > 0, length, 1)
