@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -149,12 +150,63 @@ class SpeakerEncoder:
         """
         if short not in ("error", "repeat"):
             raise ConfigError(f"short is {short!r}; it must be 'error' or 'repeat'")
-        waveforms = [self._waveform(source, sample_rate, short) for source in _as_list(sources)]
+        waveforms = []
+        for source in _as_list(sources):
+            waveforms.append(self.read(source, sample_rate, short=short))
+            if is_silent(waveforms[-1]):
+                message = f"{name_of(source)} has no signal (all samples are equal): its embedding means nothing"
+                warnings.warn(message, SilenceWarning, stacklevel=2)
         embeddings = np.empty((len(waveforms), self.config.ecapa.embedding_dim), np.float32)
         for batch in self.plan([len(waveform) for waveform in waveforms]):
             rows = self._run(batch, [waveforms[index] for index in batch.indices])
             embeddings[list(batch.indices)] = rows[: len(batch.indices)]
         return embeddings
+
+    def read(
+        self, source: AudioSource, sample_rate: int | None = None, *, short: Short = "error"
+    ) -> Float32[np.ndarray, " samples"]:
+        """One recording as the model takes it: one channel at its rate, at least `minimum_samples` long.
+
+        Args:
+          source, sample_rate, short: as for `embed`.
+
+        Raises:
+          AudioError: the source can't be read, is too short, or holds NaN.
+        """
+        waveform = load_audio(
+            source, sample_rate=sample_rate, target_rate=self.sample_rate, channel=self.config.fbank.channel
+        )
+        minimum = self.minimum_samples
+        if len(waveform) < minimum:
+            if short == "error":
+                raise AudioError(
+                    f"{name_of(source)} is too short: {len(waveform)} samples at {self.sample_rate} Hz, this model "
+                    f"needs {minimum} ({1000 * minimum / self.sample_rate:.0f} ms); record more, or repeat it "
+                    f"(short='repeat', --short repeat)"
+                )
+            waveform = np.resize(waveform, minimum)
+        return waveform
+
+    def embed_stream(
+        self, waveforms: Iterable[Float32[np.ndarray, " samples"]]
+    ) -> Iterator[tuple[tuple[int, ...], Float32[np.ndarray, "rows embedding"]]]:
+        """Embeds waveforms while they come in; memory holds one unfinished batch a length bucket, however many come.
+
+        Args:
+          waveforms: as `read` gives them.
+
+        Yields:
+          Positions in the stream and their embeddings, batch after batch, every position once. Which waveforms share a
+          batch follows from their order and lengths alone: the same stream gives the same bits.
+        """
+        running: collections.deque[tuple[tuple[int, ...], jax.Array]] = collections.deque()
+        for batch, rows in self._batches(waveforms):
+            running.append((batch.indices, self._dispatch(batch, rows)))
+            if len(running) > 1:  # one computes while the next is read
+                indices, embeddings = running.popleft()
+                yield indices, np.asarray(embeddings)[: len(indices)]
+        for indices, embeddings in running:
+            yield indices, np.asarray(embeddings)[: len(indices)]
 
     def verify(
         self, a: AudioSource, b: AudioSource, threshold: float | None = None, *, short: Short = "error"
@@ -208,6 +260,23 @@ class SpeakerEncoder:
                     del indices[:rows]
         return batches
 
+    def _batches(
+        self, waveforms: Iterable[Float32[np.ndarray, " samples"]]
+    ) -> Iterator[tuple[Batch, list[Float32[np.ndarray, " samples"]]]]:
+        """Full batches of a stream as soon as there are, the rest at its end."""
+        waiting: dict[int, dict[int, np.ndarray]] = collections.defaultdict(dict)  # by length bucket, by position
+        for index, waveform in enumerate(waveforms):
+            samples = self._bucket(len(waveform))
+            waiting[samples][index] = waveform
+            if len(waiting[samples]) == self._batch_rows(samples)[0]:
+                group = waiting.pop(samples)
+                yield Batch(tuple(group), len(group), samples), list(group.values())
+        for samples in sorted(waiting):
+            indices, rest = zip(*waiting.pop(samples).items(), strict=True)
+            for batch in self.plan([len(waveform) for waveform in rest]):
+                positions = tuple(indices[at] for at in batch.indices)
+                yield dataclasses.replace(batch, indices=positions), [rest[at] for at in batch.indices]
+
     def _batch_rows(self, samples: int) -> list[int]:
         """Batch buckets of a length bucket, largest first."""
         fitting = MAX_BATCH_SECONDS * self.sample_rate / samples
@@ -223,34 +292,16 @@ class SpeakerEncoder:
             length = self._bucket(length + 1)
 
     def _run(self, batch: Batch, waveforms: Sequence[np.ndarray]) -> Float32[np.ndarray, "rows embedding"]:
+        return np.asarray(self._dispatch(batch, waveforms))
+
+    def _dispatch(self, batch: Batch, waveforms: Sequence[np.ndarray]) -> Float32[jax.Array, "rows embedding"]:
         padded = np.zeros((batch.rows, batch.samples), np.float32)
         lengths = np.zeros(batch.rows, np.int32)
         for row, waveform in enumerate(waveforms):
             padded[row, : len(waveform)] = waveform
             lengths[row] = len(waveform)
         placed = jax.device_put((padded, lengths), self._sharding)
-        return np.asarray(self._embed(self.variables, *placed))
-
-    def _waveform(self, source: AudioSource, sample_rate: int | None, short: Short) -> Float32[np.ndarray, " samples"]:
-        waveform = load_audio(
-            source, sample_rate=sample_rate, target_rate=self.sample_rate, channel=self.config.fbank.channel
-        )
-        minimum = self.minimum_samples
-        if len(waveform) < minimum:
-            if short == "error":
-                raise AudioError(
-                    f"{name_of(source)} is too short: {len(waveform)} samples at {self.sample_rate} Hz, this model "
-                    f"needs {minimum} ({1000 * minimum / self.sample_rate:.0f} ms); record more, or repeat it "
-                    f"(short='repeat', --short repeat)"
-                )
-            waveform = np.resize(waveform, minimum)
-        if is_silent(waveform):
-            warnings.warn(
-                f"{name_of(source)} has no signal (all samples are equal): its embedding means nothing",
-                SilenceWarning,
-                stacklevel=3,
-            )
-        return waveform
+        return self._embed(self.variables, *placed)
 
 
 def checked_threshold(threshold: float) -> float:

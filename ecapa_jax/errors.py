@@ -30,3 +30,15 @@ class DownloadError(EcapaError, OSError):
 
 class ScoringError(EcapaError, ValueError):
     """Scores and labels from which no error rate can be computed."""
+
+
+class CorpusError(EcapaError, ValueError):
+    """A manifest or an output directory of a corpus can't be used: damaged, changed, or in use."""
+
+
+class StoreError(EcapaError, ValueError):
+    """A speaker store can't be used: damaged, of another model, or busy; or a name in it is wrong."""
+
+
+class Stopped(EcapaError):
+    """Work ended early because it was asked to, with its state saved; the command line exits with 75."""

@@ -83,6 +83,42 @@ def test_rows_are_what_each_recording_gives_alone(encoder: SpeakerEncoder) -> No
         assert close(together[row], encoder.embed(waveform)[0])
 
 
+def test_a_stream_gives_every_position_once_and_the_same_bits_again(encoder: SpeakerEncoder) -> None:
+    generator = np.random.default_rng(2)
+    waveforms = [noise(int(n), seed) for seed, n in enumerate(generator.choice([1040, 16000, 17000, 24000], 45))]
+    alone = np.concatenate([encoder.embed(waveform) for waveform in waveforms])
+
+    def streamed() -> np.ndarray:
+        rows = np.full_like(alone, np.nan)
+        seen: list[int] = []
+        for indices, embeddings in encoder.embed_stream(iter(waveforms)):
+            rows[list(indices)] = embeddings
+            seen += indices
+        assert sorted(seen) == list(range(45))
+        return rows
+
+    first = streamed()
+    assert close(first, alone)
+    assert (first == streamed()).all()
+    assert list(encoder.embed_stream([])) == []
+
+
+def test_a_stream_computes_before_it_ends(encoder: SpeakerEncoder) -> None:
+    """Of utterances of one length at most two batches are read ahead."""
+    n_read = 0
+
+    def endless() -> Iterator[np.ndarray]:
+        nonlocal n_read
+        while True:
+            n_read += 1
+            yield noise(16000, n_read)
+
+    stream = encoder.embed_stream(endless())
+    for turn in range(3):
+        assert next(stream)[0] == tuple(range(16 * turn, 16 * turn + 16))
+        assert n_read <= 16 * (turn + 2)
+
+
 @given(lengths=st.lists(st.integers(1040, 700_000), max_size=60), devices=st.sampled_from([1, 8]))
 def test_a_plan_holds_every_utterance_once(encoder: SpeakerEncoder, lengths: list[int], devices: int) -> None:
     planner = object.__new__(SpeakerEncoder)

@@ -1,6 +1,7 @@
 """The `ecapa-jax` command: parses, runs one verb, and turns errors into one line and an exit code.
 
-Exit codes: 0 done, 1 internal fault, 2 wrong input or usage, 130 interrupted.
+Exit codes: 0 done, 1 internal fault, 2 wrong input or usage, 75 stopped on request with the
+state saved (run again to go on), 130 interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from ecapa_jax.cli.doctor import Doctor
 from ecapa_jax.cli.embed import Embed
 from ecapa_jax.cli.info import Info
 from ecapa_jax.cli.verify import Verify
-from ecapa_jax.errors import EcapaError
+from ecapa_jax.errors import EcapaError, Stopped
 
 Verb = (
     Annotated[Verify, tyro.conf.subcommand("verify")]
@@ -52,6 +53,8 @@ def _run(verb: Verb) -> int:
         # Whoever read the result has gone, as in `| head`; Python would complain once more at its own end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Stopped as error:
+        return _fail(error, str(error), 75, verb.output.debug)
     except EcapaError as error:
         return _fail(error, str(error), 2, verb.output.debug)
     except KeyboardInterrupt as error:
