@@ -1,8 +1,8 @@
-"""Error rates of verification scores: FAR, FRR, EER and minimum detection cost. NumPy, float64, ties exact.
+"""Error rates and costs of verification scores: FAR, FRR, EER, detection costs, DET points. NumPy, float64, ties exact.
 
 A trial is accepted when its score is at least the threshold. A target trial has two recordings of one speaker. All
 rates are fractions of 1. Trials with equal scores are always accepted or rejected together, so that no result depends
-on their order.
+on their order. Each function sorts the trials; `counts.SortedTrials` sorts once for many of them.
 
 Reference: NIST 2016 Speaker Recognition Evaluation Plan, section 3 (detection cost), and Martin et al. 1997, "The DET
 Curve in Assessment of Detection Task Performance" (operating points).
@@ -11,13 +11,14 @@ Curve in Assessment of Detection Task Performance" (operating points).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Float64
 
 from ecapa_jax.errors import ScoringError
+from ecapa_jax.scoring.counts import Cost, SortedTrials, checked
+from ecapa_jax.scoring.llr import hull_eer, pool
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,11 +49,11 @@ def error_rates(scores: npt.ArrayLike, labels: npt.ArrayLike) -> ErrorRates:
     Raises:
       ScoringError: not one label a score, a score that is not finite, another label, or a kind of trial is missing.
     """
-    points = _count(*_checked(scores, labels))
+    counts = SortedTrials.of(scores, labels).count()
     return ErrorRates(
-        thresholds=points.thresholds,
-        far=points.accepted_nontargets / points.n_nontargets,
-        frr=points.rejected_targets / points.n_targets,
+        thresholds=counts.trials.thresholds,
+        far=counts.accepted_nontargets() / counts.n_nontargets,
+        frr=counts.rejected_targets() / counts.n_targets,
     )
 
 
@@ -74,13 +75,28 @@ def eer(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     Raises:
       ScoringError: as in `error_rates`.
     """
-    points = _count(*_checked(scores, labels))
-    gap = points.gap()
-    # The gap rises from -1 to 1 (times both counts), so that the first point without a negative one has a neighbour.
-    high = int(np.searchsorted(gap, 0))
-    below, above = -int(gap[high - 1]), int(gap[high])
-    accepted, accepted_above = (int(points.accepted_nontargets[i]) for i in (high - 1, high))
-    return (accepted * above + accepted_above * below) / ((below + above) * points.n_nontargets)
+    return SortedTrials.of(scores, labels).count().eer()
+
+
+def rocch_eer(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Equal error rate of the ROC's convex hull: the worst rate over all priors of the best decisions.
+
+    Never above `eer`, and without its jumps on short lists. The hull is what calibration by pooled adjacent
+    violators reaches, or choosing between two thresholds at random.
+
+    Reference: Brummer and de Villiers 2011, "The BOSARIS Toolkit User Guide", section on the ROCCH.
+
+    Args:
+      scores: [trials], finite; higher means more alike.
+      labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
+
+    Returns:
+      The rate as a fraction of 1.
+
+    Raises:
+      ScoringError: as in `error_rates`.
+    """
+    return hull_eer(pool(SortedTrials.of(scores, labels)))
 
 
 def eer_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
@@ -99,12 +115,14 @@ def eer_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     Raises:
       ScoringError: as in `error_rates`.
     """
-    points = _count(*_checked(scores, labels))
-    best = int(np.abs(points.gap()).argmin())
-    upper = float(points.thresholds[best])
+    trials = SortedTrials.of(scores, labels)
+    counts = trials.count()
+    high = counts.crossing()
+    best = high - 1 if -counts.gap(high - 1) <= counts.gap(high) else high
+    upper = float(trials.thresholds[best])
     if best == 0:  # every trial is accepted: no score below to keep away from
         return upper
-    lower = float(points.thresholds[best - 1])
+    lower = float(trials.thresholds[best - 1])
     middle = lower / 2 + upper / 2  # not (lower + upper) / 2, which can overflow
     return middle if lower < middle <= upper else upper
 
@@ -132,13 +150,76 @@ def min_dcf(
     Raises:
       ScoringError: as in `error_rates`, or p_target or a cost out of range.
     """
-    if not 0 < p_target < 1:
-        raise ScoringError(f"p_target is {p_target}; it must be between 0 and 1")
-    if not (0 < c_miss < np.inf and 0 < c_fa < np.inf):
-        raise ScoringError(f"c_miss is {c_miss} and c_fa is {c_fa}; both must be positive and finite")
+    cost = Cost(p_target=p_target, c_miss=c_miss, c_fa=c_fa)
+    return SortedTrials.of(scores, labels).count().min_dcf(cost)
+
+
+def act_dcf(
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    threshold: float | None = None,
+    *,
+    p_target: float = 0.01,
+    c_miss: float = 1.0,
+    c_fa: float = 1.0,
+) -> float:
+    """Normalised detection cost at one threshold: what `min_dcf` minimises.
+
+    Args:
+      scores: [trials], finite; log likelihood ratios (natural) where no threshold is given.
+      labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
+      threshold: accept from here on; None is the Bayes threshold log(c_fa (1 - p_target) / (c_miss p_target)), which
+        is best for scores that are log likelihood ratios.
+      p_target, c_miss, c_fa: as for `min_dcf`.
+
+    Returns:
+      The cost; 1 is what not listening costs, and a badly set threshold costs more.
+
+    Raises:
+      ScoringError: as in `min_dcf`, or the threshold is NaN.
+    """
+    cost = Cost(p_target=p_target, c_miss=c_miss, c_fa=c_fa)
+    _not_nan(threshold)
+    return SortedTrials.of(scores, labels).count().act_dcf(cost, threshold)
+
+
+def frr_at_far(scores: npt.ArrayLike, labels: npt.ArrayLike, far: float) -> float:
+    """False rejection rate at the lowest threshold that keeps the false acceptance rate at or below `far`.
+
+    Args:
+      scores: [trials], finite; higher means more alike.
+      labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
+      far: from 0 to 1. Below one non-target trial's share, no non-target may be accepted.
+
+    Returns:
+      FRR, a fraction of 1; no interpolation, so that a threshold with both rates exists.
+
+    Raises:
+      ScoringError: as in `error_rates`, or `far` is out of range.
+    """
+    if not 0 <= far <= 1:
+        raise ScoringError(f"the false acceptance rate is {far}; it must be from 0 to 1")
+    return SortedTrials.of(scores, labels).count().frr_at_far(far)
+
+
+def det_points(scores: npt.ArrayLike, labels: npt.ArrayLike) -> ErrorRates:
+    """The corners of the detection error trade-off: operating points that no straight run of others passes through.
+
+    Args:
+      scores: [trials], finite; higher means more alike.
+      labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
+
+    Returns:
+      Some of the points of `error_rates`, with the first and the last.
+
+    Raises:
+      ScoringError: as in `error_rates`.
+    """
     rates = error_rates(scores, labels)
-    miss, false_alarm = c_miss * p_target, c_fa * (1 - p_target)
-    return float((miss * rates.frr + false_alarm * rates.far).min() / min(miss, false_alarm))
+    far, frr = np.diff(rates.far) != 0, np.diff(rates.frr) != 0
+    straight = ((far[:-1] == far[1:]) & (frr[:-1] == frr[1:])) & (far[:-1] != frr[:-1])
+    keep = np.concatenate([[True], ~straight, [True]])
+    return ErrorRates(rates.thresholds[keep], rates.far[keep], rates.frr[keep])
 
 
 def far_frr(scores: npt.ArrayLike, labels: npt.ArrayLike, threshold: float) -> tuple[float, float]:
@@ -155,75 +236,12 @@ def far_frr(scores: npt.ArrayLike, labels: npt.ArrayLike, threshold: float) -> t
     Raises:
       ScoringError: as in `error_rates`, or the threshold is NaN.
     """
-    if np.isnan(threshold):
-        raise ScoringError("threshold is NaN; give a number")
-    values, targets = _checked(scores, labels)
+    _not_nan(threshold)
+    values, targets = checked(scores, labels)
     accepted = values >= threshold
     return float(accepted[~targets].mean()), float((~accepted[targets]).mean())
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Points:
-    """Operating points as counts, in the order of `ErrorRates`."""
-
-    thresholds: Float64[np.ndarray, " points"]
-    accepted_nontargets: Int64[np.ndarray, " points"]
-    rejected_targets: Int64[np.ndarray, " points"]
-    n_targets: int
-    n_nontargets: int
-
-    def gap(self) -> Int64[np.ndarray, " points"]:
-        """FRR - FAR, times the number of targets and of non-targets."""
-        return self.rejected_targets * self.n_nontargets - self.accepted_nontargets * self.n_targets
-
-
-def _count(scores: Float64[np.ndarray, " trials"], targets: Bool[np.ndarray, " trials"]) -> _Points:
-    order = np.argsort(scores)
-    ascending = scores[order]
-    first = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))  # of each distinct score
-    rejected = np.append(first, len(scores))  # trials below each threshold
-    targets_below = np.concatenate([[0], np.cumsum(targets[order], dtype=np.int64)])
-    n_targets = int(targets_below[-1])
-    n_nontargets = len(scores) - n_targets
-    return _Points(
-        thresholds=np.append(ascending[first], np.inf),
-        accepted_nontargets=n_nontargets - (rejected - targets_below[rejected]),
-        rejected_targets=targets_below[rejected],
-        n_targets=n_targets,
-        n_nontargets=n_nontargets,
-    )
-
-
-def _checked(
-    scores: npt.ArrayLike, labels: npt.ArrayLike
-) -> tuple[Float64[np.ndarray, " trials"], Bool[np.ndarray, " trials"]]:
-    """Scores as float64 and labels as bool, or a ScoringError that says what to change."""
-    values, marks = _numbers(scores, "scores"), _numbers(labels, "labels")
-    if values.shape != marks.shape:
-        raise ScoringError(f"there are {values.size} scores and {marks.size} labels; give one label a score")
-    if not np.isfinite(values).all():
-        at = int(np.flatnonzero(~np.isfinite(values))[0])
-        raise ScoringError(f"score {at} is {values[at]}; all scores must be finite")
-    targets = marks == 1
-    if not (targets | (marks == 0)).all():
-        at = int(np.flatnonzero(~targets & (marks != 0))[0])
-        raise ScoringError(f"label {at} is {marks[at]:g}; a label is 1 for a target trial, 0 for a non-target trial")
-    n_targets = int(np.count_nonzero(targets))
-    if not 0 < n_targets < targets.size:
-        counts = f"{n_targets} target and {targets.size - n_targets} non-target trials"
-        raise ScoringError(f"there are {counts}; error rates need at least one of each")
-    return values, targets
-
-
-def _numbers(values: Any, name: str) -> Float64[np.ndarray, " trials"]:
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ScoringError(
-            f"{name} are not an array ({str(error).splitlines()[0]}); give one number a trial"
-        ) from error
-    if array.ndim != 1 or array.dtype.kind not in "biuf":
-        raise ScoringError(
-            f"{name} have shape {array.shape} and dtype {array.dtype}; give one number a trial, [trials]"
-        )
-    return array.astype(np.float64, copy=False)
+def _not_nan(threshold: float | None) -> None:
+    if threshold is not None and np.isnan(threshold):
+        raise ScoringError("threshold is NaN; give a number")
