@@ -42,3 +42,7 @@ class StoreError(EcapaError, ValueError):
 
 class Stopped(EcapaError):
     """Work ended early because it was asked to, with its state saved; the command line exits with 75."""
+
+
+class TrialError(EcapaError, ValueError):
+    """A trial list, speaker map, enrolment or scores file can't be used: malformed, contradictory, or incomplete."""

@@ -88,7 +88,8 @@ class _Resampler:
         self._trials = trials
         self._sides = [sides[:, trials.targets], sides[:, trials.nontargets]]
         self._weights = [np.empty_like(side) for side in self._sides]
-        self._sums = tuple(np.empty(side.shape[1] + 1, np.int64) for side in self._sides)
+        targets, nontargets = (np.empty(side.shape[1] + 1, np.int64) for side in self._sides)
+        self._sums = targets, nontargets
 
     def count(self, drawn: Int64[np.ndarray, " units_and_1"]) -> Counts:
         """The trials of a draw; good until the next."""

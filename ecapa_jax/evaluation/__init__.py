@@ -1,0 +1,1 @@
+"""From a trial list and recordings to error rates: lists, cached embeddings, scores, reports and plots."""

@@ -1,0 +1,185 @@
+"""Every recording of a list embedded once: found first, hashed, looked up in the cache, and only then computed."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from ecapa_jax.encoder import Short, SilenceWarning, SpeakerEncoder
+from ecapa_jax.errors import AudioError, Stopped, TrialError
+from ecapa_jax.evaluation.cache import EmbeddingCache, Entry
+from ecapa_jax.io.audio import is_silent
+
+THREADS = 4
+AHEAD = 64
+"""Recordings that are decoded before they are needed."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is done, how many, of how many."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedded:
+    """Recordings in the order asked for.
+
+    Attributes:
+      embeddings: [files, embedding].
+      seconds: [files] length of the audio as the model took it.
+      computed: how many distinct recordings were not in the cache.
+    """
+
+    embeddings: Float32[np.ndarray, "files ..."]
+    seconds: Float64[np.ndarray, " files"]
+    computed: int
+
+
+def find_files(names: Sequence[str], root: str | os.PathLike[str], missing_to: Path | None = None) -> list[Path]:
+    """The path of each name below `root`.
+
+    Args:
+      names: as the trial list has them; absolute ones are taken as they are.
+      root: folder of the audio.
+      missing_to: writes all missing names there, one a line.
+
+    Raises:
+      TrialError: some are missing; the message has their number and the first.
+    """
+    if not os.path.isdir(root):
+        raise TrialError(f"{os.fspath(root)} is no folder: name the one that the list's paths start from")
+    paths = [Path(root) / name for name in names]
+    missing = [name for name, path in zip(names, paths, strict=True) if not os.path.isfile(path)]
+    if missing and missing_to is not None:
+        missing_to.write_text("".join(f"{name}\n" for name in missing), "utf-8")
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        written = f"; all are in {missing_to}" if missing_to else "; --missing FILE writes all of them"
+        raise TrialError(f"{len(missing)} of {len(names)} recordings are not in {os.fspath(root)}: {shown}{written}")
+    return paths
+
+
+def embed_files(
+    encoder: SpeakerEncoder,
+    paths: Sequence[Path],
+    cache: EmbeddingCache,
+    *,
+    short: Short = "error",
+    progress: Progress = lambda *_: None,
+) -> Embedded:
+    """Embeds recordings, or takes them from the cache.
+
+    Args:
+      encoder: the model; the same that the cache was opened for.
+      paths: recordings; files of equal content are embedded once.
+      cache: is read first, and written after every batch.
+      short: as for `SpeakerEncoder.embed`.
+      progress: told from time to time.
+
+    Raises:
+      AudioError: recordings that can't be embedded, counted and the first named; all others are in the cache then.
+      Stopped: interrupted; what was done is in the cache.
+    """
+    done = 0
+    try:
+        digests = list(_hashed(paths, progress))
+        entries = cache.get(dict.fromkeys(digests))
+        wanted = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in entries}
+        for batch in _computed(encoder, wanted, short):
+            cache.put(batch)
+            entries.update(batch)
+            done += len(batch)
+            progress("embedding", done, len(wanted))
+    except KeyboardInterrupt as error:
+        raise Stopped(f"stopped; {done} more recordings are in {cache.path}: run again to go on") from error
+    found = [entries[digest] for digest in digests]
+    embeddings = np.stack([embedding for embedding, _ in found]).astype(np.float32)
+    return Embedded(embeddings, np.array([seconds for _, seconds in found], np.float64), len(wanted))
+
+
+def _hashed(paths: Sequence[Path], progress: Progress) -> Iterator[bytes]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        for index, digest in enumerate(pool.map(_sha256, paths), 1):
+            if index % 100 == 0 or index == len(paths):
+                progress("reading", index, len(paths))
+            yield digest
+
+
+def _sha256(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise AudioError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+def _computed(encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Short) -> Iterator[dict[bytes, Entry]]:
+    """Batches of what is not in the cache; at the end an AudioError if some could not be read."""
+    order: list[tuple[bytes, float]] = []
+    failed: list[AudioError] = []
+
+    def waveforms() -> Iterator[Float32[np.ndarray, " samples"]]:
+        for digest, path, waveform in _decoded(encoder, wanted, short):
+            if isinstance(waveform, AudioError):
+                failed.append(waveform)
+                continue
+            if is_silent(waveform):
+                message = f"{path} has no signal (all samples are equal): its embedding means nothing"
+                warnings.warn(message, SilenceWarning, stacklevel=2)
+            order.append((digest, len(waveform) / encoder.sample_rate))
+            yield waveform
+
+    for indices, embeddings in encoder.embed_stream(waveforms()):
+        yield {order[at][0]: (row, order[at][1]) for at, row in zip(indices, embeddings, strict=True)}
+    if failed:
+        more = f" (and {len(failed) - 1} more recordings can't be embedded)" if len(failed) > 1 else ""
+        raise AudioError(f"{failed[0]}{more}")
+
+
+def _decoded(
+    encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Short
+) -> Iterator[tuple[bytes, Path, Float32[np.ndarray, " samples"] | AudioError]]:
+    def read(path: Path) -> Float32[np.ndarray, " samples"] | AudioError:
+        try:
+            return encoder.read(path, short=short)
+        except AudioError as error:
+            return error
+
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        queue: collections.deque[tuple[bytes, Path, Future]] = collections.deque()
+        for digest, path in wanted.items():
+            queue.append((digest, path, pool.submit(read, path)))
+            if len(queue) > AHEAD:
+                yield _next(queue)
+        while queue:
+            yield _next(queue)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _next(queue: collections.deque[tuple[bytes, Path, Future]]) -> tuple[bytes, Path, np.ndarray | AudioError]:
+    digest, path, future = queue.popleft()
+    return digest, path, future.result()
+
+
+def model_rows(names: Iterable[str], enrolment: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
+    """The utterances of each enrolled name: its own, or the enrolment file's.
+
+    Raises:
+      TrialError: a name of the list has no line in the enrolment file.
+    """
+    if enrolment is None:
+        return {name: (name,) for name in names}
+    if missing := [name for name in dict.fromkeys(names) if name not in enrolment]:
+        raise TrialError(
+            f"{len(missing)} enrolled name(s) of the list have no line in the enrolment file: {missing[0]}"
+        )
+    return {name: tuple(enrolment[name]) for name in names}

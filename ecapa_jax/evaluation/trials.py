@@ -1,0 +1,308 @@
+"""Trial lists: VoxCeleb's, Kaldi's, CSV and TSV; and the speakers of their recordings.
+
+VoxCeleb         1 id10270/a/00001.wav id10270/b/00008.wav           label enrol test
+Kaldi            speaker1-a speaker1-b target                        enrol test label
+CSV, TSV         header with enrol, test, label, and any others      by name, in any order
+
+A label is 1, target or true; 0, nontarget or false. Which format it is, the first line says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from ecapa_jax.errors import TrialError
+from ecapa_jax.evaluation.tables import Table, read_table
+
+LABELS = {"1": True, "target": True, "true": True, "0": False, "nontarget": False, "false": False}
+
+NAMES = {
+    "enrol": ("enrol", "enroll", "enrolment", "enrollment", "enrol_path", "model", "file1", "path1", "a"),
+    "test": ("test", "test_path", "file2", "path2", "b"),
+    "label": ("label", "target", "key"),
+    "score": ("score", "scores", "llr"),
+    "enrol_speaker": ("enrol_speaker", "enroll_speaker", "speaker1", "spk1"),
+    "test_speaker": ("test_speaker", "speaker2", "spk2"),
+}
+"""Column names that are understood, by what they hold; any other column is kept for breakdowns."""
+
+_VOXCELEB_ID = re.compile(r"(?:^|/)(id\d{5})/")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trials:
+    """A list of trials.
+
+    Attributes:
+      path: where it is from, for messages and reports.
+      names: the distinct recordings (or enrolment models) of the list, in order of appearance.
+      enrol: [trials] which of `names` is enrolled.
+      test: [trials] which is tested.
+      labels: [trials] True for a target trial; None where the file gives none.
+      scores: [trials] where the file gives them.
+      columns: [trials] each, all other columns, as text.
+      speakers: speaker of each of `names`, where known.
+      speaker_source: where `speakers` is from, for reports; "" where they are unknown.
+      repeated: how many trials say again what another one does.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    enrol: Int64[np.ndarray, " trials"]
+    test: Int64[np.ndarray, " trials"]
+    labels: Bool[np.ndarray, " trials"] | None
+    scores: Float64[np.ndarray, " trials"] | None
+    columns: Mapping[str, np.ndarray]
+    speakers: tuple[str, ...] | None
+    speaker_source: str
+    repeated: int
+
+    def __len__(self) -> int:
+        return len(self.enrol)
+
+    @property
+    def known_labels(self) -> Bool[np.ndarray, " trials"]:
+        """The labels.
+
+        Raises:
+          TrialError: the file gives none.
+        """
+        if self.labels is None:
+            raise TrialError(f"{self.path} has no labels: give a list with 1 or target, 0 or nontarget in every trial")
+        return self.labels
+
+    def select(self, keep: Bool[np.ndarray, " trials"]) -> Trials:
+        """Some of the trials, with all names."""
+        return dataclasses.replace(
+            self,
+            enrol=self.enrol[keep],
+            test=self.test[keep],
+            labels=None if self.labels is None else self.labels[keep],
+            scores=None if self.scores is None else self.scores[keep],
+            columns={name: values[keep] for name, values in self.columns.items()},
+        )
+
+
+def read_trials(path: str | os.PathLike[str]) -> Trials:
+    """Reads and checks a trial list, or a scores file (one more field: the score).
+
+    Speakers come from columns `enrol_speaker` and `test_speaker`, or from the paths: VoxCeleb's `id10270/`, else the
+    file's folder, else the folder above, whichever fits every label of the list.
+
+    Args:
+      path: the file; gzip too.
+
+    Raises:
+      TrialError: naming file, line and what is wrong: an unknown label, too few fields, two labels for one pair.
+    """
+    table = read_table(path, {name for names in NAMES.values() for name in names})
+    places = _places(table)
+    fields = {what: [row[at] for row in table.rows] for what, at in places.items()}
+    labels = _labels(table, fields["label"]) if "label" in fields else None
+    names: dict[str, int] = {}
+    enrol, test = (
+        np.array([names.setdefault(name, len(names)) for name in _filled(table, fields[side], side)], np.int64)
+        for side in ("enrol", "test")
+    )
+    others = [at for at in range(len(table.header or ())) if at not in places.values()]
+    trials = Trials(
+        path=table.path,
+        names=tuple(names),
+        enrol=enrol,
+        test=test,
+        labels=labels,
+        scores=_scores(table, fields["score"]) if "score" in fields else None,
+        columns={table.header[at]: np.array([row[at] for row in table.rows]) for at in others} if table.header else {},
+        speakers=None,
+        speaker_source="",
+        repeated=_check_pairs(table, enrol, test, labels, len(names)),
+    )
+    if "enrol_speaker" in fields and "test_speaker" in fields:
+        return _with_columns(table, trials, fields["enrol_speaker"], fields["test_speaker"])
+    return _with_paths(trials)
+
+
+def with_speakers(trials: Trials, speakers: Mapping[str, str], source: str) -> Trials:
+    """The trials with a speaker for each name.
+
+    Raises:
+      TrialError: a name has no speaker, or a label contradicts them.
+    """
+    if missing := [name for name in trials.names if name not in speakers]:
+        raise TrialError(f"{source} has no speaker for {len(missing)} of {len(trials.names)} names, as {missing[0]}")
+    known = tuple(speakers[name] for name in trials.names)
+    if (at := _contradiction(trials, known)) is not None:
+        a, b = trials.names[trials.enrol[at]], trials.names[trials.test[at]]
+        kind = "target" if trials.known_labels[at] else "non-target"
+        raise TrialError(f"{trials.path}: {a} and {b} are a {kind} trial, but {source} says otherwise")
+    return dataclasses.replace(trials, speakers=known, speaker_source=source)
+
+
+def read_speakers(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Kaldi's utt2spk: `utterance speaker` a line.
+
+    Raises:
+      TrialError: a line has other than two fields, or an utterance comes with two speakers.
+    """
+    table = read_table(path, ())
+    speakers: dict[str, str] = {}
+    for index, row in enumerate(table.rows):
+        if len(row) != 2:
+            raise table.error(index, f"{len(row)} fields; a line is: utterance speaker")
+        if speakers.setdefault(row[0], row[1]) != row[1]:
+            raise table.error(index, f"{row[0]} has speaker {speakers[row[0]]} further up, here {row[1]}")
+    return speakers
+
+
+def read_enrolment(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
+    """Kaldi's spk2utt: `model utterance utterance ...` a line.
+
+    Raises:
+      TrialError: a model without utterances, or one that comes twice.
+    """
+    table = read_table(path, ())
+    models: dict[str, tuple[str, ...]] = {}
+    for index, row in enumerate(table.rows):
+        if len(row) < 2:
+            raise table.error(index, f"model {row[0]} has no utterances; a line is: model utterance utterance ...")
+        if row[0] in models:
+            raise table.error(index, f"model {row[0]} comes twice")
+        models[row[0]] = tuple(dict.fromkeys(row[1:]))
+    return models
+
+
+def _places(table: Table) -> dict[str, int]:
+    """Which field holds what."""
+    if table.header is not None:
+        found = {what: table.column(names) for what, names in NAMES.items()}
+        for what in ("enrol", "test"):
+            if found[what] is None:
+                raise TrialError(f"{table.path}: the header has no column {what}; it has {', '.join(table.header)}")
+        return {what: at for what, at in found.items() if at is not None}
+    first = table.rows[0]
+    places = _headless_places(table, first)
+    for index, row in enumerate(table.rows):
+        if len(row) != len(first):
+            raise table.error(index, f"{len(row)} fields, the lines above have {len(first)}")
+    return places
+
+
+def _headless_places(table: Table, first: Sequence[str]) -> dict[str, int]:
+    known = [field.lower() in LABELS for field in first]
+    if len(first) in (3, 4) and known[0] and not known[2]:
+        return {"label": 0, "enrol": 1, "test": 2} | ({"score": 3} if len(first) == 4 else {})
+    if len(first) in (3, 4) and known[2] and not known[0]:
+        return {"enrol": 0, "test": 1, "label": 2} | ({"score": 3} if len(first) == 4 else {})
+    if len(first) == 3 and not any(known) and _is_number(first[2]):
+        return {"enrol": 0, "test": 1, "score": 2}
+    raise table.error(
+        0,
+        f"'{' '.join(first)[:80]}' is no trial; a line is 'label enrol test' or 'enrol test label' (label: 1 or "
+        "target, 0 or nontarget), or the file is CSV or TSV with a header: enrol,test,label",
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _labels(table: Table, texts: Sequence[str]) -> Bool[np.ndarray, " trials"]:
+    known = [LABELS.get(text.lower()) for text in texts]
+    if None in known:
+        at = known.index(None)
+        raise table.error(at, f"label '{texts[at][:40]}' is unknown; it must be 1 or target, 0 or nontarget")
+    return np.array(known, bool)
+
+
+def _scores(table: Table, texts: Sequence[str]) -> Float64[np.ndarray, " trials"]:
+    try:
+        scores = np.array(texts, np.float64)
+    except ValueError:
+        at = next(index for index, text in enumerate(texts) if not _is_number(text))
+        raise table.error(at, f"score '{texts[at][:40]}' is no number") from None
+    if not np.isfinite(scores).all():
+        raise table.error(int(np.flatnonzero(~np.isfinite(scores))[0]), "the score is not finite")
+    return scores
+
+
+def _filled(table: Table, texts: Sequence[str], side: str) -> Sequence[str]:
+    if "" in texts:
+        raise table.error(texts.index(""), f"column {side} is empty")
+    return texts
+
+
+def _check_pairs(
+    table: Table,
+    enrol: Int64[np.ndarray, " trials"],
+    test: Int64[np.ndarray, " trials"],
+    labels: Bool[np.ndarray, " trials"] | None,
+    n_names: int,
+) -> int:
+    """How many trials are repetitions; TrialError where one pair has both labels."""
+    pairs = enrol * n_names + test
+    order = np.argsort(pairs, kind="stable")
+    again = np.flatnonzero(pairs[order][1:] == pairs[order][:-1])
+    if labels is not None and len(wrong := again[labels[order[again]] != labels[order[again + 1]]]):
+        first, second = sorted((int(order[wrong[0]]), int(order[wrong[0] + 1])))
+        raise table.error(second, f"the same pair has the other label in line {table.lines[first]}")
+    return len(again)
+
+
+def _contradiction(trials: Trials, speakers: Sequence[str]) -> int | None:
+    """The first trial whose label is not what its speakers say."""
+    if trials.labels is None:
+        return None
+    numbers = np.unique(np.array(speakers), return_inverse=True)[1]
+    wrong = np.flatnonzero((numbers[trials.enrol] == numbers[trials.test]) != trials.labels)
+    return int(wrong[0]) if len(wrong) else None
+
+
+def _with_columns(table: Table, trials: Trials, enrol: Sequence[str], test: Sequence[str]) -> Trials:
+    speakers: dict[str, str] = {}
+    for side, numbers in ((enrol, trials.enrol), (test, trials.test)):
+        for index, (number, speaker) in enumerate(zip(numbers.tolist(), side, strict=True)):
+            name = trials.names[number]
+            if speakers.setdefault(name, speaker) != speaker:
+                raise table.error(index, f"{name} has speaker {speakers[name]} elsewhere, here {speaker}")
+    return with_speakers(trials, speakers, "the list's speaker columns")
+
+
+def _with_paths(trials: Trials) -> Trials:
+    if trials.labels is None or not trials.labels.any() or trials.labels.all():
+        return trials  # nothing that a guess could be checked by
+    for source, rule in _PATH_RULES.items():
+        speakers = [speaker for name in trials.names if (speaker := rule(name))]
+        if len(speakers) == len(trials.names) and _contradiction(trials, speakers) is None:
+            return dataclasses.replace(trials, speakers=tuple(speakers), speaker_source=source)
+    return trials
+
+
+def _voxceleb(name: str) -> str | None:
+    found = _VOXCELEB_ID.search(name)
+    return found[1] if found else None
+
+
+def _folder(above: int) -> Callable[[str], str | None]:
+    def rule(name: str) -> str | None:
+        """With the folders above, because two corpora can number their speakers alike."""
+        parts = name.split("/")[: -1 - above]
+        return "/".join(parts) or None
+
+    return rule
+
+
+_PATH_RULES: dict[str, Callable[[str], str | None]] = {
+    "VoxCeleb's id in the path": _voxceleb,
+    "the file's folder, which fits every label": _folder(0),
+    "the folder above the file's, which fits every label": _folder(1),
+}
