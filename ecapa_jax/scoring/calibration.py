@@ -1,0 +1,198 @@
+"""Calibration: scores to log-likelihood ratios, so that a threshold follows from prior and costs alone.
+
+    llr = offset + weight score + sum_i w_i quality_i
+
+Fitted on one list of trials by prior-weighted logistic regression (float64, Newton), applied to any other (jnp).
+Quality measures say how much a recording can tell: a score of two short ones is weaker evidence than its value.
+
+Reference: Brümmer and du Preez 2006, "Application-Independent Evaluation of Speaker Detection" (Cllr); Brümmer and
+de Villiers 2013, "The BOSARIS Toolkit" (prior-weighted objective); Thienpondt et al. 2021, "The IDLab VoxSRC-20
+Submission" (quality measures).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import scipy.special
+from jaxtyping import Array, Float, Float64
+
+from ecapa_jax.errors import ScoringError
+from ecapa_jax.scoring.cosine import AnyArray
+from ecapa_jax.scoring.counts import Cost, checked
+
+MEASURES = ("duration", "magnitude")
+"""Seconds of a recording, and length of its embedding. Each enters as the logarithms of a trial's lower and higher."""
+
+BALANCED = Cost(p_target=0.5)
+
+MAX_STEPS = 100
+GRADIENT = 1e-10
+"""The solver stops at this largest element of the gradient; for trials without a minimum, after so many steps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """An affine map from a score, and the trial's quality, to a log-likelihood ratio.
+
+    Attributes:
+      offset: added.
+      weight: of the score; positive, so that a higher score never means less alike.
+      measures: quality measures it uses.
+      measure_weights: of log lower and log higher value of each measure in turn.
+    """
+
+    offset: float
+    weight: float
+    measures: tuple[str, ...] = ()
+    measure_weights: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.measures if name not in MEASURES]:
+            raise ScoringError(f"{unknown[0]!r} is no quality measure; known: {', '.join(MEASURES)}")
+        if len(self.measure_weights) != 2 * len(self.measures):
+            raise ScoringError(
+                f"{len(self.measures)} quality measures have {len(self.measure_weights)} weights, not 2 each"
+            )
+        if not np.isfinite([self.offset, self.weight, *self.measure_weights]).all() or self.weight <= 0:
+            raise ScoringError("calibration weights must be finite, and that of the score positive")
+
+
+def quality(a: Float[AnyArray, "*batch"], b: Float[AnyArray, "*batch"]) -> Float[Array, "*batch 2"]:
+    """The two columns of one measure: log of the lower and of the higher of a trial's two values (positive).
+
+    Symmetric in the recordings; a value below 1e-3 counts as that, so that silence stays finite.
+    """
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    return jnp.log(jnp.maximum(jnp.stack([jnp.minimum(a, b), jnp.maximum(a, b)], axis=-1), 1e-3))
+
+
+def calibrate(
+    calibration: Calibration,
+    scores: Float[AnyArray, "*batch"],
+    qualities: Float[AnyArray, "*batch columns"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Log-likelihood ratios (natural logarithm) of scores.
+
+    Args:
+      calibration: from `fit` or a bundle.
+      scores: any shape; of the kind that it was fitted on.
+      qualities: `quality` of each of its measures, concatenated in their order; None where it has none.
+
+    Raises:
+      ScoringError: the columns are not those of its measures.
+    """
+    columns = 0 if qualities is None else qualities.shape[-1]
+    if columns != len(calibration.measure_weights):
+        raise ScoringError(
+            f"the calibration uses {' and '.join(calibration.measures) or 'no quality measures'}: it needs "
+            f"{len(calibration.measure_weights)} quality columns, and got {columns}"
+        )
+    ratios = calibration.offset + calibration.weight * jnp.asarray(scores)
+    if qualities is None or not columns:
+        return ratios
+    weights = jnp.asarray(calibration.measure_weights, ratios.dtype)
+    return ratios + jnp.sum(jnp.asarray(qualities) * weights, axis=-1)
+
+
+def fit(
+    scores: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    qualities: Float[AnyArray, "trials columns"] | None = None,
+    *,
+    measures: tuple[str, ...] = (),
+    cost: Cost = BALANCED,
+    ridge: float = 0.0,
+) -> Calibration:
+    """The calibration that costs least on these trials: prior-weighted logistic regression.
+
+    It minimises  p mean_targets log(1 + exp(-l)) + (1 - p) mean_others log(1 + exp(l)),  l = llr + logit(p),  plus
+    ridge/2 times the squared weights of the standardised columns; p is the prior that with equal costs asks for the
+    decisions of `cost`. With p = 1/2 it is Cllr. Convex: the same trials give the same calibration.
+
+    Args:
+      scores: [trials], finite.
+      labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
+      qualities: as for `calibrate`.
+      measures: what the columns of `qualities` are.
+      cost: the decisions that shall be best; all alike by default.
+      ridge: pull towards weights of 0; needed where the columns separate the trials without an error.
+
+    Raises:
+      ScoringError: not one label a score, only one kind of trial, a value that is not finite, another shape; the trials
+        are separated without an error (and ridge is 0); or higher scores don't mean more alike.
+    """
+    values, targets = checked(scores, labels)
+    columns = np.column_stack([values, *_checked_columns(qualities, len(values), measures)])
+    centre, spread = columns.mean(axis=0), columns.std(axis=0)
+    # A column that never changes says nothing: its weight is 0, not any number.
+    used = spread > 1e-12 * np.maximum(1.0, np.abs(centre))
+    standard = (columns[:, used] - centre[used]) / spread[used]
+    solution = _solve(standard, targets, cost, ridge)
+    if ridge == 0 and used[0] and _separates(standard @ solution[1:], targets):
+        raise ScoringError(
+            "these trials are separated without an error, so that calibrated scores would be infinitely sure: take "
+            "more or harder trials, or a ridge such as 1e-3"
+        )
+    weights = np.zeros(columns.shape[1])
+    weights[used] = solution[1:] / spread[used]
+    if weights[0] <= 0:
+        raise ScoringError("target trials don't score higher than the others: check labels and scores")
+    offset = float(solution[0] - weights @ centre)
+    return Calibration(offset, float(weights[0]), measures, tuple(map(float, weights[1:])))
+
+
+def _solve(
+    columns: Float64[np.ndarray, "trials columns"], targets: np.ndarray, cost: Cost, ridge: float
+) -> Float64[np.ndarray, " weights"]:
+    """Offset and weights at the minimum, by Newton steps from 0 that are halved until they help.
+
+    Of columns that say the same, the least-squares step gives each the same weight.
+    """
+    design = np.column_stack([np.ones(len(columns)), columns])
+    sign = np.where(targets, 1.0, -1.0)
+    share = np.where(targets, cost.miss / targets.sum(), cost.false_alarm / (~targets).sum())
+    share /= cost.miss + cost.false_alarm
+    pull = np.full(design.shape[1], ridge)
+    pull[0] = 0.0
+
+    def margins(weights: np.ndarray) -> np.ndarray:
+        return sign * (design @ weights - cost.bayes_threshold)
+
+    def loss(weights: np.ndarray) -> float:
+        return float(share @ np.logaddexp(0, -margins(weights)) + 0.5 * pull @ weights**2)
+
+    weights = np.zeros(design.shape[1])
+    for _ in range(MAX_STEPS):
+        wrong = scipy.special.expit(-margins(weights))
+        gradient = pull * weights - design.T @ (share * sign * wrong)
+        if np.abs(gradient).max() < GRADIENT:
+            break
+        curvature = design.T @ ((share * wrong * (1 - wrong))[:, None] * design) + np.diag(pull)
+        step, before = np.linalg.lstsq(curvature, -gradient, rcond=1e-10)[0], loss(weights)
+        while loss(weights + step) > before and np.abs(step).max() > 1e-12:
+            step = step / 2
+        weights = weights + step
+    return weights
+
+
+def _separates(values: np.ndarray, targets: np.ndarray) -> bool:
+    """Whether a threshold, which may equal some of both kinds, divides the trials: then no minimum exists."""
+    return bool(values[targets].min() >= values[~targets].max())
+
+
+def _checked_columns(
+    qualities: Float[AnyArray, "trials columns"] | None, n_trials: int, measures: tuple[str, ...]
+) -> list[np.ndarray]:
+    array = np.zeros((n_trials, 0)) if qualities is None else np.asarray(qualities, np.float64)
+    if array.shape != (n_trials, 2 * len(measures)):
+        raise ScoringError(
+            f"quality columns have shape {array.shape}; {n_trials} trials and {len(measures)} measures need "
+            f"({n_trials}, {2 * len(measures)})"
+        )
+    if not np.isfinite(array).all():
+        raise ScoringError("a quality measure is not finite")
+    return list(array.T)

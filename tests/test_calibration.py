@@ -1,0 +1,205 @@
+"""Calibration against scikit-learn and against what it minimises, and its refusals."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+
+from ecapa_jax.errors import ScoringError
+from ecapa_jax.scoring import calibration
+from ecapa_jax.scoring.calibration import Calibration, calibrate, fit, quality
+from ecapa_jax.scoring.counts import Cost
+from ecapa_jax.scoring.llr import cllr, min_cllr
+
+quick = settings(max_examples=40, deadline=None)
+COSTS = [Cost(p_target=0.5), Cost(p_target=0.01), Cost(p_target=0.05, c_miss=10.0)]
+
+
+def trials(seed, n_targets=300, n_others=900, spread=1.0):
+    """Cosine-like scores whose evidence falls with the shorter duration; labels; seconds and magnitudes of both."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n_targets + n_others) < n_targets
+    seconds, magnitudes = (np.exp(rng.normal(at, 0.6, (2, len(labels)))) for at in (1.0, 3.0))
+    noise = spread * 0.12 / np.sqrt(seconds.min(axis=0))
+    scores = 0.1 + 0.3 * labels + noise * rng.standard_normal(len(labels))
+    return scores, labels, seconds, magnitudes
+
+
+def columns(*measures):
+    return np.concatenate([quality(*measure) for measure in measures], axis=1)
+
+
+def sklearn_fit(design, labels, cost, ridge=0.0):
+    """Offset and weights of the same objective, from an independent solver."""
+    prior = cost.miss / (cost.miss + cost.false_alarm)
+    share = np.where(labels, prior / labels.sum(), (1 - prior) / (~labels).sum())
+    model = LogisticRegression(C=1 / ridge if ridge else np.inf, solver="newton-cholesky", tol=1e-12, max_iter=1000)
+    model.fit(design, labels, sample_weight=share)
+    return np.array([model.intercept_[0] - np.log(prior / (1 - prior)), *model.coef_[0]])
+
+
+def weights_of(fitted):
+    return np.array([fitted.offset, fitted.weight, *fitted.measure_weights])
+
+
+@pytest.mark.parametrize("cost", COSTS)
+def test_fit_is_scikit_learns(cost):
+    scores, labels, seconds, magnitudes = trials(0)
+    expected = sklearn_fit(scores[:, None], labels, cost)
+    error = np.abs(weights_of(fit(scores, labels, cost=cost)) - expected) / np.abs(expected)
+    print(f"score only: weights differ by {error.max():.1e}")
+    assert error.max() < 1e-7
+
+    qualities = columns(seconds, magnitudes)
+    expected = sklearn_fit(np.column_stack([scores, qualities]), labels, cost)
+    got = weights_of(fit(scores, labels, qualities, measures=("duration", "magnitude"), cost=cost))
+    print(f"with qualities: weights differ by {np.abs(got - expected).max() / np.abs(expected).max():.1e}")
+    np.testing.assert_allclose(got, expected, atol=1e-7 * np.abs(expected).max())
+
+
+def test_ridge_is_scikit_learns_on_standardised_columns():
+    scores, labels, *_ = trials(0)
+    standard = (scores - scores.mean()) / scores.std()
+    offset, weight = sklearn_fit(standard[:, None], labels, COSTS[0], ridge=0.1)
+    got = fit(scores, labels, ridge=0.1)
+    np.testing.assert_allclose(got.weight, weight / scores.std(), rtol=1e-6)
+    np.testing.assert_allclose(got.offset, offset - weight * scores.mean() / scores.std(), rtol=1e-6)
+
+
+@quick
+@given(st.integers(0, 2**31), st.floats(-0.3, 0.3), st.floats(-0.3, 0.3))
+def test_no_other_map_has_a_lower_cllr(seed, offset, weight):
+    scores, labels, *_ = trials(seed, 60, 120)
+    fitted = fit(scores, labels)
+    best = cllr(fitted.offset + fitted.weight * scores, labels)
+    other = cllr((fitted.offset + offset) + fitted.weight * (1 + weight) * scores, labels)
+    assert min_cllr(scores, labels) <= best <= other + 1e-12
+
+
+@quick
+@given(st.integers(0, 2**31), st.floats(0.01, 100), st.floats(-10, 10))
+def test_scale_and_shift_of_the_scores_do_not_matter(seed, scale, shift):
+    scores, labels, *_ = trials(seed, 60, 120)
+    fitted, changed = fit(scores, labels), fit(scale * scores + shift, labels)
+    ratios = fitted.offset + fitted.weight * scores
+    np.testing.assert_allclose(changed.offset + changed.weight * (scale * scores + shift), ratios, atol=1e-5)
+
+
+@quick
+@given(st.integers(0, 2**31), st.lists(st.floats(-1, 1, width=32), min_size=8, max_size=8))
+def test_a_higher_score_is_never_a_lower_ratio(seed, scores):
+    values, labels, seconds, _ = trials(seed, 60, 120)
+    fitted = fit(values, labels, quality(*seconds), measures=("duration",))
+    same = quality(np.full(8, 2.0), np.full(8, 5.0))
+    ratios = calibrate(fitted, np.sort(np.array(scores, np.float32)), same)
+    assert (np.diff(ratios) >= 0).all()
+
+
+def test_calibration_serves_a_list_it_was_not_fitted_on():
+    scores, labels, seconds, _ = trials(1)
+    plain, informed = fit(scores, labels), fit(scores, labels, quality(*seconds), measures=("duration",))
+    other, marks, lengths, _ = trials(2, 2000, 6000)
+    apply = jax.jit(calibrate, static_argnums=0)
+    costs = [
+        cllr(np.asarray(apply(plain, other.astype(np.float32))), marks),
+        cllr(np.asarray(apply(informed, other.astype(np.float32), quality(*lengths))), marks),
+    ]
+    least = min_cllr(other, marks)
+    print(f"Cllr: raw {cllr(other, marks):.3f}, plain {costs[0]:.3f}, with duration {costs[1]:.3f}, least {least:.3f}")
+    assert costs[0] < least + 0.03
+    assert costs[1] < costs[0]
+
+
+def test_quality_is_symmetric_and_finite():
+    a, b = np.array([1.0, 0.0, 8.0]), np.array([4.0, 2.0, 8.0])
+    np.testing.assert_array_equal(quality(a, b), quality(b, a))
+    np.testing.assert_allclose(quality(a, b), np.log([[1, 4], [1e-3, 2], [8, 8]]), rtol=1e-6)
+
+
+def test_a_measure_that_never_changes_gets_no_weight():
+    scores, labels, *_ = trials(0)
+    same = quality(np.full(len(scores), 3.0), np.full(len(scores), 3.0))
+    fitted = fit(scores, labels, same, measures=("duration",))
+    assert fitted.measure_weights == (0.0, 0.0)
+    np.testing.assert_allclose(weights_of(fitted)[:2], weights_of(fit(scores, labels)), rtol=1e-6)
+
+
+def test_columns_that_say_the_same_share_one_weight():
+    """All utterances of a trial equally long: lower and higher are one column, and no weight runs away."""
+    scores, labels, seconds, _ = trials(0)
+    fitted = fit(scores, labels, quality(seconds[0], seconds[0]), measures=("duration",))
+    np.testing.assert_allclose(*fitted.measure_weights, rtol=1e-6)
+
+
+@quick
+@given(st.sampled_from([1, 4]), st.sampled_from([1, 3]), st.sampled_from([0.0, 1e-6, 0.1]))
+def test_separated_trials_are_refused_or_need_a_ridge(n_targets, n_others, gap):
+    scores = np.concatenate([0.5 + gap + 0.1 * np.arange(n_targets), 0.5 - 0.1 * np.arange(n_others)])
+    labels = np.arange(len(scores)) < n_targets
+    assume(np.ptp(scores) > 0)
+    with pytest.raises(ScoringError, match="separated without an error"):
+        fit(scores, labels)
+    ratios = calibrate(fit(scores, labels, ridge=1e-3), scores)
+    assert ratios[:n_targets].min() >= ratios[n_targets:].max()
+
+
+def test_separation_by_a_quality_is_seen():
+    scores, labels, *_ = trials(0, 30, 30)
+    seconds = np.where(labels, 5.0, 1.0) * np.linspace(1, 1.5, 60)
+    with pytest.raises(ScoringError, match="separated without an error"):
+        fit(scores, labels, quality(seconds, seconds), measures=("duration",))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": np.ones(1200)}, "at least one of each"),
+        ({"scores": -trials(0)[0]}, "don't score higher"),
+        ({"scores": np.zeros(1200)}, "don't score higher"),
+        ({"scores": np.full(1200, np.nan)}, "all scores must be finite"),
+        ({"qualities": np.zeros((1200, 2))}, r"1200 trials and 0 measures need \(1200, 0\)"),
+        ({"measures": ("duration",)}, r"1 measures need \(1200, 2\)"),
+        ({"measures": ("duration",), "qualities": np.full((1200, 2), np.inf)}, "not finite"),
+        ({"measures": ("loudness",), "qualities": np.ones((1200, 2))}, "is no quality measure"),
+    ],
+)
+def test_fit_refuses(changes, message):
+    scores, labels, *_ = trials(0)
+    with pytest.raises(ScoringError, match=message):
+        fit(**{"scores": scores, "labels": labels, **changes})
+
+
+def test_calibrate_refuses_other_columns():
+    fitted = Calibration(0.0, 1.0, ("duration",), (0.1, 0.2))
+    for qualities in (None, np.ones((3, 4))):
+        with pytest.raises(ScoringError, match="uses duration: it needs 2 quality columns"):
+            calibrate(fitted, np.zeros(3), qualities)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [((0.0, -1.0), "positive"), ((np.nan, 1.0), "finite"), ((0.0, 1.0, ("duration",), (1.0,)), "not 2 each")],
+)
+def test_calibration_checks_itself(values, message):
+    with pytest.raises(ScoringError, match=message):
+        Calibration(*values)
+
+
+def test_the_same_trials_give_the_same_calibration():
+    scores, labels, seconds, _ = trials(3)
+    order = np.random.default_rng(0).permutation(len(scores))
+    fits = [fit(scores, labels, quality(*seconds), measures=("duration",)) for _ in range(2)]
+    assert fits[0] == fits[1]
+    shuffled = fit(scores[order], labels[order], quality(*seconds[:, order]), measures=("duration",))
+    np.testing.assert_allclose(weights_of(shuffled), weights_of(fits[0]), rtol=1e-6)
+
+
+def test_measures_are_known():
+    assert {*calibration.MEASURES} == {"duration", "magnitude"}
+    assert all(
+        Calibration(0.0, 1.0, tuple(names), (0.0,) * 4) for names in itertools.permutations(calibration.MEASURES)
+    )
