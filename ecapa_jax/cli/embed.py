@@ -1,38 +1,66 @@
-"""`ecapa-jax embed FILES... -o OUT.npz`."""
+"""`ecapa-jax embed FILES... -o OUT.npz`, and `ecapa-jax embed --manifest M --output DIR`."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short, local_path, replace_whole
 
+if TYPE_CHECKING:
+    from ecapa_jax.corpus.run import CorpusSummary
+
 
 @dataclasses.dataclass(frozen=True)
 class Embed:
-    """Embed recordings into one .npz: `names` [n] and `embeddings` [n, embedding_dim]."""
+    """Embed recordings into one .npz (`names` [n], `embeddings` [n, embedding_dim]), or a corpus into Parquet files."""
 
-    files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES...", help_behavior_hint="")]
+    files: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES...", help_behavior_hint="")
+    ] = ()
     """Recordings: files or http(s) URLs. If one can't be read, nothing is written."""
-    out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="OUT.npz")]
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"], metavar="OUT.npz", help_behavior_hint="")] = None
     """The .npz to write."""
     force: Flag = False
-    """Replace an existing output."""
+    """Replace an existing .npz."""
+    manifest: Annotated[str | None, tyro.conf.arg(metavar="M", help_behavior_hint="")] = None
+    """Instead of FILES a list of recordings: Parquet, CSV, TSV or JSONL with `path` and perhaps `id`, wav.scp, or one
+    path a line. A bad recording becomes a row with an error. Run again after any end to go on."""
+    folder: Annotated[str | None, tyro.conf.arg(name="output", metavar="DIR", help_behavior_hint="")] = None
+    """Directory of Parquet files to make or continue, for a manifest."""
+    audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
+    """What a manifest's relative paths are relative to."""
+    shard_size: Annotated[int, tyro.conf.arg(metavar="N")] = 2000
+    """Recordings of one Parquet file."""
+    retry_errors: Flag = False
+    """Make the Parquet files that hold errors again."""
     short: Short = "error"
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Writes the embeddings, or nothing."""
+        """Writes the embeddings."""
+        from ecapa_jax.errors import EcapaError
+
+        if self.manifest is None and self.folder is None:
+            self._embed_files()
+        elif self.manifest is None or self.folder is None or self.files or self.out is not None:
+            raise EcapaError("a manifest goes to a directory, and alone: ecapa-jax embed --manifest M --output DIR")
+        else:
+            self._embed_corpus(self.manifest, self.folder)
+
+    def _embed_files(self) -> None:
         import numpy as np
 
         from ecapa_jax.errors import EcapaError
 
         if not self.files:
-            raise EcapaError("no recordings given: ecapa-jax embed FILES... -o OUT.npz")
+            raise EcapaError("no recordings given: ecapa-jax embed FILES... -o OUT.npz, or --manifest M --output DIR")
+        if self.out is None:
+            raise EcapaError("no output given: ecapa-jax embed FILES... -o OUT.npz")
         path = local_path(self.out)
         if path.suffix != ".npz":
             raise EcapaError(f"{path} must end in .npz")
@@ -45,3 +73,38 @@ class Embed:
             {"out": str(path), "n": len(embeddings), "embedding_dim": embeddings.shape[1], "model": self.model.name},
             f"{path}: {len(embeddings)} embeddings of {embeddings.shape[1]}",
         )
+
+    def _embed_corpus(self, manifest: str, folder: str) -> None:
+        from ecapa_jax.cli.progress import CorpusProgress, stop_signals
+        from ecapa_jax.corpus.manifest import read_manifest
+        from ecapa_jax.corpus.run import check_installed, embed_corpus
+
+        check_installed()
+        recordings = read_manifest(manifest)
+        path = local_path(folder)
+        # The signals come first: loading the model takes long enough to be interrupted.
+        with stop_signals() as stop, CorpusProgress(len(recordings), quiet=self.output.quiet) as progress:
+            summary = embed_corpus(
+                self.model.load(),
+                recordings,
+                path,
+                audio_root=self.audio_root,
+                shard_size=self.shard_size,
+                short=self.short,
+                retry_errors=self.retry_errors,
+                progress=progress.advance,
+                stop=stop,
+            )
+        self.output.result(
+            {"output": str(path), **dataclasses.asdict(summary), "model": self.model.name}, _text(folder, summary)
+        )
+
+
+def _text(folder: str, summary: CorpusSummary) -> str:
+    shards = "1 shard" if summary.shards == 1 else f"{summary.shards:,} shards"
+    text = f"{folder}: {summary.rows:,} recordings in {shards}, {summary.speech_seconds / 3600:.2f} h of speech"
+    if summary.errors:
+        text += f"\n{summary.errors:,} could not be embedded: the column error says why"
+    if summary.skipped < summary.rows:
+        text += f"\n{summary.rows - summary.skipped:,} embedded now, {summary.hours_per_second:.3f} speech-hours/s"
+    return text

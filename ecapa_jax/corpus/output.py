@@ -1,0 +1,225 @@
+"""The output directory of a corpus: what it belongs to, which shards are done, shards written whole.
+
+_corpus.json            schema, fingerprints of manifest and model, shard size, embedding size
+shard-000000.parquet    id, embedding (fixed-size list of float32), seconds, error; in the manifest's order
+.lock                   held by the run that writes
+
+Readers of Parquet folders skip names that start with a dot or an underscore, so the folder itself is the data set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ecapa_jax.corpus.shard import Embedded
+from ecapa_jax.errors import CorpusError
+
+SCHEMA = 1
+_KEY = b"ecapa_jax"
+_OURS = {".lock", "._corpus.json.partial"}  # what a run that was killed at once leaves
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a run's embeddings follow from. Runs that differ in any of these do not share a directory.
+
+    Attributes:
+      manifest: its fingerprint.
+      model: the encoder's fingerprint.
+      n_rows: rows of the manifest.
+      shard_size: rows of a shard; the last may have fewer.
+      short: what happens to recordings that are too short.
+      embedding_dim: values of an embedding.
+      schema: of the directory.
+    """
+
+    manifest: str
+    model: str
+    n_rows: int
+    shard_size: int
+    short: str
+    embedding_dim: int
+    schema: int = SCHEMA
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 over all of it; stored in every shard."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardSummary:
+    """A finished shard.
+
+    Attributes:
+      rows: recordings in it.
+      errors: how many of them have no embedding.
+      seconds: speech of the others.
+    """
+
+    rows: int
+    errors: int
+    seconds: float
+
+
+_CHANGED = {
+    "manifest": "the manifest has changed since",
+    "model": "it was made with another model",
+    "n_rows": "the manifest has changed since",
+    "shard_size": "it was made with another --shard-size",
+    "short": "it was made with another --short",
+}
+
+
+class Output:
+    """An output directory that this process writes; made by `open_output`."""
+
+    def __init__(self, folder: Path, description: Description):
+        self.folder = folder
+        self.description = description
+
+    def path(self, index: int) -> Path:
+        """Where a shard goes."""
+        return self.folder / f"shard-{index:06d}.parquet"
+
+    def finished(self, index: int, n_rows: int) -> ShardSummary | None:
+        """What is known of a shard; None where it is not there, or was damaged since and must be made again.
+
+        Raises:
+          CorpusError: the file belongs to another run.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        path = self.path(index)
+        if not path.exists():
+            return None
+        try:
+            with pq.ParquetFile(path) as file:
+                note = json.loads((file.schema_arrow.metadata or {}).get(_KEY, b"{}"))
+                whole = file.metadata.num_rows == n_rows
+        except (OSError, ValueError, pa.ArrowException):
+            return None
+        if note.get("run") != self.description.fingerprint or note.get("shard") != index or not whole:
+            raise CorpusError(f"{path} is no part of this run; choose another output, or move it away")
+        return ShardSummary(n_rows, note["errors"], note["seconds"])
+
+    def write(self, index: int, ids: Sequence[str], embedded: Embedded) -> ShardSummary:
+        """Writes a shard whole: into a temporary sibling, synced, renamed.
+
+        Raises:
+          CorpusError: it can't be written; nothing of it is left, and what was finished stays.
+        """
+        import pyarrow.parquet as pq
+
+        errors = sum(error is not None for error in embedded.errors)
+        summary = ShardSummary(len(ids), errors, float(np.nansum(embedded.seconds)))
+        note = {"run": self.description.fingerprint, "shard": index, "errors": errors, "seconds": summary.seconds}
+        table = shard_table(ids, embedded).replace_schema_metadata({_KEY: json.dumps(note).encode()})
+        with _replacing(self.path(index)) as temporary, temporary.open("wb") as file:
+            pq.write_table(table, file, compression="zstd", use_dictionary=False)
+            os.fsync(file.fileno())
+        return summary
+
+
+@contextlib.contextmanager
+def open_output(folder: str | os.PathLike[str], description: Description) -> Iterator[Output]:
+    """Makes or continues an output directory, locked against other runs until the end of the context.
+
+    Raises:
+      CorpusError: it holds something else, another run of another manifest or model, is in use, or can't be written.
+    """
+    folder = Path(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            if not folder.is_dir():
+                folder.mkdir()
+            elif not (folder / "_corpus.json").exists() and (foreign := sorted(set(os.listdir(folder)) - _OURS)):
+                raise CorpusError(f"{folder} holds {foreign[0]} and no corpus; choose an empty or a new directory")
+            stack.enter_context(_locked(folder))
+            _describe(folder / "_corpus.json", description)
+        except OSError as error:
+            raise CorpusError(f"{folder} can't be written: {error.strerror or error}") from error
+        yield Output(folder, description)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The kernel lets go of the lock when its process ends, however it ends."""
+    import filelock
+
+    try:
+        lock = filelock.FileLock(folder / ".lock", timeout=0).acquire()
+    except filelock.Timeout as error:
+        raise CorpusError(f"{folder} is in use by another run; wait for it, or choose another output") from error
+    with lock:
+        yield
+
+
+def shard_table(ids: Sequence[str], embedded: Embedded) -> Any:
+    """The Arrow table of a shard; embedding and seconds are null where there is an error."""
+    import pyarrow as pa
+
+    dim = embedded.embeddings.shape[1]
+    failed = np.array([error is not None for error in embedded.errors], bool)
+    values = pa.array(embedded.embeddings.reshape(-1))
+    return pa.table(
+        {
+            "id": pa.array(ids, pa.string()),
+            "embedding": pa.FixedSizeListArray.from_arrays(values, dim, mask=pa.array(failed)),
+            "seconds": pa.array(embedded.seconds, mask=failed),
+            "error": pa.array(embedded.errors, pa.string()),
+        }
+    )
+
+
+def _describe(path: Path, description: Description) -> None:
+    """Writes the description of a new directory, or compares that of an old one."""
+    wanted = dataclasses.asdict(description)
+    if not path.exists():
+        with _replacing(path) as temporary:
+            temporary.write_text(json.dumps(wanted, indent=2) + "\n", "utf-8")
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        return
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("no object")
+    except ValueError as error:
+        raise CorpusError(f"{path} is damaged ({error}); choose another output") from error
+    if found.get("schema") != SCHEMA:
+        raise CorpusError(
+            f"{path} has schema {found.get('schema')}, this version writes {SCHEMA}; choose another output"
+        )
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            reason = _CHANGED.get(name, f"{name} differs")
+            raise CorpusError(f"{path.parent} can't be continued: {reason}; go on as before, or choose another output")
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `path`, or leaves nothing."""
+    temporary = path.with_name(f".{path.name}.partial")  # one name, as one run writes: a killed run's rest is replaced
+    try:
+        yield temporary
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise CorpusError(f"{path} can't be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,195 @@
+"""The work of one shard: recordings in, embeddings out, a bad recording is a row with an error."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+import pickle
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+from ecapa_jax.encoder import Short, SpeakerEncoder
+from ecapa_jax.errors import AudioError, Stopped
+from ecapa_jax.io.audio import AudioSource, is_silent, name_of
+
+MAX_WORKERS = 16
+
+Advance = Callable[[int, float], None]
+"""Told how many recordings and seconds of speech more are done."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedded:
+    """What came of n recordings.
+
+    Attributes:
+      embeddings: [n, embedding_dim] float32; a row of NaN where there is none.
+      seconds: [n] float64, speech of each recording; NaN where there is no embedding.
+      errors: why a recording has no embedding; None where it has one.
+    """
+
+    embeddings: Float32[np.ndarray, "n embedding"]
+    seconds: Float64[np.ndarray, " n"]
+    errors: list[str | None]
+
+
+def embed_recordings(
+    encoder: SpeakerEncoder,
+    sources: Sequence[AudioSource],
+    *,
+    sample_rate: int | None = None,
+    short: Short = "error",
+    workers: int | None = None,
+    advance: Advance | None = None,
+    stop: threading.Event | None = None,
+) -> Embedded:
+    """Embeds recordings, decoding ahead in threads; memory does not grow with their number.
+
+    No recording stops the others: one that is missing, not audio, truncated, not finite, too short (see `short`) or
+    without any signal gets an error in place of an embedding. Which of them share a batch follows from their order and
+    lengths alone, so that the same sources give the same bits on the same devices.
+
+    Args:
+      encoder: the model.
+      sources, sample_rate, short: as for `SpeakerEncoder.embed`.
+      workers: decoding threads; None is one a core, at most `MAX_WORKERS`.
+      advance: told of progress.
+      stop: checked before each recording and after each batch.
+
+    Raises:
+      Stopped: `stop` was set.
+    """
+    result = Embedded(
+        np.full((len(sources), encoder.config.ecapa.embedding_dim), np.nan, np.float32),
+        np.full(len(sources), np.nan),
+        [None] * len(sources),
+    )
+    advance = advance or (lambda files, seconds: None)
+    order: list[int] = []  # position in `sources` of each recording that goes to the device
+
+    def readable() -> Iterator[np.ndarray]:
+        for index, (waveform, error) in enumerate(decoded):
+            _check(stop)
+            if waveform is None:
+                result.errors[index] = error
+                advance(1, 0.0)
+                continue
+            order.append(index)
+            result.seconds[index] = len(waveform) / encoder.sample_rate
+            yield waveform
+
+    with contextlib.closing(_decoded(encoder, sources, sample_rate, short, workers)) as decoded:
+        for positions, embeddings in encoder.embed_stream(readable()):
+            indices = [order[position] for position in positions]
+            result.embeddings[indices] = embeddings
+            advance(len(indices), float(result.seconds[indices].sum()))
+            _check(stop)
+    for index in np.flatnonzero(~np.isfinite(result.embeddings).all(axis=1)).tolist():
+        result.embeddings[index], result.seconds[index] = np.nan, np.nan
+        result.errors[index] = result.errors[index] or f"{name_of(sources[index])}: its embedding is not finite"
+    return result
+
+
+def _check(stop: threading.Event | None) -> None:
+    if stop is not None and stop.is_set():
+        raise Stopped("stopped on request")
+
+
+Decoded = tuple[Float32[np.ndarray, " samples"] | None, str | None]
+
+
+def _decoded(
+    encoder: SpeakerEncoder, sources: Iterable[AudioSource], sample_rate: int | None, short: Short, workers: int | None
+) -> Generator[Decoded, None, None]:
+    """Waveform or error of each source in order, a few decoded ahead."""
+    workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
+    read = functools.partial(_read, encoder, sample_rate, short)
+    remaining = iter(sources)
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        ahead: collections.deque[Future[Decoded]] = collections.deque()
+        try:
+            ahead.extend(pool.submit(read, source) for source in itertools.islice(remaining, 2 * workers))
+            while ahead:
+                done = ahead.popleft().result()
+                ahead.extend(pool.submit(read, source) for source in itertools.islice(remaining, 1))
+                yield done
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _read(encoder: SpeakerEncoder, sample_rate: int | None, short: Short, source: AudioSource) -> Decoded:
+    try:
+        waveform = encoder.read(source, sample_rate, short=short)
+    except AudioError as error:
+        return None, str(error)
+    except Exception as error:  # whatever a decoder makes of a damaged file, it must not end a run of a million
+        return None, f"{name_of(source)}: {type(error).__name__}: {' '.join(str(error).split())}"
+    if is_silent(waveform):
+        return None, f"{name_of(source)}: has no signal (all samples are equal), so there is no voice to embed"
+    return waveform, None
+
+
+class ShardEmbedder:
+    """The work of one shard as a picklable callable, for Ray Data, Beam, Spark or a process pool to map.
+
+        embedder = ShardEmbedder(functools.partial(ecapa_jax.load, "BUNDLE"))
+        embedder({"id": ids, "path": paths})
+
+    The model is loaded on the first call, once a process; a pickle holds no weights.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], SpeakerEncoder],
+        *,
+        short: Short = "error",
+        workers: int | None = None,
+        sample_rate: int | None = None,
+    ):
+        """Keeps what a call needs.
+
+        Args:
+          load: makes the encoder; picklable.
+          short, workers, sample_rate: as for `embed_recordings`.
+        """
+        self._load = pickle.dumps(load)
+        self._options: dict[str, Any] = {"short": short, "workers": workers, "sample_rate": sample_rate}
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """Embeds a batch of rows.
+
+        Args:
+          batch: `id` [n], and `path` [n] or `audio` [n] (waveforms, or the bytes of files).
+
+        Returns:
+          `id` [n], `embedding` [n, embedding_dim] float32 (NaN where there is none), `seconds` [n] float64 (likewise),
+          `error` [n]: a text, None where there is none.
+        """
+        sources = batch["audio"] if "audio" in batch else batch["path"]
+        done = embed_recordings(_encoder(self._load), [_plain(source) for source in sources], **self._options)
+        return {
+            "id": np.asarray(batch["id"], object),
+            "embedding": done.embeddings,
+            "seconds": done.seconds,
+            "error": np.array(done.errors, object),
+        }
+
+
+def _plain(source: Any) -> AudioSource:
+    """A path that comes as NumPy's own kind of string, as text."""
+    return str(source) if isinstance(source, str) else source
+
+
+@functools.cache
+def _encoder(load: bytes) -> SpeakerEncoder:
+    """One encoder a process and model, however often its pickle arrives."""
+    return pickle.loads(load)()

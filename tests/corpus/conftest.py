@@ -1,0 +1,42 @@
+"""A small model, and a folder of good and bad recordings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecapa_jax.encoder import SpeakerEncoder
+from ecapa_jax.io.bundle import Bundle, Scoring, load_bundle, save_bundle
+from helpers.corpora import write_speech
+from helpers.weights import random_tensors, small_config, variables_of
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = small_config(width=16, se_channels=8, attention_channels=8)
+    variables = variables_of(config.ecapa, random_tensors(config.ecapa))
+    whole = Bundle(config=config, variables=variables, scoring=Scoring(threshold=0.5), provenance={"family": "none"})
+    return save_bundle(whole, tmp_path_factory.mktemp("model") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def encoder(bundle: Path) -> SpeakerEncoder:
+    return SpeakerEncoder.from_bundle(load_bundle(bundle))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 good recordings of one length bucket, `good_00.wav` to `good_23.wav`, and a bad one of every kind."""
+    root = tmp_path_factory.mktemp("recordings")
+    for index in range(24):
+        write_speech(root / f"good_{index:02d}.wav", 0.5 + 0.02 * index, seed=index)
+    (root / "not audio.wav").write_text("hello " * 100)
+    (root / "truncated.wav").write_bytes((root / "good_00.wav").read_bytes()[:4000])
+    (root / "empty.wav").write_bytes(b"")
+    write_speech(root / "short.wav", 0.02)
+    write_speech(root / "silent.wav", 0.5, gain=0)
+    write_speech(root / "nan.wav", 0.5, gain=np.nan)
+    (root / "a folder.wav").mkdir()
+    return root

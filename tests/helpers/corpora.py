@@ -1,0 +1,36 @@
+"""Recordings and manifests for tests of corpora and speaker stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+RATE = 16000
+
+BAD = {
+    "missing.wav": "no such file",
+    "not audio.wav": "not audio",
+    "truncated.wav": "truncated",
+    "empty.wav": "is empty",
+    "short.wav": "too short",
+    "silent.wav": "no signal",
+    "nan.wav": "not finite",
+    "a folder.wav": "is a directory",
+    "nul\0byte.wav": "can't be read",
+}
+"""Bad recordings of the fixture `folder`, and what is said of them."""
+
+
+def speech(seconds: float, seed: int = 0, gain: float = 0.1) -> np.ndarray:
+    """Something that is louder at some times than at others."""
+    time = np.arange(int(seconds * RATE)) / RATE
+    noise = np.random.default_rng(seed).standard_normal(len(time))
+    return (gain * noise * (1.2 + np.sin((5 + seed % 7) * time))).astype(np.float32)
+
+
+def write_speech(path: Path, seconds: float, seed: int = 0, gain: float = 0.1) -> Path:
+    """A recording in 32-bit floats."""
+    soundfile.write(path, speech(seconds, seed, gain), RATE, subtype="FLOAT")
+    return path
