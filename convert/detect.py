@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
-from ecapa_jax.convert.family import Family
+from ecapa_jax.convert.family import Family, Source
 from ecapa_jax.convert.pickle_machine import show
 from ecapa_jax.convert.rules import Tensors
 from ecapa_jax.convert.sources import FAMILIES
@@ -28,16 +30,28 @@ OTHERS = (
 """Signatures of what is recognised and refused, with what it is; the first that matches."""
 
 
-def find_network(tensors: Tensors) -> tuple[Tensors, str, Tensors]:
-    """The network's tensors without what wrappers put in front of their names.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network among the tensors of a checkpoint.
+
+    Attributes:
+      tensors: its own, without what wrappers put in front of their names.
+      prefix: what that was.
+      beside: tensors of training that stand beside the network, under their full names.
+      families: those that it may be of, by its layout.
+    """
+
+    tensors: Tensors
+    prefix: str
+    beside: Tensors
+    families: tuple[Family, ...]
+
+
+def find_network(tensors: Tensors) -> Network:
+    """The one network that is in a checkpoint.
 
     Wrappers (`module.`, `model.`, `mods.embedding_model.`, any depth of any) are not known by name: the network is
     where a family's signature is. One tensor of the signature is enough, the rule table reports the others.
-
-    Returns:
-      network: with the prefix stripped.
-      prefix: what was stripped.
-      beside: tensors of training that stand beside the network, under their full names.
 
     Raises:
       ConversionError: no known network is in it, one that is not supported, several, or something unknown beside it.
@@ -59,7 +73,10 @@ def find_network(tensors: Tensors) -> tuple[Tensors, str, Tensors]:
             f"unexpected tensor {show(unknown[0])} beside the network ({show(prefix)}*)"
             f"{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}"
         )
-    return {name.removeprefix(prefix): tensor for name, tensor in network.items()}, prefix, beside
+    own = {name.removeprefix(prefix): tensor for name, tensor in network.items()}
+    likeness = {name: sum(part in own for part in f.signature) / len(f.signature) for name, f in FAMILIES.items()}
+    families = tuple(f for name, f in FAMILIES.items() if likeness[name] == max(likeness.values()))
+    return Network(tensors=own, prefix=prefix, beside=beside, families=families)
 
 
 def _is_beside(name: str, prefix: str) -> bool:
@@ -96,24 +113,31 @@ def find_weights(source: Path) -> Path:
     return source / names[0]
 
 
-def choose_family(weights: Path, name: str | None) -> Family:
-    """The family the caller names, or the one that file names prove.
+def choose_family(families: Sequence[Family], source: Source, name: str | None) -> Family:
+    """The family the caller names, or the one of its layout, or the one that file names prove.
 
-    3D-Speaker's and SpeechBrain's tensors are alike to the last shape; only their front ends differ, and a wrong choice
-    would load cleanly and score badly.
+    Tensors of one layout can be of several families, such as 3D-Speaker's and SpeechBrain's, alike to the last shape:
+    only their front ends differ, and a wrong choice would load cleanly and score badly.
+
+    Args:
+      families: those of the network's layout.
+      source: where it was found.
+      name: what the caller says.
 
     Raises:
-      ConversionError: the name is unknown, or nothing tells.
+      ConversionError: the name is unknown or of another layout, or nothing tells.
     """
+    names = [family.name for family in families]
     if name is not None:
         if name not in FAMILIES:
             raise ConversionError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
+        if name not in names:
+            raise ConversionError(f"{source.path}: its tensors are not {name}'s; they are of {' or '.join(names)}")
         return FAMILIES[name]
-    proven = [family for family in FAMILIES.values() if family.recognises(weights)]
+    proven = [family for family in families if family.recognises(source)] if len(families) > 1 else list(families)
     if len(proven) == 1:
         return proven[0]
-    families = " or ".join(f"--family {name}" for name in FAMILIES)
     raise ConversionError(
-        f"{weights} could be of {' or '.join(FAMILIES)}: their tensors look alike and the file names do not tell, so "
-        f"pass {families}"
+        f"{source.path} could be of {' or '.join(names)}: their tensors look alike and the file names do not tell, so "
+        f"pass {' or '.join(f'--family {each}' for each in names)}"
     )

@@ -15,8 +15,42 @@ from ecapa_jax.io.bundle import Scoring
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a network was found.
+
+    Attributes:
+      path: the weight file.
+      inside: other files in the same archive, by name.
+      wrapper: key of the dict that held the tensors; "" at the top level.
+      prefix: what stood before their names.
+    """
+
+    path: Path
+    inside: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    wrapper: str = ""
+    prefix: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """One published model of a family.
+
+    Attributes:
+      preset: its configuration, a key of `presets.PRESETS`.
+      file: the name of its weights.
+      licence: of its weights.
+      figures: what its publisher reports, with the source.
+    """
+
+    preset: str
+    file: str
+    licence: str
+    figures: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Companions:
-    """What the files beside the weights say.
+    """What the files beside the weights, or in one archive with them, say.
 
     Attributes:
       config: front end and network, before the shapes are read.
@@ -41,15 +75,14 @@ class Family:
       name: on the command line and in bundles.
       title: for people.
       files: names of the published weight files.
-      signature: tensors that every checkpoint of this layout holds, and each once: their names end no other's.
+      signature: tensors that every checkpoint of this layout holds, and each once: their names end no other's, of
+        no family. Families of one layout share it.
       ignored: regular expressions of tensors that inference does not use.
       rules: the rule table for a network.
       infer: the network, from shapes and a base.
       companions: reads the files beside the weights.
-      recognises: whether the file name and its companions, without the tensors, prove the family.
-      licence: of the published weights.
-      published: figures of the published VoxCeleb model, with their source.
-      published_file: the name that this model's weights have.
+      recognises: whether names of file, companions and wrapper prove the family, among those of the same signature.
+      published: its published models.
     """
 
     name: str
@@ -59,8 +92,6 @@ class Family:
     ignored: tuple[str, ...]
     rules: Callable[[EcapaConfig], list[Rule]]
     infer: Callable[[Tensors, EcapaConfig], EcapaConfig]
-    companions: Callable[[Path], Companions]
-    recognises: Callable[[Path], bool]
-    licence: str
-    published: dict[str, Any]
-    published_file: str
+    companions: Callable[[Source], Companions]
+    recognises: Callable[[Source], bool]
+    published: tuple[Published, ...]

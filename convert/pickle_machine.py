@@ -8,6 +8,7 @@ one knows a few opcodes and a few names, and refuses the rest.
 from __future__ import annotations
 
 import dataclasses
+import io
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,7 +19,10 @@ import numpy as np
 
 from ecapa_jax.errors import ConversionError
 
-_MAX_OPCODES = 1_000_000  # a one-byte opcode can make a 64-byte object; a large training checkpoint has 200 000
+MAX_PICKLE = 16 << 20
+"""Bytes of a pickle; those of a large training checkpoint are 5 MB."""
+
+_MAX_OPCODES = 250_000  # a one-byte opcode can make a 64-byte object; a large training checkpoint has 200 000
 _MAX_RANK = 32
 
 _DTYPES: dict[str, np.dtype] = {
@@ -51,7 +55,7 @@ class Global:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """One raw file of the archive."""
+    """The values of one or more tensors, as they lie in the file."""
 
     key: str
     dtype: np.dtype
@@ -81,6 +85,11 @@ def _rebuild_tensor(args: tuple[object, ...]) -> object:
     if any(rest):
         raise ConversionError("a tensor is a lazy negative or conjugate; save it again after .resolve_neg()")
     return View(storage, offset, shape, strides)  # type: ignore[arg-type]
+
+
+def _rebuild_old_tensor(args: tuple[object, ...]) -> object:
+    storage, offset, shape, strides = args  # PyTorch before 0.4
+    return _rebuild_tensor((storage, offset, shape, strides, False, None))
 
 
 def _rebuild_parameter(args: tuple[object, ...]) -> object:
@@ -113,6 +122,7 @@ def _ordered_dict(args: tuple[object, ...]) -> object:
 _FUNCTIONS: dict[str, Callable[[tuple[object, ...]], object]] = {
     "collections.OrderedDict": _ordered_dict,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+    "torch._utils._rebuild_tensor": _rebuild_old_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
     "torch.Size": _size,
     "torch.serialization._get_layout": _layout,
@@ -134,8 +144,8 @@ class PickleMachine:
         self._outer: list[list[object]] = []  # the stacks below each open mark
         self._memo: dict[int, object] = {}
 
-    def run(self, data: bytes) -> object:
-        """The pickled object: containers, scalars, and a `View` for each tensor.
+    def run(self, data: bytes | io.BytesIO) -> object:
+        """The pickled object: containers, scalars, and a `View` for each tensor; a file is read up to its end.
 
         A damaged pickle may also raise ValueError, IndexError or KeyError.
 
@@ -254,6 +264,8 @@ def _check_state(target: object, state: object) -> None:
 
 
 def _storage(identifier: object) -> Storage:
+    if isinstance(identifier, tuple) and len(identifier) == 6 and identifier[5] is None:
+        identifier = identifier[:5]  # before 1.6 there is a sixth part, for a storage that is part of another
     match identifier:
         case ("storage", Global(name=name), str() as key, str(), int() as numel) if name in _DTYPES and _is_count(
             numel

@@ -7,22 +7,28 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import ml_dtypes
 import numpy as np
 import safetensors
 
+from ecapa_jax.convert.arrays import check_bool, one_line_errors
+from ecapa_jax.convert.nemo import CONFIG, open_nemo
+from ecapa_jax.convert.npz import read_npz
 from ecapa_jax.convert.pickle_machine import SCALARS, show
-from ecapa_jax.convert.torch_zip import check_bool, one_line_errors, read_torch_zip
+from ecapa_jax.convert.torch_legacy import read_torch_legacy
+from ecapa_jax.convert.torch_zip import read_torch_zip
 from ecapa_jax.errors import ConversionError
 
 _HEAD = 1024
-_MAX_HEADER = 100_000_000  # safetensors' own limit
+_MAX_HEADER = 1 << 23  # safetensors' own limit is 100 MB, of which its parser makes 2 GB
 _LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # LONG1 of 0x1950a86a20f9469cfc6c
 _LEGACY_TAR = ("sys_info", "pickle", "storages", "tensors")
+_GZIP = b"\x1f\x8b"
+_KNOWN = "a PyTorch checkpoint, a .nemo, .safetensors or .npz file"
 _RESAVE = "save it again in a recent PyTorch with torch.save(torch.load(f, weights_only=True), f2)"
 
 _DTYPES: dict[str, np.dtype] = {
@@ -55,6 +61,9 @@ _WRAPPERS = (
 )
 
 
+Format: TypeAlias = Literal["torch-zip", "torch-legacy", "safetensors", "npz", "nemo"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """What a checkpoint file holds.
@@ -63,17 +72,20 @@ class Checkpoint:
       path: the file.
       sha256: of the whole file, in hexadecimal.
       format: the container.
-      content: dicts, lists, tuples and scalars, with a read-only array for each tensor; for safetensors, name to array.
+      content: dicts, lists, tuples and scalars, with a read-only array for each tensor; for safetensors and npz, name
+        to array.
+      inside: other files of the archive that families read, by name.
     """
 
     path: Path
     sha256: str
-    format: Literal["torch-zip", "safetensors"]
+    format: Format
     content: object
+    inside: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Reads a PyTorch zip checkpoint or a safetensors file, whatever its suffix; nothing in it is run.
+    """Reads a checkpoint of PyTorch or NeMo, a safetensors or an npz file, whatever its suffix; nothing in it is run.
 
     Raises:
       ConversionError: there is no such file, or it is of another format, damaged, or holds more than plain weights.
@@ -88,11 +100,26 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     with _open(path, name) as file:
         with one_line_errors(name):
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-            file.seek(0)
-            kind = _format(file.read(_HEAD), size)
-        content = read_torch_zip(file, name) if kind == "torch-zip" else _read_safetensors(file, name)
-    return Checkpoint(path=path, sha256=sha256, format=kind, content=content)
+            kind = _format(file)
+        content, inside = _read(file, name, kind)
+    return Checkpoint(path=path, sha256=sha256, format=kind, content=content, inside=inside)
+
+
+def _read(file: io.BufferedReader | io.BytesIO, name: str, kind: Format) -> tuple[object, dict[str, bytes]]:
+    if kind == "nemo":
+        config, weights = open_nemo(file, name, compressed=_head(file).startswith(_GZIP))
+        with one_line_errors(name):
+            inner = _format(weights)
+            if inner not in ("torch-zip", "torch-legacy"):
+                raise ConversionError(f"its weights are in the format {inner}, which NeMo does not write")
+        return _read(weights, name, inner)[0], {CONFIG: config}
+    readers: dict[Format, Callable[[Any, str], object]] = {
+        "torch-zip": read_torch_zip,
+        "torch-legacy": read_torch_legacy,
+        "npz": read_npz,
+        "safetensors": _read_safetensors,
+    }
+    return readers[kind](file, name), {}
 
 
 def find_tensors(content: object) -> tuple[dict[str, np.ndarray], str]:
@@ -129,14 +156,33 @@ def _open(path: Path, name: str) -> io.BufferedReader:
         return path.open("rb")
 
 
-def _format(head: bytes, size: int) -> Literal["torch-zip", "safetensors"]:
+def _head(file: io.BufferedIOBase) -> bytes:
+    file.seek(0)
+    return file.read(_HEAD)
+
+
+def _format(file: io.BufferedIOBase) -> Format:
+    """The container, by the first bytes."""
+    size = file.seek(0, os.SEEK_END)
+    head = _head(file)
     # First, as a header's length may begin with another format's magic bytes: 640 is those of a pickle, 80 02.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER:
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return "torch-zip"
-    known = "it is of no known format; give a PyTorch zip checkpoint or a safetensors file"
-    raise ConversionError(_why_not(head, size) or known)
+        return "npz" if _first_member(head).endswith(b".npy") else "torch-zip"
+    if head[:1] == b"\x80" and _LEGACY_MAGIC in head[:32]:
+        return "torch-legacy"
+    if head.startswith(_GZIP) or (head[257:262] == b"ustar" and _tar_member(head) not in _LEGACY_TAR):
+        return "nemo"
+    raise ConversionError(_why_not(head, size) or f"it is of no known format; give {_KNOWN}")
+
+
+def _first_member(head: bytes) -> bytes:
+    return head[30 : 30 + int.from_bytes(head[26:28], "little")]
+
+
+def _tar_member(head: bytes) -> str:
+    return head[:100].split(b"\0")[0].decode("latin-1").strip("./")
 
 
 def _why_not(head: bytes, size: int) -> str | None:
@@ -145,21 +191,16 @@ def _why_not(head: bytes, size: int) -> str | None:
         return "it is empty; download it again"
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return "it is a git-lfs pointer, not the file it stands for; fetch that with git lfs pull"
-    if head[:1] == b"\x80" and _LEGACY_MAGIC in head[:32]:
-        return f"it is in PyTorch's format from before 1.6; {_RESAVE}"
     if head[:1] == b"\x80" and head[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"):
         return (
             "it is a bare pickle, which can run any code when loaded; save its tensors with torch.save or safetensors"
         )
     if head[257:262] == b"ustar":
-        member = head[:100].split(b"\0")[0].decode("latin-1")
-        if member.strip("./") in _LEGACY_TAR:
-            return f"it is in PyTorch's tar format from before 0.2; {_RESAVE}"
-        return f"it is a tar archive (its first member is {show(member)}); unpack it and give the checkpoint inside"
-    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
+        return f"it is in PyTorch's tar format from before 0.2; {_RESAVE}"
+    if head.startswith((b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
         return "it is compressed; unpack it first"
     if head.startswith(b"\x89HDF\r\n"):
-        return "it is an HDF5 file; give a PyTorch zip checkpoint or a safetensors file"
+        return f"it is an HDF5 file; give {_KNOWN}"
     return _why_text(head)
 
 
@@ -176,7 +217,7 @@ def _why_text(head: bytes) -> str | None:
     return None
 
 
-def _read_safetensors(file: io.BufferedReader, name: str) -> dict[str, np.ndarray]:
+def _read_safetensors(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.ndarray]:
     file.seek(0)
     with one_line_errors(name):
         try:

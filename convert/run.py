@@ -16,7 +16,7 @@ import numpy as np
 from ecapa_jax import functional
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.detect import choose_family, find_network, find_weights
-from ecapa_jax.convert.family import Companions, Family
+from ecapa_jax.convert.family import Companions, Family, Source
 from ecapa_jax.convert.readers import Checkpoint, find_tensors, read_checkpoint
 from ecapa_jax.convert.rules import Rule, Tensors, apply_rules, invert_rules
 from ecapa_jax.errors import ConfigError, ConversionError
@@ -45,17 +45,19 @@ def convert(source: str | Path, *, family: str | None = None, dilations: tuple[i
     checkpoint = read_checkpoint(weights)
     with _about(weights):
         tensors, wrapper = find_tensors(checkpoint.content)
-        network, prefix, beside = find_network(tensors)
-        if wrapper == "teacher" and "backbone." in prefix:
+        found = find_network(tensors)
+        if wrapper == "teacher" and "backbone." in found.prefix:
             raise ConversionError("this is a self-supervised RDINO or SDPN model; its front end is not built yet")
-    chosen = choose_family(weights, family)
-    companions = chosen.companions(weights)
+    origin = Source(path=weights, inside=checkpoint.inside, wrapper=wrapper, prefix=found.prefix)
+    chosen = choose_family(found.families, origin, family)
+    companions = chosen.companions(origin)
+    network = found.tensors
     with _about(weights):
         config = _config(chosen, network, companions.config, dilations)
         rules, shapes = chosen.rules(config.ecapa), functional.abstract(config)
         variables, skipped = apply_rules(rules, chosen.ignored, network, shapes)
         _check_stated(companions, config, dilations)
-        extra = {**{prefix + name: network[name] for name in skipped}, **beside}
+        extra = {**{found.prefix + name: network[name] for name in skipped}, **found.beside}
         parity = _proof(rules, config, network, variables, len(extra))
     return Bundle(
         config=config,
@@ -64,7 +66,7 @@ def convert(source: str | Path, *, family: str | None = None, dilations: tuple[i
         provenance=_provenance(chosen, config, checkpoint),
         embedding_mean=companions.embedding_mean,
         parity=parity,
-        source=_describe(tensors, wrapper, prefix, checkpoint),
+        source=_describe(tensors, origin, checkpoint),
         source_extra=extra,
     )
 
@@ -127,9 +129,10 @@ def _provenance(family: Family, config: ModelConfig, checkpoint: Checkpoint) -> 
         "converter": f"ecapa-jax {importlib.metadata.version('ecapa-jax')}",
         "date": datetime.date.today().isoformat(),
     }
-    if checkpoint.path.name == family.published_file and config == PRESETS[family.name]:
-        provenance["licence"] = f"{family.licence} (the published model's)"
-        provenance["published"] = {**family.published, "note": PUBLISHED_NOTE}
+    for model in family.published:
+        if checkpoint.path.name == model.file and config == PRESETS[model.preset]:
+            provenance["licence"] = f"{model.licence} (the published model's)"
+            provenance["published"] = {**model.figures, "note": PUBLISHED_NOTE}
     return provenance
 
 
@@ -166,12 +169,12 @@ def _probe(config: ModelConfig, variables: dict[str, Any]) -> np.ndarray:
     return np.asarray(embed(config, variables, noise, np.array([n_samples], np.int32)))[0]
 
 
-def _describe(tensors: Tensors, wrapper: str, prefix: str, checkpoint: Checkpoint) -> dict[str, Any]:
+def _describe(tensors: Tensors, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "file": checkpoint.path.name,
         "format": checkpoint.format,
-        "wrapper": wrapper,
-        "prefix": prefix,
+        "wrapper": source.wrapper,
+        "prefix": source.prefix,
         "tensors": {
             name: {"dtype": tensor.dtype.name, "shape": list(tensor.shape)} for name, tensor in tensors.items()
         },

@@ -6,66 +6,17 @@ containers and descriptions of tensors; arrays are made here in a second pass, o
 
 from __future__ import annotations
 
-import contextlib
 import io
-import math
 import os
-import struct
 import zipfile
-import zlib
-from collections.abc import Iterator
 
-import numpy as np
-
-from ecapa_jax.convert.pickle_machine import SCALARS, Global, PickleMachine, Storage, View, show
+from ecapa_jax.convert.arrays import TreeBuilder, one_line_errors, wrong_size
+from ecapa_jax.convert.pickle_machine import MAX_PICKLE, PickleMachine, Storage, show
 from ecapa_jax.errors import ConversionError
 
-_MAX_PICKLE = 64 << 20
-_MAX_DEPTH = 64
-
-# What zipfile, pickletools and numpy raise on damaged input.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    NotImplementedError,
-)
-
-
-@contextlib.contextmanager
-def one_line_errors(name: str) -> Iterator[None]:
-    """Turns whatever a damaged file makes the parsers raise into a one-line ConversionError that starts with `name`.
-
-    Raises:
-      ConversionError: the body failed on the file.
-    """
-    try:
-        yield
-    except ConversionError as error:
-        raise ConversionError(f"{name}: {error}") from None
-    except OSError as error:
-        raise ConversionError(f"{name}: it can't be read: {error.strerror or error}") from error
-    except MemoryError as error:
-        raise ConversionError(f"{name}: it needs more memory than there is") from error
-    except _DAMAGE as error:
-        reason = show(str(error) or type(error).__name__)
-        raise ConversionError(f"{name}: it is damaged or cut off ({reason}); download or save it again") from error
-
-
-def check_bool(array: np.ndarray) -> np.ndarray:
-    """The array itself. A bool array's bytes must be 0 or 1: NumPy takes that for granted and goes wrong elsewhere.
-
-    Raises:
-      ConversionError: a bool array holds another byte.
-    """
-    if array.dtype == np.bool_ and array.size and array.view(np.uint8).max() > 1:
-        raise ConversionError("a bool tensor holds bytes other than 0 and 1; the file is damaged")
-    return array
+_MAX_MEMBERS = 10_000
+_ENTRY = b"PK\x01\x02"
+_CHUNK = 1 << 20
 
 
 def read_torch_zip(file: io.BufferedReader | io.BytesIO, name: str, *, max_bytes: int | None = None) -> object:
@@ -86,10 +37,33 @@ def read_torch_zip(file: io.BufferedReader | io.BytesIO, name: str, *, max_bytes
     with one_line_errors(name):
         size = file.seek(0, os.SEEK_END)
         limit = 4 * size + (64 << 20) if max_bytes is None else max_bytes
+        check_entries(file)
         with zipfile.ZipFile(file) as archive:
             prefix = _check_members(archive, size)
             tree = PickleMachine().run(archive.read(f"{prefix}data.pkl"))
-            return _Builder(archive, prefix, limit).build(tree)
+
+            def read(storage: Storage) -> bytes:
+                member = archive.getinfo(f"{prefix}data/{storage.key}")
+                if member.file_size != storage.numel * storage.dtype.itemsize:
+                    raise wrong_size(storage, member.file_size)
+                return archive.read(member)
+
+            return TreeBuilder(read, limit).build(tree)
+
+
+def check_entries(file: io.BufferedReader | io.BytesIO) -> None:
+    """Bounds what `zipfile` makes of a directory: it holds 600 bytes for each entry, which takes 46 in a file.
+
+    Raises:
+      ConversionError: there may be too many.
+    """
+    file.seek(0)
+    count, tail = 0, b""
+    while chunk := file.read(_CHUNK):
+        count += (tail + chunk).count(_ENTRY)
+        tail = chunk[1 - len(_ENTRY) :]
+    if count > _MAX_MEMBERS:
+        raise ConversionError(f"its zip archive has over {_MAX_MEMBERS} members; save the state dict alone")
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> str:
@@ -110,8 +84,8 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> str:
             raise ConversionError(f"{show(member.filename)} is compressed; PyTorch never does that: save it again")
     if sum(member.file_size for member in members) > size:
         raise ConversionError("its members claim more bytes than the file has; it is damaged or made to mislead")
-    if archive.getinfo(pickles[0]).file_size > _MAX_PICKLE:
-        raise ConversionError(f"data.pkl is over {_MAX_PICKLE >> 20} MiB; save the state dict alone")
+    if archive.getinfo(pickles[0]).file_size > MAX_PICKLE:
+        raise ConversionError(f"data.pkl is over {MAX_PICKLE >> 20} MiB; save the state dict alone")
     if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") != b"little":
         raise ConversionError("it is not little-endian; save it again on a little-endian machine")
     return prefix
@@ -120,72 +94,5 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> str:
 def _describe(names: list[str]) -> str:
     if len(set(names)) != len(names):
         return "it is a zip archive with two members of the same name; it is damaged or made to mislead"
-    if names and all(name.endswith(".npy") for name in names):
-        return "it is a NumPy .npz archive; save the weights with torch.save or safetensors"
     found = ", ".join(show(name) for name in names[:3]) + (", ..." if len(names) > 3 else "") if names else "nothing"
     return f"it is a zip archive but no PyTorch checkpoint (no single data.pkl; it holds {found}); unpack it first"
-
-
-class _Builder:
-    """Replaces each `View` of the machine's tree by an array, reading each storage once, when first needed."""
-
-    def __init__(self, archive: zipfile.ZipFile, prefix: str, max_bytes: int) -> None:
-        self._archive = archive
-        self._prefix = prefix
-        self._max_bytes = max_bytes
-        self._total = 0
-        self._storages: dict[str, bytes] = {}
-        self._built: dict[int, object] = {}  # by id: an object named many times in the tree is built once
-
-    def build(self, node: object, depth: int = 0) -> object:
-        """The tree below `node`, with arrays."""
-        if isinstance(node, SCALARS):
-            return node
-        if id(node) not in self._built:
-            if depth >= _MAX_DEPTH:
-                raise ConversionError("its containers hold each other or are nested too deep for weights")
-            self._built[id(node)] = self._container(node, depth)
-        return self._built[id(node)]
-
-    def _container(self, node: object, depth: int) -> object:
-        if isinstance(node, View):
-            return self._array(node)
-        if isinstance(node, dict):
-            return type(node)((key, self.build(value, depth + 1)) for key, value in node.items())
-        if isinstance(node, list | tuple):
-            return type(node)([self.build(item, depth + 1) for item in node])
-        what = node.name if isinstance(node, Global) else "a storage that belongs to no tensor"
-        raise ConversionError(f"it holds {what} as a value; save the state dict alone")
-
-    def _array(self, view: View) -> np.ndarray:
-        dtype, shape = view.storage.dtype, view.shape
-        count = math.prod(shape)
-        end = view.offset + sum((dim - 1) * stride for dim, stride in zip(shape, view.strides, strict=True)) + 1
-        if count and end > view.storage.numel:
-            raise ConversionError("a tensor reaches beyond its storage; the file is damaged or made to mislead")
-        self._total += count * dtype.itemsize
-        if self._total > self._max_bytes:
-            raise ConversionError(
-                f"its tensors claim over {self._max_bytes} bytes, far more than the file holds; it is made to mislead"
-            )
-        array = check_bool(self._strided(view)) if count else np.empty(shape, dtype)
-        array.flags.writeable = False
-        return array
-
-    def _strided(self, view: View) -> np.ndarray:
-        dtype, shape = view.storage.dtype, view.shape
-        # The stride of an axis of length 1 is never taken and may be anything.
-        strides = [stride * dtype.itemsize if dim > 1 else 0 for dim, stride in zip(shape, view.strides, strict=True)]
-        offset = view.offset * dtype.itemsize
-        return np.asarray(np.ndarray(shape, dtype, self._raw(view.storage), offset, strides), order="C")
-
-    def _raw(self, storage: Storage) -> bytes:
-        member = self._archive.getinfo(f"{self._prefix}data/{storage.key}")
-        if member.file_size != storage.numel * storage.dtype.itemsize:
-            raise ConversionError(
-                f"storage {show(storage.key)} has {member.file_size} bytes but should have "
-                f"{storage.numel * storage.dtype.itemsize}; the file is damaged"
-            )
-        if storage.key not in self._storages:
-            self._storages[storage.key] = self._archive.read(member)
-        return self._storages[storage.key]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ecapa_jax.config import EcapaConfig, ModelConfig
-from ecapa_jax.convert.family import Companions, Family
+from ecapa_jax.convert.family import Companions, Family, Published, Source
 from ecapa_jax.convert.hyperpyyaml import Hyperparams, Unread
 from ecapa_jax.convert.readers import read_checkpoint
 from ecapa_jax.convert.sources import sb_layout
@@ -168,12 +168,12 @@ def _check_activation(file: Hyperparams) -> None:
         raise file.error(f"embedding_model: activation {activation!r} is not built yet; built: !name:{RELU[0]}")
 
 
-def recognises(weights: Path) -> bool:
+def recognises(source: Source) -> bool:
     """By hyperparams.yaml beside embedding_model.ckpt; the weights' name alone is 3D-Speaker's training output too."""
-    return weights.name == WEIGHTS and (weights.parent / HYPERPARAMS).is_file()
+    return source.path.name == WEIGHTS and (source.path.parent / HYPERPARAMS).is_file()
 
 
-def companions(weights: Path) -> Companions:
+def companions(source: Source) -> Companions:
     """Network and front end of hyperparams.yaml, mean of mean_var_norm_emb.ckpt; the published preset without them.
 
     The mean is kept, not used: `verify_batch` has not subtracted it since SpeechBrain 1.0. Its threshold of 0.25 is a
@@ -182,7 +182,7 @@ def companions(weights: Path) -> Companions:
     Reference: `speechbrain.inference.classifiers.EncoderClassifier.encode_batch` (which objects it calls).
     """
     preset = PRESETS["speechbrain"]
-    path = weights.parent / HYPERPARAMS
+    path = source.path.parent / HYPERPARAMS
     if not path.is_file():
         return Companions(config=preset)
     file = Hyperparams(path)
@@ -191,7 +191,7 @@ def companions(weights: Path) -> Companions:
         config = ModelConfig(fbank=fbank, ecapa=_network(file))
     except (ConfigError, TypeError) as error:
         raise file.error(str(error)) from error
-    mean = _embedding_mean(weights.parent / EMBEDDING_MEAN, config.ecapa.embedding_dim)
+    mean = _embedding_mean(source.path.parent / EMBEDDING_MEAN, config.ecapa.embedding_dim)
     return Companions(config=config, stated_in=HYPERPARAMS, stated=STATED, embedding_mean=mean)
 
 
@@ -219,11 +219,16 @@ FAMILY = Family(
     infer=sb_layout.infer,
     companions=companions,
     recognises=recognises,
-    licence="Apache-2.0",
-    published={
-        "VoxCeleb1-O EER %": 0.90,
-        "VoxCeleb1-O EER % with s-norm": 0.80,
-        "source": "model card of spkrec-ecapa-voxceleb",
-    },
-    published_file=WEIGHTS,
+    published=(
+        Published(
+            preset="speechbrain",
+            file=WEIGHTS,
+            licence="Apache-2.0",
+            figures={
+                "VoxCeleb1-O EER %": 0.90,
+                "VoxCeleb1-O EER % with s-norm": 0.80,
+                "source": "model card of spkrec-ecapa-voxceleb",
+            },
+        ),
+    ),
 )

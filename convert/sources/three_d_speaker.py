@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ecapa_jax.convert.family import Companions, Family
+from ecapa_jax.convert.family import Companions, Family, Published, Source
 from ecapa_jax.convert.pickle_machine import show
 from ecapa_jax.convert.sources import sb_layout
 from ecapa_jax.errors import ConversionError
@@ -32,21 +32,21 @@ def _configuration(weights: Path) -> dict[str, Any] | None:
     return model if named == weights.name else None
 
 
-def recognises(weights: Path) -> bool:
+def recognises(source: Source) -> bool:
     """By the published file names, or by a configuration.json that names this file."""
-    return weights.name in FILES or _configuration(weights) is not None
+    return source.path.name in FILES or _configuration(source.path) is not None
 
 
-def companions(weights: Path) -> Companions:
+def companions(source: Source) -> Companions:
     """Threshold and sample rate of configuration.json; the 3D-Speaker preset without it.
 
     Reference: `modelscope.pipelines.audio.speaker_verification_light_pipeline` (yesOrno_thr).
     """
-    model = _configuration(weights)
+    model = _configuration(source.path)
     preset = PRESETS["3dspeaker"]
     if model is None:
         return Companions(config=preset)
-    path = weights.parent / CONFIGURATION
+    path = source.path.parent / CONFIGURATION
     kind, options, threshold = (model.get(key) for key in ("type", "model_config", "yesOrno_thr"))
     if kind not in (MODEL_TYPE, None):
         raise ConversionError(f"{path}: model type {show(repr(kind))} is not supported; supported: {MODEL_TYPE!r}")
@@ -70,11 +70,16 @@ FAMILY = Family(
     infer=sb_layout.infer,
     companions=companions,
     recognises=recognises,
-    licence="Apache-2.0",
-    published={
-        "VoxCeleb1-O EER %": 0.862,
-        "VoxCeleb1-O minDCF (p 0.01)": 0.094,
-        "source": "model card of speech_ecapa-tdnn_sv_en_voxceleb_16k",
-    },
-    published_file="ecapa_tdnn.bin",  # ecapa-tdnn.ckpt is of CN-Celeb or 3D-Speaker
+    published=(
+        Published(
+            preset="3dspeaker",
+            file="ecapa_tdnn.bin",  # ecapa-tdnn.ckpt is of CN-Celeb or 3D-Speaker
+            licence="Apache-2.0",
+            figures={
+                "VoxCeleb1-O EER %": 0.862,
+                "VoxCeleb1-O minDCF (p 0.01)": 0.094,
+                "source": "model card of speech_ecapa-tdnn_sv_en_voxceleb_16k",
+            },
+        ),
+    ),
 )

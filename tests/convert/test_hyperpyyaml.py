@@ -133,10 +133,11 @@ def test_a_bomb_of_anchors_stays_small(tmp_path, kind):
     publish(tmp_path, bomb)
     publish(tmp_path / "used", bomb, ("lin_neurons: 192", f"lin_neurons: 192\n    {argument}: *a29"))
     code = (
-        "import resource, sys; from pathlib import Path; from ecapa_jax.convert.sources.speechbrain import companions\n"
+        "import resource, sys; from pathlib import Path; from ecapa_jax.convert.family import Source\n"
+        "from ecapa_jax.convert.sources.speechbrain import companions\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for name in sys.argv[1:]:\n"
-        "    try: print(companions(Path(name) / 'embedding_model.ckpt').config.ecapa.embedding_dim)\n"
+        "    try: print(companions(Source(path=Path(name) / 'embedding_model.ckpt')).config.ecapa.embedding_dim)\n"
         "    except Exception as error: print(str(error)[-200:])\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)"
     )

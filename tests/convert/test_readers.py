@@ -1,3 +1,4 @@
+import gzip
 import hashlib
 import io
 import json
@@ -112,10 +113,12 @@ def tar_bytes(member):
         (b"Access denied\n", "text file that begins with 'Access denied"),
         ("é".encode() * 2000, "text file"),
         (b'12345678{"error": "not found"}', "text file"),
-        (LEGACY, "weights_only=True"),
+        (LEGACY, "damaged or cut off"),
         (tar_bytes("sys_info"), "before 0.2"),
-        (tar_bytes("./model_config.yaml"), "tar archive (its first member is ./model_config.yaml)"),
-        (b"\x1f\x8b\x08\0" + bytes(20), "compressed"),
+        (tar_bytes("./model_config.yaml"), "without model_weights.ckpt"),
+        (b"\x1f\x8b\x08\0" + bytes(20), "damaged"),
+        (gzip.compress(bytes(range(256)) * 9), "no tar archive is in it"),
+        (b"BZh91AY&SY" + bytes(range(9)), "compressed"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (pickle.dumps({"a": 1}), "bare pickle"),
         (pickle.dumps({"a": 1}, protocol=2), "bare pickle"),
@@ -193,8 +196,12 @@ def test_content_without_tensors_names_its_keys(content, words):
 @pytest.mark.peers
 def test_pytorch_files_of_other_kinds_are_told(file):
     torch = pytest.importorskip("torch")
-    torch.save({"w": torch.ones(2)}, file, _use_new_zipfile_serialization=False)
-    assert "before 1.6" in refused(file)
+    content = {"w": torch.arange(6.0).reshape(2, 3).T, "h": torch.ones(2, dtype=torch.bfloat16), "epoch": 3}
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    checkpoint = read_checkpoint(file)
+    assert checkpoint.format == "torch-legacy"
+    w = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    assert_same(checkpoint.content, {"w": np.ascontiguousarray(w), "h": np.ones(2, ml_dtypes.bfloat16), "epoch": 3})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
         torch.jit.script(torch.nn.Linear(1, 1)).save(file)

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import os
 import struct
+import tarfile
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
@@ -91,6 +92,43 @@ def torch_zip_bytes(obj: object, **options: Any) -> bytes:
     """The bytes that `write_torch_zip` writes."""
     file = io.BytesIO()
     write_torch_zip(file, obj, **options)
+    return file.getvalue()
+
+
+def torch_legacy_bytes(obj: object, *, keys: object = None, system: object = None) -> bytes:
+    """`obj` as PyTorch before 1.6 wrote it; `keys` and `system` replace what two of the leading pickles hold."""
+    pickler = _Pickler()
+    pickler.put(obj)
+    counts = [np.array(storage.size, "<i8").tobytes() + storage.tobytes() for storage in pickler.storages]
+    names = [str(key) for key in range(len(counts))] if keys is None else keys
+    described = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
+    first = (0x1950A86A20F9469CFC6C, 1001, described if system is None else system)
+    parts = [*map(_pickled, first), b"\x80\x02" + bytes(pickler.out) + b".", _pickled(names), *counts]
+    return b"".join(parts)
+
+
+def _pickled(node: object) -> bytes:
+    pickler = _Pickler()
+    pickler.put(node)
+    return b"\x80\x02" + bytes(pickler.out) + b"."
+
+
+def nemo_bytes(
+    config: str, obj: object, *, compressed: bool = False, members: Iterable[tuple[tarfile.TarInfo, bytes]] = ()
+) -> bytes:
+    """A `.nemo` archive as NeMo writes it; `members` follow the two usual ones."""
+    file = io.BytesIO()
+    files = [("./model_config.yaml", config.encode()), ("./model_weights.ckpt", torch_zip_bytes(obj))]
+    with tarfile.open(fileobj=file, mode="w:gz" if compressed else "w") as archive:
+        folder = tarfile.TarInfo(".")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for path, data in files:
+            info = tarfile.TarInfo(path)
+            info.size, info.mtime = len(data), 1700000000.25  # a fraction makes an extended header
+            archive.addfile(info, io.BytesIO(data))
+        for info, data in members:
+            archive.addfile(info, io.BytesIO(data))
     return file.getvalue()
 
 
