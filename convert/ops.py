@@ -27,5 +27,7 @@ IDENTITY = Op("identity", lambda a: a, lambda a: a)
 
 CONV1D = Op("conv1d [out, in, k] -> [k, in, out]", lambda a: a.transpose(2, 1, 0), lambda a: a.transpose(2, 1, 0))
 
-RANKS = {IDENTITY: 1, CONV1D: 3}
+LINEAR = Op("linear [out, in] -> [1, in, out]", lambda a: a.T[None], lambda a: a[0].T)
+
+RANKS = {IDENTITY: 1, CONV1D: 3, LINEAR: 2}
 """Number of axes of the source tensor."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ecapa_jax.convert.ops import CONV1D, IDENTITY, RANKS, Op
+from ecapa_jax.convert.ops import CONV1D, IDENTITY, LINEAR, RANKS, Op
 from ecapa_jax.errors import ConversionError
 
 Tensors = Mapping[str, np.ndarray]
@@ -41,6 +41,14 @@ def conv(source: str, target: str) -> list[Rule]:
     """Rules of a `torch.nn.Conv1d` with bias."""
     return [
         Rule(source=f"{source}.weight", target=f"params/{target}/kernel", op=CONV1D),
+        Rule(source=f"{source}.bias", target=f"params/{target}/bias", op=IDENTITY),
+    ]
+
+
+def linear(source: str, target: str) -> list[Rule]:
+    """Rules of a `torch.nn.Linear` with bias, for a convolution of one tap."""
+    return [
+        Rule(source=f"{source}.weight", target=f"params/{target}/kernel", op=LINEAR),
         Rule(source=f"{source}.bias", target=f"params/{target}/bias", op=IDENTITY),
     ]
 

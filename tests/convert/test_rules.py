@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ecapa_jax import functional
 from ecapa_jax.config import EcapaConfig, ModelConfig
-from ecapa_jax.convert.ops import CONV1D, IDENTITY
+from ecapa_jax.convert.ops import CONV1D, IDENTITY, LINEAR
 from ecapa_jax.convert.rules import MOST_REPORTED, Rule, apply_rules, conv, flatten, invert_rules, norm, unflatten
 from ecapa_jax.convert.sources import FAMILIES, sb_layout
 from ecapa_jax.errors import ConversionError
@@ -126,6 +126,9 @@ def test_operations_have_inverses():
         assert_same(op.inverse(op.forward(a)), a)
     assert CONV1D.forward(a).shape == (4, 3, 2)
     assert (CONV1D.forward(a)[1, 2] == a[:, 2, 1]).all()
+    assert_same(LINEAR.inverse(LINEAR.forward(a[0])), a[0])
+    assert LINEAR.forward(a[0]).shape == (1, 4, 3)
+    assert (LINEAR.forward(a[0])[0, 2] == a[0, :, 2]).all()
 
 
 def test_paths_flatten_and_come_back():
