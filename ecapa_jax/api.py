@@ -13,6 +13,7 @@ import numpy as np
 
 from ecapa_jax.encoder import SpeakerEncoder, checked_threshold
 from ecapa_jax.errors import AudioError, BundleError, ConfigError
+from ecapa_jax.io.address import is_address
 from ecapa_jax.io.audio import AudioSource
 from ecapa_jax.io.bundle import load_bundle
 from ecapa_jax.presets import PRESETS
@@ -23,11 +24,24 @@ def default_bundle() -> Path:
     return Path(str(resources.files("ecapa_jax") / "default_model"))
 
 
-def resolve(model: str | os.PathLike[str] | None) -> Path:
+def resolve(
+    model: str | os.PathLike[str] | None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Path:
     """The bundle directory of a model name; None is the packaged default model.
 
+    Args:
+      model: a bundle directory, or an address: `hf:org/name`, `modelscope:org/name`, both with `@revision` where
+        wanted, or `https://host/file`. What an address names is fetched and converted once; later no network is used for it.
+      cache_dir: where that is kept; None is the user's cache folder.
+      progress: show a bar while fetching, on a terminal.
+
     Raises:
-      BundleError: the name is a preset, whose weights are not packaged, or an address this version can't fetch.
+      BundleError: the name is a preset, whose weights are not packaged.
+      DownloadError: the address is wrong or can't be fetched, or the cache can't be written.
+      ConversionError: what the address names is of no supported family.
     """
     if model is None:
         return default_bundle()
@@ -38,8 +52,10 @@ def resolve(model: str | os.PathLike[str] | None) -> Path:
                 f"{name} is a preset without packaged weights: get its checkpoint from the publisher and run "
                 f"'ecapa-jax convert CHECKPOINT --family {name} -o BUNDLE'"
             )
-        if name.startswith(("hf:", "modelscope:", "http://", "https://")):
-            raise BundleError(f"{name}: fetching models by address is not built yet; download it and run convert")
+        if is_address(name):
+            from ecapa_jax.convert.remote import bundle_folder
+
+            return bundle_folder(name, cache_dir=cache_dir, progress=progress)
     return Path(name)
 
 
@@ -48,21 +64,27 @@ def load(
     *,
     dtype: Literal["float32"] = "float32",
     devices: Sequence[jax.Device] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
 ) -> SpeakerEncoder:
     """Loads a model.
 
     Args:
-      model: a bundle directory; None is the packaged default model.
+      model: a bundle directory, or an address as `resolve` takes it; None is the packaged default model.
       dtype: compute dtype.
       devices: devices that share each batch; None is all local ones.
+      cache_dir: where models of addresses are kept; None is the user's cache folder.
+      progress: show a bar while one is fetched, on a terminal.
 
     Raises:
       BundleError: there is no whole bundle.
       ConfigError: the dtype is not built.
+      DownloadError, ConversionError: as `resolve`.
     """
     if dtype != "float32":
         raise ConfigError(f"dtype {dtype!r} is not built yet; built: float32")
-    return SpeakerEncoder.from_bundle(load_bundle(resolve(model)), devices=devices)
+    bundle = load_bundle(resolve(model, cache_dir=cache_dir, progress=progress))
+    return SpeakerEncoder.from_bundle(bundle, devices=devices)
 
 
 class SpeakerVerificationPipeline:

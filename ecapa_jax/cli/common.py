@@ -50,19 +50,23 @@ class Model:
     model: Annotated[
         str | None, tyro.conf.arg(metavar="BUNDLE", help_behavior_hint="(default: the packaged model)")
     ] = None
-    """Bundle directory, as `ecapa-jax convert` writes it."""
+    """Bundle directory, as `ecapa-jax convert` writes it, or an address such as hf:ORG/NAME, fetched once."""
     dtype: Literal["float32"] = "float32"
     """Compute dtype."""
 
-    def load(self) -> SpeakerEncoder:
-        """The encoder."""
+    def load(self, *, quiet: bool = False) -> SpeakerEncoder:
+        """The encoder; a model that is not on this machine yet is fetched, with a progress bar unless `quiet`."""
         from ecapa_jax import api
 
-        return api.load(self.model, dtype=self.dtype)
+        return api.load(self.model, dtype=self.dtype, progress=not quiet)
 
     @property
     def name(self) -> str:
         """For results."""
+        from ecapa_jax.io.address import is_address, parse
+
+        if self.model and is_address(self.model) and not os.path.exists(self.model):
+            return str(parse(self.model))
         return Path(self.model).absolute().name if self.model else "default"
 
 

@@ -8,16 +8,20 @@ from typing import Annotated
 import tyro
 
 from ecapa_jax.cli.common import Flag, Output, OutputOptions, local_path
+from ecapa_jax.cli.published import list_published
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
     """Turn a PyTorch ECAPA-TDNN checkpoint into a bundle; PyTorch is not needed."""
 
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """The weight file, or the directory it was published in."""
-    out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="BUNDLE")]
+    source: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = None
+    """The weight file, the directory it was published in, or an address: hf:ORG/NAME, modelscope:ORG/NAME (with
+    @REVISION where wanted) or https://HOST/FILE."""
+    out: Annotated[str | None, tyro.conf.arg(aliases=["-o"], metavar="BUNDLE", help_behavior_hint="")] = None
     """The bundle directory to write."""
+    list: Flag = False
+    """Print the published models that can be converted, with their addresses, and stop."""
     family: Annotated[
         str | None, tyro.conf.arg(metavar="FAMILY", help_behavior_hint="(default: told by the file names)")
     ] = None
@@ -32,12 +36,23 @@ class Convert:
 
     def run(self) -> None:
         """Writes the bundle, or nothing."""
-        from ecapa_jax.convert.run import convert
+        if self.list:
+            list_published(self.output)
+            return
+        from ecapa_jax.convert.remote import convert_source
+        from ecapa_jax.errors import EcapaError
         from ecapa_jax.io.bundle import check_target, save_bundle
 
+        if self.source is None or self.out is None:
+            raise EcapaError("SOURCE and -o BUNDLE are needed; --list shows what can be had by address")
         path = local_path(self.out)
         check_target(path, force=self.force)
-        bundle = convert(self.source, family=self.family, dilations=parse_dilations(self.dilations))
+        bundle = convert_source(
+            self.source,
+            family=self.family,
+            dilations=parse_dilations(self.dilations),
+            progress=not self.output.quiet,
+        )
         save_bundle(bundle, path, force=self.force)
         parity = bundle.parity
         threshold = bundle.scoring.threshold

@@ -67,7 +67,7 @@ class Embed:
         if os.path.lexists(path) and (os.path.isdir(path) or not self.force):
             remedy = "choose another output" + ("" if os.path.isdir(path) else " or pass --force")
             raise EcapaError(f"{path} exists: {remedy}")
-        embeddings = self.model.load().embed(self.files, short=self.short)
+        embeddings = self.model.load(quiet=self.output.quiet).embed(self.files, short=self.short)
         replace_whole(path, lambda to: np.savez(to, names=np.array(self.files), embeddings=embeddings))
         self.output.result(
             {"out": str(path), "n": len(embeddings), "embedding_dim": embeddings.shape[1], "model": self.model.name},

@@ -18,7 +18,7 @@ class Info:
         tyro.conf.Positional[str | None],
         tyro.conf.arg(metavar="[BUNDLE]", help_behavior_hint="(default: the packaged model)"),
     ] = None
-    """Bundle directory, as `ecapa-jax convert` writes it."""
+    """Bundle directory, as `ecapa-jax convert` writes it; or an address such as hf:ORG/NAME."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
@@ -29,7 +29,7 @@ class Info:
         from ecapa_jax.io.bundle import load_bundle, read_document
         from ecapa_jax.io.card import card
 
-        path = api.resolve(self.bundle)
+        path = api.resolve(self.bundle, progress=not self.output.quiet)
         bundle = load_bundle(path)
         document = read_document(path)
         derived = {

@@ -29,7 +29,7 @@ class Verify:
         from ecapa_jax.encoder import checked_threshold
 
         threshold = None if self.threshold is None else checked_threshold(self.threshold)
-        answer = self.model.load().verify(self.a, self.b, threshold, short=self.short)
+        answer = self.model.load(quiet=self.output.quiet).verify(self.a, self.b, threshold, short=self.short)
         lines = [f"score         {answer.score:.4f}   (cosine, from -1 to 1)"]
         if answer.threshold is None:
             self.output.note("this model has no threshold: pass --threshold to get a decision")

@@ -8,6 +8,7 @@ import string
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Mapping
 from typing import Any
 
 from ecapa_jax.errors import DownloadError
@@ -46,27 +47,39 @@ def fetch(url: str, *, max_bytes: int = 200_000_000, timeout: float = 30.0) -> b
         line and shows the URL without its query.
     """
     name = without_secrets(url)
-    _check_scheme(url, name)
-    # Addresses are pasted with blanks and accents; a % is left alone, because the rest may be quoted already.
-    address = urllib.parse.quote(url.strip(), safe=string.punctuation)
     try:
-        request = urllib.request.Request(address, headers={"User-Agent": "ecapa-jax"})
-        with _opener().open(request, timeout=timeout) as response:
+        with open_url(url, timeout=timeout) as response:
             return _read(response, name, max_bytes)
     except DownloadError:
         raise
-    except urllib.error.HTTPError as error:
-        error.close()
-        reason = one_line(error.reason)
-        raise DownloadError(f"{name}: the server answered {error.code} {reason}; check the address") from error
-    except urllib.error.URLError as error:
-        raise DownloadError(
-            f"{name}: can't be reached ({one_line(error.reason)}); check address and network"
-        ) from error
-    except TimeoutError as error:
-        raise DownloadError(f"{name}: no data for {timeout:g} s; try again, or download it by other means") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise DownloadError(f"{name}: can't be downloaded ({one_line(error)}); check the address") from error
+        raise explained(error, name, timeout) from error
+
+
+def open_url(url: str, *, timeout: float, headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
+    """Opens a URL of http or https, and follows redirects that stay there and do not give up encryption.
+
+    Raises:
+      DownloadError: another scheme is asked for, or redirected to.
+      OSError, http.client.HTTPException, ValueError: as urllib raises them; `explained` says them in one line.
+    """
+    _check_scheme(url, without_secrets(url))
+    # Addresses are pasted with blanks and accents; a % is left alone, because the rest may be quoted already.
+    address = urllib.parse.quote(url.strip(), safe=string.punctuation)
+    request = urllib.request.Request(address, headers={"User-Agent": "ecapa-jax", **(headers or {})})
+    return _opener().open(request, timeout=timeout)
+
+
+def explained(error: Exception, name: str, timeout: float) -> DownloadError:
+    """What went wrong with the address `name`, in one line."""
+    if isinstance(error, urllib.error.HTTPError):
+        error.close()
+        return DownloadError(f"{name}: the server answered {error.code} {one_line(error.reason)}; check the address")
+    if isinstance(error, urllib.error.URLError):
+        return DownloadError(f"{name}: can't be reached ({one_line(error.reason)}); check address and network")
+    if isinstance(error, TimeoutError):
+        return DownloadError(f"{name}: no data for {timeout:g} s; try again, or download it by other means")
+    return DownloadError(f"{name}: can't be downloaded ({one_line(error)}); check the address")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -78,7 +91,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         """Refuses the new address by its scheme, or follows it as usual."""
         target = urllib.parse.urljoin(req.full_url, headers.get("Location", ""))
         try:
-            _check_scheme(target, f"{without_secrets(req.full_url)}: redirects to {without_secrets(target)}")
+            _check_redirect(req.full_url, target)
         except DownloadError:
             fp.close()
             raise
@@ -100,6 +113,13 @@ def _opener() -> urllib.request.OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
+
+
+def _check_redirect(url: str, target: str) -> None:
+    name = f"{without_secrets(url)}: redirects to {without_secrets(target)}"
+    _check_scheme(target, name)
+    if url.lower().startswith("https:") and not target.lower().startswith("https:"):
+        raise DownloadError(f"{name}: which is not encrypted; ask for that address itself, if you trust it")
 
 
 def _check_scheme(url: str, name: str) -> None:

@@ -1,0 +1,206 @@
+"""Every published ECAPA-TDNN model that this version converts: where it is, and what its publisher says of it.
+
+Data only. The figures are the publishers', on the lists and with the scoring named beside them; none was measured here.
+Digests are None: no file could be downloaded where this table was written. What the hub lists is checked, and what came
+is recorded, with the file and in the bundle.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+WENET = "https://wenet.org.cn/downloads?models=wespeaker&version="
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A published error rate.
+
+    Attributes:
+      trials: the list.
+      eer: in percent.
+      min_dcf: at prior `p_target`, where published.
+      p_target: prior of a target trial.
+      scoring: how it was scored; cosine of the embeddings unless something else is said.
+    """
+
+    trials: str
+    eer: float
+    min_dcf: float | None = None
+    p_target: float | None = None
+    scoring: str = "cosine"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published model.
+
+    Attributes:
+      family: of `convert.sources.FAMILIES`.
+      address: as `ecapa_jax.load` takes it.
+      files: patterns of names; the weights first, then their companions, which are taken where they are there.
+      licence: of the weights, as published.
+      mirrors: other addresses of the same files.
+      revision: to fetch unless another is asked for; None is the newest.
+      sha256: of the weights, where known.
+      figures: error rates on trial lists.
+      confirmed: whether address and file names were read in the publisher's own source or documents.
+      note: what a user should know.
+    """
+
+    family: str
+    address: str
+    files: tuple[str, ...]
+    licence: str
+    mirrors: tuple[str, ...] = ()
+    revision: str | None = None
+    sha256: str | None = None
+    figures: tuple[Figure, ...] = ()
+    confirmed: bool = True
+    note: str = ""
+
+
+def _modelscope(family: str, name: str, revision: str, file: str, *figures: Figure, note: str = "") -> Published:
+    return Published(
+        family=family,
+        address=f"modelscope:{name}",
+        files=(file, "configuration.json"),
+        licence="Apache-2.0",
+        revision=revision,
+        figures=figures,
+        note=note,
+    )
+
+
+def _wespeaker(file: str, mirror: str | None, *figures: Figure, note: str = "") -> Published:
+    return Published(
+        family="wespeaker",
+        address=f"{WENET}{file}.zip",
+        files=("avg_model.pt", "config.yaml"),
+        licence="CC-BY-4.0",
+        mirrors=(f"hf:Wespeaker/{mirror}",) if mirror else (),
+        figures=figures,
+        note=note,
+    )
+
+
+def _wespeaker_figures(plain: tuple[float, ...], normalised: tuple[float, ...]) -> tuple[Figure, ...]:
+    """VoxCeleb1 O, E and H, in WeSpeaker's two ways of scoring."""
+    ways = (("cosine, mean of VoxCeleb2 subtracted", plain), ("AS-norm", normalised))
+    lists = ("VoxCeleb1-O", "VoxCeleb1-E", "VoxCeleb1-H")
+    return tuple(
+        Figure(trials=trials, eer=eer, scoring=way)
+        for way, figures in ways
+        for trials, eer in zip(lists, figures, strict=True)
+    )
+
+
+_SPEECHBRAIN_FILES = ("embedding_model.ckpt", "hyperparams.yaml", "mean_var_norm_emb.ckpt")
+
+PUBLISHED: tuple[Published, ...] = (
+    _modelscope(
+        "3dspeaker", "iic/speech_ecapa-tdnn_sv_en_voxceleb_16k", "v1.0.1", "ecapa_tdnn.bin",
+        Figure(trials="VoxCeleb1-O", eer=0.862, min_dcf=0.094, p_target=0.01),
+        note="model card; the recipe's README says 0.866 % and 0.116",
+    ),
+    _modelscope(
+        "3dspeaker", "iic/speech_ecapa-tdnn_sv_zh-cn_cnceleb_16k", "v1.0.0", "ecapa-tdnn.ckpt",
+        Figure(trials="CN-Celeb", eer=8.01, min_dcf=0.445, p_target=0.01),
+    ),
+    _modelscope(
+        "3dspeaker", "iic/speech_ecapa-tdnn_sv_zh-cn_3dspeaker_16k", "v1.0.0", "ecapa-tdnn.ckpt",
+        Figure(trials="3D-Speaker, cross-device", eer=9.07),
+        Figure(trials="3D-Speaker, cross-distance", eer=12.71),
+        Figure(trials="3D-Speaker, cross-dialect", eer=14.90),
+        note="model card; the recipe's README says 8.87, 12.26 and 14.53 %",
+    ),
+    _modelscope(
+        "rdino", "damo/speech_rdino_ecapa_tdnn_sv_en_voxceleb_16k", "v1.0.2", "pretrained_rdino.pth",
+        Figure(trials="VoxCeleb1-O", eer=3.16, min_dcf=0.223, p_target=0.05),
+        note="trained without speaker labels",
+    ),
+    _modelscope(
+        "rdino", "damo/speech_rdino_ecapa_tdnn_sv_zh-cn_3dspeaker_16k", "v1.0.1", "rdino.pth",
+        note="trained without speaker labels",
+    ),
+    _modelscope(
+        "sdpn", "iic/speech_sdpn_ecapa_tdnn_sv_en_voxceleb_16k", "v1.0.0", "sdpn.pth",
+        Figure(trials="VoxCeleb1-O", eer=1.80, min_dcf=0.139, p_target=0.05),
+        note="trained without speaker labels",
+    ),
+    Published(
+        family="speechbrain",
+        address="hf:speechbrain/spkrec-ecapa-voxceleb",
+        files=_SPEECHBRAIN_FILES,
+        licence="Apache-2.0",
+        figures=(
+            Figure(trials="VoxCeleb1-O", eer=0.90),
+            Figure(trials="VoxCeleb1-O", eer=0.80, scoring="s-norm"),
+        ),
+        note="trained on VoxCeleb 1 too, so E and H are no test of it",
+    ),
+    Published(
+        family="speechbrain-langid",
+        address="hf:speechbrain/lang-id-voxlingua107-ecapa",
+        files=_SPEECHBRAIN_FILES,
+        licence="Apache-2.0",
+        note="tells languages, not speakers: no trial list applies",
+    ),
+    _wespeaker(
+        "voxceleb_ECAPA512", "wespeaker-voxceleb-ecapa-tdnn512",
+        *_wespeaker_figures((1.069, 1.209, 2.310), (0.957, 1.128, 2.105)),
+    ),
+    _wespeaker(
+        "voxceleb_ECAPA512_LM", "wespeaker-ecapa-tdnn512-LM",
+        *_wespeaker_figures((0.878, 1.072, 2.007), (0.782, 1.005, 1.824)),
+        note="large-margin fine-tuning",
+    ),
+    _wespeaker(
+        "voxceleb_ECAPA1024", "wespeaker-voxceleb-ecapa-tdnn1024",
+        *_wespeaker_figures((0.856, 1.072, 2.059), (0.808, 0.990, 1.874)),
+    ),
+    _wespeaker(
+        "voxceleb_ECAPA1024_LM", "wespeaker-voxceleb-ecapa-tdnn1024-LM",
+        *_wespeaker_figures((0.798, 0.993, 1.883), (0.728, 0.929, 1.721)),
+        note="large-margin fine-tuning",
+    ),
+    _wespeaker("voxceleb_ecapa512_dino", None, note="trained without speaker labels; batch norm after the embedding"),
+    Published(
+        family="taoruijie",
+        address="https://github.com/TaoRuijie/ECAPA-TDNN/raw/main/exps/pretrain.model",
+        files=("pretrain.model",),
+        licence="MIT",
+        figures=(
+            Figure(trials="VoxCeleb1-O", eer=0.96, scoring="mean of two views"),
+            Figure(trials="VoxCeleb1-O", eer=0.86, min_dcf=0.0686, p_target=0.05, scoring="AS-norm"),
+            Figure(trials="VoxCeleb1-E", eer=1.18, min_dcf=0.0765, p_target=0.05, scoring="AS-norm"),
+            Figure(trials="VoxCeleb1-H", eer=2.17, min_dcf=0.1295, p_target=0.05, scoring="AS-norm"),
+        ),
+        confirmed=False,
+        note="the file's place in the repository is known, its address is derived from that",
+    ),
+    Published(
+        family="nemo",
+        address="https://api.ngc.nvidia.com/v2/models/nvidia/nemo/ecapa_tdnn/versions/1.16.0/files/ecapa_tdnn.nemo",
+        files=("ecapa_tdnn.nemo",),
+        licence="see the NGC model card",
+        figures=(Figure(trials="VoxCeleb1-O", eer=0.92),),
+    ),
+    Published(
+        family="espnet",
+        address="hf:espnet/voxcelebs12_ecapa_mel",
+        files=("*.pth", "*config.yaml"),
+        licence="see the model card",
+        figures=(
+            Figure(trials="VoxCeleb1-O", eer=0.978, min_dcf=0.0686, p_target=0.05, scoring="several crops of 3 s"),
+        ),
+        confirmed=False,
+        note="the repository is known, the names of its files are not",
+    ),
+)  # fmt: skip
+"""One entry a model. mvector's weights are not here: they are not published at a public address."""
+
+
+def entry_of(address: str) -> Published | None:
+    """The table's entry of an address without revision, if it has one."""
+    return next((entry for entry in PUBLISHED if address in (entry.address, *entry.mirrors)), None)

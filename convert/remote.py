@@ -1,0 +1,156 @@
+"""A model by its address: fetched, converted once, and kept in the user's cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import importlib.metadata
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from ecapa_jax.config import SCHEMA
+from ecapa_jax.convert.published import Published, entry_of
+from ecapa_jax.convert.run import convert
+from ecapa_jax.convert.sources import FAMILIES
+from ecapa_jax.errors import ConversionError, DownloadError
+from ecapa_jax.io import cache as caches
+from ecapa_jax.io.address import HUBS, Address, is_address, parse
+from ecapa_jax.io.bundle import FILES, Bundle, save_bundle
+from ecapa_jax.io.download import described
+from ecapa_jax.io.repository import Fetched, Wanted, fetch
+
+COMPANIONS = ("configuration.json", "hyperparams.yaml", "mean_var_norm_emb.ckpt", "config.yaml", "model_config.yaml")
+"""What families read beside the weights; taken from a repository that is not in the table, where it is there."""
+
+
+def convert_source(
+    source: str, *, family: str | None = None, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True,
+    **options: Any,
+) -> Bundle:  # fmt: skip
+    """Converts a path or an address; see `convert.run.convert` for paths and options.
+
+    Args:
+      source: a path that exists, or an address.
+      family: for an address that is in the table of published models, the table's is the default.
+      cache_dir: where downloads are kept; None is the user's cache folder.
+      progress: show a bar, on a terminal.
+      **options: of `convert`.
+
+    Raises:
+      DownloadError: the address is wrong or can't be fetched.
+      ConversionError: as `convert`; also if the address holds a bundle already.
+    """
+    if os.path.exists(source) or not is_address(source):
+        return convert(source, family=family, **options)
+    address, entry = _known(parse(source))
+    fetched = fetch(address, _wanted(entry), _folder(cache_dir), progress=progress)
+    if "model.json" in fetched.files:
+        raise ConversionError(f"{address} holds a bundle already: name it as --model, or in ecapa_jax.load")
+    return _converted(address, entry, fetched, family=family, **options)
+
+
+def bundle_folder(
+    name: str,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    patience: float = caches.PATIENCE,
+) -> Path:
+    """The bundle of an address: that which the hub holds, or one converted on first use and kept in the cache.
+
+    Once it is there no network is used. Of several processes one converts, the others wait for it.
+
+    Args:
+      name: an address.
+      cache_dir: None is the user's cache folder.
+      progress: show a bar, on a terminal.
+      patience: seconds to wait for another process.
+
+    Raises:
+      DownloadError: the address is wrong or can't be fetched, the cache can't be written, or another process does not
+        come to an end.
+      ConversionError: what is there is not of a supported family.
+    """
+    address, entry = _known(parse(name))
+    root = _folder(cache_dir)
+    folder = root / "bundles" / address.folder(SCHEMA, importlib.metadata.version("ecapa-jax"))
+    if (folder / "model.json").is_file():  # a bundle is renamed to its place when it is whole
+        return folder
+    fetched = fetch(address, _wanted(entry), root, progress=progress)
+    if "model.json" in fetched.files:
+        return fetched.folder
+    with caches.alone(folder, patience):
+        if not (folder / "model.json").is_file():
+            save_bundle(_converted(address, entry, fetched), folder)
+    return folder
+
+
+def _folder(cache_dir: str | os.PathLike[str] | None) -> Path:
+    return caches.default_folder() if cache_dir is None else Path(cache_dir)
+
+
+def _known(address: Address) -> tuple[Address, Published | None]:
+    """The address with the table's revision, unless it names one, and its entry."""
+    entry = entry_of(address.base)
+    if entry is not None and address.revision is None:
+        address = dataclasses.replace(address, revision=entry.revision)
+    return address, entry
+
+
+def _wanted(entry: Published | None) -> Wanted:
+    """Which files to fetch: those of the table; else a bundle; else known weights and what belongs to them."""
+
+    def wanted(names: Collection[str]) -> Collection[str]:
+        if "model.json" in names:
+            return [name for name in names if name.split("/")[0] in FILES]
+        if entry is not None:
+            return _matching(names, entry.files[:1]) and _matching(names, entry.files)
+        weights = [name for name in names if any(name in family.files for family in FAMILIES.values())]
+        return weights and [*weights, *(name for name in names if name in COMPANIONS and name not in weights)]
+
+    return wanted
+
+
+def _matching(names: Collection[str], patterns: Collection[str]) -> list[str]:
+    return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _weights(entry: Published | None, fetched: Fetched) -> Path:
+    """The weight file, or the folder for `convert` to find it in."""
+    names = list(fetched.files) if entry is None else _matching(fetched.files, entry.files[:1])
+    return fetched.folder / names[0] if len(names) == 1 else fetched.folder
+
+
+def _converted(
+    address: Address, entry: Published | None, fetched: Fetched, *, family: str | None = None, **options: Any
+) -> Bundle:
+    weights = _weights(entry, fetched)
+    if entry is not None and family is None:
+        family = entry.family
+    if entry is not None and entry.sha256 not in (None, (found := described(weights).sha256)):
+        raise DownloadError(f"{address}: {weights.name} has sha256 {found}, {entry.sha256} was published; report it")
+    try:
+        bundle = convert(weights, family=family, **options)
+    except ConversionError as error:
+        raise ConversionError(f"{address}: {error}") from error
+    origin = {
+        "address": str(address) if entry is None or address.scheme in HUBS else entry.address,
+        "revision": fetched.revision,
+        "files": {name: file.sha256 for name, file in fetched.files.items()},
+        **({} if entry is None or family != entry.family else _stated(entry)),
+    }
+    return dataclasses.replace(bundle, provenance={**bundle.provenance, **origin})
+
+
+def _stated(entry: Published) -> dict[str, Any]:
+    """Licence and figures of the table, for the bundle's provenance."""
+    figures: dict[str, Any] = {}
+    for figure in entry.figures:
+        where = f"{figure.trials}, {figure.scoring}"
+        figures[f"{where}: EER %"] = figure.eer
+        if figure.min_dcf is not None:
+            figures[f"{where}: minDCF (p {figure.p_target:g})"] = figure.min_dcf
+    note = "the publisher's, of the model at this address; not measured here"
+    return {"licence": entry.licence, **({"published": {**figures, "note": note}} if figures else {})}

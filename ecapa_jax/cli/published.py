@@ -1,0 +1,49 @@
+"""`ecapa-jax convert --list`: the published models."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import TYPE_CHECKING
+
+from ecapa_jax.cli.common import Output
+
+if TYPE_CHECKING:
+    from ecapa_jax.convert.published import Published
+
+
+def list_published(output: Output) -> None:
+    """Prints the table of published models; on a terminal in its width, elsewhere one line a model."""
+    from ecapa_jax.convert.published import PUBLISHED
+
+    output.result({"published": [dataclasses.asdict(entry) for entry in PUBLISHED]}, _table(PUBLISHED))
+
+
+def _table(entries: tuple[Published, ...]) -> str:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("family", "address", "file", "published EER %", "licence", box=box.SIMPLE, pad_edge=False)
+    for entry in entries:
+        address = entry.address + (f"@{entry.revision}" if entry.revision else "")
+        table.add_row(
+            entry.family,
+            "\n".join((address + ("" if entry.confirmed else " (?)"), *entry.mirrors)),
+            entry.files[0],
+            _figure(entry),
+            entry.licence,
+        )
+    console = Console()
+    # A pipe has no width: what reads it wants whole lines.
+    paper = Console(file=io.StringIO(), width=console.width if console.is_terminal else 400, highlight=False)
+    paper.print(table)
+    paper.print("Figures are the publishers'; --json has all of them. (?): address or file name not confirmed.")
+    return "\n".join(line.rstrip() for line in paper.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]
+
+
+def _figure(entry: Published) -> str:
+    if not entry.figures:
+        return "none"
+    first = entry.figures[0]
+    return f"{first.eer:g} ({first.trials})"
