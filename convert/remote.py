@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 import importlib.metadata
 import os
+import shutil
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def bundle_folder(
         return fetched.folder
     with caches.alone(folder, patience):
         if not (folder / "model.json").is_file():
+            shutil.rmtree(folder, ignore_errors=True)  # what someone has taken a part of
             save_bundle(_converted(address, entry, fetched), folder)
     return folder
 

@@ -34,7 +34,7 @@ def resolve(
 
     Args:
       model: a bundle directory, or an address: `hf:org/name`, `modelscope:org/name`, both with `@revision` where
-        wanted, or `https://host/file`. What an address names is fetched and converted once; later no network is used for it.
+        wanted, or `https://host/file`. What it names is fetched and converted once; later no network is used for it.
       cache_dir: where that is kept; None is the user's cache folder.
       progress: show a bar while fetching, on a terminal.
 

@@ -45,7 +45,9 @@ def extract(archive: Path, wanted: Callable[[Collection[str]], Collection[str]],
                 return _take(archive, members, wanted, zipped.open, folder)
         with tarfile.open(archive) as tarred:
             files = [(i.name, i.size, i) for i in tarred if i.isfile()]
-            return _take(archive, files, wanted, tarred.extractfile, folder)
+            taken = _take(archive, files, wanted, tarred.extractfile, folder)
+            _read_to_end(tarred)
+            return taken
     except DownloadError:
         raise
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
@@ -54,6 +56,14 @@ def extract(archive: Path, wanted: Callable[[Collection[str]], Collection[str]],
         if error.errno is None:  # as gzip raises it for damaged content
             raise DownloadError(f"{archive.name} is damaged ({error}); download it again") from error
         raise no_room(error, folder / "x") from error
+
+
+def _read_to_end(tarred: tarfile.TarFile) -> None:
+    """Makes gzip compare its checksum, which it does at the very end only."""
+    assert tarred.fileobj is not None
+    while tarred.fileobj.read(1 << 20):
+        if tarred.fileobj.tell() > 2 * MAX_MEMBER:
+            raise tarfile.ReadError("it has no end")
 
 
 def _take(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import importlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +43,10 @@ def listing(address: Address, endpoint: str | None, policy: Policy) -> Listing:
 
     def get() -> Any:
         try:
-            return library.HfApi(endpoint=endpoint).model_info(
-                address.name, revision=address.revision, files_metadata=True, timeout=policy.timeout
-            )
+            with _without_log():
+                return library.HfApi(endpoint=endpoint).model_info(
+                    address.name, revision=address.revision, files_metadata=True, timeout=policy.timeout
+                )
         except Exception as error:
             raise _told(error, address, library) from error
 
@@ -60,21 +64,34 @@ def download(address: Address, commit: str, name: str, folder: Path, endpoint: s
     """
     library = _library(address)
     try:
-        library.hf_hub_download(
-            address.name,
-            name,
-            revision=commit,
-            local_dir=folder,
-            endpoint=endpoint,
-            tqdm_class=None if progress and on_terminal() else _silent(library),
-        )
+        with _without_log():
+            library.hf_hub_download(
+                address.name,
+                name,
+                revision=commit,
+                local_dir=folder,
+                endpoint=endpoint,
+                tqdm_class=None if progress and on_terminal() else _silent(library),
+            )
     except Exception as error:
         told = _told(error, address, library, folder)
         raise (told.error if isinstance(told, Passing) else told) from error
 
 
+@contextlib.contextmanager
+def _without_log() -> Iterator[None]:
+    """Keeps the library from telling each attempt on stderr, with addresses that may be signed; errors are raised."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def _silent(library: Any) -> type:
-    class Silent(library.utils.tqdm):  # type: ignore[misc, name-defined]
+    class Silent(library.utils.tqdm):
         """No bar."""
 
         def __init__(self, *arguments: Any, **options: Any):

@@ -82,7 +82,7 @@ def test_models_that_can_not_be_loaded_are_named(capsys, tmp_path, model, wav):
     load_fails(wav, "a.wav is not a bundle directory")
     load_fails(tmp_path, "is not a whole bundle (no model.json)")
     load_fails("3dspeaker", "3dspeaker is a preset without packaged weights")
-    load_fails("hf:someone/something", "not built yet")
+    load_fails("hf:someone", "takes ORG/NAME")
     half = shutil.copytree(model, tmp_path / "half")
     shutil.rmtree(half / "checkpoint" / "d")
     load_fails(half, "is missing: convert the model again")

@@ -1,0 +1,54 @@
+"""The table of published models says nothing that the rest contradicts."""
+
+import re
+
+import pytest
+
+from ecapa_jax.convert.published import PUBLISHED, entry_of
+from ecapa_jax.convert.remote import COMPANIONS
+from ecapa_jax.convert.sources import FAMILIES
+from ecapa_jax.io.address import parse
+
+PENDING = {"rdino", "sdpn", "speechbrain-langid", "wespeaker", "taoruijie", "nemo", "espnet"}
+IDS = [f"{entry.family}-{index}" for index, entry in enumerate(PUBLISHED)]
+
+
+@pytest.mark.parametrize("entry", PUBLISHED, ids=IDS)
+def test_an_entry_holds_together(entry):
+    assert entry.family in FAMILIES or entry.family in PENDING
+    for text in (entry.address, *entry.mirrors):
+        address = parse(text)
+        assert address.base == text
+        assert address.revision is None
+        assert entry_of(text) is entry
+    assert (entry.revision is not None) == (parse(entry.address).scheme == "modelscope")
+    assert entry.files
+    assert all("/" not in name for name in entry.files)
+    assert all(name in COMPANIONS or "*" in name for name in entry.files[1:])
+    assert entry.licence
+    assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
+    for figure in entry.figures:
+        assert 0 < figure.eer < 50
+        assert (figure.min_dcf is None) == (figure.p_target is None)
+        assert figure.min_dcf is None or (0 < figure.min_dcf < 1 and figure.p_target in (0.01, 0.05))
+    if entry.family in FAMILIES and "*" not in entry.files[0]:
+        assert entry.files[0] in FAMILIES[entry.family].files
+
+
+def test_no_address_is_there_twice():
+    addresses = [address for entry in PUBLISHED for address in (entry.address, *entry.mirrors)]
+    assert len(addresses) == len(set(addresses))
+    assert entry_of("hf:nobody/nothing") is None
+
+
+def test_every_family_with_published_weights_is_there():
+    """Those without: mvector, whose weights have no public address."""
+    assert set(FAMILIES) - {entry.family for entry in PUBLISHED} <= {"mvector"}
+
+
+def test_the_figures_are_those_of_the_families():
+    """What a family says of its published model, and the table of the same: one figure, not two."""
+    for family in FAMILIES.values():
+        stated = family.published.get("VoxCeleb1-O EER %")
+        figures = [figure.eer for entry in PUBLISHED if entry.family == family.name for figure in entry.figures]
+        assert stated is None or stated in figures

@@ -1,0 +1,389 @@
+"""One file, from a server that fails in every way a server can."""
+
+import email.utils
+import errno
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ecapa_jax.errors import DownloadError
+from ecapa_jax.io import archive, download, hub, progress
+from helpers.hub_server import Fault, serving
+
+CONTENT = bytes(range(256)) * 4000  # more than one block
+HASH = hashlib.sha256(CONTENT).hexdigest()
+FAST = download.Policy(timeout=2.0, pause=0.01, attempts=3, longest_pause=0.5)
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture
+def server():
+    with serving() as running:
+        running.plain["/a.bin"] = CONTENT
+        yield running
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "a.bin"
+
+
+def get(server, path, **options):
+    return download.download(f"{server.url}/a.bin", path, policy=FAST, **options)
+
+
+def refused(server, path, **options):
+    with pytest.raises(DownloadError) as error:
+        get(server, path, **options)
+    assert "\n" not in str(error.value)
+    assert not path.exists()
+    return str(error.value)
+
+
+def names(folder):
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_a_file_arrives_whole_and_alone(server, path):
+    seen = []
+    file = get(server, path, size=len(CONTENT), sha256=HASH.upper(), report=lambda *now: seen.append(now))
+    assert file == download.File(len(CONTENT), HASH)
+    assert path.read_bytes() == CONTENT
+    assert names(path.parent) == ["a.bin"]
+    assert seen[0] == (0, len(CONTENT))
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert "Authorization" not in server.asked("a.bin")[0]
+
+
+def test_a_cut_connection_is_gone_on_from(server, path):
+    server.faults["a.bin"] = [Fault(cut=400_000), Fault(cut=300_000)]
+    assert get(server, path).sha256 == HASH
+    tag = f'"{HASH}"'
+    ranges = [(headers.get("Range"), headers.get("If-Range")) for headers in server.asked("a.bin")]
+    assert ranges == [(None, None), ("bytes=400000-", tag), ("bytes=700000-", tag)]
+    assert path.read_bytes() == CONTENT
+
+
+def test_the_next_call_goes_on_too(server, path):
+    server.faults["a.bin"] = [Fault(cut=1000)] * 3
+    message = refused(server, path)
+    assert f"the connection closed after 3000 of {len(CONTENT)} bytes (tried 3 times); run again to go on" in message
+    assert get(server, path).sha256 == HASH
+    assert server.asked("a.bin")[-1]["Range"] == "bytes=3000-"
+    assert names(path.parent) == ["a.bin"]
+
+
+def test_another_version_is_begun_anew(server, path):
+    server.faults["a.bin"] = [Fault(cut=1000)] * 3
+    refused(server, path)
+    server.plain["/a.bin"] = CONTENT[::-1]
+    get(server, path)
+    assert path.read_bytes() == CONTENT[::-1]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"ETag": '"other"'},
+        {"Content-Range": "bytes 7-9/10"},
+        {"Content-Range": "nonsense"},
+        {"Content-Range": None},
+    ],
+)
+def test_a_wrong_part_is_thrown_away(server, path, headers):
+    server.faults["a.bin"] = [Fault(cut=1000), Fault(headers=headers)]
+    assert get(server, path).sha256 == HASH
+    assert [headers.get("Range") for headers in server.asked("a.bin")] == [None, "bytes=1000-", None]
+
+
+@pytest.mark.parametrize("how", ["no ranges", "no version", "weak version", "other address"])
+def test_without_a_proof_of_the_version_it_is_begun_anew(server, path, how):
+    headers = {"no version": {"ETag": None}, "weak version": {"ETag": 'W/"x"'}}.get(how, {})
+    server.ranges = how != "no ranges"
+    server.faults["a.bin"] = [Fault(cut=1000, headers=headers)] * 3
+    refused(server, path)
+    if how == "other address":
+        server.plain["/b.bin"] = CONTENT
+        download.download(f"{server.url}/b.bin", path, policy=FAST)
+        assert "Range" not in server.asked("b.bin")[0]
+    assert get(server, path).sha256 == HASH
+    if how not in ("no ranges", "other address"):
+        assert all("Range" not in headers for headers in server.asked("a.bin"))
+
+
+def test_a_date_tells_the_version_where_there_is_no_tag(server, path):
+    date = {"ETag": None, "Last-Modified": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    server.etags["/a.bin"] = date["Last-Modified"]
+    server.faults["a.bin"] = [Fault(cut=1000, headers=date), Fault(headers=date)]
+    assert get(server, path).sha256 == HASH
+    assert server.asked("a.bin")[1]["If-Range"] == date["Last-Modified"]
+
+
+def test_all_was_there_already(server, path):
+    """Killed between the last byte and the renaming."""
+    server.faults["a.bin"] = [Fault(cut=1000)] * 3
+    refused(server, path)
+    path.with_name(".a.bin.partial").write_bytes(CONTENT)
+    assert get(server, path).sha256 == HASH
+    assert server.asked("a.bin")[-1]["Range"] == f"bytes={len(CONTENT)}-"
+    assert len(server.asked("a.bin")) == 4
+
+
+def test_more_was_there_than_the_file_has(server, path):
+    server.faults["a.bin"] = [Fault(cut=1000)] * 3
+    refused(server, path)
+    path.with_name(".a.bin.partial").write_bytes(CONTENT + b"more")
+    assert get(server, path).sha256 == HASH
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_passing_faults_are_tried_again(server, path, status):
+    server.faults["a.bin"] = [Fault(status=status)] * 2
+    assert get(server, path).sha256 == HASH
+    server.faults["a.bin"] = [Fault(status=status)] * 3
+    path.unlink()
+    assert f"the server is busy or faulty ({status}" in refused(server, path)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 501])
+def test_lasting_faults_are_not_tried_again(server, path, status):
+    server.faults["a.bin"] = [Fault(status=status)]
+    assert f"the server answered {status}" in refused(server, path)
+    assert len(server.requests) == 1
+    assert names(path.parent) == []
+
+
+def test_retry_after_is_kept(server, path):
+    server.faults["a.bin"] = [Fault(status=429, headers={"Retry-After": "0"})]
+    get(server, path)
+    path.unlink()
+    date = email.utils.formatdate(time.time() + 1.5, usegmt=True)  # whole seconds: 0.5 at least
+    policy = download.Policy(timeout=2.0, pause=0.01, longest_pause=5.0)
+    server.faults["a.bin"] = [Fault(status=503, headers={"Retry-After": date})]
+    began = time.monotonic()
+    download.download(f"{server.url}/a.bin", path, policy=policy)
+    assert 0.3 < time.monotonic() - began < 5
+    path.unlink()
+    server.faults["a.bin"] = [Fault(status=429, headers={"Retry-After": "3600"})]
+    assert "it asks to wait 3600 s" in refused(server, path)
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-3", "Mon, 99 Foo 2000", "1e9"])
+def test_a_broken_retry_after_is_no_wait(text):
+    assert download._retry_after(text) == 0
+
+
+def test_silence_is_cut_off_and_tried_again(server, path):
+    server.faults["a.bin"] = [Fault(cut=1000, slow=1.0)]
+    policy = download.Policy(timeout=0.3, pause=0.01, attempts=2)
+    assert download.download(f"{server.url}/a.bin", path, policy=policy).sha256 == HASH
+    assert server.asked("a.bin")[1]["Range"] == "bytes=1000-"
+
+
+def test_a_wrong_size_is_refused_before_it_is_fetched(server, path):
+    assert f"the server has {len(CONTENT)} bytes, 5 were expected" in refused(server, path, size=5)
+    server.faults["a.bin"] = [Fault(headers={"Content-Length": None})]
+    assert f"is {len(CONTENT)} bytes, 5 were expected" in refused(server, path, size=5)
+    assert names(path.parent) == []
+
+
+def test_a_wrong_digest_is_refused_and_nothing_kept(server, path):
+    assert f"its sha256 is {HASH}, {'0' * 64} was expected" in refused(server, path, sha256="0" * 64)
+    assert names(path.parent) == []
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_file_too_large_is_refused(server, path, declared):
+    server.faults["a.bin"] = [] if declared else [Fault(headers={"Content-Length": None})]
+    policy = download.Policy(max_bytes=300_000)
+    with pytest.raises(DownloadError, match=r"is larger than 0\.3 MB"):
+        download.download(f"{server.url}/a.bin", path, policy=policy)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x"])
+def test_a_redirect_to_another_scheme_is_refused(server, path, target):
+    server.faults["a.bin"] = [Fault(location=target)]
+    assert "only http and https" in refused(server, path)
+
+
+def test_redirects_within_the_web_are_followed(server, path):
+    server.plain["/elsewhere?signed=secret"] = CONTENT
+    server.faults["a.bin"] = [Fault(location="/elsewhere?signed=secret")] * 2
+    server.faults["elsewhere"] = [Fault(cut=1000)]
+    assert get(server, path).sha256 == HASH
+    assert server.asked("elsewhere")[1]["Range"] == "bytes=1000-"
+    path.unlink()
+    server.faults["a.bin"] = [Fault(location="/missing?signed=secret")]
+    assert "secret" not in refused(server, path)
+
+
+def test_a_redirect_does_not_give_up_encryption():
+    hub._check_redirect("https://a/x", "https://b/x")
+    hub._check_redirect("http://a/x", "https://b/x")
+    with pytest.raises(DownloadError, match="not encrypted"):
+        hub._check_redirect("https://a/x?secret", "http://b/x?secret")
+
+
+def test_no_network(path):
+    policy = download.Policy(pause=30.0)  # no attempt after the first
+    with pytest.raises(DownloadError, match=r"http://127\.0\.0\.1:1/a: can't be reached .*check address and network"):
+        download.download("http://127.0.0.1:1/a?token=secret", path, policy=policy)
+    assert names(path.parent) == []
+
+
+def test_a_full_disk_is_told_and_what_came_is_kept(server, path, monkeypatch):
+    small, opened = 300_000, Path.open
+
+    class Full(io.FileIO):
+        def write(self, block):
+            if self.tell() + len(block) > small:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(block)
+
+    def open_(self, mode="r", *rest, **options):
+        return Full(self, "a") if mode == "ab" else opened(self, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", open_)
+    message = refused(server, path)
+    assert message == f"{path.parent} can't be written: No space left on device; make room and run again to go on"
+    monkeypatch.undo()
+    assert get(server, path).sha256 == HASH
+    assert int(server.asked("a.bin")[-1]["Range"].removeprefix("bytes=").removesuffix("-")) > 0
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from ecapa_jax.io.download import download
+download(sys.argv[1], Path(sys.argv[2]))
+"""
+
+
+def test_a_killed_download_is_gone_on_from(server, path):
+    server.faults["a.bin"] = [Fault(cut=500_000, slow=20.0)]
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, f"{server.url}/a.bin", str(path)])
+    part = path.with_name(".a.bin.partial")
+    deadline = time.monotonic() + 20
+    while not (part.exists() and part.stat().st_size >= 262_144):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not path.exists()
+    had = part.stat().st_size
+    assert get(server, path).sha256 == HASH
+    assert server.asked("a.bin")[-1]["Range"] == f"bytes={had}-"
+
+
+def test_a_listing_is_json(server):
+    server.plain |= {"/list": b'{"a": 1}', "/page": b"<html>", "/deep": b"[" * 100_000}
+    server.faults["list"] = [Fault(status=503)]
+    assert download.get_json(f"{server.url}/list", FAST) == {"a": 1}
+    for name in ("page", "deep"):
+        with pytest.raises(DownloadError, match="the answer is no JSON"):
+            download.get_json(f"{server.url}/{name}", FAST)
+
+
+def zipped(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members:
+            file.writestr(name, content)
+
+
+def tarred(path, members):
+    with tarfile.open(path, "w:gz") as file:
+        for name, content in members:
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            file.addfile(entry, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("write", [zipped, tarred])
+def test_members_are_taken_by_their_names(tmp_path, write):
+    out = tmp_path / "out"
+    out.mkdir()
+    write(tmp_path / "x", [("model/avg_model.pt", b"w"), ("../../etc/config.yaml", b"c"), ("model/other", b"o")])
+    taken = archive.extract(tmp_path / "x", lambda names: [n for n in names if n != "other"], out)
+    assert sorted(taken) == names(out) == ["avg_model.pt", "config.yaml"]
+    assert (out / "avg_model.pt").read_bytes() == b"w"
+    assert names(tmp_path) == ["out", "x"]
+
+
+@pytest.mark.parametrize("write", [zipped, tarred])
+def test_one_name_twice_is_refused(tmp_path, write):
+    write(tmp_path / "x", [("a/avg_model.pt", b"w"), ("b/avg_model.pt", b"v")])
+    with pytest.raises(DownloadError, match=r"holds avg_model\.pt 2 times"):
+        archive.extract(tmp_path / "x", lambda names: set(names), tmp_path)
+
+
+def test_links_are_not_followed(tmp_path):
+    with tarfile.open(tmp_path / "x", "w") as file:
+        link = tarfile.TarInfo("avg_model.pt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(link)
+    seen = []
+    assert archive.extract(tmp_path / "x", lambda names: seen.extend(names) or [], tmp_path) == []
+    assert seen == []
+
+
+def test_a_member_too_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "MAX_MEMBER", 1000)
+    zipped(tmp_path / "x", [("avg_model.pt", bytes(1001))])
+    with pytest.raises(DownloadError, match="no speaker model is so large"):
+        archive.extract(tmp_path / "x", lambda names: names, tmp_path)
+
+
+@pytest.mark.parametrize("write", [zipped, tarred])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])
+def test_a_damaged_archive_is_refused(tmp_path, write, damage):
+    content = os.urandom(5000)
+    write(tmp_path / "x", [("avg_model.pt", content)])
+    data = bytearray((tmp_path / "x").read_bytes())
+    if damage == "flipped":
+        for at in range(2000, 2100):
+            data[at] ^= 0xFF
+    (tmp_path / "x").write_bytes({"cut": data[:3000], "flipped": data, "text": b"text" * 200, "empty": b""}[damage])
+    with pytest.raises(DownloadError, match="download it again"):
+        archive.extract(tmp_path / "x", lambda names: names, tmp_path)
+
+
+def test_a_bar_is_for_terminals_only(capsys, monkeypatch):
+    with progress.bar("a.bin", shown=True) as report:
+        report(1, 2)
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(Console, "is_terminal", property(lambda self: True))
+    with progress.bar("a.bin", shown=False) as report:
+        report(1, 2)
+    assert capsys.readouterr() == ("", "")
+    with progress.bar("a.bin", shown=True) as report:
+        report(1, 2)
+        report(2, None)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "a.bin" in err
+
+
+def test_nothing_of_an_address_is_kept_in_the_note(server, path):
+    server.plain["/a.bin?token=secret"] = CONTENT
+    server.faults["secret"] = [Fault(cut=1000)] * 3
+    with pytest.raises(DownloadError) as error:
+        download.download(f"{server.url}/a.bin?token=secret", path, policy=FAST)
+    assert "secret" not in str(error.value)
+    note = path.with_name(".a.bin.partial.json").read_text()
+    assert "secret" not in note
+    assert json.loads(note)["version"] == f'"{HASH}"'
