@@ -32,8 +32,8 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Published:
-    """A published model.
+class Entry:
+    """A published model of the table.
 
     Attributes:
       family: of `convert.sources.FAMILIES`.
@@ -60,8 +60,8 @@ class Published:
     note: str = ""
 
 
-def _modelscope(family: str, name: str, revision: str, file: str, *figures: Figure, note: str = "") -> Published:
-    return Published(
+def _modelscope(family: str, name: str, revision: str, file: str, *figures: Figure, note: str = "") -> Entry:
+    return Entry(
         family=family,
         address=f"modelscope:{name}",
         files=(file, "configuration.json"),
@@ -72,8 +72,8 @@ def _modelscope(family: str, name: str, revision: str, file: str, *figures: Figu
     )
 
 
-def _wespeaker(file: str, mirror: str | None, *figures: Figure, note: str = "") -> Published:
-    return Published(
+def _wespeaker(file: str, mirror: str | None, *figures: Figure, note: str = "") -> Entry:
+    return Entry(
         family="wespeaker",
         address=f"{WENET}{file}.zip",
         files=("avg_model.pt", "config.yaml"),
@@ -97,7 +97,7 @@ def _wespeaker_figures(plain: tuple[float, ...], normalised: tuple[float, ...]) 
 
 _SPEECHBRAIN_FILES = ("embedding_model.ckpt", "hyperparams.yaml", "mean_var_norm_emb.ckpt")
 
-PUBLISHED: tuple[Published, ...] = (
+PUBLISHED: tuple[Entry, ...] = (
     _modelscope(
         "3dspeaker", "iic/speech_ecapa-tdnn_sv_en_voxceleb_16k", "v1.0.1", "ecapa_tdnn.bin",
         Figure(trials="VoxCeleb1-O", eer=0.862, min_dcf=0.094, p_target=0.01),
@@ -128,7 +128,7 @@ PUBLISHED: tuple[Published, ...] = (
         Figure(trials="VoxCeleb1-O", eer=1.80, min_dcf=0.139, p_target=0.05),
         note="trained without speaker labels",
     ),
-    Published(
+    Entry(
         family="speechbrain",
         address="hf:speechbrain/spkrec-ecapa-voxceleb",
         files=_SPEECHBRAIN_FILES,
@@ -139,7 +139,7 @@ PUBLISHED: tuple[Published, ...] = (
         ),
         note="trained on VoxCeleb 1 too, so E and H are no test of it",
     ),
-    Published(
+    Entry(
         family="speechbrain-langid",
         address="hf:speechbrain/lang-id-voxlingua107-ecapa",
         files=_SPEECHBRAIN_FILES,
@@ -165,7 +165,7 @@ PUBLISHED: tuple[Published, ...] = (
         note="large-margin fine-tuning",
     ),
     _wespeaker("voxceleb_ecapa512_dino", None, note="trained without speaker labels; batch norm after the embedding"),
-    Published(
+    Entry(
         family="taoruijie",
         address="https://github.com/TaoRuijie/ECAPA-TDNN/raw/main/exps/pretrain.model",
         files=("pretrain.model",),
@@ -179,14 +179,14 @@ PUBLISHED: tuple[Published, ...] = (
         confirmed=False,
         note="the file's place in the repository is known, its address is derived from that",
     ),
-    Published(
+    Entry(
         family="nemo",
         address="https://api.ngc.nvidia.com/v2/models/nvidia/nemo/ecapa_tdnn/versions/1.16.0/files/ecapa_tdnn.nemo",
         files=("ecapa_tdnn.nemo",),
         licence="see the NGC model card",
         figures=(Figure(trials="VoxCeleb1-O", eer=0.92),),
     ),
-    Published(
+    Entry(
         family="espnet",
         address="hf:espnet/voxcelebs12_ecapa_mel",
         files=("*.pth", "*config.yaml"),
@@ -201,6 +201,6 @@ PUBLISHED: tuple[Published, ...] = (
 """One entry a model. mvector's weights are not here: they are not published at a public address."""
 
 
-def entry_of(address: str) -> Published | None:
+def entry_of(address: str) -> Entry | None:
     """The table's entry of an address without revision, if it has one."""
     return next((entry for entry in PUBLISHED if address in (entry.address, *entry.mirrors)), None)

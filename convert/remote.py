@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax.config import SCHEMA
-from ecapa_jax.convert.published import Published, entry_of
+from ecapa_jax.convert.published import Entry, entry_of
 from ecapa_jax.convert.run import convert
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.errors import ConversionError, DownloadError
@@ -93,7 +93,7 @@ def _folder(cache_dir: str | os.PathLike[str] | None) -> Path:
     return caches.default_folder() if cache_dir is None else Path(cache_dir)
 
 
-def _known(address: Address) -> tuple[Address, Published | None]:
+def _known(address: Address) -> tuple[Address, Entry | None]:
     """The address with the table's revision, unless it names one, and its entry."""
     entry = entry_of(address.base)
     if entry is not None and address.revision is None:
@@ -101,7 +101,7 @@ def _known(address: Address) -> tuple[Address, Published | None]:
     return address, entry
 
 
-def _wanted(entry: Published | None) -> Wanted:
+def _wanted(entry: Entry | None) -> Wanted:
     """Which files to fetch: those of the table; else a bundle; else known weights and what belongs to them."""
 
     def wanted(names: Collection[str]) -> Collection[str]:
@@ -119,14 +119,14 @@ def _matching(names: Collection[str], patterns: Collection[str]) -> list[str]:
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _weights(entry: Published | None, fetched: Fetched) -> Path:
+def _weights(entry: Entry | None, fetched: Fetched) -> Path:
     """The weight file, or the folder for `convert` to find it in."""
     names = list(fetched.files) if entry is None else _matching(fetched.files, entry.files[:1])
     return fetched.folder / names[0] if len(names) == 1 else fetched.folder
 
 
 def _converted(
-    address: Address, entry: Published | None, fetched: Fetched, *, family: str | None = None, **options: Any
+    address: Address, entry: Entry | None, fetched: Fetched, *, family: str | None = None, **options: Any
 ) -> Bundle:
     weights = _weights(entry, fetched)
     if entry is not None and family is None:
@@ -146,7 +146,7 @@ def _converted(
     return dataclasses.replace(bundle, provenance={**bundle.provenance, **origin})
 
 
-def _stated(entry: Published) -> dict[str, Any]:
+def _stated(entry: Entry) -> dict[str, Any]:
     """Licence and figures of the table, for the bundle's provenance."""
     figures: dict[str, Any] = {}
     for figure in entry.figures:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ecapa_jax.cli.common import Output
 
 if TYPE_CHECKING:
-    from ecapa_jax.convert.published import Published
+    from ecapa_jax.convert.published import Entry
 
 
 def list_published(output: Output) -> None:
@@ -19,7 +19,7 @@ def list_published(output: Output) -> None:
     output.result({"published": [dataclasses.asdict(entry) for entry in PUBLISHED]}, _table(PUBLISHED))
 
 
-def _table(entries: tuple[Published, ...]) -> str:
+def _table(entries: tuple[Entry, ...]) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -42,7 +42,7 @@ def _table(entries: tuple[Published, ...]) -> str:
     return "\n".join(line.rstrip() for line in paper.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]
 
 
-def _figure(entry: Published) -> str:
+def _figure(entry: Entry) -> str:
     if not entry.figures:
         return "none"
     first = entry.figures[0]

@@ -47,8 +47,8 @@ def test_every_family_with_published_weights_is_there():
 
 
 def test_the_figures_are_those_of_the_families():
-    """What a family says of its published model, and the table of the same: one figure, not two."""
+    """What a family says of its published models, and the table of the same: one figure, not two."""
     for family in FAMILIES.values():
-        stated = family.published.get("VoxCeleb1-O EER %")
-        figures = [figure.eer for entry in PUBLISHED if entry.family == family.name for figure in entry.figures]
-        assert stated is None or stated in figures
+        table = {figure.eer for entry in PUBLISHED if entry.family == family.name for figure in entry.figures}
+        stated = {value for model in family.published for key, value in model.figures.items() if "EER" in key}
+        assert {value for value in stated if isinstance(value, float)} <= table
