@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,12 +32,12 @@ class Embedded:
     """Recordings in the order asked for.
 
     Attributes:
-      embeddings: [files, embedding].
+      embeddings: [files, views, embedding].
       seconds: [files] length of the audio as the model took it.
       computed: how many distinct recordings were not in the cache.
     """
 
-    embeddings: Float32[np.ndarray, "files ..."]
+    embeddings: Float32[np.ndarray, "files views embedding"]
     seconds: Float64[np.ndarray, " files"]
     computed: int
 
@@ -84,7 +84,7 @@ def embed_files(
       progress: told from time to time.
 
     Raises:
-      AudioError: recordings that can't be embedded, counted and the first named; all others are in the cache then.
+      AudioError: there are recordings that can't be embedded: their number, and the first; all others are in the cache.
       Stopped: interrupted; what was done is in the cache.
     """
     done = 0
@@ -137,7 +137,7 @@ def _computed(encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Shor
             yield waveform
 
     for indices, embeddings in encoder.embed_stream(waveforms()):
-        yield {order[at][0]: (row, order[at][1]) for at, row in zip(indices, embeddings, strict=True)}
+        yield {order[at][0]: (row[None], order[at][1]) for at, row in zip(indices, embeddings, strict=True)}
     if failed:
         more = f" (and {len(failed) - 1} more recordings can't be embedded)" if len(failed) > 1 else ""
         raise AudioError(f"{failed[0]}{more}")
@@ -168,18 +168,3 @@ def _decoded(
 def _next(queue: collections.deque[tuple[bytes, Path, Future]]) -> tuple[bytes, Path, np.ndarray | AudioError]:
     digest, path, future = queue.popleft()
     return digest, path, future.result()
-
-
-def model_rows(names: Iterable[str], enrolment: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
-    """The utterances of each enrolled name: its own, or the enrolment file's.
-
-    Raises:
-      TrialError: a name of the list has no line in the enrolment file.
-    """
-    if enrolment is None:
-        return {name: (name,) for name in names}
-    if missing := [name for name in dict.fromkeys(names) if name not in enrolment]:
-        raise TrialError(
-            f"{len(missing)} enrolled name(s) of the list have no line in the enrolment file: {missing[0]}"
-        )
-    return {name: tuple(enrolment[name]) for name in names}

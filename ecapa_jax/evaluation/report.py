@@ -1,0 +1,146 @@
+"""A list's figures as text, as JSON and as Markdown; and its scores as a file."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from ecapa_jax.evaluation.measure import Figure
+from ecapa_jax.evaluation.trials import Trials
+
+_TITLES = {
+    "eer": "EER",
+    "rocch_eer": "EER, ROC hull",
+    "min_cllr": "minCllr",
+    "cllr": "Cllr",
+    "far": "FAR at threshold",
+    "frr": "FRR at threshold",
+}
+_PREFIXES = {"min_dcf_": "minDCF, p ", "act_dcf_": "actDCF, p ", "frr_at_far_": "FRR at FAR "}
+_RATES = ("eer", "rocch_eer", "far", "frr")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What is told about one list scored by one system.
+
+    Attributes:
+      trials: name of the list.
+      system: `plain`, `as-norm`, or the name of a scores file.
+      n_trials, n_targets, n_names: of the list.
+      n_speakers: None where unknown.
+      figures: by name.
+      groups: breakdown, by column.
+      notes: what the figures rest on.
+      published: what was published on the list.
+      against: differences to a baseline's figures.
+    """
+
+    trials: str
+    system: str
+    n_trials: int
+    n_targets: int
+    n_names: int
+    n_speakers: int | None
+    figures: Mapping[str, Figure]
+    groups: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
+    published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    against: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain objects; rates as fractions of 1."""
+        return dataclasses.asdict(self)
+
+    def to_text(self) -> str:
+        """Aligned lines."""
+        speakers = f", {self.n_speakers} speakers" if self.n_speakers is not None else ""
+        lines = [
+            f"{self.trials}  ({self.system})",
+            f"  {self.n_trials} trials, {self.n_targets} of them target; {self.n_names} recordings or models{speakers}",
+        ]
+        for name, figure in self.figures.items():
+            lines.append(f"  {title(name):<22}{shown(name, figure.value):>9}{_interval(name, figure)}")
+        for name, value in self.published.items():
+            lines.append(f"  published: {name}: {value}")
+        for name, gap in self.against.items():
+            spread = f"[{_signed(name, gap['low'])}, {_signed(name, gap['high'])}]"
+            lines.append(
+                f"  against the baseline: {title(name)} {_signed(name, gap['value'])} {spread}, p {gap['p_value']:.2g}"
+            )
+        for column, groups in self.groups.items():
+            lines += ["", *(f"  {line}" for line in _group_lines(column, groups))]
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def title(name: str) -> str:
+    """A figure's name for people."""
+    for prefix, text in _PREFIXES.items():
+        if name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            return text + (
+                f"{float(rest):.3g}" if prefix != "frr_at_far_" else f"{float(rest):.3%}".replace("000%", "%")
+            )
+    return _TITLES[name]
+
+
+def shown(name: str, value: float) -> str:
+    """Rates in percent, all else with four digits."""
+    return f"{value:.2%}" if name in _RATES or name.startswith("frr_at_far_") else f"{value:.4f}"
+
+
+def markdown(reports: Sequence[Report]) -> str:
+    """One row a report: EER and minDCF with intervals."""
+    costs = [name for name in reports[0].figures if name.startswith("min_dcf_")]
+    names = ["eer", *costs]
+    lines = ["| list | scores | trials | speakers | " + " | ".join(title(name) for name in names) + " |"]
+    lines.append("|---|---|--:|--:|" + "--:|" * len(names))
+    for report in reports:
+        cells = [
+            f"{shown(name, report.figures[name].value)}{_interval(name, report.figures[name])}".strip()
+            for name in names
+        ]
+        speakers = "?" if report.n_speakers is None else str(report.n_speakers)
+        head = f"| {Path(report.trials).name} | {report.system} | {report.n_trials} | {speakers} | "
+        lines.append(head + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_scores(path: Path, trials: Trials, scores: Float64[np.ndarray, " trials"]) -> None:
+    """Tab-separated `enrol test label score` with a header; further columns of the list follow.
+
+    Scores are written with all their digits: the file gives the same figures again.
+    """
+    labels = ["" if trials.labels is None else str(int(label)) for label in trials.known_labels]
+    columns = [values.tolist() for values in trials.columns.values()]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(["enrol", "test", "label", "score", *trials.columns])
+        names = trials.names
+        sides = ([names[number] for number in side.tolist()] for side in (trials.enrol, trials.test))
+        writer.writerows(zip(*sides, labels, scores.tolist(), *columns, strict=True))
+
+
+def _interval(name: str, figure: Figure) -> str:
+    if figure.low is None or figure.high is None:
+        return ""
+    return f"  [{shown(name, figure.low)}, {shown(name, figure.high)}]"
+
+
+def _signed(name: str, value: float) -> str:
+    return f"{value:+.2%}" if name == "eer" else f"{value:+.4f}"
+
+
+def _group_lines(column: str, groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [[column, "trials", "target", "EER", "minDCF"]]
+    for group in groups:
+        figures = ["-", "-"] if group["eer"] is None else [f"{group['eer']:.2%}", f"{group['min_dcf']:.4f}"]
+        rows.append([str(group["value"]), str(group["n_trials"]), str(group["n_targets"]), *figures])
+    widths = [max(len(row[at]) for row in rows) for at in range(5)]
+    return ["  ".join([row[0].ljust(widths[0]), *(row[at].rjust(widths[at]) for at in range(1, 5))]) for row in rows]

@@ -1,0 +1,157 @@
+"""An evaluation: lists and recordings in, scores of every trial out. Everything is checked before work starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float64
+
+from ecapa_jax.encoder import Short, SpeakerEncoder
+from ecapa_jax.errors import TrialError
+from ecapa_jax.evaluation.cache import EmbeddingCache
+from ecapa_jax.evaluation.files import Progress, embed_files, find_files
+from ecapa_jax.evaluation.scores import enrolled, normalised, score_pairs, speaker_vectors
+from ecapa_jax.evaluation.trials import Trials
+from ecapa_jax.scoring.normalisation import check_no_overlap, speaker_means
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cohort:
+    """Speakers that scores are normalised by.
+
+    Attributes:
+      speakers: speaker of each recording, by name below the cohort's folder.
+      root: that folder.
+      top_n: how many of the most alike speakers count; None for all.
+    """
+
+    speakers: Mapping[str, str]
+    root: Path
+    top_n: int | None = 300
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """A list with its scores.
+
+    Attributes:
+      trials: the list.
+      scores: by system: `plain`, and `as-norm` with a cohort.
+      seconds: [trials] length of the shorter side; of an enrolment model, all its utterances together.
+      n_files: recordings that the list needs.
+    """
+
+    trials: Trials
+    scores: Mapping[str, Float64[np.ndarray, " trials"]]
+    seconds: Float64[np.ndarray, " trials"]
+    n_files: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Wanted:
+    """Recordings of all lists: each path once."""
+
+    rows: dict[Path, int] = dataclasses.field(default_factory=dict)
+
+    def add(self, paths: Sequence[Path]) -> list[int]:
+        return [self.rows.setdefault(path, len(self.rows)) for path in paths]
+
+
+def score_lists(
+    encoder: SpeakerEncoder,
+    lists: Sequence[Trials],
+    root: str | os.PathLike[str],
+    cache_path: str | os.PathLike[str],
+    *,
+    enrolment: Mapping[str, Sequence[str]] | None = None,
+    cohort: Cohort | None = None,
+    short: Short = "error",
+    missing_to: Path | None = None,
+    progress: Progress = lambda *_: None,
+) -> list[Scored]:
+    """Embeds every recording once and scores every trial.
+
+    Args:
+      encoder: the model; its publisher's scoring is used.
+      lists: trials; their names are paths below `root`, or on the enrolment side names of `enrolment`.
+      root: folder of the audio.
+      cache_path: embeddings on disk.
+      enrolment: utterances of each enrolment model; None where the lists enrol single recordings.
+      cohort: for normalised scores beside the plain ones.
+      short: as for `SpeakerEncoder.embed`.
+      missing_to: where to write the names of all missing recordings.
+      progress: told from time to time.
+
+    Raises:
+      TrialError: recordings or models are missing, or recordings of the cohort are in a list.
+      ScoringError: speakers of the cohort are in a list.
+      AudioError, Stopped: as `embed_files`.
+    """
+    models = [_models(trials, enrolment) for trials in lists]
+    names = [_files(trials, groups) for trials, groups in zip(lists, models, strict=True)]
+    cohort_names = list(cohort.speakers) if cohort else []
+    every = list(dict.fromkeys(name for group in names for name in group))
+    find_files(every, root, missing_to)
+    wanted = _Wanted()
+    rows = [wanted.add([Path(root) / name for name in group]) for group in names]
+    cohort_rows = wanted.add(find_files(cohort_names, cohort.root, missing_to)) if cohort else []
+    if cohort:
+        _check_cohort(cohort, lists, set(cohort_rows) & {row for group in rows for row in group}, list(wanted.rows))
+    with EmbeddingCache(cache_path, encoder.fingerprint, (1, encoder.config.ecapa.embedding_dim)) as cache:
+        embedded = embed_files(encoder, list(wanted.rows), cache, short=short, progress=progress)
+    vectors = speaker_vectors(encoder, embedded.embeddings)
+    means = None
+    if cohort:
+        _, means = speaker_means(np.asarray(vectors[np.array(cohort_rows), 0]), list(cohort.speakers.values()))
+    scored = []
+    for trials, groups, files, at in zip(lists, models, names, rows, strict=True):
+        own = dict(zip(files, at, strict=True))
+        model_rows = [[own[name] for name in group] for group in groups.values()]
+        enrol = enrolled(vectors, model_rows)
+        pairs = _pairs(trials, list(groups), own)
+        scores = {"plain": score_pairs(enrol, vectors, pairs)}
+        if means is not None and cohort is not None:
+            scores["as-norm"] = normalised(
+                scores["plain"], enrol, vectors, pairs, jax.numpy.asarray(means), cohort.top_n
+            )
+        model_seconds = np.array([embedded.seconds[group].sum() for group in model_rows])
+        seconds = np.minimum(model_seconds[pairs[0]], embedded.seconds[pairs[1]])
+        scored.append(Scored(trials, scores, seconds, len(set(at))))
+    return scored
+
+
+def _models(trials: Trials, enrolment: Mapping[str, Sequence[str]] | None) -> dict[str, Sequence[str]]:
+    """Utterances of each enrolled name."""
+    names = [trials.names[number] for number in np.unique(trials.enrol)]
+    if enrolment is None:
+        return {name: (name,) for name in names}
+    if missing := [name for name in names if name not in enrolment]:
+        raise TrialError(
+            f"{trials.path}: {len(missing)} of {len(names)} enrolled names have no line in the enrolment file, as "
+            f"{missing[0]}"
+        )
+    return {name: enrolment[name] for name in names}
+
+
+def _files(trials: Trials, models: Mapping[str, Sequence[str]]) -> list[str]:
+    tested = [trials.names[number] for number in np.unique(trials.test)]
+    return list(dict.fromkeys([*(name for group in models.values() for name in group), *tested]))
+
+
+def _pairs(trials: Trials, models: Sequence[str], files: Mapping[str, int]) -> np.ndarray:
+    model_at = {name: row for row, name in enumerate(models)}
+    enrol = np.array([model_at.get(name, -1) for name in trials.names], np.int64)
+    test = np.array([files.get(name, -1) for name in trials.names], np.int64)
+    return np.stack([enrol[trials.enrol], test[trials.test]])
+
+
+def _check_cohort(cohort: Cohort, lists: Sequence[Trials], shared: set[int], paths: Sequence[Path]) -> None:
+    if shared:
+        raise TrialError(f"{len(shared)} recordings of the cohort are in the trials too, as {paths[min(shared)]}")
+    for trials in lists:
+        check_no_overlap(cohort.speakers.values(), trials.speakers or ())

@@ -1,0 +1,111 @@
+"""Scores of a list of trials as the model's publisher scores: jnp, in blocks, one compilation whatever the list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Float32, Float64, Int, Int64
+
+from ecapa_jax.encoder import SpeakerEncoder
+from ecapa_jax.errors import ScoringError
+from ecapa_jax.scoring.cosine import unit
+from ecapa_jax.scoring.normalisation import cohort_statistics, s_norm
+
+BLOCK_TRIALS = 1 << 16
+
+
+def speaker_vectors(
+    encoder: SpeakerEncoder, embeddings: Float32[np.ndarray, "files views embedding"]
+) -> Float[Array, "files parts embedding"]:
+    """What recordings are scored by: less the mean embedding where the model says so, at unit length.
+
+    The score of two recordings is the mean of their parts' dot products. Where a model scores windows too, their
+    mean is the second part, because the mean of all products is the product of the means.
+    """
+    mean = encoder.embedding_mean if encoder.scoring.subtract_mean else None
+    vectors = unit(embeddings if mean is None else embeddings - mean)
+    if vectors.shape[1] == 1:
+        return vectors
+    return jnp.stack([vectors[:, 0], vectors[:, 1:].mean(axis=1)], axis=1)
+
+
+def enrolled(
+    vectors: Float[Array, "files parts embedding"], rows: Sequence[Sequence[int]]
+) -> Float[Array, "models parts embedding"]:
+    """Enrolment models: the mean of their utterances' vectors, the first part at unit length again.
+
+    Args:
+      vectors: of the recordings, at unit length.
+      rows: which of them each model is made of.
+    """
+    flat = np.concatenate([np.asarray(group, np.int64) for group in rows])
+    model = np.repeat(np.arange(len(rows)), [len(group) for group in rows])
+    sums = jax.ops.segment_sum(vectors[flat], model, num_segments=len(rows))
+    means = sums / np.array([len(group) for group in rows], np.float32)[:, None, None]
+    return means.at[:, 0].set(unit(means[:, 0]))
+
+
+def score_pairs(
+    enrol: Float[Array, "models parts embedding"],
+    test: Float[Array, "files parts embedding"],
+    pairs: Int64[np.ndarray, "2 trials"],
+) -> Float64[np.ndarray, " trials"]:
+    """Scores of trials, in [-1, 1]; a block of trials at a time, so that memory does not grow with the list.
+
+    Args:
+      enrol, test: vectors of both sides.
+      pairs: row of `enrol` and of `test` of each trial.
+    """
+    n = pairs.shape[1]
+    scores = np.empty(n, np.float64)
+    for start in range(0, n, BLOCK_TRIALS):
+        block = pairs[:, start : start + BLOCK_TRIALS]
+        size = block.shape[1]
+        padded = np.pad(block, ((0, 0), (0, BLOCK_TRIALS - size)))
+        scores[start : start + size] = np.asarray(_block(enrol, test, padded))[:size]
+    return scores
+
+
+@jax.jit
+def _block(
+    enrol: Float[Array, "models parts embedding"],
+    test: Float[Array, "files parts embedding"],
+    pairs: Int[Array, "2 block"],
+) -> Float[Array, " block"]:
+    products = jnp.einsum("npd,npd->n", enrol[pairs[0]], test[pairs[1]], precision=lax.Precision.HIGHEST)
+    return jnp.clip(products / enrol.shape[1], -1.0, 1.0)
+
+
+def normalised(
+    scores: Float64[np.ndarray, " trials"],
+    enrol: Float[Array, "models parts embedding"],
+    test: Float[Array, "files parts embedding"],
+    pairs: Int64[np.ndarray, "2 trials"],
+    cohort: Float[Array, "cohort embedding"],
+    top_n: int | None,
+) -> Float64[np.ndarray, " trials"]:
+    """Scores in standard deviations above a cohort's, both sides alike: S-norm, and with `top_n` AS-norm.
+
+    Args:
+      scores: cosines.
+      enrol, test, pairs: as for `score_pairs`.
+      cohort: unit vectors of the same kind; speakers of no trial.
+      top_n: as for `cohort_statistics`.
+
+    Raises:
+      ScoringError: too small a cohort, or a model that scores by more than whole recordings.
+    """
+    if enrol.shape[1] > 1:
+        raise ScoringError("normalisation needs scores of whole recordings: choose another scoring for this model")
+    sides = [cohort_statistics(side[:, 0], cohort, top_n) for side in (enrol, test)]
+    return np.asarray(s_norm(scores, sides[0][pairs[0]], sides[1][pairs[1]]), np.float64)
+
+
+def rows_of(models: Mapping[str, Sequence[str]], files: Sequence[str]) -> list[list[int]]:
+    """Each model's utterances as rows of `files`."""
+    at = {name: row for row, name in enumerate(files)}
+    return [[at[name] for name in utterances] for utterances in models.values()]
