@@ -17,6 +17,7 @@ import tyro
 from ecapa_jax.cli.convert import Convert
 from ecapa_jax.cli.doctor import Doctor
 from ecapa_jax.cli.embed import Embed
+from ecapa_jax.cli.evaluate import Evaluate
 from ecapa_jax.cli.info import Info
 from ecapa_jax.cli.verify import Verify
 from ecapa_jax.errors import EcapaError, Stopped
@@ -24,6 +25,7 @@ from ecapa_jax.errors import EcapaError, Stopped
 Verb = (
     Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Embed, tyro.conf.subcommand("embed")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]

@@ -25,6 +25,7 @@ Labels = Bool[np.ndarray, " trials"]
 _TICKS = (0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6)
 _COLOURS = ("#0b5394", "#cc4125", "#38761d", "#674ea7")
 _BINS = 60
+_MARKS = 2000  # trials of a kind that the calibration plot shows one by one
 
 
 def matplotlib_figure(**options: Any) -> tuple[Figure, Axes]:
@@ -64,7 +65,7 @@ def plot_det(path: Path, systems: Mapping[str, Scores], labels: Labels, title: s
     axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel="false acceptances, %", ylabel="false rejections, %")
     axes.set_title(title)
     axes.grid(color="0.9")
-    axes.legend(loc="upper right", frameon=False)
+    axes.legend(loc="upper right", framealpha=1, edgecolor="0.9")
     _save(figure, path)
 
 
@@ -79,9 +80,9 @@ def plot_scores(path: Path, scores: Scores, labels: Labels, title: str, threshol
     if threshold is not None:
         axes.axvline(threshold, color="0.3", linestyle="--", linewidth=1, label=f"threshold {threshold:.3g}")
     axes.set(xlabel="score", ylabel="density", title=title)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.12 * axes.dataLim.ymax)
     axes.margins(x=0.01)
-    axes.legend(loc="upper right", frameon=False)
+    axes.legend(loc="upper center", ncols=3, frameon=False)
     _save(figure, path)
 
 
@@ -103,16 +104,43 @@ def plot_calibration(path: Path, scores: Scores, labels: Labels, title: str, llr
         axes.set_xlabel("score, a natural log likelihood ratio")
     else:
         axes.set_xlabel("score")
-    for keep, colour, height in ((labels, _COLOURS[0], 0.02), (~labels, _COLOURS[1], 0.0)):
-        marks = scores[keep][:: max(1, int(keep.sum()) // 2000)]
-        axes.plot(marks, np.full(len(marks), height + 0.01), "|", color=colour, markersize=4, alpha=0.25,
+    for name, keep, colour, height in (
+        ("target", labels, _COLOURS[0], 0.03),
+        ("non-target", ~labels, _COLOURS[1], 0.01),
+    ):
+        marks = scores[keep][:: max(1, int(keep.sum()) // _MARKS)]
+        axes.plot(marks, np.full(len(marks), height), "|", color=colour, markersize=4, alpha=0.25,
                   transform=axes.get_xaxis_transform())  # fmt: skip
+        axes.plot([], [], "|", color=colour, label=f"{name} trials")
     axes.set(ylabel="log10 likelihood ratio", title=title)
     axes.margins(y=0.12)
     axes.grid(color="0.9")
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(loc="upper left", framealpha=1, edgecolor="0.9")
     _save(figure, path)
 
 
 def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def plot_all(
+    folder: Path, systems: Mapping[str, Scores], labels: Labels, title: str, threshold: float | None, *, llr: bool
+) -> None:
+    """All plots of a list: det.png with every system; scores and calibration of each.
+
+    Args:
+      folder: where they go.
+      systems: scores by system; the first one's files have no system in their names.
+      labels: of the trials.
+      title: above the plots.
+      threshold: of the first system; None where it has none.
+      llr: the first system's scores are log likelihood ratios.
+
+    Raises:
+      ScoringError: matplotlib is not installed.
+    """
+    plot_det(folder / "det.png", systems, labels, title)
+    for index, (name, scores) in enumerate(systems.items()):
+        end, heading = (".png", title) if index == 0 else (f"_{name}.png", f"{title}, {name}")
+        plot_scores(folder / f"score_histogram{end}", scores, labels, heading, None if index else threshold)
+        plot_calibration(folder / f"calibration{end}", scores, labels, heading, llr and index == 0)

@@ -84,9 +84,7 @@ def title(name: str) -> str:
     for prefix, text in _PREFIXES.items():
         if name.startswith(prefix):
             rest = name.removeprefix(prefix)
-            return text + (
-                f"{float(rest):.3g}" if prefix != "frr_at_far_" else f"{float(rest):.3%}".replace("000%", "%")
-            )
+            return text + (f"{100 * float(rest):g}%" if prefix == "frr_at_far_" else rest.replace("_", ", costs ", 1))
     return _TITLES[name]
 
 

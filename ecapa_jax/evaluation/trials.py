@@ -306,3 +306,34 @@ _PATH_RULES: dict[str, Callable[[str], str | None]] = {
     "the file's folder, which fits every label": _folder(0),
     "the folder above the file's, which fits every label": _folder(1),
 }
+
+
+def match_scores(scored: Trials, trials: Trials) -> Float64[np.ndarray, " trials"]:
+    """The scores of one file for the trials of another, by pair, in the order of the other.
+
+    Raises:
+      TrialError: `scored` has no scores, or none for a trial, or two for one.
+    """
+    if scored.scores is None:
+        raise TrialError(f"{scored.path} has no scores: a line is 'enrol test label score'")
+    number = {name: at for at, name in enumerate(scored.names)}
+    known = np.array([number.get(name, -1) for name in trials.names], np.int64)
+    pairs = scored.enrol * len(scored.names) + scored.test
+    order = np.argsort(pairs, kind="stable")
+    ranked = pairs[order]
+    twice = np.flatnonzero((ranked[1:] == ranked[:-1]) & (scored.scores[order][1:] != scored.scores[order][:-1]))
+    wanted = np.where(
+        (known[trials.enrol] < 0) | (known[trials.test] < 0),
+        -1,
+        known[trials.enrol] * len(scored.names) + known[trials.test],
+    )
+    at = np.minimum(np.searchsorted(ranked, wanted), len(ranked) - 1)
+    problems = {
+        "no score": np.flatnonzero(ranked[at] != wanted),
+        "two scores": np.flatnonzero(np.isin(wanted, ranked[twice])),
+    }
+    for problem, where in problems.items():
+        if len(where):
+            pair = f"{trials.names[trials.enrol[where[0]]]} {trials.names[trials.test[where[0]]]}"
+            raise TrialError(f"{scored.path} has {problem} for {len(where)} of {len(trials)} trials, as {pair}")
+    return scored.scores[order[at]]
