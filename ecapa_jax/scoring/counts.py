@@ -197,12 +197,8 @@ class Counts:
     def min_dcfs(self, costs: list[Cost]) -> list[float]:
         """Least normalised cost, for several cost functions."""
         points = self.trials.corners
-        rejected, accepted = self.rejected_targets(points), self.accepted_nontargets(points)
-        return [
-            float((c.miss / self.n_targets * rejected + c.false_alarm / self.n_nontargets * accepted).min())
-            / min(c.miss, c.false_alarm)
-            for c in costs
-        ]
+        frr, far = self.rejected_targets(points) / self.n_targets, self.accepted_nontargets(points) / self.n_nontargets
+        return [float((c.miss * frr + c.false_alarm * far).min()) / min(c.miss, c.false_alarm) for c in costs]
 
     def far_frr(self, threshold: float) -> tuple[float, float]:
         """Both error rates at any threshold."""
