@@ -56,14 +56,14 @@ class Companions:
       config: front end and network, before the shapes are read.
       stated_in: name of the file that states the network in full; None where a preset fills in.
       stated: `EcapaConfig` fields that it states, to what they are called there.
-      scoring: threshold and normalisation, where stated.
+      scoring: as the files state it; None where the family's holds.
       embedding_mean: [D], where stored.
     """
 
     config: ModelConfig
     stated_in: str | None = None
     stated: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    scoring: Scoring = Scoring()
+    scoring: Scoring | None = None
     embedding_mean: np.ndarray | None = None
 
 
@@ -83,6 +83,8 @@ class Family:
       companions: reads the files beside the weights.
       recognises: whether names of file, companions and wrapper prove the family, among those of the same signature.
       published: its published models.
+      scoring: of the publisher's own tool.
+      scoring_with_mean: the same where the caller brings a mean embedding, as the publisher's figures have it.
     """
 
     name: str
@@ -95,3 +97,5 @@ class Family:
     companions: Callable[[Source], Companions]
     recognises: Callable[[Source], bool]
     published: tuple[Published, ...]
+    scoring: Scoring = Scoring()
+    scoring_with_mean: Scoring = Scoring(subtract_mean=True)

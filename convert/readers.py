@@ -146,6 +146,16 @@ def find_tensors(content: object) -> tuple[dict[str, np.ndarray], str]:
     )
 
 
+def read_embedding_mean(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array of an .npy file.
+
+    Raises:
+      ConversionError: it can't be read, or is no .npy file of numbers.
+    """
+    with one_line_errors(str(path)), open(path, "rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
 def _is_flat(mapping: Mapping[object, object]) -> bool:
     keys = all(isinstance(key, str) for key in mapping)
     return keys and all(isinstance(value, (np.ndarray, *SCALARS)) for value in mapping.values())

@@ -20,20 +20,28 @@ from ecapa_jax.convert.family import Companions, Family, Source
 from ecapa_jax.convert.readers import Checkpoint, find_tensors, read_checkpoint
 from ecapa_jax.convert.rules import Rule, Tensors, apply_rules, invert_rules
 from ecapa_jax.errors import ConfigError, ConversionError
-from ecapa_jax.io.bundle import Bundle
+from ecapa_jax.io.bundle import Bundle, Scoring
 from ecapa_jax.presets import PRESETS
 
 PROBE_SECONDS = 2
 PUBLISHED_NOTE = "of the published model of this shape and file name; this file's sha256 is not checked against it"
 
 
-def convert(source: str | Path, *, family: str | None = None, dilations: tuple[int, ...] | None = None) -> Bundle:
+def convert(
+    source: str | Path,
+    *,
+    family: str | None = None,
+    dilations: tuple[int, ...] | None = None,
+    embedding_mean: np.ndarray | None = None,
+) -> Bundle:
     """Converts a checkpoint; `io.bundle.save_bundle` writes the result.
 
     Args:
       source: a weight file, or a directory with one of the published names and its companions.
       family: name of the family, where file names do not tell.
       dilations: of the SE-Res2 blocks, where they are not the family's; shapes can't tell them.
+      embedding_mean: [D] mean embedding of a training set, to subtract before scoring, as WeSpeaker's figures do with
+        that of VoxCeleb2-dev; the checkpoint does not bring it.
 
     Returns:
       The bundle, whose `parity` holds the proof: every tensor restored bit for bit from the result.
@@ -59,16 +67,31 @@ def convert(source: str | Path, *, family: str | None = None, dilations: tuple[i
         _check_stated(companions, config, dilations)
         extra = {**{found.prefix + name: network[name] for name in skipped}, **found.beside}
         parity = _proof(rules, config, network, variables, len(extra))
+    scoring, mean = _scoring(chosen, companions, embedding_mean, config.ecapa.embedding_dim)
     return Bundle(
         config=config,
         variables=variables,
-        scoring=companions.scoring,
+        scoring=scoring,
         provenance=_provenance(chosen, config, checkpoint),
-        embedding_mean=companions.embedding_mean,
+        embedding_mean=mean,
         parity=parity,
         source=_describe(tensors, origin, checkpoint),
         source_extra=extra,
     )
+
+
+def _scoring(
+    family: Family, companions: Companions, mean: np.ndarray | None, embedding_dim: int
+) -> tuple[Scoring, np.ndarray | None]:
+    """The publisher's scoring, and the mean embedding: the caller's, or else the checkpoint's."""
+    if mean is None:
+        return companions.scoring or family.scoring, companions.embedding_mean
+    if mean.shape != (embedding_dim,) or mean.dtype.kind != "f" or not np.isfinite(mean).all():
+        raise ConversionError(
+            f"the mean embedding has shape {mean.shape} and dtype {mean.dtype}: it must be {embedding_dim} finite "
+            f"floats, as np.save writes them"
+        )
+    return family.scoring_with_mean, mean.astype(np.float32)
 
 
 @contextlib.contextmanager
@@ -178,4 +201,5 @@ def _describe(tensors: Tensors, source: Source, checkpoint: Checkpoint) -> dict[
         "tensors": {
             name: {"dtype": tensor.dtype.name, "shape": list(tensor.shape)} for name, tensor in tensors.items()
         },
+        **({"inside": {name: data.decode("utf-8") for name, data in source.inside.items()}} if source.inside else {}),
     }

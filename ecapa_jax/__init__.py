@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ecapa_jax.api import SpeakerVerificationPipeline, load, pipeline
     from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig, StdConfig
-    from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder, Verification
+    from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder
     from ecapa_jax.errors import AudioError, BundleError, ConfigError, ConversionError, EcapaError, ScoringError
     from ecapa_jax.features.fbank import fbank
     from ecapa_jax.functional import abstract, apply, embed, init, minimum_samples
     from ecapa_jax.presets import PRESETS
+    from ecapa_jax.scorer import Scorer, Verification
     from ecapa_jax.scoring.cosine import cosine, score_matrix
     from ecapa_jax.scoring.normalisation import CohortStatistics, as_norm, cohort_statistics, s_norm, t_norm, z_norm
     from ecapa_jax.scoring.search import search
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _HOME = {
     "ecapa_jax.api": ("SpeakerVerificationPipeline", "load", "pipeline"),
     "ecapa_jax.config": ("EcapaConfig", "FbankConfig", "ModelConfig", "StdConfig"),
-    "ecapa_jax.encoder": ("SilenceWarning", "SpeakerEncoder", "Verification"),
+    "ecapa_jax.encoder": ("SilenceWarning", "SpeakerEncoder"),
     "ecapa_jax.errors": (
         "AudioError",
         "BundleError",
@@ -35,6 +36,7 @@ _HOME = {
     "ecapa_jax.features.fbank": ("fbank",),
     "ecapa_jax.functional": ("abstract", "apply", "embed", "init", "minimum_samples"),
     "ecapa_jax.presets": ("PRESETS",),
+    "ecapa_jax.scorer": ("Scorer", "Verification"),
     "ecapa_jax.scoring.cosine": ("cosine", "score_matrix"),
     "ecapa_jax.scoring.normalisation": (
         "CohortStatistics",

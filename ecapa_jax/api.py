@@ -11,12 +11,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from ecapa_jax.encoder import SpeakerEncoder, checked_threshold
+from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, BundleError, ConfigError
 from ecapa_jax.io.address import is_address
 from ecapa_jax.io.audio import AudioSource
 from ecapa_jax.io.bundle import load_bundle
 from ecapa_jax.presets import PRESETS
+from ecapa_jax.scorer import ScoringName, checked_threshold
 
 
 def default_bundle() -> Path:
@@ -63,6 +64,7 @@ def load(
     model: str | os.PathLike[str] | None = None,
     *,
     dtype: Literal["float32"] = "float32",
+    scoring: ScoringName = "publisher",
     devices: Sequence[jax.Device] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -72,19 +74,22 @@ def load(
     Args:
       model: a bundle directory, or an address as `resolve` takes it; None is the packaged default model.
       dtype: compute dtype.
+      scoring: the model's own (`publisher`), or `cosine`, `cosine_less_mean`, `half` or `two_views` in its place.
       devices: devices that share each batch; None is all local ones.
       cache_dir: where models of addresses are kept; None is the user's cache folder.
       progress: show a bar while one is fetched, on a terminal.
 
     Raises:
       BundleError: there is no whole bundle.
-      ConfigError: the dtype is not built.
+      ConfigError: the dtype is not built, or the scoring needs what the model does not bring.
       DownloadError, ConversionError: as `resolve`.
     """
     if dtype != "float32":
         raise ConfigError(f"dtype {dtype!r} is not built yet; built: float32")
     bundle = load_bundle(resolve(model, cache_dir=cache_dir, progress=progress))
-    return SpeakerEncoder.from_bundle(bundle, devices=devices)
+    encoder = SpeakerEncoder.from_bundle(bundle, devices=devices)
+    encoder.scorer = encoder.scorer.named(scoring)
+    return encoder
 
 
 class SpeakerVerificationPipeline:
@@ -113,7 +118,7 @@ class SpeakerVerificationPipeline:
           thr: threshold in [-1, 1]; None takes the model's.
 
         Returns:
-          `{"score": cosine rounded to 5 digits, "text": "yes" or "no"}`; for other than two inputs
+          `{"score": the model's score rounded to 5 digits, "text": "yes" or "no"}`; for other than two inputs
           `{"text": "No similarity score output"}`.
 
         Raises:
@@ -122,13 +127,14 @@ class SpeakerVerificationPipeline:
         """
         threshold = self.encoder.scoring.threshold if thr is None else checked_threshold(thr)
         if threshold is None:
-            raise ConfigError("this model publishes no threshold: pass thr, a cosine in [-1, 1]")
-        embeddings = self.encoder.embed([_modelscope_input(audio) for audio in in_audios])
+            raise ConfigError("this model publishes no threshold: pass thr, a score in [-1, 1]")
+        views = self.encoder.embed_views([_modelscope_input(audio) for audio in in_audios])
+        embeddings = views[:, 0]
         if save_dir is not None:
             _save(Path(save_dir), in_audios, embeddings)
         result: dict[str, Any] = {"text": "No similarity score output"}
-        if len(embeddings) == 2:
-            score = round(self.encoder.score(embeddings[0], embeddings[1]), 5)
+        if len(views) == 2:
+            score = round(self.encoder.score(views[0], views[1]), 5)
             result = {"score": score, "text": "yes" if score >= threshold else "no"}
         return {"outputs": result, "embs": embeddings} if output_emb else result
 

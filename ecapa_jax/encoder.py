@@ -24,7 +24,7 @@ from ecapa_jax.functional import Variables
 from ecapa_jax.io.audio import AudioSource, is_silent, load_audio, name_of
 from ecapa_jax.io.bundle import Bundle, Scoring
 from ecapa_jax.masks import bucket_length
-from ecapa_jax.scoring.cosine import cosine
+from ecapa_jax.scorer import Scorer, ScoringName, Verification, checked_threshold
 
 BATCH_SIZES = (16, 4, 1)
 """Batch buckets for one device. Any number of utterances splits into them without a padding row."""
@@ -38,21 +38,6 @@ Short = Literal["error", "repeat"]
 
 class SilenceWarning(UserWarning):
     """A recording has no signal: its embedding says nothing about a speaker."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Verification:
-    """The answer to one trial.
-
-    Attributes:
-      score: cosine of the two embeddings, in [-1, 1].
-      same_speaker: score >= threshold; None without a threshold.
-      threshold: the one used; None where neither the caller nor the model gives one.
-    """
-
-    score: float
-    same_speaker: bool | None
-    threshold: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +55,7 @@ class SpeakerEncoder:
     Attributes:
       config: front end and network.
       variables: nested dict of arrays, replicated over `devices`.
-      scoring: threshold and score normalisation.
+      scorer: from embeddings to scores.
       compile_count: compilations so far; bounded by the number of buckets met.
     """
 
@@ -84,10 +69,7 @@ class SpeakerEncoder:
         devices: Sequence[jax.Device] | None = None,
     ):
         self.config = config
-        self.scoring = scoring or Scoring()
-        self.embedding_mean = embedding_mean
-        if self.scoring.subtract_mean and embedding_mean is None:
-            raise ConfigError("scoring subtracts the mean embedding, but the model brings none")
+        self.scorer = Scorer(scoring or Scoring(), embedding_mean)
         mesh = Mesh(np.asarray(devices or jax.local_devices()), ("data",))
         self._n_devices = mesh.size
         self._sharding = NamedSharding(mesh, PartitionSpec("data"))
@@ -105,6 +87,11 @@ class SpeakerEncoder:
             embedding_mean=bundle.embedding_mean,
             devices=devices,
         )
+
+    @property
+    def scoring(self) -> Scoring:
+        """Threshold and way of scoring."""
+        return self.scorer.scoring
 
     def _counted(self, variables: Variables, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
         self.compile_count += 1  # runs when jax traces, once per shape
@@ -148,6 +135,30 @@ class SpeakerEncoder:
         Raises:
           AudioError: a source can't be read, is too short, or holds NaN; nothing is embedded then.
         """
+        return self._embed_waveforms(self._read_all(sources, sample_rate, short))
+
+    def embed_views(
+        self,
+        sources: AudioSource | Iterable[AudioSource],
+        sample_rate: int | None = None,
+        *,
+        short: Short = "error",
+        scorer: Scorer | None = None,
+    ) -> Float32[np.ndarray, "n views embedding"]:
+        """The embeddings that `scorer.score` takes of each recording: first the whole's, then those of its windows.
+
+        Args:
+          sources, sample_rate, short: as for `embed`.
+          scorer: None is the model's.
+        """
+        scorer = scorer or self.scorer
+        waveforms = self._read_all(sources, sample_rate, short)
+        rows = self._embed_waveforms([view for waveform in waveforms for view in scorer.views(waveform)])
+        return rows.reshape(len(waveforms), scorer.n_views, -1)
+
+    def _read_all(
+        self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | None, short: Short
+    ) -> list[Float32[np.ndarray, " samples"]]:
         if short not in ("error", "repeat"):
             raise ConfigError(f"short is {short!r}; it must be 'error' or 'repeat'")
         waveforms = []
@@ -155,7 +166,10 @@ class SpeakerEncoder:
             waveforms.append(self.read(source, sample_rate, short=short))
             if is_silent(waveforms[-1]):
                 message = f"{name_of(source)} has no signal (all samples are equal): its embedding means nothing"
-                warnings.warn(message, SilenceWarning, stacklevel=2)
+                warnings.warn(message, SilenceWarning, stacklevel=3)
+        return waveforms
+
+    def _embed_waveforms(self, waveforms: Sequence[np.ndarray]) -> Float32[np.ndarray, "n embedding"]:
         embeddings = np.empty((len(waveforms), self.config.ecapa.embedding_dim), np.float32)
         for batch in self.plan([len(waveform) for waveform in waveforms]):
             rows = self._run(batch, [waveforms[index] for index in batch.indices])
@@ -209,28 +223,38 @@ class SpeakerEncoder:
             yield indices, np.asarray(embeddings)[: len(indices)]
 
     def verify(
-        self, a: AudioSource, b: AudioSource, threshold: float | None = None, *, short: Short = "error"
+        self,
+        a: AudioSource,
+        b: AudioSource,
+        threshold: float | None = None,
+        *,
+        short: Short = "error",
+        scoring: ScoringName = "publisher",
     ) -> Verification:
         """Scores two recordings and, with a threshold, decides whether one speaker made both.
 
         Args:
           a, b: recordings, as for `embed`; arrays are at the model's rate.
-          threshold: in [-1, 1]; None takes the model's, if it has one.
+          threshold: in [-1, 1], on the scale of the score; None takes the model's, if it has one.
           short: as for `embed`.
+          scoring: the model's (`publisher`), or another one; its threshold is the model's where that still fits.
 
         Raises:
           AudioError: a recording can't be embedded.
-          ConfigError: the threshold is outside [-1, 1].
+          ConfigError: the threshold is outside [-1, 1], or the scoring needs what the model does not bring.
         """
-        threshold = self.scoring.threshold if threshold is None else checked_threshold(threshold)
-        score = self.score(*self.embed([a, b], short=short))
+        scorer = self.scorer.named(scoring)
+        threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold)
+        score = scorer.score(*self.embed_views([a, b], short=short, scorer=scorer))
         return Verification(score, None if threshold is None else score >= threshold, threshold)
 
-    def score(self, a: Float[np.ndarray, " embedding"], b: Float[np.ndarray, " embedding"]) -> float:
-        """The model's score of two embeddings: their cosine, less the mean embedding where the model says so."""
-        if self.scoring.subtract_mean and self.embedding_mean is not None:
-            a, b = a - self.embedding_mean, b - self.embedding_mean
-        return float(np.clip(cosine(np.asarray(a), np.asarray(b)), -1.0, 1.0))
+    def score(self, a: Float[np.ndarray, "*views embedding"], b: Float[np.ndarray, "*views embedding"]) -> float:
+        """The model's score of two recordings from their embeddings, or their views' as `embed_views` gives them.
+
+        Raises:
+          ConfigError: this model scores with several views, and one embedding is given.
+        """
+        return self.scorer.score(np.atleast_2d(a), np.atleast_2d(b))
 
     def warm_up(self, max_seconds: float) -> int:
         """Compiles every bucket that utterances up to `max_seconds` can meet; returns how many there are."""
@@ -302,17 +326,6 @@ class SpeakerEncoder:
             lengths[row] = len(waveform)
         placed = jax.device_put((padded, lengths), self._sharding)
         return self._embed(self.variables, *placed)
-
-
-def checked_threshold(threshold: float) -> float:
-    """The threshold, if it is a cosine.
-
-    Raises:
-      ConfigError: it is outside [-1, 1] or not a number.
-    """
-    if not -1.0 <= threshold <= 1.0:
-        raise ConfigError(f"the threshold is {threshold}; a cosine threshold lies in [-1, 1]")
-    return threshold
 
 
 def _as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:

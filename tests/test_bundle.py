@@ -225,7 +225,8 @@ def test_the_card_says_what_the_model_is(saved, tmp_path):
     for line in (
         "- network: 16 channels, 3 SE-Res2 blocks, embedding of 192",
         "- front end: 80 mel bands (kaldi, povey), 16000 Hz, channel rule `first`",
-        "- threshold: 0.25, accept at this cosine or above",
+        "- threshold: 0.25, accept at this score or above",
+        "- scoring: cosine, from -1 to 1",
         "## Published figures",
         "- EER %: 0.9",
         "- note: of another",

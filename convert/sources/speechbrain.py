@@ -15,6 +15,7 @@ from ecapa_jax.convert.hyperpyyaml import Hyperparams, Unread
 from ecapa_jax.convert.readers import read_checkpoint
 from ecapa_jax.convert.sources import sb_layout
 from ecapa_jax.errors import ConfigError, ConversionError
+from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.presets import PRESETS
 
 WEIGHTS, HYPERPARAMS, EMBEDDING_MEAN = "embedding_model.ckpt", "hyperparams.yaml", "mean_var_norm_emb.ckpt"
@@ -176,8 +177,8 @@ def recognises(source: Source) -> bool:
 def companions(source: Source) -> Companions:
     """Network and front end of hyperparams.yaml, mean of mean_var_norm_emb.ckpt; the published preset without them.
 
-    The mean is kept, not used: `verify_batch` has not subtracted it since SpeechBrain 1.0. Its threshold of 0.25 is a
-    default of that function, not a figure of any model, and is not taken over.
+    The mean is kept, not used: `verify_batch` has not subtracted it since SpeechBrain 1.0. The scoring
+    `cosine_less_mean` is what it did before, with its argument `normalize`.
 
     Reference: `speechbrain.inference.classifiers.EncoderClassifier.encode_batch` (which objects it calls).
     """
@@ -231,4 +232,5 @@ FAMILY = Family(
             },
         ),
     ),
+    scoring=Scoring(threshold=0.25),  # the default of `SpeakerRecognition.verify_batch`, not a figure of the model
 )

@@ -14,6 +14,7 @@ import tyro
 
 if TYPE_CHECKING:
     from ecapa_jax.encoder import SpeakerEncoder
+    from ecapa_jax.scorer import ScoringName
 
 
 Short = Annotated[
@@ -54,11 +55,11 @@ class Model:
     dtype: Literal["float32"] = "float32"
     """Compute dtype."""
 
-    def load(self, *, quiet: bool = False) -> SpeakerEncoder:
+    def load(self, scoring: ScoringName = "publisher", *, quiet: bool = False) -> SpeakerEncoder:
         """The encoder; a model that is not on this machine yet is fetched, with a progress bar unless `quiet`."""
         from ecapa_jax import api
 
-        return api.load(self.model, dtype=self.dtype, progress=not quiet)
+        return api.load(self.model, dtype=self.dtype, scoring=scoring, progress=not quiet)
 
     @property
     def name(self) -> str:

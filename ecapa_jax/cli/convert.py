@@ -30,6 +30,10 @@ class Convert:
         None
     )
     """Dilations of the SE-Res2 blocks, one a block, such as 2,3,4. Tensors do not tell them."""
+    embedding_mean: Annotated[str | None, tyro.conf.arg(metavar="FILE.npy", help_behavior_hint="(default: none)")] = (
+        None
+    )
+    """Mean embedding of a training set, to subtract before scoring (WeSpeaker's published figures do so)."""
     force: Flag = False
     """Replace an existing bundle; it stays until the new one is whole."""
     output: OutputOptions = Output()
@@ -39,6 +43,7 @@ class Convert:
         if self.list:
             list_published(self.output)
             return
+        from ecapa_jax.convert.readers import read_embedding_mean
         from ecapa_jax.convert.remote import convert_source
         from ecapa_jax.errors import EcapaError
         from ecapa_jax.io.bundle import check_target, save_bundle
@@ -51,6 +56,7 @@ class Convert:
             self.source,
             family=self.family,
             dilations=parse_dilations(self.dilations),
+            embedding_mean=None if self.embedding_mean is None else read_embedding_mean(self.embedding_mean),
             progress=not self.output.quiet,
         )
         save_bundle(bundle, path, force=self.force)

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -38,18 +38,26 @@ FILES = {
 
 _AGAIN = "convert the model again"
 
+_LATER_SCORING = {"views": "whole", "score_map": "cosine"}
+"""What bundles from before these fields mean."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scoring:
     """How the model's publisher scores.
 
     Attributes:
-      threshold: accept at this cosine or above; None where none is published or set.
+      threshold: accept at this score or above; None where none is published or set.
       subtract_mean: subtract the stored mean embedding before the cosine.
+      views: what stands for a recording: the `whole`, or `whole_and_windows`, whose score is the mean of the whole
+        recordings' cosine and of the mean cosine of five windows of one with five of the other.
+      score_map: from cosine to score: none, or `half`, (cosine + 1) / 2.
     """
 
     threshold: float | None = None
     subtract_mean: bool = False
+    views: Literal["whole", "whole_and_windows"] = "whole"
+    score_map: Literal["cosine", "half"] = "cosine"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -186,7 +194,8 @@ def load_bundle(path: str | os.PathLike[str], sharding: jax.sharding.Sharding | 
     document = read_document(root)
     try:
         config = from_dict(ModelConfig, document["config"], "config")
-        scoring = from_dict(Scoring, document["scoring"], "scoring")
+        given = document["scoring"]
+        scoring = from_dict(Scoring, _LATER_SCORING | given if isinstance(given, dict) else given, "scoring")
     except ConfigError as error:
         raise BundleError(f"{root / 'model.json'}: {error}") from error
     if scoring.threshold is not None and not -1 <= scoring.threshold <= 1:

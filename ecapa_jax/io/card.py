@@ -19,7 +19,8 @@ def card(document: dict[str, Any], operating_points: list[dict[str, Any]], parit
         f"{fbank['sample_rate']} Hz, channel rule `{fbank['channel']}`",
     ]
     threshold = document["scoring"]["threshold"]
-    lines += [f"- threshold: {'none' if threshold is None else f'{threshold:g}, accept at this cosine or above'}"]
+    lines += [f"- threshold: {'none' if threshold is None else f'{threshold:g}, accept at this score or above'}"]
+    lines += [f"- scoring: {scoring_text(document['scoring'])}"]
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in provenance.items() if _is_plain(value)]
     lines += _section("Published figures", provenance.get("published", {}))
     lines += [f"\n{paragraph}" for paragraph in provenance.get("notes", [])]
@@ -31,6 +32,13 @@ def card(document: dict[str, Any], operating_points: list[dict[str, Any]], parit
         ]
     lines += _section("Conversion", parity)
     return "\n".join(lines) + "\n"
+
+
+def scoring_text(scoring: dict[str, Any]) -> str:
+    """What a model's score is."""
+    what = "mean of two views' cosines" if scoring.get("views") == "whole_and_windows" else "cosine"
+    what += " less the mean embedding" * scoring["subtract_mean"]
+    return f"({what} + 1) / 2, from 0 to 1" if scoring.get("score_map") == "half" else f"{what}, from -1 to 1"
 
 
 def _section(title: str, values: dict[str, Any]) -> list[str]:

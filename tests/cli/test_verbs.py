@@ -137,7 +137,7 @@ def test_convert_writes_a_bundle(capsys, tmp_path):
     result = run(capsys, "convert", source, "-o", out, "--force", "--json", "--family", "speechbrain")
     assert result.json == {"out": str(out), "family": "speechbrain", **load_bundle(out).parity}
     assert contents(out) != before
-    assert load_bundle(out).scoring.threshold is None
+    assert load_bundle(out).scoring.threshold == 0.25
     result = run(capsys, "convert", source, "-o", out, "--force", "--dilations", "2,3,4")
     assert (result.code, load_bundle(out).config.ecapa.dilations) == (0, (2, 3, 4))
 
@@ -145,6 +145,9 @@ def test_convert_writes_a_bundle(capsys, tmp_path):
 def test_convert_reads_a_speechbrain_directory(capsys, tmp_path):
     result = run(capsys, "convert", speechbrain(tmp_path), "-o", tmp_path / "bundle")
     assert (result.code, result.err) == (0, "")
+    assert "threshold: 0.25\n" in result.out
+    published = modelscope(tmp_path / "published", yesOrno_thr=None)
+    result = run(capsys, "convert", published, "-o", tmp_path / "other")
     assert "threshold: none published; pass --threshold to verify" in result.out
 
 

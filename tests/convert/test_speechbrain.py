@@ -8,7 +8,7 @@ import pytest
 from ecapa_jax.convert.run import convert
 from ecapa_jax.convert.sources import speechbrain
 from ecapa_jax.errors import ConversionError
-from ecapa_jax.io.bundle import load_bundle, save_bundle
+from ecapa_jax.io.bundle import Scoring, load_bundle, save_bundle
 from ecapa_jax.presets import PRESETS
 from helpers.checkpoints import HYPERPARAMS, SB_CONFIG, embedding, tensors
 from helpers.checkpoints import speechbrain as publish
@@ -38,8 +38,7 @@ def test_a_published_directory_converts(tmp_path):
     assert_same(embedding(bundle.config, bundle.variables), embedding(SB_CONFIG, expected))
     assert bundle.provenance["family"] == "speechbrain"
     assert bundle.embedding_mean is None
-    # 0.25 is a default of the toolkit, not a figure of this model.
-    assert bundle.scoring.threshold is None
+    assert bundle.scoring == Scoring(threshold=0.25)  # the default of the toolkit's verify_batch
     assert_same_leaves(convert(tmp_path / "embedding_model.ckpt").variables, expected)
 
 
