@@ -12,7 +12,7 @@ from jaxtyping import Float, Float32
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.io.card import scoring_text
-from ecapa_jax.scoring.cosine import cosine
+from ecapa_jax.scoring.cosine import cosine, score_matrix
 
 ScoringName = Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"]
 
@@ -117,7 +117,7 @@ class Scorer:
             a, b = a - self.embedding_mean, b - self.embedding_mean
         value = float(cosine(a[0], b[0]))
         if self.scoring.views == "whole_and_windows":
-            value = 0.5 * (value + float(np.mean(cosine(a[1:, None], b[None, 1:]))))
+            value = 0.5 * (value + float(np.mean(score_matrix(a[1:], b[1:]))))
         return MAPS[self.scoring.score_map][0](min(max(value, -1.0), 1.0))
 
 
