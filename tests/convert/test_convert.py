@@ -16,7 +16,7 @@ from ecapa_jax.errors import ConversionError
 from ecapa_jax.io.bundle import load_bundle, save_bundle
 from ecapa_jax.presets import PRESETS
 from helpers.checkpoints import CONFIG, embedding, modelscope, prefixed, tensors
-from helpers.torch_zip_writer import Call, torch_zip_bytes, write_torch_zip
+from helpers.torch_zip_writer import Call, write_torch_zip
 from helpers.trees import assert_same, assert_same_leaves
 from helpers.weights import random_tensors, small_config, variables_of
 
@@ -269,5 +269,5 @@ def test_the_source_is_only_read(bin_file):
     write(bin_file)
     before = bin_file.read_bytes()
     convert(bin_file)
-    assert bin_file.read_bytes() == before == torch_zip_bytes(tensors())
+    assert bin_file.read_bytes() == before
     assert [path.name for path in bin_file.parent.iterdir()] == ["ecapa_tdnn.bin"]
