@@ -93,6 +93,11 @@ class SpeakerEncoder:
         """Threshold and way of scoring."""
         return self.scorer.scoring
 
+    @property
+    def embedding_mean(self) -> Float[np.ndarray, " embedding"] | None:
+        """Mean embedding of a training set, where the model brings one."""
+        return self.scorer.embedding_mean
+
     def _counted(self, variables: Variables, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
         self.compile_count += 1  # runs when jax traces, once per shape
         return functional.embed(self.config, variables, waveforms, lengths)
