@@ -79,7 +79,7 @@ def bundle_folder(
     folder = root / "bundles" / address.folder(SCHEMA, importlib.metadata.version("ecapa-jax"))
     if (folder / "model.json").is_file():  # a bundle is renamed to its place when it is whole
         return folder
-    fetched = fetch(address, _wanted(entry), root, progress=progress)
+    fetched = fetch(address, _wanted(entry), root, progress=progress, patience=patience)
     if "model.json" in fetched.files:
         return fetched.folder
     with caches.alone(folder, patience):

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from ecapa_jax.api import SpeakerVerificationPipeline, load, pipeline
     from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig, StdConfig
     from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder
-    from ecapa_jax.errors import AudioError, BundleError, ConfigError, ConversionError, EcapaError, ScoringError
+    from ecapa_jax.errors import (
+        AudioError,
+        BundleError,
+        ConfigError,
+        ConversionError,
+        DownloadError,
+        EcapaError,
+        ScoringError,
+    )
     from ecapa_jax.features.fbank import fbank
     from ecapa_jax.functional import abstract, apply, embed, init, minimum_samples
     from ecapa_jax.presets import PRESETS
@@ -30,6 +38,7 @@ _HOME = {
         "BundleError",
         "ConfigError",
         "ConversionError",
+        "DownloadError",
         "EcapaError",
         "ScoringError",
     ),

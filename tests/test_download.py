@@ -14,6 +14,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from ecapa_jax.errors import DownloadError
@@ -76,6 +78,24 @@ def test_a_cut_connection_is_gone_on_from(server, path):
     ranges = [(headers.get("Range"), headers.get("If-Range")) for headers in server.asked("a.bin")]
     assert ranges == [(None, None), ("bytes=400000-", tag), ("bytes=700000-", tag)]
     assert path.read_bytes() == CONTENT
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(cuts=st.lists(st.integers(0, 300_000), max_size=6), tagged=st.booleans(), data=st.data())
+def test_any_cuts_give_the_same_file(server, path, cuts, tagged, data):
+    """Even when the file changes on the server between two attempts."""
+    server.plain["/a.bin"] = CONTENT
+    headers = {} if tagged else {"ETag": None}
+    server.faults["a.bin"] = [Fault(cut=cut, headers=headers) for cut in cuts]
+    policy = download.Policy(timeout=2.0, pause=0.0, attempts=1)
+    for _ in cuts:
+        with pytest.raises(DownloadError):
+            download.download(f"{server.url}/a.bin", path, policy=policy)
+        if data.draw(st.booleans()):
+            server.plain["/a.bin"] = server.plain["/a.bin"][::-1]
+    download.download(f"{server.url}/a.bin", path, policy=policy)
+    assert path.read_bytes() == server.plain["/a.bin"]
+    assert names(path.parent) == ["a.bin"]
 
 
 def test_the_next_call_goes_on_too(server, path):

@@ -16,6 +16,7 @@ WEB = ("https", "http")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}")
+_PAGE = re.compile(r"huggingface\.co/([^/]+/[^/]+)|(?:www\.)?modelscope\.(?:cn|ai)/models/([^/]+/[^/]+)")
 _FORMS = "hf:ORG/NAME, modelscope:ORG/NAME (both with @REVISION, where one is wanted) or https://HOST/FILE"
 
 
@@ -87,6 +88,9 @@ def _web(scheme: str, text: str) -> Address:
         raise DownloadError(f"{name}: is no address ({error})") from error
     if not host or not parts.path.strip("/") or not text.isprintable():
         raise DownloadError(f"{name}: names no file on a host; addresses: {_FORMS}")
+    if page := _PAGE.fullmatch(f"{host}{parts.path.rstrip('/')}"):
+        scheme = "hf" if page[1] else "modelscope"
+        raise DownloadError(f"{name}: is a page about a model; its address is {scheme}:{page[1] or page[2]}")
     if user:
         raise DownloadError(f"{name}: holds a user or password, which are not sent; download the file yourself")
     return Address(scheme, urllib.parse.urlunsplit(parts._replace(scheme=scheme, fragment="")))

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import importlib
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,12 +81,14 @@ def download(address: Address, commit: str, name: str, folder: Path, endpoint: s
 
 @contextlib.contextmanager
 def _without_log() -> Iterator[None]:
-    """Keeps the library from telling each attempt on stderr, with addresses that may be signed; errors are raised."""
+    """Keeps the library from telling each fault on stderr, with addresses that may be signed; errors are raised."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logger.setLevel(level)
 

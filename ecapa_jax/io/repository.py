@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from ecapa_jax.errors import DownloadError
 from ecapa_jax.io import archive, huggingface
 from ecapa_jax.io.address import Address
-from ecapa_jax.io.cache import alone, not_writable
+from ecapa_jax.io.cache import PATIENCE, alone, not_writable
 from ecapa_jax.io.download import File, Policy, described, download, get_json
 from ecapa_jax.io.progress import bar
 
@@ -55,7 +55,15 @@ class Fetched:
     files: dict[str, File]
 
 
-def fetch(address: Address, wanted: Wanted, cache: Path, *, progress: bool = True, hubs: Hubs | None = None) -> Fetched:
+def fetch(
+    address: Address,
+    wanted: Wanted,
+    cache: Path,
+    *,
+    progress: bool = True,
+    patience: float = PATIENCE,
+    hubs: Hubs | None = None,
+) -> Fetched:
     """Fetches the wanted files of an address once; from then on no network is used for it.
 
     Args:
@@ -63,14 +71,15 @@ def fetch(address: Address, wanted: Wanted, cache: Path, *, progress: bool = Tru
       wanted: which of the files that are there.
       cache: folder of the cache.
       progress: show a bar, on a terminal.
-      hubs: for tests and mirrors.
+      patience: seconds to wait for another process that fetches the same.
+      hubs: None is `HUBS`.
 
     Raises:
       DownloadError: nothing wanted is there, or a download fails; what came so far is gone on from next time.
     """
     folder = cache / "downloads" / address.folder()
     if (found := _recorded(folder)) is None:
-        with alone(folder):
+        with alone(folder, patience):
             found = _recorded(folder) or _fetch(address, wanted, folder, progress, hubs or HUBS)
     return found
 

@@ -1,5 +1,6 @@
 """Models by address: from a server in the layouts of the hubs to a bundle in the cache."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -12,6 +13,8 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import ecapa_jax
 from ecapa_jax import api
@@ -132,6 +135,8 @@ def test_addresses(text, address):
         ("https://host/", "names no file"),
         ("https://user:word@host/x", "a user or password"),
         ("https://[::1/x", "is no address"),
+        ("https://huggingface.co/org/name", "its address is hf:org/name"),
+        ("https://www.modelscope.cn/models/iic/x/", "its address is modelscope:iic/x"),
     ],
 )
 def test_wrong_addresses(text, words, root):
@@ -140,6 +145,24 @@ def test_wrong_addresses(text, words, root):
     assert words in message
     assert "word@" not in message
     assert not root.exists()
+
+
+@given(
+    st.text(st.characters(codec="utf-8"), max_size=30), st.sampled_from(["hf:", "modelscope:", "https://", "x:", ""])
+)
+def test_any_text_is_an_address_or_one_line(text, scheme):
+    address = None
+    with contextlib.suppress(DownloadError):
+        address = parse(scheme + text)
+    if address is None:
+        with pytest.raises(DownloadError, match=r"^[^\n]*$"):
+            parse(scheme + text)
+        return
+    assert address.folder().strip("-.abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789") == ""
+    if address.scheme in ("hf", "modelscope"):
+        assert parse(str(address)) == address
+        assert address.name.count("/") == 1
+        assert ".." not in str(address)
 
 
 @pytest.mark.parametrize("text", ["org/name", "a/b.bin", "C:/x", "./hf:a/b", ""])
@@ -363,6 +386,51 @@ def test_without_huggingface_hub(hub, root, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = refused("hf:me/bundle", root)
     assert message.endswith("hf: addresses need huggingface_hub: pip install 'ecapa-jax[hub]'")
+
+
+def test_a_hub_that_is_set_offline(hub, root, monkeypatch):
+    kept = folder_of("hf:me/bundle", root)
+    monkeypatch.setattr(importlib.import_module("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
+    importlib.import_module("huggingface_hub").close_session()
+    assert folder_of("hf:me/bundle", root) == kept
+    assert "is set to offline, and this was not fetched before" in refused(f"hf:{SPEECHBRAIN}", root)
+    monkeypatch.undo()
+    importlib.import_module("huggingface_hub").close_session()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Half of what the checkpoint needs."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("name", [f"hf:{SPEECHBRAIN}", f"modelscope:{SPEAKERLAB}"])
+def test_a_full_disk(hub, small_disk, name):
+    assert len(hub.repositories[SPEAKERLAB]["ecapa_tdnn.bin"]) > 300_000
+    message = refused(name, small_disk)
+    assert "can't be written: No space left on device; make room and run again" in message
+    assert str(small_disk) in message
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    assert load_bundle(folder_of(name, small_disk)).config.ecapa == CONFIG.ecapa
+
+
+def test_a_disk_that_fills_up_while_converting(hub, small_disk):
+    size = len(hub.repositories[SPEAKERLAB]["ecapa_tdnn.bin"]) // 1000 + 100
+    subprocess.run(["mount", "-o", f"remount,size={size}k", str(small_disk)], check=True)
+    process = start(hub, small_disk)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    [line] = [line for line in err.splitlines() if line.startswith("ecapa_jax.errors.")]
+    assert line.startswith("ecapa_jax.errors.BundleError: the weights can't be written (RESOURCE_EXHAUSTED")
+    assert not [path for path in small_disk.glob("bundles/*") if path.is_dir()]
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    assert load_bundle(folder_of(f"modelscope:{SPEAKERLAB}", small_disk)).config == CONFIG
 
 
 def test_tokens_go_to_the_hub_alone(hub, root, monkeypatch):
