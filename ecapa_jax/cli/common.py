@@ -61,6 +61,12 @@ class Model:
 
         return api.load(self.model, dtype=self.dtype, scoring=scoring, progress=not quiet)
 
+    def fetch(self, *, quiet: bool) -> None:
+        """Gets the model onto this machine: what may take minutes and be interrupted, before anything is begun."""
+        from ecapa_jax import api
+
+        api.resolve(self.model, progress=not quiet)
+
     @property
     def name(self) -> str:
         """For results."""

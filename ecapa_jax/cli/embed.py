@@ -82,10 +82,11 @@ class Embed:
         check_installed()
         recordings = read_manifest(manifest)
         path = local_path(folder)
+        self.model.fetch(quiet=self.output.quiet)
         # The signals come first: loading the model takes long enough to be interrupted.
         with stop_signals() as stop, CorpusProgress(len(recordings), quiet=self.output.quiet) as progress:
             summary = embed_corpus(
-                self.model.load(),
+                self.model.load(quiet=True),
                 recordings,
                 path,
                 audio_root=self.audio_root,

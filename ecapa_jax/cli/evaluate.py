@@ -185,7 +185,7 @@ class Evaluate:
         enrolment = read_enrolment(self.enrolment) if self.enrolment else None
         cohort = self._cohort()
         missing = local_path(self.missing) if self.missing else None
-        encoder = self.model.load()
+        encoder = self.model.load(quiet=self.output.quiet)
         if settings.threshold is None:
             settings = dataclasses.replace(settings, threshold=encoder.scoring.threshold)
         with EvaluationProgress(quiet=self.output.quiet) as progress:

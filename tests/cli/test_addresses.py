@@ -60,12 +60,17 @@ def test_verify_with_an_address(capsys, hub, model, wav):
 def test_every_verb_takes_an_address(capsys, tmp_path, hub, wav, monkeypatch):
     asked = []
     monkeypatch.setattr(api, "resolve", lambda name, **options: asked.append((name, options)) or tmp_path / "none")
-    for verb in (["verify", wav, wav], ["embed", wav, "-o", tmp_path / "x.npz"]):
+    (tmp_path / "list.csv").write_text(f"path\n{wav}\n")
+    corpus = ["embed", "--manifest", tmp_path / "list.csv", "--output", tmp_path / "out"]
+    for verb in (["verify", wav, wav], ["embed", wav, "-o", tmp_path / "x.npz"], corpus):
         refused(capsys, tmp_path, *verb, "--model", f"hf:{NAME}@main")
         refused(capsys, tmp_path, *verb, "--model", f"hf:{NAME}@main", "--quiet")
     refused(capsys, tmp_path, "info", f"hf:{NAME}@main", "--quiet")
     assert {name for name, _ in asked} == {f"hf:{NAME}@main"}
-    assert [options["progress"] for _, options in asked] == [True, False, True, False, False]
+    told = [options["progress"] for _, options in asked]
+    assert told[:4] == [True, False, True, False]
+    assert told[4] is True  # once before the corpus is begun
+    assert told[-1] is False
 
 
 def test_what_goes_wrong_is_one_line(capsys, tmp_path, hub, wav):
