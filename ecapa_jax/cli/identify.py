@@ -1,0 +1,112 @@
+"""`ecapa-jax enroll`, `identify`, `list`, `remove`: speakers in a store."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions, Short
+
+Store = Annotated[str, tyro.conf.arg(metavar="STORE", help="File of enrolled speakers.")]
+Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME", help="The speaker's name.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Enroll:
+    """Enrol recordings of a speaker, new or known, into a store; all of them or none."""
+
+    name: Name
+    files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES...")]
+    """Recordings: files or http(s) URLs."""
+    store: Store
+    short: Short = "error"
+    model: ModelOptions = Model()
+    output: OutputOptions = Output()
+
+    def run(self) -> None:
+        """Prints how many recordings were new."""
+        from ecapa_jax.identify.database import checked_name
+        from ecapa_jax.identify.store import Enrolment, SpeakerStore, embed_utterances
+
+        name = checked_name(self.name)
+        encoder = self.model.load()
+        utterances = embed_utterances(encoder, self.files, short=self.short)  # a bad one leaves no empty store behind
+        with SpeakerStore.open(self.store, encoder) as store:
+            added = store.database.enroll(name, utterances)
+        done = Enrolment(name, added, len(utterances) - added)
+        text = f"{done.name}: {done.added} enrolled" + (f", {done.known} were there already" if done.known else "")
+        self.output.result({**dataclasses.asdict(done), "store": self.store, "model": self.model.name}, text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Identify:
+    """Say which enrolled speaker made a recording, or that none did."""
+
+    file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
+    """A recording: file or http(s) URL."""
+    store: Store
+    top: Annotated[int, tyro.conf.arg(metavar="N")] = 5
+    """Candidates to print."""
+    threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
+    """Least score to be the speaker; a cosine, from -1 to 1."""
+    short: Short = "error"
+    model: ModelOptions = Model()
+    output: OutputOptions = Output()
+
+    def run(self) -> None:
+        """Prints the decision and the candidates."""
+        from ecapa_jax.encoder import checked_threshold
+        from ecapa_jax.identify.database import Database
+        from ecapa_jax.identify.store import SpeakerStore
+
+        threshold = None if self.threshold is None else checked_threshold(self.threshold)
+        with Database.open(self.store) as database:
+            store = SpeakerStore(database, self.model.load())
+            answer = store.identify(self.file, top=self.top, threshold=threshold, short=self.short)
+        lines = [f"{candidate.score:7.4f}  {candidate.name}" for candidate in answer.candidates]
+        if not lines:
+            self.output.note("nobody is enrolled in this store")
+        if answer.threshold is None:
+            self.output.note("this model has no threshold: pass --threshold to get a decision")
+        else:
+            lines.insert(0, f"{answer.speaker or 'unknown'}   (threshold {answer.threshold:.4f})")
+        self.output.result({"file": self.file, **dataclasses.asdict(answer), "model": self.model.name}, "\n".join(lines))
+
+
+@dataclasses.dataclass(frozen=True)
+class List:
+    """Show who is enrolled in a store."""
+
+    store: Store
+    output: OutputOptions = Output()
+
+    def run(self) -> None:
+        """Prints names and numbers of utterances."""
+        from ecapa_jax.identify.database import Database
+
+        with Database.open(self.store) as database:
+            speakers = database.speakers()
+        lines = [f"{speaker.utterances:6d}  {speaker.name}" for speaker in speakers]
+        value = {"store": self.store, "speakers": [dataclasses.asdict(speaker) for speaker in speakers]}
+        self.output.result(value, "\n".join(lines) or "nobody is enrolled")
+
+
+@dataclasses.dataclass(frozen=True)
+class Remove:
+    """Remove a speaker from a store."""
+
+    name: Name
+    store: Store
+    output: OutputOptions = Output()
+
+    def run(self) -> None:
+        """Prints what was removed."""
+        from ecapa_jax.identify.database import Database
+
+        with Database.open(self.store) as database:
+            count = database.remove(self.name)
+        self.output.result(
+            {"name": self.name, "utterances": count, "store": self.store}, f"{self.name}: removed, {count} utterances"
+        )

@@ -1,0 +1,1 @@
+"""Who is it: enrolled speakers in one file, searched exactly."""

@@ -1,0 +1,306 @@
+"""Enrolled speakers in one SQLite file: safe with several processes, and with a process that is killed.
+
+A rollback journal rather than a write-ahead log: the store stays one file, works from read-only media and over network
+file systems, and enrolments are too rare for a log to pay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import sqlite3
+import threading
+import unicodedata
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from ecapa_jax.errors import StoreError
+
+SCHEMA = 1
+APPLICATION_ID = 0x45434A58  # "ECJX", at a fixed place of the file
+WAIT_SECONDS = 30.0
+"""How long a write waits for other processes."""
+
+_BLOCK = 20_000  # rows that are Python objects at a time
+_LONGEST_NAME = 200
+_TABLES = """
+CREATE TABLE model (fingerprint TEXT NOT NULL, embedding_dim INTEGER NOT NULL);
+CREATE TABLE speaker (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE TABLE utterance (
+  id INTEGER PRIMARY KEY,
+  speaker INTEGER NOT NULL REFERENCES speaker ON DELETE CASCADE,
+  source TEXT NOT NULL,
+  digest BLOB NOT NULL,
+  embedding BLOB NOT NULL,
+  UNIQUE (speaker, digest)
+);
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Speaker:
+    """An enrolled speaker.
+
+    Attributes:
+      name: unique in a store.
+      utterances: how many are enrolled.
+    """
+
+    name: str
+    utterances: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Utterance:
+    """An utterance to enrol.
+
+    Attributes:
+      source: where it comes from, for the reader.
+      digest: what tells it from the others of its speaker.
+      embedding: [embedding_dim] float32.
+    """
+
+    source: str
+    digest: bytes
+    embedding: Float32[np.ndarray, " embedding"]
+
+
+class Database:
+    """A store's file, without the model; made by `Database.open`. Threads may share one."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection):
+        self.path = path
+        self._connection = connection
+        self._lock = threading.RLock()
+        self._writes = 0
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], *, create: bool = False) -> Database:
+        """Opens a store's file.
+
+        Args:
+          path: the file.
+          create: make it where it is not there.
+
+        Raises:
+          StoreError: it is not there, is no store, is damaged, or was written by a newer version.
+        """
+        path = Path(path)
+        if os.path.isdir(path):
+            raise StoreError(f"{path} is a directory; a speaker store is a file")
+        if not create and not os.path.exists(path):
+            raise StoreError(f"{path}: no such speaker store; make it with ecapa-jax enroll NAME FILES... --store {path}")
+        with _told(path):
+            # `rw` opens a file that may not be written for reading.
+            address = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
+            connection = sqlite3.connect(
+                address, uri=True, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        database = cls(path, connection)
+        try:
+            database._check(create)
+        except BaseException:
+            database.close()
+            raise
+        return database
+
+    def _check(self, create: bool) -> None:
+        with _told(self.path):
+            with self.reading():
+                (version,) = self._row("PRAGMA user_version")
+                (application,) = self._row("PRAGMA application_id")
+                (tables,) = self._row("SELECT count(*) FROM sqlite_master")
+            if not tables and application == 0:
+                if not create:
+                    raise StoreError(f"{self.path} is empty; enrol speakers with ecapa-jax enroll")
+                self._create()
+            elif application != APPLICATION_ID:
+                raise StoreError(f"{self.path} is a database of another program; choose another store")
+            elif version != SCHEMA:
+                raise StoreError(
+                    f"{self.path} has schema {version}, this version reads {SCHEMA}; use the version that wrote it"
+                )
+            self._connection.execute("PRAGMA foreign_keys = ON")
+            self._connection.execute("PRAGMA synchronous = FULL")  # what is reported as enrolled outlives a power cut
+
+    def _create(self) -> None:
+        with self.writing() as connection:
+            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                return  # another process was faster
+            for statement in _TABLES.split(";"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+    def bind(self, fingerprint: str, embedding_dim: int) -> None:
+        """Binds a new store to a model, and refuses another model's afterwards.
+
+        Raises:
+          StoreError: the store is bound to another model.
+        """
+        with _told(self.path), self._lock:
+            found = self._connection.execute("SELECT fingerprint, embedding_dim FROM model").fetchone()
+            if found is None:
+                with self.writing() as connection:
+                    connection.execute(
+                        "INSERT INTO model SELECT ?, ? WHERE NOT EXISTS (SELECT * FROM model)",
+                        (fingerprint, embedding_dim),
+                    )
+                found = self._row("SELECT fingerprint, embedding_dim FROM model")
+        if found != (fingerprint, embedding_dim):
+            raise StoreError(
+                f"{self.path} holds embeddings of another model ({str(found[0])[:12]}, this is {fingerprint[:12]}), "
+                f"which can't be compared; name that model, or enrol into another store"
+            )
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it is in the file afterwards, or nothing.
+
+        Raises:
+          StoreError: the store may not be written, the disk is full, or others keep it busy.
+        """
+        with _told(self.path), self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+                self._writes += 1
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def enroll(self, name: str, utterances: Sequence[Utterance]) -> int:
+        """Adds utterances to a speaker, who is made where he is not there; returns how many were new.
+
+        Raises:
+          StoreError: as for `writing`, or the name is none.
+        """
+        name = checked_name(name)
+        with self.writing() as connection:
+            connection.execute("INSERT INTO speaker (name) VALUES (?) ON CONFLICT DO NOTHING", (name,))
+            (speaker,) = connection.execute("SELECT id FROM speaker WHERE name = ?", (name,)).fetchone()
+            rows = [(speaker, u.source, u.digest, u.embedding.tobytes()) for u in utterances]
+            before = connection.total_changes
+            connection.executemany(
+                "INSERT INTO utterance (speaker, source, digest, embedding) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                rows,
+            )
+            return connection.total_changes - before
+
+    def remove(self, name: str) -> int:
+        """Removes a speaker with all utterances; returns how many there were.
+
+        Raises:
+          StoreError: there is no such speaker, or as for `writing`.
+        """
+        name = checked_name(name)
+        with self.writing() as connection:
+            found = connection.execute("SELECT id FROM speaker WHERE name = ?", (name,)).fetchone()
+            if found is None:
+                raise StoreError(f"{self.path}: no speaker is named {name!r}; ecapa-jax list shows who is enrolled")
+            (count,) = connection.execute("SELECT count(*) FROM utterance WHERE speaker = ?", found).fetchone()
+            connection.execute("DELETE FROM speaker WHERE id = ?", found)
+            return int(count)
+
+    def speakers(self) -> list[Speaker]:
+        """Everyone enrolled, by name."""
+        query = (
+            "SELECT name, count(utterance.id) FROM speaker LEFT JOIN utterance ON utterance.speaker = speaker.id "
+            "GROUP BY speaker.id ORDER BY name"
+        )
+        with _told(self.path), self._lock:
+            return [Speaker(name, count) for name, count in self._connection.execute(query)]
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Another value after any change, whichever process made it."""
+        with _told(self.path), self._lock:
+            return self._row("PRAGMA data_version")[0], self._writes
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """One state of the store for several queries."""
+        with _told(self.path), self._lock:
+            self._connection.execute("BEGIN")
+            try:
+                yield self._connection
+            finally:
+                self._connection.execute("ROLLBACK")
+
+    def embeddings(
+        self, connection: sqlite3.Connection, embedding_dim: int
+    ) -> Iterator[tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, "n embedding"]]]:
+        """Blocks of the speakers' row ids and embeddings, in the order they were enrolled in.
+
+        Raises:
+          StoreError: the file is damaged.
+        """
+        cursor = connection.execute("SELECT speaker, embedding FROM utterance ORDER BY id")
+        while rows := cursor.fetchmany(_BLOCK):
+            speakers, blobs = zip(*rows, strict=True)
+            if any(len(blob) != 4 * embedding_dim for blob in blobs):
+                raise StoreError(f"{self.path} is damaged (an embedding has another size); restore a copy")
+            values = np.frombuffer(b"".join(blobs), np.float32).reshape(len(rows), embedding_dim)
+            yield np.array(speakers, np.int64), values
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._connection.close()
+
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _row(self, query: str) -> tuple:
+        row: tuple = self._connection.execute(query).fetchone()
+        return row
+
+
+def checked_name(name: str) -> str:
+    """The name in Unicode's composed form, without spaces around it, so that what looks alike is one speaker.
+
+    Raises:
+      StoreError: it is empty, longer than 200 characters, or holds control characters or bytes that are not Unicode.
+    """
+    name = unicodedata.normalize("NFC", name).strip()
+    if not name:
+        raise StoreError("a speaker's name is empty; give one")
+    if len(name) > _LONGEST_NAME:
+        raise StoreError(f"a speaker's name has {len(name)} characters; give at most {_LONGEST_NAME}")
+    if wrong := [character for character in name if unicodedata.category(character) in ("Cc", "Cs")]:
+        raise StoreError(f"the speaker's name {name!a} holds {wrong[0]!a}, which is no text; leave it out")
+    return name
+
+
+_REASONS = {
+    sqlite3.SQLITE_BUSY: f"is busy: another process has been writing for {WAIT_SECONDS:g} s; try again",
+    sqlite3.SQLITE_LOCKED: "is busy: another process is writing; try again",
+    sqlite3.SQLITE_FULL: "can't be written: the disk is full; make room, nothing was changed",
+    sqlite3.SQLITE_READONLY: "may not be written (it or its folder is read-only); nothing was changed",
+    sqlite3.SQLITE_CANTOPEN: "can't be opened; check its folder and the access rights",
+    sqlite3.SQLITE_PERM: "can't be opened; check the access rights",
+    sqlite3.SQLITE_AUTH: "can't be opened; check the access rights",
+    sqlite3.SQLITE_CORRUPT: "is damaged; restore a copy",
+    sqlite3.SQLITE_NOTADB: "is no speaker store, or damaged; choose another file or restore a copy",
+}
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """SQLite's errors as one line that says what to do."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", -1) & 0xFF  # the rest are details
+        raise StoreError(f"{path} {_REASONS.get(code, f'can not be read or written ({error}); check the disk')}") from error
