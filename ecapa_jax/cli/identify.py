@@ -72,7 +72,9 @@ class Identify:
             self.output.note("this model has no threshold: pass --threshold to get a decision")
         else:
             lines.insert(0, f"{answer.speaker or 'unknown'}   (threshold {answer.threshold:.4f})")
-        self.output.result({"file": self.file, **dataclasses.asdict(answer), "model": self.model.name}, "\n".join(lines))
+        self.output.result(
+            {"file": self.file, **dataclasses.asdict(answer), "model": self.model.name}, "\n".join(lines)
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ecapa_jax.cli.convert import Convert
 from ecapa_jax.cli.doctor import Doctor
 from ecapa_jax.cli.embed import Embed
 from ecapa_jax.cli.evaluate import Evaluate
+from ecapa_jax.cli.identify import Enroll, Identify, List, Remove
 from ecapa_jax.cli.info import Info
 from ecapa_jax.cli.verify import Verify
 from ecapa_jax.errors import EcapaError, Stopped
@@ -26,6 +27,10 @@ Verb = (
     Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Embed, tyro.conf.subcommand("embed")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Enroll, tyro.conf.subcommand("enroll")]
+    | Annotated[Identify, tyro.conf.subcommand("identify")]
+    | Annotated[List, tyro.conf.subcommand("list")]
+    | Annotated[Remove, tyro.conf.subcommand("remove")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]

@@ -94,7 +94,9 @@ class Database:
         if os.path.isdir(path):
             raise StoreError(f"{path} is a directory; a speaker store is a file")
         if not create and not os.path.exists(path):
-            raise StoreError(f"{path}: no such speaker store; make it with ecapa-jax enroll NAME FILES... --store {path}")
+            raise StoreError(
+                f"{path}: no such speaker store; make it with ecapa-jax enroll NAME FILES... --store {path}"
+            )
         with _told(path):
             # `rw` opens a file that may not be written for reading.
             address = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
@@ -303,4 +305,6 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", -1) & 0xFF  # the rest are details
-        raise StoreError(f"{path} {_REASONS.get(code, f'can not be read or written ({error}); check the disk')}") from error
+        raise StoreError(
+            f"{path} {_REASONS.get(code, f'can not be read or written ({error}); check the disk')}"
+        ) from error

@@ -261,7 +261,9 @@ class SpeakerStore:
     def _check_embeddings(self, names: Sequence[str], embeddings: Float32[np.ndarray, "n embedding"]) -> None:
         dim = self.encoder.config.ecapa.embedding_dim
         if embeddings.shape != (len(names), dim):
-            raise StoreError(f"{len(names)} names and embeddings of shape {embeddings.shape}; give [{len(names)}, {dim}]")
+            raise StoreError(
+                f"{len(names)} names and embeddings of shape {embeddings.shape}; give [{len(names)}, {dim}]"
+            )
         wrong = ~np.isfinite(embeddings).all(axis=1) | ~embeddings.any(axis=1)
         if wrong.any():
             raise StoreError(f"embedding {int(np.argmax(wrong))} is zero or not finite; leave it out")

@@ -8,17 +8,13 @@ import numpy as np
 import pytest
 
 from ecapa_jax.encoder import SpeakerEncoder
-from ecapa_jax.io.bundle import Bundle, Scoring, load_bundle, save_bundle
-from helpers.corpora import write_speech
-from helpers.weights import random_tensors, small_config, variables_of
+from ecapa_jax.io.bundle import load_bundle
+from helpers.corpora import small_bundle, write_speech
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = small_config(width=16, se_channels=8, attention_channels=8)
-    variables = variables_of(config.ecapa, random_tensors(config.ecapa))
-    whole = Bundle(config=config, variables=variables, scoring=Scoring(threshold=0.5), provenance={"family": "none"})
-    return save_bundle(whole, tmp_path_factory.mktemp("model") / "bundle")
+    return small_bundle(tmp_path_factory.mktemp("model") / "bundle")
 
 
 @pytest.fixture(scope="session")

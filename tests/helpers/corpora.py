@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from ecapa_jax.io.bundle import Bundle, Scoring, save_bundle
+from helpers.weights import random_tensors, small_config, variables_of
+
 RATE = 16000
 
 BAD = {
@@ -21,6 +24,14 @@ BAD = {
     "nul\0byte.wav": "can't be read",
 }
 """Bad recordings of the fixture `folder`, and what is said of them."""
+
+
+def small_bundle(path: Path) -> Path:
+    """A bundle of random weights, 16 channels wide, with the threshold 0.5."""
+    config = small_config(width=16, se_channels=8, attention_channels=8)
+    variables = variables_of(config.ecapa, random_tensors(config.ecapa))
+    whole = Bundle(config=config, variables=variables, scoring=Scoring(threshold=0.5), provenance={"family": "none"})
+    return save_bundle(whole, path)
 
 
 def speech(seconds: float, seed: int = 0, gain: float = 0.1) -> np.ndarray:

@@ -1,0 +1,216 @@
+"""Stores that can't be opened, read or written: one line, nothing lost; and processes that are killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecapa_jax.encoder import SpeakerEncoder
+from ecapa_jax.errors import StoreError
+from ecapa_jax.identify import database
+from ecapa_jax.identify.database import Database
+from ecapa_jax.identify.store import SpeakerStore
+from helpers.privileges import unprivileged
+
+N_SPEAKERS = 200
+
+
+def embeddings(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, 192)).astype(np.float32)
+
+
+@pytest.fixture
+def full(tmp_path: Path, encoder: SpeakerEncoder) -> Path:
+    """A store of 200 speakers."""
+    path = tmp_path / "full.db"
+    with SpeakerStore.open(path, encoder) as store:
+        store.enroll_embeddings([f"speaker {index}" for index in range(N_SPEAKERS)], embeddings(N_SPEAKERS))
+    return path
+
+
+def refusal(call: Callable[[], object]) -> str:
+    with pytest.raises(StoreError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path, encoder: SpeakerEncoder) -> None:
+    (tmp_path / "text").write_text("no database at all " * 100)
+    (tmp_path / "empty").touch()
+    sqlite3.connect(tmp_path / "other").execute("CREATE TABLE mine (a)").connection.close()
+    for name, words in (
+        ("text", "is no speaker store, or damaged"),
+        ("other", "is a database of another program"),
+        (".", "is a directory"),
+    ):
+        before = (tmp_path / name).read_bytes() if name != "." else b""
+        assert words in refusal(lambda name=name: Database.open(tmp_path / name))
+        assert words in refusal(lambda name=name: SpeakerStore.open(tmp_path / name, encoder))
+        assert name == "." or (tmp_path / name).read_bytes() == before
+    assert "is empty; enrol" in refusal(lambda: Database.open(tmp_path / "empty"))
+    assert "no such speaker store; make it with" in refusal(lambda: Database.open(tmp_path / "nothing"))
+    assert not (tmp_path / "nothing").exists()
+    assert "can't be opened" in refusal(lambda: SpeakerStore.open(tmp_path / "no" / "where", encoder))
+    with SpeakerStore.open(tmp_path / "empty", encoder) as store:
+        assert store.speakers() == []
+
+
+def test_a_newer_schema_is_refused(full: Path) -> None:
+    sqlite3.connect(full).execute("PRAGMA user_version = 2").connection.close()
+    before = full.read_bytes()
+    assert "has schema 2, this version reads 1; use the version that wrote it" in refusal(lambda: Database.open(full))
+    assert full.read_bytes() == before
+
+
+def test_a_damaged_store_is_refused_wherever_the_damage_is(full: Path, encoder: SpeakerEncoder) -> None:
+    """Pages overwritten or cut off: a line, or all rows as they were; never another result, never another exception."""
+    whole = full.read_bytes()
+    with SpeakerStore.open(full, encoder) as store:
+        expected = store.search(embeddings(1, 5), top=N_SPEAKERS)
+    pages = len(whole) // 4096
+    chance = random.Random(0)
+    lines: list[str] = []
+    for page in [0, 1, 2, 3, 4, *chance.sample(range(5, pages), 8)]:
+        for damaged in (
+            whole[: 4096 * page] + bytes(4096) + whole[4096 * (page + 1) :],
+            whole[: 4096 * page] + chance.randbytes(4096) + whole[4096 * (page + 1) :],
+            whole[: 4096 * page + 100],
+        ):
+            full.write_bytes(damaged)
+            try:
+                with SpeakerStore.open(full, encoder, create=False) as store:
+                    found = store.search(embeddings(1, 5), top=N_SPEAKERS)
+            except StoreError as error:
+                lines.append(str(error))
+            else:
+                assert found == expected
+    print(f"refused {len(lines)} of 39 damaged stores")
+    assert len(lines) > 25
+    assert all(line.startswith(str(full)) and "\n" not in line for line in lines)
+
+
+def test_an_embedding_of_another_size_is_damage(full: Path, encoder: SpeakerEncoder) -> None:
+    connection = sqlite3.connect(full)
+    connection.execute("UPDATE utterance SET embedding = x'00' WHERE id = 7")
+    connection.commit()
+    connection.close()
+    with SpeakerStore.open(full, encoder) as store:
+        assert "is damaged (an embedding has another size)" in refusal(store.gallery)
+
+
+def test_a_full_disk_changes_nothing(full: Path, encoder: SpeakerEncoder) -> None:
+    with SpeakerStore.open(full, encoder) as store:
+        connection = store.database._connection
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's way to pretend
+        names = [f"new {index}" for index in range(50)]
+        assert "the disk is full" in refusal(lambda: store.enroll_embeddings(names, embeddings(50, 1)))
+        assert len(store.speakers()) == N_SPEAKERS
+        connection.execute(f"PRAGMA max_page_count = {pages + 1000}")
+        assert store.enroll_embeddings(names, embeddings(50, 1)) == 50
+
+
+def test_a_store_that_may_not_be_written_is_read(encoder: SpeakerEncoder) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with SpeakerStore.open(folder / "s.db", encoder) as store:
+            store.enroll_embeddings(["Ann"], embeddings(1))
+            store.search(embeddings(1))  # compiles as root, who owns the caches
+        (folder / "s.db").chmod(0o444)
+        folder.chmod(0o555)
+        with unprivileged():
+            with SpeakerStore.open(folder / "s.db", encoder) as store:
+                assert store.search(embeddings(1))[0][0].name == "Ann"
+                assert "read-only" in refusal(lambda: store.enroll_embeddings(["Bob"], embeddings(1, 1)))
+                assert "read-only" in refusal(lambda: store.remove("Ann"))
+            assert "can't be opened" in refusal(lambda: Database.open(folder / "new.db", create=True))
+        folder.chmod(0o755)
+        assert os.listdir(folder) == ["s.db"]
+
+
+def test_a_store_that_others_keep_busy_is_told(full: Path, encoder: SpeakerEncoder, monkeypatch) -> None:
+    monkeypatch.setattr(database, "WAIT_SECONDS", 0.1)
+    with (
+        SpeakerStore.open(full, encoder) as writer,
+        SpeakerStore.open(full, encoder) as other,
+        writer.database.writing(),
+    ):
+        assert "is busy: another process" in refusal(lambda: other.remove("speaker 1"))
+        assert len(other.search(embeddings(1), top=3)[0]) == 3  # readers go on
+
+
+WRITER = """
+import sys
+import numpy as np
+from ecapa_jax.encoder import SpeakerEncoder
+from ecapa_jax.identify.store import SpeakerStore
+from ecapa_jax.io.bundle import load_bundle
+
+path, bundle, name, count = sys.argv[1:]
+encoder = SpeakerEncoder.from_bundle(load_bundle(bundle))
+rng = np.random.default_rng(int(name))
+with SpeakerStore.open(path, encoder) as store:
+    for turn in range(int(count)):
+        added = store.enroll_embeddings([f"{name}-{turn}"] * 3, rng.standard_normal((3, 192)).astype(np.float32))
+        print(f"{name}-{turn}", added, flush=True)
+        if turn % 5 == 4:
+            store.remove(f"{name}-{turn - 4}")
+            print(f"{name}-{turn - 4}", 0, flush=True)
+"""
+
+
+def writer(path: Path, bundle: Path, name: int, count: int) -> subprocess.Popen:
+    command = [sys.executable, "-c", WRITER, str(path), str(bundle), str(name), str(count)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def acknowledged(lines: str) -> dict[str, int]:
+    """Utterances of each speaker, as far as a writer said so."""
+    whole = [line.split() for line in lines.splitlines(keepends=True) if line.endswith("\n")]
+    return {name: int(count) for name, count in whole}
+
+
+def test_two_processes_write_one_new_store(tmp_path: Path, bundle: Path) -> None:
+    processes = [writer(tmp_path / "s.db", bundle, name, 40) for name in (1, 2)]
+    expected: dict[str, int] = {}
+    for process in processes:
+        expected |= acknowledged(process.communicate(timeout=300)[0])
+        assert process.returncode == 0
+    with Database.open(tmp_path / "s.db") as store:
+        found = {speaker.name: speaker.utterances for speaker in store.speakers()}
+    assert found == {name: count for name, count in expected.items() if count}
+    assert len(found) == 2 * 32
+
+
+def test_killed_writers_lose_nothing_that_was_told(tmp_path: Path, bundle: Path) -> None:
+    """Two writers, each killed in the middle of its writes; then what they said is there, and no half enrolment."""
+    path, chance = tmp_path / "s.db", random.Random(1)
+    processes = [writer(path, bundle, name, 10**6) for name in (1, 2)]
+    expected: dict[str, int] = {}
+    for process in processes:
+        first = process.stdout.readline()
+        time.sleep(chance.uniform(0.2, 1.0))
+        process.send_signal(signal.SIGKILL)
+        expected |= acknowledged(first + process.communicate(timeout=60)[0])
+        assert process.returncode == -signal.SIGKILL
+    with Database.open(path) as store:
+        found = {speaker.name: speaker.utterances for speaker in store.speakers()}
+        assert set(found.values()) == {3}
+        with store.reading() as connection:
+            assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    differing = {name for name in {*found, *expected} if found.get(name, 0) != expected.get(name, 0)}
+    print(f"{len(found)} speakers, {len(differing)} written and not told")
+    assert len(differing) <= 2  # of each writer, what it was about to tell
+    assert len(expected) > 2
