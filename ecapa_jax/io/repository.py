@@ -101,6 +101,9 @@ def _fetch(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs:
         (part / "files").mkdir(parents=True, exist_ok=True)
         from_hub = {"hf": _huggingface, "modelscope": _modelscope}.get(address.scheme, _web)
         revision, files = from_hub(address, wanted, part / "files", progress, hubs)
+        for path in [path for path in (part / "files").rglob("*") if path.is_file()]:
+            if path.relative_to(part / "files").as_posix() not in files:
+                path.unlink()  # of an attempt that was after other files
         record = {
             "address": str(address),
             "revision": revision,

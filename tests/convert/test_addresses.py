@@ -260,6 +260,20 @@ def refused_more(name, root):
     return str(error.value)
 
 
+def test_the_files_of_an_entry():
+    """Weights first; companions only beside weights."""
+    espnet = remote._wanted(published.entry_of("hf:espnet/voxcelebs12_ecapa_mel"))
+    names = ["README.md", "exp/spk/config.yaml", "exp/spk/10epoch.pth", "exp/spk/images/eer.png"]
+    assert list(espnet(names)) == ["exp/spk/config.yaml", "exp/spk/10epoch.pth"]
+    assert not espnet(["exp/spk/config.yaml"])
+    wespeaker = remote._wanted(published.entry_of("hf:Wespeaker/wespeaker-ecapa-tdnn512-LM"))
+    assert list(wespeaker(["avg_model.pt", "config.yaml", "voxceleb_ECAPA512_LM.onnx"])) == [
+        "avg_model.pt",
+        "config.yaml",
+    ]
+    assert not wespeaker(["voxceleb_ECAPA512_LM.onnx"])
+
+
 def test_a_repository_outside_the_table(hub, root):
     hub.repositories["you/yours"] = hub.repositories[SPEAKERLAB]
     for scheme in ("hf", "modelscope"):
@@ -556,6 +570,18 @@ def test_a_killed_download_leaves_nothing_half(hub, root):
     assert not list(root.glob("downloads/*/download.json"))
     assert load_bundle(folder_of(f"modelscope:{SPEAKERLAB}", root)).config == CONFIG
     assert hub.asked("FilePath=ecapa_tdnn.bin")[-1]["Range"].startswith("bytes=")
+
+
+def test_what_an_earlier_attempt_left_does_not_stay(hub, root):
+    hub.faults["FilePath=ecapa"] = [Fault(status=404)]
+    refused(f"modelscope:{SPEAKERLAB}", root)
+    [folder] = root.glob("downloads/*.partial/files")
+    (folder / "other.bin").write_bytes(b"left")
+    (folder / "configuration.json").write_bytes(b"left")
+    assert load_bundle(folder_of(f"modelscope:{SPEAKERLAB}", root)).config == CONFIG
+    [files] = root.glob("downloads/*/files")
+    assert sorted(path.name for path in files.iterdir()) == ["configuration.json", "ecapa_tdnn.bin"]
+    assert not list(root.glob("downloads/*.partial"))
 
 
 def test_an_incomplete_download_is_fetched_again(hub, root):
