@@ -24,7 +24,10 @@ def _table(entries: tuple[Entry, ...]) -> str:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("family", "address", "file", "published EER %", "licence", box=box.SIMPLE, pad_edge=False)
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    # What is cut short can't be copied: each column takes as many lines as it needs.
+    for title, width in (("family", 10), ("address", 20), ("file", 10), ("published EER %", 9), ("licence", 8)):
+        table.add_column(title, overflow="fold", min_width=width)
     for entry in entries:
         address = entry.address + (f"@{entry.revision}" if entry.revision else "")
         table.add_row(
@@ -36,7 +39,9 @@ def _table(entries: tuple[Entry, ...]) -> str:
         )
     console = Console()
     # A pipe has no width: what reads it wants whole lines.
-    paper = Console(file=io.StringIO(), width=console.width if console.is_terminal else 400, highlight=False)
+    paper = Console(
+        file=io.StringIO(), width=console.width if console.is_terminal else 400, highlight=False, color_system=None
+    )
     paper.print(table)
     paper.print("Figures are the publishers'; --json has all of them. (?): address or file name not confirmed.")
     return "\n".join(line.rstrip() for line in paper.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]

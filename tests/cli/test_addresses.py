@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from ecapa_jax import api
 from ecapa_jax.convert import run as conversion
@@ -100,3 +101,15 @@ def test_the_table(capsys):
     assert first["licence"] == "Apache-2.0"
     assert [figure["eer"] for figure in first["figures"]] == [0.9, 0.8]
     assert all(entry["address"] in result.out for entry in listed)
+
+
+def test_the_table_is_whole_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(Console, "is_terminal", property(lambda self: True))
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run(capsys, "convert", "--list").out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    assert all(word in "".join(lines) for word in ("licence", "Apache-", "0.862"))
+    start = next(line for line in lines if "address" in line).index("address")
+    column = "".join(line[start:].split("  ")[0].strip() for line in lines)
+    assert "modelscope:iic/speech_ecapa-tdnn_sv_en_voxceleb_16k@v1.0.1" in column
