@@ -212,11 +212,13 @@ class Evaluate:
         return Cohort(speakers=read_speakers(self.cohort), root=root, top_n=self.top_n)
 
     def _cache_path(self) -> Path:
+        from ecapa_jax.io.cache import default_folder
+
         if self.cache is not None:
             return local_path(self.cache)
         if self.folder is not None:
             return Path(self.folder) / "embeddings.sqlite"
-        return Path.home() / ".cache" / "ecapa-jax" / "embeddings.sqlite"
+        return default_folder() / "embeddings.sqlite"
 
     def _reports(self, scored: Scored, settings: Settings, folder: Path | None) -> list[Report]:
         from ecapa_jax.cli.common import replace_whole
