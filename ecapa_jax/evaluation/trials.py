@@ -41,7 +41,7 @@ class Trials:
 
     Attributes:
       path: where it is from, for messages and reports.
-      names: the distinct recordings (or enrolment models) of the list, in order of appearance.
+      names: the distinct recordings (or enrolment models) of the list, enrolled ones first.
       enrol: [trials] which of `names` is enrolled.
       test: [trials] which is tested.
       labels: [trials] True for a target trial; None where the file gives none.
