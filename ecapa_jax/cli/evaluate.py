@@ -81,6 +81,8 @@ class Evaluate:
     """Where embeddings are kept, so that another run need not compute them."""
     missing: Annotated[str | None, File] = None
     """Write the names of all missing recordings there."""
+    scoring: Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"] = "publisher"
+    """How to score: as the model's publisher does, or in another way."""
     short: Short = "error"
     model: ModelOptions = Model()
     output: OutputOptions = Output()
@@ -185,7 +187,7 @@ class Evaluate:
         enrolment = read_enrolment(self.enrolment) if self.enrolment else None
         cohort = self._cohort()
         missing = local_path(self.missing) if self.missing else None
-        encoder = self.model.load(quiet=self.output.quiet)
+        encoder = self.model.load(self.scoring, quiet=self.output.quiet)
         if settings.threshold is None:
             settings = dataclasses.replace(settings, threshold=encoder.scoring.threshold)
         with EvaluationProgress(quiet=self.output.quiet) as progress:

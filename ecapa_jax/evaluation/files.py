@@ -124,8 +124,9 @@ def _computed(encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Shor
     """Batches of what is not in the cache; at the end an AudioError if some could not be read."""
     order: list[tuple[bytes, float]] = []
     failed: list[AudioError] = []
+    n_views = encoder.scorer.n_views
 
-    def waveforms() -> Iterator[Float32[np.ndarray, " samples"]]:
+    def views() -> Iterator[Float32[np.ndarray, " samples"]]:
         for digest, path, waveform in _decoded(encoder, wanted, short):
             if isinstance(waveform, AudioError):
                 failed.append(waveform)
@@ -134,10 +135,17 @@ def _computed(encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Shor
                 message = f"{path} has no signal (all samples are equal): its embedding means nothing"
                 warnings.warn(message, SilenceWarning, stacklevel=2)
             order.append((digest, len(waveform) / encoder.sample_rate))
-            yield waveform
+            yield from encoder.scorer.views(waveform)
 
-    for indices, embeddings in encoder.embed_stream(waveforms()):
-        yield {order[at][0]: (row[None], order[at][1]) for at, row in zip(indices, embeddings, strict=True)}
+    begun: dict[int, dict[int, np.ndarray]] = collections.defaultdict(dict)  # by recording, by view
+    for indices, embeddings in encoder.embed_stream(views()):
+        for index, row in zip(indices, embeddings, strict=True):
+            begun[index // n_views][index % n_views] = row
+        whole = [at for at in dict.fromkeys(index // n_views for index in indices) if len(begun[at]) == n_views]
+        rows = {at: begun.pop(at) for at in whole}
+        yield {
+            order[at][0]: (np.stack([row[view] for view in range(n_views)]), order[at][1]) for at, row in rows.items()
+        }
     if failed:
         more = f" (and {len(failed) - 1} more recordings can't be embedded)" if len(failed) > 1 else ""
         raise AudioError(f"{failed[0]}{more}")

@@ -15,7 +15,7 @@ from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import TrialError
 from ecapa_jax.evaluation.cache import EmbeddingCache
 from ecapa_jax.evaluation.files import Progress, embed_files, find_files
-from ecapa_jax.evaluation.scores import enrolled, normalised, score_pairs, speaker_vectors
+from ecapa_jax.evaluation.scores import enrolled, mapped, normalised, score_pairs, speaker_vectors
 from ecapa_jax.evaluation.trials import Trials
 from ecapa_jax.scoring.normalisation import check_no_overlap, speaker_means
 
@@ -102,7 +102,8 @@ def score_lists(
     cohort_rows = wanted.add(find_files(cohort_names, cohort.root, missing_to)) if cohort else []
     if cohort:
         _check_cohort(cohort, lists, set(cohort_rows) & {row for group in rows for row in group}, list(wanted.rows))
-    with EmbeddingCache(cache_path, encoder.fingerprint, (1, encoder.config.ecapa.embedding_dim)) as cache:
+    shape = encoder.scorer.n_views, encoder.config.ecapa.embedding_dim
+    with EmbeddingCache(cache_path, f"{encoder.fingerprint}:{shape[0]}", shape) as cache:
         embedded = embed_files(encoder, list(wanted.rows), cache, short=short, progress=progress)
     vectors = speaker_vectors(encoder, embedded.embeddings)
     means = None
@@ -114,11 +115,10 @@ def score_lists(
         model_rows = [[own[name] for name in group] for group in groups.values()]
         enrol = enrolled(vectors, model_rows)
         pairs = _pairs(trials, list(groups), own)
-        scores = {"plain": score_pairs(enrol, vectors, pairs)}
+        cosines = score_pairs(enrol, vectors, pairs)
+        scores = {"plain": mapped(encoder, cosines)}
         if means is not None and cohort is not None:
-            scores["as-norm"] = normalised(
-                scores["plain"], enrol, vectors, pairs, jax.numpy.asarray(means), cohort.top_n
-            )
+            scores["as-norm"] = normalised(cosines, enrol, vectors, pairs, jax.numpy.asarray(means), cohort.top_n)
         model_seconds = np.array([embedded.seconds[group].sum() for group in model_rows])
         seconds = np.minimum(model_seconds[pairs[0]], embedded.seconds[pairs[1]])
         scored.append(Scored(trials, scores, seconds, len(set(at))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float32, Float64, Int, Int64
 
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import ScoringError
+from ecapa_jax.scorer import MAPS
 from ecapa_jax.scoring.cosine import unit
 from ecapa_jax.scoring.normalisation import cohort_statistics, s_norm
 
@@ -105,7 +106,6 @@ def normalised(
     return np.asarray(s_norm(scores, sides[0][pairs[0]], sides[1][pairs[1]]), np.float64)
 
 
-def rows_of(models: Mapping[str, Sequence[str]], files: Sequence[str]) -> list[list[int]]:
-    """Each model's utterances as rows of `files`."""
-    at = {name: row for row, name in enumerate(files)}
-    return [[at[name] for name in utterances] for utterances in models.values()]
+def mapped(encoder: SpeakerEncoder, cosines: Float64[np.ndarray, " trials"]) -> Float64[np.ndarray, " trials"]:
+    """Cosines on the scale of the model's publisher."""
+    return MAPS[encoder.scoring.score_map][0](cosines)  # type: ignore[arg-type, return-value] # arithmetic: arrays too
