@@ -19,9 +19,6 @@ BESIDE = ("classifier.", "projection.", "head.", "loss.", "speaker_loss.", "aam.
 OTHERS = (
     (("layer1.conv.weight", "layer2.se_res2block.0.conv.weight"), "a WeSpeaker ECAPA-TDNN, not built yet"),
     (("layer2.0.conv.weight", "layer2.1.convs.0.weight"), "lawlict's ECAPA-TDNN, not built yet"),
-    (("conv1.weight", "layer1.convs.0.weight", "fc6.weight"), "TaoRuijie's ECAPA-TDNN, not built yet"),
-    (("encoder.conv.weight", "encoder.layer1.convs.0.weight"), "an ESPnet-SPK ECAPA-TDNN, not built yet"),
-    (("encoder.layers.0.conv_layer.weight",), "a NeMo ECAPA-TDNN, not built yet"),
     (("blocks.0.conv.weight", "blocks.1.tdnn1.conv.weight"), "Qwen's speaker encoder, a part of a TTS system"),
     (("head.conv1.weight", "xvector.tdnn.linear.weight"), "a CAM++, another network; use it with 3D-Speaker"),
     (("conv1.weight", "layer1.0.convs.0.weight"), "an ERes2Net or Res2Net, another network; use it with 3D-Speaker"),

@@ -29,5 +29,9 @@ CONV1D = Op("conv1d [out, in, k] -> [k, in, out]", lambda a: a.transpose(2, 1, 0
 
 LINEAR = Op("linear [out, in] -> [1, in, out]", lambda a: a.T[None], lambda a: a[0].T)
 
-RANKS = {IDENTITY: 1, CONV1D: 3, LINEAR: 2}
+MATRIX = Op("matrix", lambda a: a, lambda a: a)
+
+BATCHED_TRANSPOSE = Op("[1, mels, bins] -> [bins, mels]", lambda a: a[0].T, lambda a: a.T[None])
+
+RANKS = {IDENTITY: 1, CONV1D: 3, LINEAR: 2, MATRIX: 2, BATCHED_TRANSPOSE: 3}
 """Number of axes of the source tensor."""

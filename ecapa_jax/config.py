@@ -38,13 +38,6 @@ class _Checked:
         if not condition:
             raise ConfigError(f"{type(self).__name__}: {message}")
 
-    def _require_built(self, name: str, built: tuple[object, ...]) -> None:
-        value = getattr(self, name)
-        if value not in built:
-            raise ConfigError(
-                f"{type(self).__name__}.{name}={value!r} is not built yet; built: {', '.join(map(str, built))}"
-            )
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FbankConfig(_Checked):
@@ -56,7 +49,8 @@ class FbankConfig(_Checked):
       waveform_scale: factor on a waveform in [-1, 1]; 32768 gives Kaldi's 16-bit range.
       frame_length, frame_shift: analysis window and hop.
       framing: `snip_edges` keeps whole windows only; `kaldi_reflect` is Kaldi with snip_edges=false (centred on each
-        hop, the edge sample mirrored too); `center_zeros` and `center_reflect` are a centred STFT.
+        hop, the edge sample mirrored too); `center_zeros` and `center_reflect` are a centred STFT; `center_zeros_floor`
+        is one whose last frame is blank: floor(samples / hop) frames are real.
       window, window_periodic: analysis window; a periodic one has period frame_length, a symmetric one frame_length-1.
       remove_dc: subtract each frame's mean.
       preemphasis, preemphasis_mode: coefficient, and where it applies: to each frame with the first sample repeated,
@@ -65,14 +59,15 @@ class FbankConfig(_Checked):
       mel_scale: `kaldi` 1127 ln(1 + f/700), `htk` 2595 log10(1 + f/700), `slaney`.
       mel_shape: triangles linear in mel (`mel`), in Hz with both true gaps (`hz`), in Hz and symmetric about the
         centre with the left gap (`hz_symmetric`), or area-normalised (`hz_area`).
-      mel_source: computed from the fields above, or stored with the checkpoint (`constants`).
+      mel_source: mel matrix and window are computed from the fields, or stored with the checkpoint (`constants`).
       f_min, f_max, n_mels: edges and number of the mel bands.
       floor, floor_mode: energies are clamped to the floor, or it is added.
       log: natural logarithm, or decibels (10 log10).
       top_db: dynamic range kept below each utterance's maximum, dB; None keeps all.
-      normalization: per utterance and mel band, over its real frames: `mean`, `mean_std` (unbiased), `instance`
-        (biased variance + 1e-5), or `none`.
-      pad_to: the number of frames is padded with zeros to a multiple of it, as part of the model.
+      normalization: per utterance and mel band, over its real frames: `mean`, `mean_std` (unbiased, 1e-5 added to
+        the standard deviation), `instance` (1e-5 added to the biased variance), or `none`.
+      pad_to: blank frames fill up each utterance to a multiple of it, as part of the model: its convolutions see them,
+        its statistics do not.
     """
 
     sample_rate: int = 16000
@@ -80,7 +75,9 @@ class FbankConfig(_Checked):
     waveform_scale: float = 1.0
     frame_length: int = 400
     frame_shift: int = 160
-    framing: Literal["snip_edges", "kaldi_reflect", "center_zeros", "center_reflect"] = "snip_edges"
+    framing: Literal["snip_edges", "kaldi_reflect", "center_zeros", "center_reflect", "center_zeros_floor"] = (
+        "snip_edges"
+    )
     window: Literal["povey", "hamming", "hann"] = "povey"
     window_periodic: bool = False
     remove_dc: bool = True
@@ -112,13 +109,12 @@ class FbankConfig(_Checked):
             f"need 0 <= f_min < f_max <= half the sample rate, got {self.f_min}, {self.f_max}",
         )
         self._require(self.n_mels > 0 and self.floor > 0, "n_mels and floor must be positive")
-        self._require_built("framing", ("snip_edges", "kaldi_reflect", "center_zeros"))
-        self._require_built("preemphasis_mode", ("frame",))
-        self._require_built("mel_scale", ("kaldi", "htk"))
-        self._require_built("mel_shape", ("mel", "hz", "hz_symmetric"))
-        self._require_built("mel_source", ("computed",))
-        self._require_built("normalization", ("mean", "none"))
-        self._require_built("pad_to", (1,))
+        self._require(self.pad_to > 0, f"pad_to is {self.pad_to}; it must be positive")
+
+    @property
+    def minimum_frames(self) -> int:
+        """Fewest frames that can be normalised."""
+        return 2 if self.normalization == "mean_std" else 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

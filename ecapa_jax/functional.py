@@ -15,7 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ecapa_jax.config import EcapaConfig, ModelConfig
-from ecapa_jax.features.fbank import AnyArray, fbank
+from ecapa_jax.features.constants import stored as _stored
+from ecapa_jax.features.fbank import AnyArray, fbank, seen_mask
 from ecapa_jax.features.frames import minimum_samples as _front_end_minimum
 from ecapa_jax.nn.ecapa import EcapaTdnn
 
@@ -25,13 +26,15 @@ Variables = dict[str, Any]
 def init(config: ModelConfig, key: PRNGKeyArray) -> Variables:
     """Random variables, with PyTorch's default initialisation of convolutions; float32."""
     model = EcapaTdnn(config.ecapa, rngs=nnx.Rngs(key))
-    return _as_variables(nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat))
+    constants = jax.tree.map(jnp.asarray, _stored(config.fbank))
+    return _as_variables(nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat), constants)
 
 
 def abstract(config: ModelConfig) -> Variables:
     """The shapes and dtypes of the variables, as `jax.ShapeDtypeStruct` leaves; nothing is computed."""
     _, params, batch_stats = _structure(config.ecapa)
-    return _as_variables(params, batch_stats)
+    constants = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in _stored(config.fbank).items()}
+    return _as_variables(params, batch_stats, constants)
 
 
 def apply(
@@ -41,6 +44,7 @@ def apply(
     mask: Bool[AnyArray, "batch time"],
     *,
     train: bool = False,
+    seen: Bool[AnyArray, "batch time"] | None = None,
 ) -> tuple[Float[Array, "batch embedding"], PyTree]:
     """The network: features and mask to embeddings.
 
@@ -50,6 +54,7 @@ def apply(
       features: [B, T, n_mels], anything finite where `mask` is False.
       mask: [B, T], True at real frames, a prefix of each row.
       train: normalise with the batch's statistics and move the running ones.
+      seen: [B, T], as from `seen_mask`, for a front end that adds blank frames; None means `mask`.
 
     Returns:
       embeddings: [B, embedding_dim].
@@ -58,15 +63,16 @@ def apply(
     graph, _, _ = _structure(config)
     params, batch_stats = jax.tree.map(jnp.asarray, (variables["params"], variables["batch_stats"]))
     model = nnx.merge(graph, params, batch_stats)
-    embeddings = model(jnp.asarray(features), jnp.asarray(mask), train=train)
+    seen = None if seen is None else jnp.asarray(seen)
+    embeddings = model(jnp.asarray(features), jnp.asarray(mask), train=train, seen=seen)
     if not train:
         return embeddings, variables["batch_stats"]
     return embeddings, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
 def minimum_samples(config: ModelConfig) -> int:
-    """Fewest samples that an utterance may have: enough frames for the network's reflect padding."""
-    return _front_end_minimum(config.fbank, config.ecapa.minimum_frames)
+    """Fewest samples that an utterance may have: enough frames for its normalisation and its reflect padding."""
+    return _front_end_minimum(config.fbank, max(config.ecapa.minimum_frames, config.fbank.minimum_frames))
 
 
 def embed(
@@ -88,8 +94,8 @@ def embed(
     Returns:
       [B, embedding_dim]; a row of NaN for an utterance shorter than `minimum_samples(config)`, which has none.
     """
-    features, mask = fbank(config.fbank, waveforms, lengths)
-    embeddings, _ = apply(config.ecapa, variables, features, mask)
+    features, mask = fbank(config.fbank, waveforms, lengths, variables["constants"])
+    embeddings, _ = apply(config.ecapa, variables, features, mask, seen=seen_mask(config.fbank, mask))
     return jnp.where((lengths >= minimum_samples(config))[:, None], embeddings, jnp.nan)
 
 
@@ -100,5 +106,9 @@ def _structure(config: EcapaConfig) -> Any:
     return nnx.split(model, nnx.Param, nnx.BatchStat)
 
 
-def _as_variables(params: Any, batch_stats: Any) -> Variables:
-    return {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(batch_stats), "constants": {}}
+def _as_variables(params: Any, batch_stats: Any, constants: dict[str, Any]) -> Variables:
+    return {
+        "params": nnx.to_pure_dict(params),
+        "batch_stats": nnx.to_pure_dict(batch_stats),
+        "constants": constants,
+    }

@@ -5,7 +5,9 @@ Figures and switches: the publishers' cards and code (3D-Speaker `speakerlab` 0.
 
 from __future__ import annotations
 
-from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig
+import dataclasses
+
+from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig, StdConfig
 
 KALDI_POVEY = FbankConfig()
 """3D-Speaker: torchaudio's Kaldi fbank on a waveform in [-1, 1], povey window, mean over time subtracted."""
@@ -30,11 +32,103 @@ SPEECHBRAIN_DB = FbankConfig(
 )
 """SpeechBrain's Fbank: dB, 80 dB range per utterance, its own triangles, mean over time subtracted."""
 
+MEL_TAORUIJIE = FbankConfig(
+    framing="center_reflect",
+    window="hamming",
+    window_periodic=True,
+    remove_dc=False,
+    preemphasis_mode="signal_reflect",
+    mel_scale="htk",
+    mel_shape="hz",
+    mel_source="constants",
+    f_max=7600.0,
+    floor=1e-6,
+    floor_mode="add",
+)
+"""TaoRuijie: torchaudio's MelSpectrogram of the pre-emphasised waveform, 20 to 7600 Hz; matrix and window stored.
+ESPnet-SPK's MelSpectrogramTorch is the same."""
+
+MEL_INSTANCE = FbankConfig(
+    framing="center_reflect",
+    window="hann",
+    window_periodic=True,
+    remove_dc=False,
+    preemphasis=0.0,
+    mel_scale="htk",
+    mel_shape="hz",
+    f_min=0.0,
+    floor=1e-6,
+    floor_mode="add",
+    normalization="instance",
+)
+"""RDINO and SDPN (3D-Speaker): torchaudio's MelSpectrogram, 0 to 8000 Hz, each band of unit variance."""
+
+MEL_NEMO = FbankConfig(
+    framing="center_reflect",
+    window="hann",
+    remove_dc=False,
+    preemphasis_mode="signal_zero",
+    mel_scale="slaney",
+    mel_shape="hz_area",
+    mel_source="constants",
+    f_min=0.0,
+    floor=2.0**-24,
+    floor_mode="add",
+    normalization="mean_std",
+    pad_to=16,
+)
+"""NeMo's FilterbankFeatures until 2.4, with which the published model was trained; matrix and window stored."""
+
+MEL_NEMO_2_5 = dataclasses.replace(MEL_NEMO, framing="center_zeros_floor")
+"""The same from NeMo 2.5 on: zeros about the waveform, the last frame blank."""
+
 SEQUENTIAL_REFLECT = EcapaConfig()
 """The network that 3D-Speaker and SpeechBrain share, at C = 1024."""
+
+SUMMED_ZEROS = EcapaConfig(
+    padding="zeros",
+    block_input="sum",
+    multiscale="last",
+    mfa_channels=1536,
+    mfa_norm=False,
+    attention_channels=256,
+    embedding_norm=True,
+    context_std=StdConfig(unbiased=True, epsilon=1e-4),
+    pooled_std=StdConfig(form="moment", epsilon=1e-4),
+)
+"""TaoRuijie's network: the paper's summed block inputs, a batch norm on the embedding."""
+
+ESPNET = dataclasses.replace(
+    SUMMED_ZEROS,
+    attention_channels=128,
+    attention_hidden="relu_bn",
+    se_norm=True,
+    embedding_norm=False,
+    context_std=StdConfig(unbiased=True, epsilon=1e-4, maximum=1e4),
+    pooled_std=StdConfig(form="moment", epsilon=1e-4, maximum=1e4),
+)
+"""ESPnet-SPK's network until 202412, with which the published model was trained."""
+
+ESPNET_2025 = dataclasses.replace(ESPNET, context_std=StdConfig(epsilon=2.0**-23, maximum=1e4))
+"""The same from ESPnet 202511 on."""
+
+GROUPED_ZEROS = EcapaConfig(
+    padding="zeros",
+    multiscale="grouped",
+    dilations=(1, 1, 1),
+    se_norm=True,
+    context_std=StdConfig(epsilon=1e-10),
+    pooled_std=StdConfig(epsilon=1e-10),
+)
+"""NeMo's network: a grouped convolution instead of the Res2 chain, no dilation."""
 
 PRESETS: dict[str, ModelConfig] = {
     "3dspeaker": ModelConfig(fbank=KALDI_POVEY, ecapa=SEQUENTIAL_REFLECT),
     "speechbrain": ModelConfig(fbank=SPEECHBRAIN_DB, ecapa=SEQUENTIAL_REFLECT),
+    "taoruijie": ModelConfig(fbank=MEL_TAORUIJIE, ecapa=SUMMED_ZEROS),
+    "nemo": ModelConfig(fbank=MEL_NEMO, ecapa=GROUPED_ZEROS),
+    "nemo-2.5": ModelConfig(fbank=MEL_NEMO_2_5, ecapa=GROUPED_ZEROS),
+    "espnet": ModelConfig(fbank=MEL_TAORUIJIE, ecapa=ESPNET),
+    "espnet-2025": ModelConfig(fbank=MEL_TAORUIJIE, ecapa=ESPNET_2025),
 }
 """Family name to the configuration of its published VoxCeleb model."""

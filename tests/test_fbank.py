@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecapa_jax.config import FbankConfig
-from ecapa_jax.features.fbank import fbank
-from ecapa_jax.features.frames import frame_count, minimum_samples
-from ecapa_jax.presets import KALDI_HAMMING_INT16, KALDI_POVEY, SPEECHBRAIN_DB
+from ecapa_jax.errors import ConfigError
+from ecapa_jax.features.constants import stored
+from ecapa_jax.features.fbank import fbank, seen_mask
+from ecapa_jax.features.frames import frame_count, minimum_samples, seen_count
+from ecapa_jax.presets import (
+    KALDI_HAMMING_INT16,
+    KALDI_POVEY,
+    MEL_INSTANCE,
+    MEL_NEMO,
+    MEL_NEMO_2_5,
+    MEL_TAORUIJIE,
+    SPEECHBRAIN_DB,
+)
 from helpers import oracle, parity
 
 CONFIGS = {
@@ -27,6 +38,10 @@ CONFIGS = {
     "speechbrain_40_mels": dataclasses.replace(SPEECHBRAIN_DB, n_mels=40),
     "kaldi_reflect": dataclasses.replace(KALDI_POVEY, framing="kaldi_reflect"),
     "kaldi_reflect_int16": dataclasses.replace(KALDI_HAMMING_INT16, framing="kaldi_reflect"),
+    "taoruijie": MEL_TAORUIJIE,
+    "instance": MEL_INSTANCE,
+    "nemo": MEL_NEMO,
+    "nemo_2_5": MEL_NEMO_2_5,
     "added_floor": dataclasses.replace(
         KALDI_POVEY,
         framing="center_zeros",
@@ -37,13 +52,16 @@ CONFIGS = {
         floor_mode="add",
     ),
 }
-FRAMINGS = ("3dspeaker", "kaldi_reflect", "speechbrain", "added_floor")
+FRAMINGS = ("3dspeaker", "kaldi_reflect", "speechbrain", "taoruijie", "instance", "nemo", "nemo_2_5")
 LENGTHS = (1, 40, 79, 80, 81, 119, 120, 161, 239, 240, 399, 400, 401, 559, 560, 561, 1039, 1040, 3217)
 
 SIZE = 24001
 """One size for all batches: each new shape is a compilation."""
 
-FBANK = jax.jit(fbank, static_argnums=0)
+
+@functools.partial(jax.jit, static_argnums=0)
+def FBANK(config: FbankConfig, waveforms: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return fbank(config, waveforms, lengths, stored(config))
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +104,7 @@ def test_every_length_from_one_sample(name: str) -> None:
     for row, waveform in enumerate(waveforms):
         frames = int(mask[row].sum())
         assert frames == _true_frame_count(config, len(waveform))
-        if frames:
+        if frames >= config.minimum_frames:
             assert parity.feature_error(config, features[row, :frames], waveform).worst <= parity.FEATURE_BOUND
 
 
@@ -97,7 +115,36 @@ def _true_frame_count(config: FbankConfig, n_samples: int) -> int:
     if config.framing == "kaldi_reflect":
         # Kaldi rounds the duration in hops, halves up.
         return int(np.floor(n_samples / config.frame_shift + 0.5))
-    return len(range(0, n_samples + 1, config.frame_shift))
+    frames = len(range(0, n_samples + 1, config.frame_shift))
+    return frames - 1 if config.framing == "center_zeros_floor" else frames
+
+
+def test_frames_that_the_network_sees() -> None:
+    """NeMo's blank frames fill up to 16; from 2.5 on the last frame of the STFT is one of them."""
+    for config, real in ((MEL_NEMO, 16), (MEL_NEMO_2_5, 15)):
+        lengths = np.array([400, 2559, 2560, 5000], np.int32)
+        mask = FBANK(config, np.zeros((4, 5000), np.float32), lengths)[1]
+        assert mask.shape == (4, 32)
+        assert mask.sum(1).tolist() == [frame_count(config, int(n)) for n in lengths]
+        assert mask.sum(1)[1] == real
+        assert seen_mask(config, mask).sum(1).tolist() == [16, 16, 32, 32]
+    mask = FBANK(KALDI_POVEY, np.zeros((4, 5000), np.float32), lengths)[1]
+    np.testing.assert_array_equal(seen_mask(KALDI_POVEY, mask), mask)
+
+
+def test_stored_constants_are_asked_for() -> None:
+    with pytest.raises(ConfigError, match=r"variables\['constants'\]"):
+        fbank(MEL_NEMO, np.zeros((1, 4000), np.float32), np.array([4000], np.int32))
+
+
+def test_stored_constants_are_used() -> None:
+    waveform = parity.noise(4000)[None]
+    theirs = {name: 1.5 * array for name, array in stored(MEL_TAORUIJIE).items()}
+    config = dataclasses.replace(MEL_TAORUIJIE, normalization="none", floor=1e-30)
+    features, _ = jax.jit(fbank, static_argnums=0)(config, waveform, np.array([4000], np.int32), theirs)
+    computed, _ = FBANK(config, waveform, np.array([4000], np.int32))
+    # A window squared and a matrix: three factors.
+    np.testing.assert_allclose(features - computed, np.full(features.shape, 3 * np.log(1.5)), atol=1e-4)
 
 
 # Against kaldi-native-fbank
@@ -170,6 +217,9 @@ def test_frame_count_of_arrays(name: str) -> None:
 def test_minimum_samples_is_the_inverse(name: str, n_frames: int) -> None:
     config = CONFIGS[name]
     least = minimum_samples(config, n_frames)
+    if config.framing == "center_reflect" and least == config.fft_size // 2 + 1:  # less can't be padded
+        assert frame_count(config, least) >= n_frames
+        return
     assert frame_count(config, least) == n_frames
     assert least == 1 or frame_count(config, least - 1) == n_frames - 1
 
@@ -192,15 +242,16 @@ def test_padding_and_batch_mates_change_nothing(
     elsewhere, _ = FBANK(config, *parity.pad_batch([waveform] * 4, size, 0.0))
     np.testing.assert_array_equal(together[0], elsewhere[0])
     alone, _ = FBANK(config, waveform[None], np.array([length], np.int32))
-    frames = alone.shape[1]
+    frames = frame_count(config, length)
+    assert alone.shape[1] == seen_count(config, frames)
     assert np.array_equal(mask[0], np.arange(mask.shape[1]) < frames)
     assert not np.asarray(together)[~np.asarray(mask)].any()
-    error = np.abs(together[0, :frames] - alone[0])
+    error = np.abs(together[0, :frames] - alone[0, :frames])
     assert parity.in_nepers(config, float(error.max())) <= 1e-4
     assert parity.in_nepers(config, float(np.sqrt(np.mean(error**2)))) <= 1e-5
 
 
-@pytest.mark.parametrize("name", ["3dspeaker", "speechbrain"])
+@pytest.mark.parametrize("name", ["3dspeaker", "speechbrain", "nemo"])
 def test_vmap_over_one_equals_the_batch(name: str, signals: dict[str, np.ndarray]) -> None:
     config = CONFIGS[name]
     waveforms, lengths = parity.pad_batch(list(signals.values())[:4], SIZE)

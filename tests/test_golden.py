@@ -13,7 +13,6 @@ from ecapa_jax.config import ModelConfig
 from ecapa_jax.convert.rules import apply_rules
 from ecapa_jax.convert.sources import sb_layout
 from ecapa_jax.features.fbank import fbank
-from ecapa_jax.presets import PRESETS
 from helpers import parity
 
 EMBED = jax.jit(functional.embed, static_argnums=0)
@@ -28,14 +27,14 @@ def _model(family: str) -> tuple[ModelConfig, dict]:
     return config, variables
 
 
-@pytest.mark.parametrize("family", PRESETS)
+@pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
 def test_the_weights_are_those_of_the_golden_values(family: str) -> None:
     _, tensors = parity.golden_model(family)
     stored = str(parity.golden()[f"{family}/weights"])
     assert parity.weights_hash(tensors) == stored, "helpers.weights changed: run tests/golden/make_golden.py again"
 
 
-@pytest.mark.parametrize("family", PRESETS)
+@pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
 def test_features(family: str) -> None:
     config, _ = _model(family)
     signals = parity.golden_signals()
@@ -47,7 +46,7 @@ def test_features(family: str) -> None:
         assert error <= parity.FEATURE_BOUND
 
 
-@pytest.mark.parametrize("family", PRESETS)
+@pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
 def test_embeddings_of_a_padded_batch(family: str) -> None:
     """Ten utterances from 1.25 s to 6.6 s, the padding NaN; the originals took one by one."""
     config, variables = _model(family)
@@ -57,7 +56,7 @@ def test_embeddings_of_a_padded_batch(family: str) -> None:
         _check_embedding(family, signal, embeddings[row])
 
 
-@pytest.mark.parametrize("family", PRESETS)
+@pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
 def test_embedding_alone(family: str) -> None:
     config, variables = _model(family)
     waveform = parity.golden_signals()["clipped"]

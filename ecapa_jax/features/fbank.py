@@ -5,21 +5,32 @@ Letters: B batch, S samples, T frames, M mel bands.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ecapa_jax.config import FbankConfig
-from ecapa_jax.features.constants import mel_matrix
-from ecapa_jax.features.frames import frame, frame_count, power_spectrum
-from ecapa_jax.masks import length_mask, masked_mean
+from ecapa_jax.errors import ConfigError
+from ecapa_jax.features.constants import mel_matrix, window
+from ecapa_jax.features.frames import frame, frame_count, power_spectrum, seen_count
+from ecapa_jax.masks import length_mask, mask_lengths, masked_mean
 
 AnyArray = Array | np.ndarray
+Frames = Float[Array, "batch frames mels"]
+Mask = Bool[Array, "batch frames"]
+
+STD_EPSILON = 1e-5
+"""Of the normalisations `mean_std` and `instance`; NeMo's and torch.nn.InstanceNorm1d's."""
 
 
 def fbank(
-    config: FbankConfig, waveforms: Float[AnyArray, "batch samples"], lengths: Int[AnyArray, " batch"]
+    config: FbankConfig,
+    waveforms: Float[AnyArray, "batch samples"],
+    lengths: Int[AnyArray, " batch"],
+    constants: Mapping[str, AnyArray] | None = None,
 ) -> tuple[Float[Array, "batch frames mels"], Bool[Array, "batch frames"]]:
     """Log-mel features of a padded batch, each utterance's equal to those it has alone.
 
@@ -29,31 +40,74 @@ def fbank(
       config: the front end.
       waveforms: [B, S], samples in [-1, 1] at `config.sample_rate`, right-padded.
       lengths: [B], true lengths in samples, at most S.
+      constants: `mel_matrix` [F, M] and `window` [frame_length], where the config says that the checkpoint stores them.
 
     Returns:
       features: [B, T, M], zero beyond each utterance's frames.
       mask: [B, T], True at real frames.
 
-    Reference: `torchaudio.compliance.kaldi.fbank`, `speechbrain.lobes.features.Fbank` with
-      `speechbrain.processing.features.InputNormalization(norm_type="sentence", std_norm=False)`.
+    Raises:
+      ConfigError: the config asks for stored constants and they were not given.
+
+    Reference: `torchaudio.compliance.kaldi.fbank`, `torchaudio.transforms.MelSpectrogram`,
+      `speechbrain.lobes.features.Fbank` with
+      `speechbrain.processing.features.InputNormalization(norm_type="sentence", std_norm=False)`, NeMo's
+      `FilterbankFeatures`.
     """
+    shape, mel = _constants(config, constants)
     waveforms, lengths = jnp.asarray(waveforms), jnp.asarray(lengths)
-    mask = length_mask(frame_count(config, lengths), frame_count(config, waveforms.shape[1]))
+    n_frames = frame_count(config, waveforms.shape[1])
+    mask = length_mask(frame_count(config, lengths), n_frames)
     frames = frame(config, waveforms, lengths) * config.waveform_scale
-    power = power_spectrum(config, frames)
-    energy = jnp.dot(power, jnp.asarray(mel_matrix(config), power.dtype), precision=lax.Precision.HIGHEST)
-    features = _compress(config, energy, mask)
-    if config.normalization == "mean":
-        features = features - masked_mean(features, mask)[:, None]
-    return jnp.where(mask[..., None], features, 0), mask
+    power = power_spectrum(config, frames, jnp.asarray(shape, frames.dtype))
+    energy = jnp.dot(power, jnp.asarray(mel, power.dtype), precision=lax.Precision.HIGHEST)
+    features = _normalize(config, _compress(config, energy, mask), mask)
+    blank = seen_count(config, n_frames) - n_frames
+    features = jnp.pad(jnp.where(mask[..., None], features, 0), ((0, 0), (0, blank), (0, 0)))
+    return features, jnp.pad(mask, ((0, 0), (0, blank)))
 
 
-def _compress(
-    config: FbankConfig, energy: Float[Array, "batch frames mels"], mask: Bool[Array, "batch frames"]
-) -> Float[Array, "batch frames mels"]:
+def seen_mask(config: FbankConfig, mask: Bool[AnyArray, "batch frames"]) -> Bool[Array, "batch frames"]:
+    """True at the frames that the network's convolutions see: the real ones and the model's own blank ones."""
+    mask = jnp.asarray(mask)
+    if seen_count(config, 1) == 1 and config.pad_to == 1:
+        return mask
+    return length_mask(seen_count(config, mask_lengths(mask)), mask.shape[1])
+
+
+def _constants(config: FbankConfig, given: Mapping[str, AnyArray] | None) -> tuple[AnyArray, AnyArray]:
+    """Window and mel matrix."""
+    if config.mel_source == "computed":
+        return window(config), mel_matrix(config)
+    if not given:
+        raise ConfigError(
+            "this front end takes its mel matrix and window from the checkpoint: pass variables['constants']"
+        )
+    return given["window"], given["mel_matrix"]
+
+
+def _compress(config: FbankConfig, energy: Frames, mask: Mask) -> Frames:
     energy = energy + config.floor if config.floor_mode == "add" else jnp.maximum(energy, config.floor)
     features = 10.0 * jnp.log10(energy) if config.log == "db" else jnp.log(energy)
     if config.top_db is None:
         return features
     peak = jnp.max(jnp.where(mask[..., None], features, -jnp.inf), axis=(1, 2), keepdims=True)
     return jnp.maximum(features, peak - (config.top_db if config.log == "db" else config.top_db * np.log(10) / 10))
+
+
+def _normalize(config: FbankConfig, features: Frames, mask: Mask) -> Frames:
+    if config.normalization == "none":
+        return features
+    features = features - masked_mean(features, mask)[:, None]
+    if config.normalization == "mean":
+        return features
+    # Once more: what rounding left of a constant band is divided by little more than 1e-5.
+    features = features - masked_mean(features, mask)[:, None]
+    variance = masked_mean(jnp.square(features), mask)
+    if config.normalization == "instance":
+        return features * lax.rsqrt(variance + STD_EPSILON)[:, None]
+    count = mask_lengths(mask).astype(features.dtype)[:, None]
+    variance = variance * count / jnp.maximum(count - 1, 1)
+    constant = variance == 0  # the gradient of a root at zero is infinite
+    deviation = jnp.where(constant, 0, jnp.sqrt(jnp.where(constant, 1, variance)))
+    return features / (deviation + STD_EPSILON)[:, None]

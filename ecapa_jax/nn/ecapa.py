@@ -52,19 +52,29 @@ class EcapaTdnn(nnx.Module):
         self.embedding_norm = batch_norm(config, config.embedding_dim) if config.embedding_norm else None
 
     def __call__(
-        self, features: Float[Array, "batch time mels"], mask: Mask, *, train: bool = False
+        self,
+        features: Float[Array, "batch time mels"],
+        mask: Mask,
+        *,
+        train: bool = False,
+        seen: Mask | None = None,
     ) -> Float[Array, "batch embedding"]:
-        """[B, T, n_mels] features -> [B, D] embedding, not normalised to length one."""
-        x = self.stem(features, mask, train=train)
+        """[B, T, n_mels] features -> [B, D] embedding, not normalised to length one.
+
+        Statistics over time are taken where `mask` is True, convolutions where `seen` is: a front end's blank frames
+        lie between the two. None means `mask`.
+        """
+        seen = mask if seen is None else seen
+        x = self.stem(features, seen, train=train)
         outputs: list[Frames] = []
         for index in range(self.config.n_blocks):
             block = getattr(self, f"block_{index}")
-            hidden = block.frames(x, mask, train=train)
+            hidden = block.frames(x, seen, train=train)
             gate = block.se(masked_mean(hidden, mask), train=train)
-            output = block.combine(x, hidden, gate, mask)
+            output = block.combine(x, hidden, gate, seen)
             outputs.append(output)
             x = x + output if self.config.block_input == "sum" else output
-        x = self.mfa(jnp.concatenate(outputs, axis=-1), mask, train=train)
+        x = self.mfa(jnp.concatenate(outputs, axis=-1), seen, train=train)
         context = context_statistics(self.config.context_std, x, mask) if self.config.global_context else None
         logits = self.pooling.attention(x, mask, context, train=train)
         return self.embed_pooled(self.pooling.pool(x, logits, mask), train=train)

@@ -18,6 +18,9 @@ def fbank(config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
     """[S] -> [T, M] in float64."""
     x = waveform.astype(np.float64) * config.waveform_scale
     n, size, shift = len(x), config.frame_length, config.frame_shift
+    if config.preemphasis and config.preemphasis_mode != "frame":
+        before = {"signal_reflect": lambda: x[min(1, n - 1)], "signal_zero": lambda: 0.0}[config.preemphasis_mode]()
+        x = x - config.preemphasis * np.concatenate([[before], x[:-1]])
     if config.framing == "snip_edges":
         starts, source = range(0, n - size + 1, shift), x
     elif config.framing == "kaldi_reflect":
@@ -26,12 +29,12 @@ def fbank(config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
         starts = [size + shift * t + shift // 2 - size // 2 for t in range((n + shift // 2) // shift)]
     else:
         size = config.fft_size
-        source = np.pad(x, size // 2)
-        starts = range(0, n + 1, shift)
+        source = np.pad(x, size // 2, mode="reflect" if config.framing == "center_reflect" else "constant")
+        starts = range(0, n + 1, shift)[: -1 if config.framing == "center_zeros_floor" else None]
     frames = np.stack([source[start : start + size] for start in starts])
     if config.remove_dc:
         frames = frames - frames.mean(1, keepdims=True)
-    if config.preemphasis:
+    if config.preemphasis and config.preemphasis_mode == "frame":
         frames = frames - config.preemphasis * np.concatenate([frames[:, :1], frames[:, :-1]], 1)
     power = np.abs(np.fft.rfft(frames * _window(config, size), config.fft_size)) ** 2
     energy = power @ _mel(config)
@@ -39,7 +42,17 @@ def fbank(config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
     if config.top_db is not None:
         energy = np.maximum(energy, energy.max() / 10 ** (config.top_db / 10))
     features = np.log(energy) if config.log == "ln" else 10 * np.log10(energy)
-    return features - features.mean(0) if config.normalization == "mean" else features
+    return _normalized(config, features)
+
+
+def _normalized(config: FbankConfig, features: np.ndarray) -> np.ndarray:
+    mean = features.mean(0)
+    return {
+        "none": lambda: features,
+        "mean": lambda: features - mean,
+        "mean_std": lambda: (features - mean) / (np.sqrt(((features - mean) ** 2).sum(0) / (len(features) - 1)) + 1e-5),
+        "instance": lambda: (features - mean) / np.sqrt(((features - mean) ** 2).mean(0) + 1e-5),
+    }[config.normalization]()
 
 
 def _window(config: FbankConfig, size: int) -> np.ndarray:
@@ -56,8 +69,17 @@ def _window(config: FbankConfig, size: int) -> np.ndarray:
 
 @functools.cache
 def _mel(config: FbankConfig) -> np.ndarray:
-    scale = {"kaldi": lambda f: 1127 * np.log(1 + f / 700), "htk": lambda f: 2595 * np.log10(1 + f / 700)}
-    unscale = {"kaldi": lambda m: 700 * (np.exp(m / 1127) - 1), "htk": lambda m: 700 * (10 ** (m / 2595) - 1)}
+    scale = {
+        "kaldi": lambda f: 1127 * np.log(1 + f / 700),
+        "htk": lambda f: 2595 * np.log10(1 + f / 700),
+        # Linear to 1 kHz, three mels to 200 Hz; then 27 to each factor of 6.4.
+        "slaney": lambda f: f / (200 / 3) if f < 1000 else 15 + np.log(f / 1000) / (np.log(6.4) / 27),
+    }
+    unscale = {
+        "kaldi": lambda m: 700 * (np.exp(m / 1127) - 1),
+        "htk": lambda m: 700 * (10 ** (m / 2595) - 1),
+        "slaney": lambda m: m * 200 / 3 if m < 15 else 1000 * np.exp((m - 15) * np.log(6.4) / 27),
+    }
     to_mel, to_hz = scale[config.mel_scale], unscale[config.mel_scale]
     points = np.linspace(to_mel(config.f_min), to_mel(config.f_max), config.n_mels + 2)
     bins = np.arange(config.fft_size // 2 + 1) * config.sample_rate / config.fft_size
@@ -68,13 +90,15 @@ def _mel(config: FbankConfig) -> np.ndarray:
             if config.mel_shape == "mel":
                 m = to_mel(f)
                 up, down = (m - low) / (centre - low), (high - m) / (high - centre)
-            elif config.mel_shape == "hz":
+            elif config.mel_shape in ("hz", "hz_area"):
                 a, b, c = to_hz(low), to_hz(centre), to_hz(high)
                 up, down = (f - a) / (b - a), (c - f) / (c - b)
             else:
                 a, b = to_hz(low), to_hz(centre)
                 up, down = 1 + (f - b) / (b - a), 1 - (f - b) / (b - a)
             matrix[q, band] = max(0.0, min(up, down))
+        if config.mel_shape == "hz_area":
+            matrix[:, band] *= 2 / (c - a)
     return matrix
 
 

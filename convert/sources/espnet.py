@@ -1,0 +1,75 @@
+"""ESPnet-SPK's ECAPA-TDNN on mel features, such as `espnet/voxcelebs12_ecapa_mel`."""
+
+from __future__ import annotations
+
+from ecapa_jax.config import EcapaConfig
+from ecapa_jax.convert.family import Companions, Family, Published, Source
+from ecapa_jax.convert.ops import LINEAR, MATRIX
+from ecapa_jax.convert.rules import Tensors
+from ecapa_jax.convert.sources.layout import Layout
+from ecapa_jax.convert.sources.taoruijie import check_filter
+from ecapa_jax.presets import PRESETS
+
+FILTER = "frontend.flipped_filter"
+IGNORED = (r".*\.num_batches_tracked", r"frontend\.flipped_filter")
+
+LAYOUT = Layout(
+    stem=("encoder.conv", "encoder.bn"),
+    block_in=("encoder.layer{block}.conv1", "encoder.layer{block}.bn1"),
+    res2=("encoder.layer{block}.convs.{chunk}", "encoder.layer{block}.bns.{chunk}"),
+    block_out=("encoder.layer{block}.conv3", "encoder.layer{block}.bn3"),
+    squeeze=("encoder.layer{block}.se.se.1", "encoder.layer{block}.se.se.3"),
+    excite="encoder.layer{block}.se.se.4",
+    mfa=("encoder.layer4", None),
+    hidden=("pooling.attention.0", "pooling.attention.2"),
+    logits="pooling.attention.3",
+    pooled_norm="projector.bn",
+    projection="projector.fc",
+    projection_op=LINEAR,
+    mel_matrix="frontend.transform.mel_scale.fb",
+    mel_matrix_op=MATRIX,
+    window="frontend.transform.spectrogram.window",
+)
+
+
+def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
+    """The network, from its shapes."""
+    check_filter(tensors, FILTER, PRESETS["espnet"].fbank.preemphasis)
+    return LAYOUT.infer(tensors, base)
+
+
+def _family(name: str, title: str, published: tuple[Published, ...]) -> Family:
+    def companions(source: Source) -> Companions:
+        del source
+        return Companions(config=PRESETS[name])
+
+    return Family(
+        name=name,
+        title=title,
+        files=(),
+        signature=("encoder.layer4.weight", "projector.fc.weight"),
+        ignored=IGNORED,
+        rules=LAYOUT.rules,
+        infer=infer,
+        companions=companions,
+        # Neither tensors nor file names tell the two apart; the published model is of the first.
+        recognises=lambda source: bool(published),
+        published=published,
+    )
+
+
+FAMILY = _family(
+    "espnet",
+    "ESPnet-SPK until 202412",
+    (
+        Published(
+            preset="espnet",
+            file="",
+            licence="CC-BY-4.0",
+            figures={"VoxCeleb1-O EER %": 0.978, "source": "model card of espnet/voxcelebs12_ecapa_mel"},
+        ),
+    ),
+)
+
+FAMILY_2025 = _family("espnet-2025", "ESPnet-SPK from 202511 on", ())
+"""Its pooling takes the context's standard deviation with n instead of n - 1, and another floor."""
