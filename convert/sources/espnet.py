@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ecapa_jax.config import EcapaConfig
-from ecapa_jax.convert.family import Companions, Family, Published, Source
+from ecapa_jax.convert.family import Companions, Family, Source
 from ecapa_jax.convert.ops import LINEAR, MATRIX
 from ecapa_jax.convert.rules import Tensors
 from ecapa_jax.convert.sources.layout import Layout
@@ -38,7 +38,7 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
     return LAYOUT.infer(tensors, base)
 
 
-def _family(name: str, title: str, published: tuple[Published, ...]) -> Family:
+def _family(name: str, title: str, *, default: bool) -> Family:
     def companions(source: Source) -> Companions:
         del source
         return Companions(config=PRESETS[name])
@@ -52,24 +52,13 @@ def _family(name: str, title: str, published: tuple[Published, ...]) -> Family:
         rules=LAYOUT.rules,
         infer=infer,
         companions=companions,
-        # Neither tensors nor file names tell the two apart; the published model is of the first.
-        recognises=lambda source: bool(published),
-        published=published,
+        # Neither tensors nor file names tell the two apart: the published model's, unless named.
+        recognises=lambda source: default,
+        published=(),
     )
 
 
-FAMILY = _family(
-    "espnet",
-    "ESPnet-SPK until 202412",
-    (
-        Published(
-            preset="espnet",
-            file="",
-            licence="CC-BY-4.0",
-            figures={"VoxCeleb1-O EER %": 0.978, "source": "model card of espnet/voxcelebs12_ecapa_mel"},
-        ),
-    ),
-)
+FAMILY = _family("espnet", "ESPnet-SPK until 202412", default=True)
 
-FAMILY_2025 = _family("espnet-2025", "ESPnet-SPK from 202511 on", ())
+FAMILY_2025 = _family("espnet-2025", "ESPnet-SPK from 202511 on", default=False)
 """Its pooling takes the context's standard deviation with n instead of n - 1, and another floor."""

@@ -19,6 +19,7 @@ from ecapa_jax.convert.ops import BATCHED_TRANSPOSE, CONV1D
 from ecapa_jax.convert.pickle_machine import show
 from ecapa_jax.convert.sources.layout import Layout
 from ecapa_jax.errors import ConfigError, ConversionError
+from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.presets import PRESETS
 
 FILE = "ecapa_tdnn.nemo"
@@ -218,6 +219,8 @@ def _family(name: str, title: str, *, default: bool, published: tuple[Published,
         # Nothing in the archive tells which featurizer it was trained with: the published model's, unless named.
         recognises=lambda source: default,
         published=published,
+        scoring=Scoring(threshold=0.7, score_map="half"),  # the defaults of `verify_speakers`
+        scoring_with_mean=Scoring(score_map="half", subtract_mean=True),
     )
 
 

@@ -10,6 +10,7 @@ from ecapa_jax.convert.ops import LINEAR, MATRIX
 from ecapa_jax.convert.rules import Tensors
 from ecapa_jax.convert.sources.layout import Layout
 from ecapa_jax.errors import ConversionError
+from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.presets import PRESETS
 
 FILE = "pretrain.model"
@@ -87,4 +88,5 @@ FAMILY = Family(
             },
         ),
     ),
+    scoring=Scoring(views="whole_and_windows"),
 )
