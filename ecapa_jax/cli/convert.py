@@ -25,7 +25,8 @@ class Convert:
     family: Annotated[
         str | None, tyro.conf.arg(metavar="FAMILY", help_behavior_hint="(default: told by the file names)")
     ] = None
-    """Where the checkpoint comes from: 3dspeaker or speechbrain. Their tensors look alike, their front ends differ."""
+    """Where the checkpoint comes from, where that does not tell itself: 3dspeaker or speechbrain, whose tensors look
+    alike; nemo-2.5 or espnet-2025 for models trained with those releases or later."""
     dilations: Annotated[str | None, tyro.conf.arg(metavar="D,D,...", help_behavior_hint="(default: the family's)")] = (
         None
     )

@@ -97,12 +97,6 @@ OTHERS = {
     "an ERes2Net": ["conv1.weight", "layer1.0.conv1.weight", "layer1.0.convs.0.weight", "seg_1.weight"],
     "a WeSpeaker ECAPA-TDNN": ["layer1.conv.weight", "layer2.se_res2block.0.conv.weight", "projection.weight"],
     "lawlict's ECAPA-TDNN": ["layer1.conv.weight", "layer2.0.conv.weight", "layer2.1.convs.0.weight"],
-    "TaoRuijie's ECAPA-TDNN": [
-        *("speaker_encoder.conv1.weight", "speaker_encoder.layer1.conv1.weight", "speaker_encoder.fc6.weight"),
-        *("speaker_encoder.layer1.convs.0.weight", "speaker_loss.weight"),
-    ],
-    "an ESPnet-SPK ECAPA-TDNN": ["encoder.conv.weight", "encoder.layer1.convs.0.weight", "pooling.attention.0.weight"],
-    "a NeMo ECAPA-TDNN": ["encoder.layers.0.conv_layer.weight", "decoder._pooling.attention_layer.0.conv_layer.weight"],
     "Qwen's speaker encoder": [
         f"speaker_encoder.{name}.weight" for name in ("blocks.0.conv", "blocks.1.tdnn1.conv", "mfa.conv", "fc")
     ],
