@@ -87,15 +87,18 @@ class _Resampler:
         sides = np.stack([units.enrol, np.where(units.enrol == units.test, units.n, units.test)])
         self._trials = trials
         self._sides = [sides[:, trials.targets], sides[:, trials.nontargets]]
+        self._within = [bool((side[1] == units.n).all()) for side in self._sides]  # as target trials by speaker are
         self._weights = [np.empty_like(side) for side in self._sides]
         targets, nontargets = (np.empty(side.shape[1] + 1, np.int64) for side in self._sides)
         self._sums = targets, nontargets
 
     def count(self, drawn: Int64[np.ndarray, " units_and_1"]) -> Counts:
         """The trials of a draw; good until the next."""
-        for side, weights in zip(self._sides, self._weights, strict=True):
-            np.take(drawn, side, out=weights, mode="clip")  # "raise" would copy `out`
-            weights[0] *= weights[1]
+        for side, weights, within in zip(self._sides, self._weights, self._within, strict=True):
+            np.take(drawn, side[0], out=weights[0], mode="clip")  # "raise" would copy `out`
+            if not within:
+                np.take(drawn, side[1], out=weights[1], mode="clip")
+                weights[0] *= weights[1]
         return self._trials.weighted(self._weights[0][0], self._weights[1][0], self._sums)
 
 
