@@ -151,11 +151,12 @@ class Evaluate:
     def _folders(self, lists: list[Trials]) -> list[Path | None]:
         """Where each list's files go: the output, or a folder a list below it."""
         from ecapa_jax.errors import EcapaError
+        from ecapa_jax.evaluation.report import list_name
 
         if self.folder is None:
             return [None] * len(lists)
         output = local_path(self.folder)
-        names = [Path(trials.path).name.removesuffix(".gz").rsplit(".", 1)[0] for trials in lists]
+        names = [list_name(trials.path) for trials in lists]
         if len(set(names)) < len(names):
             raise EcapaError("two lists have one name, and would have one folder of results: evaluate one at a time")
         folders = [output] if len(lists) == 1 else [output / name for name in names]
@@ -275,7 +276,7 @@ class Evaluate:
         if self.preset is None or self.scores is not None:
             return {}
         found = published_figures(PRESETS[self.preset], read_document(api.resolve(self.model.model))["provenance"])
-        return found or {"nothing": f"this model's card has no figure for {PRESETS[self.preset].title}"}
+        return found or {PRESETS[self.preset].title: "no figure in this model's card"}
 
     def _write(self, folder: Path, scored: Scored, settings: Settings, reports: list[Report]) -> None:
         import json

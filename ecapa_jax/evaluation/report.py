@@ -79,6 +79,11 @@ class Report:
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
+def list_name(path: str) -> str:
+    """A list's file name without its ending, nor that of its compression."""
+    return Path(path).name.removesuffix(".gz").rsplit(".", 1)[0]
+
+
 def title(name: str) -> str:
     """A figure's name for people."""
     for prefix, text in _PREFIXES.items():
@@ -101,11 +106,11 @@ def markdown(reports: Sequence[Report]) -> str:
     lines.append("|---|---|--:|--:|" + "--:|" * len(names))
     for report in reports:
         cells = [
-            f"{shown(name, report.figures[name].value)}{_interval(name, report.figures[name])}".strip()
+            f"{shown(name, report.figures[name].value)}{_interval(name, report.figures[name])}".replace("  ", " ")
             for name in names
         ]
         speakers = "?" if report.n_speakers is None else str(report.n_speakers)
-        head = f"| {Path(report.trials).name} | {report.system} | {report.n_trials} | {speakers} | "
+        head = f"| {list_name(report.trials)} | {report.system} | {report.n_trials} | {speakers} | "
         lines.append(head + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -210,7 +210,7 @@ def test_several_lists_make_a_table(evaluate, corpus, tmp_path):
     result = evaluate("--trials", corpus / "list.txt", tmp_path / "other.txt", "--output", tmp_path / "out",
                       json_too=False)  # fmt: skip
     rows = [line for line in result.out.splitlines() if line.startswith("| ")]
-    assert [row.split(" | ")[0] for row in rows] == ["| list", "| list.txt", "| other.txt"]
+    assert [row.split(" | ")[0] for row in rows] == ["| list", "| list", "| other"]
     assert (tmp_path / "out" / "other" / "report.json").is_file()
 
 
