@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -94,6 +95,13 @@ def test_files_of_a_report(evaluate, tmp_path):
     assert json.loads((out / "report.json").read_text())[0]["n_trials"] == 120
     assert "holds a report" in evaluate("--output", out).err
     assert evaluate("--output", out, "--force").code == 0
+
+
+def test_without_matplotlib(evaluate, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = evaluate("--output", tmp_path / "out")
+    assert (result.code, result.err) == (0, "no plots: plots need matplotlib: pip install 'ecapa-jax[evaluate]'\n")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"scores.tsv", "report.txt", "report.json"}
 
 
 def test_a_scores_file_gives_the_same_figures(evaluate, tmp_path):
