@@ -17,6 +17,7 @@ from ecapa_jax import functional
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.detect import choose_family, find_network, find_weights
 from ecapa_jax.convert.family import Companions, Family, Source
+from ecapa_jax.convert.parity import full_report, quick_report
 from ecapa_jax.convert.readers import Checkpoint, find_tensors, read_checkpoint
 from ecapa_jax.convert.rules import Rule, Tensors, apply_rules, invert_rules
 from ecapa_jax.errors import ConfigError, ConversionError
@@ -33,6 +34,7 @@ def convert(
     family: str | None = None,
     dilations: tuple[int, ...] | None = None,
     embedding_mean: np.ndarray | None = None,
+    verify: bool = False,
 ) -> Bundle:
     """Converts a checkpoint; `io.bundle.save_bundle` writes the result.
 
@@ -42,9 +44,12 @@ def convert(
       dilations: of the SE-Res2 blocks, where they are not the family's; shapes can't tell them.
       embedding_mean: [D] mean embedding of a training set, to subtract before scoring, as WeSpeaker's figures do with
         that of VoxCeleb2-dev; the checkpoint does not bring it.
+      verify: compare every stage, with the original PyTorch code where it is installed; else only the embedding with
+        packaged golden values, without torch.
 
     Returns:
-      The bundle, whose `parity` holds the proof: every tensor restored bit for bit from the result.
+      The bundle, whose `parity` holds the proof: every tensor restored bit for bit from the result, and the errors of
+      `convert.parity`.
 
     Raises:
       ConversionError: the file can't be read, is not of a supported family, or does not fit its rule table.
@@ -67,6 +72,7 @@ def convert(
         _check_stated(companions, config, dilations)
         extra = {**{found.prefix + name: network[name] for name in skipped}, **found.beside}
         parity = _proof(rules, config, network, variables, len(extra))
+        parity |= full_report(chosen, config, variables) if verify else quick_report(chosen)
     scoring, mean = _scoring(chosen, companions, embedding_mean, config.ecapa.embedding_dim)
     return Bundle(
         config=config,
@@ -111,7 +117,7 @@ def _config(family: Family, network: Tensors, base: ModelConfig, dilations: tupl
     try:
         ecapa: EcapaConfig = base.ecapa
         if dilations is not None:
-            ecapa = _with_dilations(ecapa, dilations)
+            ecapa = with_dilations(ecapa, dilations)
         ecapa = family.infer(network, ecapa)
         return ModelConfig(fbank=dataclasses.replace(base.fbank, n_mels=ecapa.n_mels), ecapa=ecapa)
     except ConfigError as error:
@@ -133,7 +139,7 @@ def _check_stated(companions: Companions, config: ModelConfig, dilations: tuple[
         raise ConversionError(f"{companions.stated_in} is of another network: {'; '.join(differ)}")
 
 
-def _with_dilations(base: EcapaConfig, dilations: tuple[int, ...]) -> EcapaConfig:
+def with_dilations(base: EcapaConfig, dilations: tuple[int, ...]) -> EcapaConfig:
     """`base` with as many blocks as dilations, for `infer` to fill the rest from the shapes."""
     blocks = len(dilations)
     return dataclasses.replace(

@@ -99,6 +99,26 @@ def embed(
     return jnp.where((lengths >= minimum_samples(config))[:, None], embeddings, jnp.nan)
 
 
+def stages(
+    config: ModelConfig,
+    variables: Variables,
+    waveforms: Float[AnyArray, "batch samples"],
+    lengths: Int[AnyArray, " batch"],
+) -> dict[str, Array]:
+    """What `embed` computes on its way, for comparisons with other code.
+
+    Returns:
+      features [B, T, M]; stem, block_0, ..., mfa [B, T, C]; pooled [B, 2 C]; embedding [B, D]. Beyond an utterance's
+      frames they are unspecified.
+    """
+    graph, _, _ = _structure(config.ecapa)
+    model = nnx.merge(graph, *jax.tree.map(jnp.asarray, (variables["params"], variables["batch_stats"])))
+    features, mask = fbank(config.fbank, waveforms, lengths, variables["constants"])
+    taps = {"features": features}
+    embeddings = model(features, mask, seen=seen_mask(config.fbank, mask), taps=taps)
+    return {**taps, "embedding": embeddings}
+
+
 @functools.cache
 def _structure(config: EcapaConfig) -> Any:
     """Graph definition and abstract states of the network; no weight is made."""

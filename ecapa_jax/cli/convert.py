@@ -35,6 +35,9 @@ class Convert:
         None
     )
     """Mean embedding of a training set, to subtract before scoring (WeSpeaker's published figures do so)."""
+    verify: Flag = False
+    """Compare every stage, features to embedding, with the original PyTorch code where it is installed; without it,
+    with packaged values."""
     force: Flag = False
     """Replace an existing bundle; it stays until the new one is whole."""
     output: OutputOptions = Output()
@@ -58,6 +61,7 @@ class Convert:
             family=self.family,
             dilations=parse_dilations(self.dilations),
             embedding_mean=None if self.embedding_mean is None else read_embedding_mean(self.embedding_mean),
+            verify=self.verify,
             progress=not self.output.quiet,
         )
         save_bundle(bundle, path, force=self.force)

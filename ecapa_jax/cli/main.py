@@ -18,6 +18,7 @@ from ecapa_jax.cli.convert import Convert
 from ecapa_jax.cli.doctor import Doctor
 from ecapa_jax.cli.embed import Embed
 from ecapa_jax.cli.evaluate import Evaluate
+from ecapa_jax.cli.export import Export
 from ecapa_jax.cli.identify import Enroll, Identify, List, Remove
 from ecapa_jax.cli.info import Info
 from ecapa_jax.cli.verify import Verify
@@ -32,6 +33,7 @@ Verb = (
     | Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Remove, tyro.conf.subcommand("remove")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )

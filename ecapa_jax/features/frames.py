@@ -41,7 +41,7 @@ def frame_count(config: FbankConfig, n_samples: Count) -> Count:
     shift = config.frame_shift
     if config.framing == "snip_edges":
         count = (n_samples - config.frame_length) // shift + 1
-        return max(count, 0) if isinstance(count, int) else jnp.maximum(count, 0)
+        return jnp.maximum(count, 0) if isinstance(count, jax.Array) else max(count, 0)
     if config.framing == "kaldi_reflect":
         return (n_samples + shift // 2) // shift
     return n_samples // shift + (config.framing != "center_zeros_floor")

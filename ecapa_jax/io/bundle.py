@@ -100,10 +100,21 @@ def save_bundle(bundle: Bundle, path: str | os.PathLike[str], *, force: bool = F
     """
     target = Path(path)
     check_target(target, force=force)
-    with _sibling(target) as temporary:
+    with replace_folder(target) as temporary:
         _write(bundle, temporary)
-        _swap(temporary, target)
     return target
+
+
+@contextlib.contextmanager
+def replace_folder(target: Path) -> Iterator[Path]:
+    """A temporary sibling to write into, which takes the place of `target` if the body succeeds.
+
+    Raises:
+      BundleError: it can't be written.
+    """
+    with _sibling(target) as temporary:
+        yield temporary
+        _swap(temporary, target)
 
 
 def check_target(target: Path, *, force: bool) -> None:

@@ -31,6 +31,7 @@ def card(document: dict[str, Any], operating_points: list[dict[str, Any]], parit
             for point in operating_points
         ]
     lines += _section("Conversion", parity)
+    lines += _errors(parity.get("errors", {}))
     return "\n".join(lines) + "\n"
 
 
@@ -39,6 +40,11 @@ def scoring_text(scoring: dict[str, Any]) -> str:
     what = "mean of two views' cosines" if scoring.get("views") == "whole_and_windows" else "cosine"
     what += " less the mean embedding" * scoring["subtract_mean"]
     return f"({what} + 1) / 2, from 0 to 1" if scoring.get("score_map") == "half" else f"{what}, from -1 to 1"
+
+
+def _errors(errors: dict[str, dict[str, float]]) -> list[str]:
+    rows = [f"| {name} | {error['max_abs_over_max']:.1e} | {error['cosine']:.7f} |" for name, error in errors.items()]
+    return ["", "| stage | max error / max | cosine |", "|---|--:|--:|", *rows] if rows else []
 
 
 def _section(title: str, values: dict[str, Any]) -> list[str]:

@@ -58,26 +58,30 @@ class EcapaTdnn(nnx.Module):
         *,
         train: bool = False,
         seen: Mask | None = None,
+        taps: dict[str, Array] | None = None,
     ) -> Float[Array, "batch embedding"]:
         """[B, T, n_mels] features -> [B, D] embedding, not normalised to length one.
 
         Statistics over time are taken where `mask` is True, convolutions where `seen` is: a front end's blank frames
-        lie between the two. None means `mask`.
+        lie between the two. None means `mask`. `taps` is given what each stage computes.
         """
         seen = mask if seen is None else seen
-        x = self.stem(features, seen, train=train)
+        taps = {} if taps is None else taps
+        taps["stem"] = x = self.stem(features, seen, train=train)
         outputs: list[Frames] = []
         for index in range(self.config.n_blocks):
             block = getattr(self, f"block_{index}")
             hidden = block.frames(x, seen, train=train)
             gate = block.se(masked_mean(hidden, mask), train=train)
             output = block.combine(x, hidden, gate, seen)
+            taps[f"block_{index}"] = output
             outputs.append(output)
             x = x + output if self.config.block_input == "sum" else output
-        x = self.mfa(jnp.concatenate(outputs, axis=-1), seen, train=train)
+        taps["mfa"] = x = self.mfa(jnp.concatenate(outputs, axis=-1), seen, train=train)
         context = context_statistics(self.config.context_std, x, mask) if self.config.global_context else None
         logits = self.pooling.attention(x, mask, context, train=train)
-        return self.embed_pooled(self.pooling.pool(x, logits, mask), train=train)
+        taps["pooled"] = pooled = self.pooling.pool(x, logits, mask)
+        return self.embed_pooled(pooled, train=train)
 
     def embed_pooled(
         self, pooled: Float[Array, "batch pooled"], *, train: bool = False

@@ -1,0 +1,234 @@
+"""How far a conversion is proven: errors against the family's original code, or against packaged golden values.
+
+Golden values prove that this installation computes the family's maths, on weights that are remade from a seed. That the
+bundle holds the checkpoint's weights is proven apart, tensor by tensor and bit for bit. Only live original code proves
+both at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import jax
+import numpy as np
+
+from ecapa_jax import functional
+from ecapa_jax.config import ModelConfig
+from ecapa_jax.convert.family import Family
+from ecapa_jax.convert.rules import flatten, invert_rules, unflatten
+from ecapa_jax.errors import ConversionError
+from ecapa_jax.presets import PRESETS
+
+WIDTH = 16
+"""Block channels of the golden model."""
+
+STEP = 16
+"""Every so many frames of a stage are kept as golden values."""
+
+BOUND, COSINE_BOUND = 1e-4, 0.999999
+"""Largest error of an embedding over its largest value, and least cosine."""
+
+WAVEFORM = "1.2 s, synthetic: a gliding chord in bursts, noise, a part 100 dB below the loudest"
+
+_GOLDEN = (
+    "Proves that this installation computes the family's maths: golden values of the reference, on seeded random "
+    "weights at {width} channels. The weights of this bundle are proven by the tensors, bit for bit, not by these "
+    "errors."
+)
+_LIVE = "Proves this bundle: its own weights in the original code and here, on one waveform."
+
+Stages = Mapping[str, np.ndarray]
+
+
+def waveform(sample_rate: int = 16000) -> np.ndarray:
+    """The sound that errors are measured on: [S] float32."""
+    time = np.arange(int(1.2 * sample_rate)) / sample_rate
+    rng = np.random.default_rng(0)
+    chord = sum(
+        np.sin(2 * np.pi * pitch * (1 + 0.2 * time) * time) / (1 + k) for k, pitch in enumerate((140, 280, 730))
+    )
+    loud = 0.3 * chord * (0.55 + 0.45 * np.sin(2 * np.pi * 4 * time)) + 0.01 * rng.standard_normal(len(time))
+    return (loud * np.where((time > 0.5) & (time < 0.7), 1e-5, 1.0)).astype(np.float32)
+
+
+def preset_of(family: Family) -> ModelConfig:
+    """The configuration of the family's published model."""
+    return PRESETS[family.published[0].preset if family.published else family.name]
+
+
+def golden_model(family: Family, config: ModelConfig | None = None) -> tuple[ModelConfig, dict[str, Any]]:
+    """The family's published model at `WIDTH` (or `config`), with weights from a seed: the same on every machine."""
+    preset = preset_of(family)
+    small = {"channels": (WIDTH,) * len(preset.ecapa.channels), "mfa_channels": 3 * WIDTH}
+    network = dataclasses.replace(preset.ecapa, **small, se_channels=8, attention_channels=8)
+    config = config or dataclasses.replace(preset, ecapa=network)
+    rng = np.random.default_rng(sum(family.name.encode()))
+    leaves = flatten(functional.abstract(config))
+    values = {path: _values(rng, path, leaves[path].shape) for path in sorted(leaves)}
+    return config, {**{part: {} for part in ("params", "batch_stats", "constants")}, **unflatten(values)}
+
+
+def _values(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    normal = rng.standard_normal(shape)
+    if path.endswith("/kernel"):
+        normal = normal / np.sqrt(np.prod(shape[:-1]))
+    elif path.endswith("/scale"):
+        normal = 0.5 + np.abs(normal)
+    elif path.endswith("/var"):
+        normal = np.exp(0.5 * normal)
+    else:
+        normal = 0.2 * normal
+    return normal.astype(np.float32)
+
+
+def weights_hash(variables: Mapping[str, Any]) -> str:
+    """Sha256 of the golden model's weights: a generator that changed is not to be taken for wrong maths."""
+    leaves = flatten(variables)
+    digest = hashlib.sha256()
+    for path in sorted(leaves):
+        digest.update(f"{path}{leaves[path].shape}".encode() + np.asarray(leaves[path], np.float32).tobytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def golden() -> dict[str, np.ndarray]:
+    """The packaged values, by `FAMILY/STAGE`; `FAMILY/about` is JSON with the reference and the hash of the weights."""
+    with resources.files("ecapa_jax.convert").joinpath("golden.npz").open("rb") as file, np.load(file) as values:
+        return dict(values)
+
+
+def sampled(stages: Stages) -> dict[str, np.ndarray]:
+    """What is kept of each stage: every `STEP`th frame."""
+    return {
+        name: np.asarray(x, np.float32)[::STEP] if x.ndim == 2 else np.asarray(x, np.float32)
+        for name, x in stages.items()
+    }
+
+
+# The graph is small and run once: optimising it costs more than it saves.
+_COMPILE = {"xla_backend_optimization_level": 0}
+_embed = jax.jit(functional.embed, static_argnums=0, compiler_options=_COMPILE)
+_stages = jax.jit(functional.stages, static_argnums=0, compiler_options=_COMPILE)
+
+
+def our_stages(config: ModelConfig, variables: Mapping[str, Any], sound: np.ndarray) -> dict[str, np.ndarray]:
+    """What this library computes of one utterance, [T, C] or [C], from features to embedding."""
+    found = _stages(config, variables, sound[None], np.array([len(sound)], np.int32))
+    blocks = [f"block_{index}" for index in range(config.ecapa.n_blocks)]
+    order = ["features", "stem", *blocks, "mfa", "pooled", "embedding"]  # jit sorts them
+    return {name: np.asarray(found[name])[0] for name in order}
+
+
+def quick_report(family: Family) -> dict[str, Any]:
+    """The golden embedding of the family at small width; a second or two.
+
+    Raises:
+      ConversionError: it is not what it should be: this installation must not convert.
+    """
+    about, theirs = _golden_of(family)
+    if not theirs:
+        return {}
+    config, variables = _checked_model(family, about)
+    sound = waveform(config.fbank.sample_rate)
+    ours = _embed(config, variables, sound[None], np.array([len(sound)], np.int32))
+    return _report({"embedding": np.asarray(ours)[0]}, theirs, _about_golden(about))
+
+
+def full_report(family: Family, config: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Every stage, and one utterance in a padded batch; against the live original, else against golden values.
+
+    Raises:
+      ConversionError: a stage is not what it should be.
+    """
+    sound = waveform(config.fbank.sample_rate)
+    if (found := _live(family, config, variables, sound)) is not None:
+        code, theirs = found
+        ours = our_stages(config, variables, sound)
+        about = {"reference": "live", "reference_code": code, "reference_weights": "this model's", "proves": _LIVE}
+        report = _report(ours, theirs, about)
+    else:
+        golden_about, theirs = _golden_of(family)
+        if not theirs:
+            return {"batch_equals_single": _batch_error(config, variables, sound)}
+        small, random = _checked_model(family, golden_about)
+        report = _report(sampled(our_stages(small, random, sound)), theirs, _about_golden(golden_about))
+    return {**report, "batch_equals_single": _batch_error(config, variables, sound)}
+
+
+def _live(
+    family: Family, config: ModelConfig, variables: Mapping[str, Any], sound: np.ndarray
+) -> tuple[str, dict[str, np.ndarray]] | None:
+    try:
+        from ecapa_jax.convert import live  # imports torch
+    except ImportError:
+        return None
+    if (code := live.available(family.name)) is None:
+        return None
+    tensors = invert_rules(family.rules(config.ecapa), variables)
+    return code, live.stages(family.name, config, tensors, sound)
+
+
+def _golden_of(family: Family) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What the packaged values say about themselves, and those of each stage; empty for a family without any."""
+    prefix = f"{family.name}/"
+    values = {name.removeprefix(prefix): x for name, x in golden().items() if name.startswith(prefix)}
+    about = values.pop("about", None)
+    return (json.loads(str(about)), values) if about is not None else ({}, {})
+
+
+def _checked_model(family: Family, about: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
+    config, variables = golden_model(family)
+    if weights_hash(variables) != about["weights"]:
+        raise ConversionError(
+            "the golden weights can't be remade here (NumPy's generator gives other numbers): install the versions of "
+            "constraints-*.txt, or report it"
+        )
+    return config, variables
+
+
+def _about_golden(about: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "reference": "golden",
+        "reference_code": about["code"],
+        "reference_weights": f"seeded random, {WIDTH} channels",
+        "proves": _GOLDEN.format(width=WIDTH),
+    }
+
+
+def _report(ours: Stages, theirs: Stages, about: dict[str, Any]) -> dict[str, Any]:
+    errors = {name: _errors(x, theirs[name]) for name, x in ours.items() if name in theirs}
+    for name, error in errors.items():
+        if not (error["max_abs_over_max"] <= BOUND and error["cosine"] >= COSINE_BOUND):  # NaN fails too
+            raise ConversionError(
+                f"the parity check failed at {name}: error {error['max_abs_over_max']:.1e} of the largest value, "
+                f"cosine {error['cosine']:.7f} against {about['reference_code']}; nothing was written, please report it"
+            )
+    return {**about, "waveform": WAVEFORM, "errors": errors}
+
+
+def _errors(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+    if ours.shape != theirs.shape:
+        return {"max_abs_over_max": 1e9, "cosine": -1.0}
+    a, b = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
+    scale = float(np.abs(b).max()) or 1.0
+    cosine = float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-30))
+    return {"max_abs_over_max": float(np.abs(a - b).max()) / scale, "cosine": cosine}
+
+
+def _batch_error(config: ModelConfig, variables: Mapping[str, Any], sound: np.ndarray) -> float:
+    """Error of an utterance in a padded batch over the same alone."""
+    minimum = functional.minimum_samples(config)
+    batch = np.full((3, len(sound) + 4000), np.nan, np.float32)
+    rows = (sound[:minimum], sound, sound[: len(sound) // 2][::-1])
+    for place, row in zip(batch, rows, strict=True):
+        place[: len(row)] = row
+    lengths = np.array([len(row) for row in rows], np.int32)
+    together = np.asarray(_embed(config, variables, batch, lengths))[1]
+    alone = np.asarray(_embed(config, variables, sound[None], lengths[1:2]))[0]
+    return _errors(together, alone)["max_abs_over_max"]

@@ -1,0 +1,84 @@
+"""Makes convert/golden.npz, the small golden values that `ecapa-jax convert` compares with, for every family.
+
+    python tests/golden/make_packaged_golden.py
+
+Of a family whose PyTorch code is importable (`convert.live.ORIGINALS`) the values are that code's; of the others those
+of the float64 oracle in tests/helpers/oracle.py, which other tests compare with golden values of the original code.
+Weights are remade from a seed; their hash is kept, as is who computed the values.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from ecapa_jax.convert import live, parity
+from ecapa_jax.convert.family import Family
+from ecapa_jax.convert.rules import flatten, invert_rules
+from ecapa_jax.convert.sources import FAMILIES
+from helpers import oracle
+from helpers.weights import torch_name
+
+TARGET = Path(__file__).parents[2] / "convert" / "golden.npz"
+
+
+class Tapped(oracle.Oracle):
+    """The oracle, with what each stage gives."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.stages: dict[str, np.ndarray] = {}
+
+    def tdnn(self, name: str, *arguments: Any, **options: Any) -> np.ndarray:
+        y = super().tdnn(name, *arguments, **options)
+        if name in ("blocks.0", "mfa"):
+            self.stages["stem" if name == "blocks.0" else name] = y
+        return y
+
+    def block(self, index: int, x: np.ndarray) -> np.ndarray:
+        self.stages[f"block_{index}"] = y = super().block(index, x)
+        return y
+
+    def pool(self, *arguments: Any) -> np.ndarray:
+        self.stages["pooled"] = y = super().pool(*arguments)
+        return y
+
+
+def by_oracle(config: Any, variables: dict[str, Any], sound: np.ndarray) -> dict[str, np.ndarray]:
+    leaves = {path: leaf for path, leaf in flatten(variables).items() if not path.startswith("constants/")}
+    network = Tapped(config.ecapa, {torch_name(path): np.ascontiguousarray(leaf.T) for path, leaf in leaves.items()})
+    features = oracle.fbank(config.fbank, sound)
+    embedding = network(features)
+    return {"features": features, **network.stages, "embedding": embedding}
+
+
+def of_family(family: Family) -> dict[str, Any]:
+    config, variables = parity.golden_model(family)
+    sound = parity.waveform(config.fbank.sample_rate)
+    if code := live.available(family.name):
+        stages = live.stages(family.name, config, invert_rules(family.rules(config.ecapa), variables), sound)
+    else:
+        code, stages = "float64 NumPy written from the published formulas", by_oracle(config, variables, sound)
+    about = json.dumps({"code": re.sub(r"\+\w+", "", code), "weights": parity.weights_hash(variables)})
+    print(family.name, code, {name: x.shape for name, x in stages.items()})
+    return {
+        f"{family.name}/about": about,
+        **{f"{family.name}/{name}": x for name, x in parity.sampled(stages).items()},
+    }
+
+
+def main() -> None:
+    arrays = {name: array for family in FAMILIES.values() for name, array in of_family(family).items()}
+    np.savez_compressed(TARGET, **arrays)
+    print(f"{TARGET}: {TARGET.stat().st_size} bytes")
+
+
+if __name__ == "__main__":
+    main()
