@@ -23,6 +23,7 @@ from ecapa_jax.config import ModelConfig
 from ecapa_jax.convert.family import Family
 from ecapa_jax.convert.rules import flatten, invert_rules, unflatten
 from ecapa_jax.errors import ConversionError
+from ecapa_jax.features.constants import stored
 from ecapa_jax.presets import PRESETS
 
 WIDTH = 16
@@ -69,9 +70,9 @@ def golden_model(family: Family, config: ModelConfig | None = None) -> tuple[Mod
     network = dataclasses.replace(preset.ecapa, **small, se_channels=8, attention_channels=8)
     config = config or dataclasses.replace(preset, ecapa=network)
     rng = np.random.default_rng(sum(family.name.encode()))
-    leaves = flatten(functional.abstract(config))
+    leaves = flatten({**functional.abstract(config), "constants": {}})
     values = {path: _values(rng, path, leaves[path].shape) for path in sorted(leaves)}
-    return config, {**{part: {} for part in ("params", "batch_stats", "constants")}, **unflatten(values)}
+    return config, {**unflatten(values), "constants": stored(config.fbank)}
 
 
 def _values(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -88,8 +89,11 @@ def _values(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.n
 
 
 def weights_hash(variables: Mapping[str, Any]) -> str:
-    """Sha256 of the golden model's weights: a generator that changed is not to be taken for wrong maths."""
-    leaves = flatten(variables)
+    """Sha256 of the golden model's weights: a generator that changed is not to be taken for wrong maths.
+
+    Mel matrix and window are computed, not drawn: their last bit is the machine's.
+    """
+    leaves = flatten({**variables, "constants": {}})
     digest = hashlib.sha256()
     for path in sorted(leaves):
         digest.update(f"{path}{leaves[path].shape}".encode() + np.asarray(leaves[path], np.float32).tobytes())

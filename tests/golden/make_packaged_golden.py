@@ -23,6 +23,7 @@ from ecapa_jax.convert import live, parity
 from ecapa_jax.convert.family import Family
 from ecapa_jax.convert.rules import flatten, invert_rules
 from ecapa_jax.convert.sources import FAMILIES
+from ecapa_jax.features.frames import seen_count
 from helpers import oracle
 from helpers.weights import torch_name
 
@@ -55,6 +56,8 @@ def by_oracle(config: Any, variables: dict[str, Any], sound: np.ndarray) -> dict
     leaves = {path: leaf for path, leaf in flatten(variables).items() if not path.startswith("constants/")}
     network = Tapped(config.ecapa, {torch_name(path): np.ascontiguousarray(leaf.T) for path, leaf in leaves.items()})
     features = oracle.fbank(config.fbank, sound)
+    network.real = len(features)
+    features = np.pad(features, ((0, seen_count(config.fbank, len(features)) - len(features)), (0, 0)))
     embedding = network(features)
     return {"features": features, **network.stages, "embedding": embedding}
 

@@ -108,6 +108,8 @@ class Oracle:
     def __init__(self, config: EcapaConfig, tensors: Tensors):
         self.config = config
         self.tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
+        self.real: int | None = None
+        """Frames that statistics are taken of, where a front end adds blank ones that convolutions see."""
 
     def conv(self, name: str, x: np.ndarray, dilation: int = 1, groups: int = 1) -> np.ndarray:
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
@@ -157,7 +159,7 @@ class Oracle:
         y = self.tdnn(f"{name}.tdnn1", x)
         y = self.res2(f"{name}.res2net_block", y, self.config.dilations[index])
         y = self.tdnn(f"{name}.tdnn2", y)
-        gate = self.act(self.conv(f"{name}.se_block.conv1.conv", y.mean(0, keepdims=True)), False)
+        gate = self.act(self.conv(f"{name}.se_block.conv1.conv", y[: self.real].mean(0, keepdims=True)), False)
         if self.config.se_norm:
             gate = self.norm(f"{name}.se_block.norm", gate)
         gate = 1 / (1 + np.exp(-self.conv(f"{name}.se_block.conv2.conv", gate)))
@@ -173,6 +175,7 @@ class Oracle:
         return np.sqrt(variance if config.maximum is None else np.minimum(variance, config.maximum))
 
     def pool(self, x: np.ndarray) -> np.ndarray:
+        x = x[: self.real]
         seen = [x]
         if self.config.global_context:
             mean, std = x.mean(0), self.std(self.config.context_std, x, np.full((len(x), 1), 1 / len(x)))
