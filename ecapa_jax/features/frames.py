@@ -116,7 +116,8 @@ def frame(
     shift, size, left = config.frame_shift, _frame_size(config), _left_padding(config)
     n_frames = frame_count(config, waveforms.shape[1])
     hops = -(-size // shift)
-    right = max((n_frames + hops) * shift - waveforms.shape[1] - left, size)
+    # Enough for the last frame, which starts at most a hop beyond the waveform; constant: sizes may be symbols.
+    right = max((hops + 1) * shift - left, size)
     clean = jnp.where(length_mask(lengths, waveforms.shape[1]), waveforms, 0)
     extended = _extend(config, _emphasize(config, clean, lengths), lengths, right)
     rows = extended[:, : (n_frames + hops - 1) * shift].reshape(-1, n_frames + hops - 1, shift)
