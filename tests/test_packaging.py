@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
@@ -89,11 +90,6 @@ def test_import_is_lazy_and_torch_free() -> None:
 def test_lazy_table_matches_the_names_for_type_checkers() -> None:
     """`__init__` names each public object twice: once lazily, once for type checkers."""
     source = (ROOT / "ecapa_jax" / "__init__.py").read_text()
-    typed = source.split("if TYPE_CHECKING:")[1].split("_HOME")[0]
-    imported = {
-        name.strip()
-        for line in typed.splitlines()
-        if " import " in line
-        for name in line.split(" import ")[1].split(",")
-    }
+    (typed,) = (node for node in ast.parse(source).body if isinstance(node, ast.If))
+    imported = {alias.name for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert imported == set(ecapa_jax.__all__)
