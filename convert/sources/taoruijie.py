@@ -44,7 +44,7 @@ def check_filter(tensors: Tensors, name: str, preemphasis: float) -> None:
       ConversionError: naming both.
     """
     stored = tensors.get(name)
-    if stored is not None and not np.array_equal(stored.reshape(-1), np.float32([-preemphasis, 1])):
+    if stored is not None and not np.array_equal(stored.reshape(-1), np.array([-preemphasis, 1], np.float32)):
         raise ConversionError(f"{name} is {stored.reshape(-1)[:4].tolist()}, expected [-{preemphasis}, 1.0]")
 
 

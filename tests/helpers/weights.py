@@ -62,7 +62,7 @@ def random_tensors(config: EcapaConfig, seed: int = 0) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(seed)
     fbank = dataclasses.replace(PRESETS["3dspeaker"].fbank, n_mels=config.n_mels)
     shapes = flatten(functional.abstract(ModelConfig(fbank=fbank, ecapa=config)))
-    tensors = {torch_name(path): _values(generator, path, leaf.shape) for path, leaf in shapes.items()}
+    tensors = {torch_name(path): random_values(generator, path, leaf.shape) for path, leaf in shapes.items()}
     if config.norm == "batch" and config.mfa_norm:
         _add_hard_channels(tensors)
     counters = {
@@ -81,7 +81,7 @@ def variables_of(config: EcapaConfig, tensors: dict[str, np.ndarray]) -> dict[st
     return {"params": {}, "batch_stats": {}, "constants": {}, **unflatten(leaves)}
 
 
-def _values(generator: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
+def random_values(generator: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
     shape = shape[::-1]
     normal = generator.standard_normal(shape)
     if len(shape) == 3:

@@ -1,0 +1,88 @@
+"""Small checkpoints of the families that bring their front end, with random weights in their own layouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+
+from ecapa_jax import functional
+from ecapa_jax.config import ModelConfig
+from ecapa_jax.convert.rules import apply_rules, flatten
+from ecapa_jax.convert.sources import FAMILIES
+from ecapa_jax.features.constants import stored
+from ecapa_jax.presets import PRESETS
+from helpers import parity
+from helpers.weights import random_values
+
+SEEDS = {"taoruijie": 21, "nemo": 22, "nemo-2.5": 23, "espnet": 24}
+GOLDEN = parity.GOLDEN.with_name("families.npz")
+WIDTH = 16
+
+
+def config(family: str) -> ModelConfig:
+    """The published configuration at 16 channels."""
+    preset = PRESETS[family]
+    return ModelConfig(
+        fbank=preset.fbank,
+        ecapa=dataclasses.replace(preset.ecapa, channels=(WIDTH,) * 4, mfa_channels=3 * WIDTH, embedding_dim=24),
+    )
+
+
+def signals() -> dict[str, np.ndarray]:
+    """Short sounds on which floors, clamps and blank frames show; one fills the last blank frame."""
+    every = parity.golden_signals()
+    return {
+        "speech": every["awb_1"][10000:30321],
+        "clipped": every["clipped"][:17600],
+        "zeros_inside": every["zeros_inside"][:24001],
+        "faint": np.float32(100) * every["faint"][:19999],
+    }
+
+
+def leaves(family: str) -> dict[str, np.ndarray]:
+    """Random weights by our paths, [K, I, O] kernels; float32."""
+    model = config(family)
+    generator = np.random.default_rng(SEEDS[family])
+    found = {
+        path: random_values(generator, path, leaf.shape).T
+        for path, leaf in flatten(functional.abstract(model)).items()
+        if not path.startswith("constants/")
+    }
+    _add_dead_channels(found, model.ecapa.pooled_std.epsilon**0.5)
+    return found | {f"constants/{name}": array for name, array in stored(model.fbank).items()}
+
+
+def tensors(family: str) -> dict[str, np.ndarray]:
+    """A checkpoint as the family's own code would load it, less its counters; float32."""
+    own = leaves(family)
+    rules = FAMILIES[family].rules(config(family).ecapa)
+    return {rule.source: np.ascontiguousarray(rule.op.inverse(own[rule.target])) for rule in rules}
+
+
+def _add_dead_channels(leaves: dict[str, np.ndarray], floor: float) -> None:
+    """Channels of the MFA that are constant: their deviations are the floor itself, and made to matter."""
+    channels = leaves["params/mfa/conv/bias"].shape[0]
+    dead = slice(0, channels // 4)
+    leaves["params/mfa/conv/kernel"][..., dead] = 0
+    leaves["params/mfa/conv/bias"][dead] = -1
+    deviations = slice(channels, channels + channels // 4)
+    leaves["batch_stats/pooled_norm/mean"][deviations] = 0
+    leaves["batch_stats/pooled_norm/var"][deviations] = floor**2
+    leaves["params/pooling/hidden/kernel"][:, 2 * channels : 2 * channels + channels // 4] *= 0.3 / floor
+
+
+def variables(family: str) -> dict[str, Any]:
+    """The same through the real converter."""
+    model, chosen = config(family), FAMILIES[family]
+    rules = chosen.rules(model.ecapa)
+    return apply_rules(rules, chosen.ignored, tensors(family), functional.abstract(model))[0]
+
+
+@functools.cache
+def golden() -> dict[str, np.ndarray]:
+    """What golden/make_families.py stored."""
+    with np.load(GOLDEN) as file:
+        return dict(file)

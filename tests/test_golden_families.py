@@ -1,0 +1,154 @@
+"""Families with a front end of their own: parity with stored values of independent code, and the flags they notice."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from ecapa_jax import functional
+from ecapa_jax.config import FbankConfig, StdConfig
+from ecapa_jax.features.fbank import fbank, seen_mask
+from helpers import families, parity
+
+QUICK = {"xla_backend_optimization_level": 0}
+EMBED = jax.jit(functional.embed, static_argnums=0, compiler_options=QUICK)
+FBANK = jax.jit(fbank, static_argnums=0, compiler_options=QUICK)
+APPLY = jax.jit(functional.apply, static_argnums=0, compiler_options=QUICK)
+
+
+def _errors(family: str, config: FbankConfig, features: np.ndarray, mask: np.ndarray) -> float:
+    """Worst error of the features against the golden ones; infinite where the number of frames differs."""
+    worst = 0.0
+    for row, signal in enumerate(families.signals()):
+        alone = features[row, : mask[row].sum()]
+        theirs = families.golden()[f"{family}/{signal}/features"]
+        same = len(alone) == families.golden()[f"{family}/{signal}/frames"]
+        error = np.abs(alone[:: parity.GOLDEN_STEP] - theirs).max() if same else np.inf
+        worst = max(worst, parity.in_nepers(config, float(error)))
+    return worst
+
+
+def _embedding_errors(family: str, embeddings: np.ndarray) -> list[float]:
+    stored = families.golden()
+    return [
+        parity.relative_error(embedding, stored[f"{family}/{signal}/embedding"])
+        for embedding, signal in zip(embeddings, families.signals(), strict=True)
+    ]
+
+
+@pytest.mark.parametrize("family", families.SEEDS)
+def test_the_weights_are_those_of_the_golden_values(family: str) -> None:
+    stored = str(families.golden()[f"{family}/weights"])
+    assert parity.weights_hash(families.tensors(family)) == stored, "run tests/golden/make_families.py again"
+
+
+@pytest.mark.parametrize("family", families.SEEDS)
+def test_a_padded_batch_gives_what_the_originals_gave_one_by_one(family: str) -> None:
+    config, variables = families.config(family), families.variables(family)
+    batch = parity.pad_batch(families.signals().values())
+    features, mask = map(np.asarray, FBANK(config.fbank, *batch, variables["constants"]))
+    error = _errors(family, config.fbank, features, mask)
+    embeddings = np.asarray(EMBED(config, variables, *batch))
+    worst = max(_embedding_errors(family, embeddings))
+    print(f"{family:<12}features {error:.1e} embedding {worst:.1e}")
+    assert error <= parity.FEATURE_BOUND
+    assert worst <= parity.EMBEDDING_BOUND
+    assert all(
+        parity.cosine(ours, families.golden()[f"{family}/{signal}/embedding"]) >= parity.COSINE_BOUND
+        for ours, signal in zip(embeddings, families.signals(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("family", ["taoruijie", "nemo", "nemo-2.5"])
+def test_alone_in_its_own_shape_as_in_a_batch(family: str) -> None:
+    """Where the blank frames are NeMo's own, and end elsewhere than the batch's."""
+    config, variables = families.config(family), families.variables(family)
+    waveform = families.signals()["faint"]
+    alone = np.asarray(EMBED(config, variables, waveform[None], np.array([len(waveform)], np.int32)))[0]
+    theirs = families.golden()[f"{family}/faint/embedding"]
+    assert parity.same_embedding(alone, theirs)
+
+
+COMPUTED = {"mel_source": "computed"}
+FRONT_END: dict[str, tuple[str, dict[str, Any]]] = {
+    "center_zeros": ("taoruijie", {"framing": "center_zeros"}),
+    "snip_edges": ("taoruijie", {"framing": "snip_edges"}),
+    "frame pre-emphasis": ("taoruijie", {"preemphasis_mode": "frame"}),
+    "zero before the first": ("taoruijie", {"preemphasis_mode": "signal_zero"}),
+    "no pre-emphasis": ("taoruijie", {"preemphasis": 0.0}),
+    "hann": ("taoruijie", {**COMPUTED, "window": "hann"}),
+    "symmetric": ("taoruijie", {**COMPUTED, "window_periodic": False}),
+    "slaney scale": ("taoruijie", {**COMPUTED, "mel_scale": "slaney"}),
+    "mel triangles": ("taoruijie", {**COMPUTED, "mel_shape": "mel"}),
+    "8000 Hz": ("taoruijie", {**COMPUTED, "f_max": 8000.0}),
+    "0 Hz": ("taoruijie", {**COMPUTED, "f_min": 0.0}),
+    "floor": ("taoruijie", {"floor": 2.0**-24}),
+    "clamp": ("taoruijie", {"floor_mode": "clamp"}),
+    "dc": ("taoruijie", {"remove_dc": True}),
+    "instance": ("taoruijie", {"normalization": "instance"}),
+    "no blank frames": ("nemo", {"pad_to": 1}),
+    "8 blank frames": ("nemo", {"pad_to": 8}),
+    "2.5": ("nemo", {"framing": "center_zeros_floor"}),
+    "zeros about": ("nemo", {"framing": "center_zeros"}),
+    "reflected before the first": ("nemo", {"preemphasis_mode": "signal_reflect"}),
+    "periodic": ("nemo", {**COMPUTED, "window_periodic": True}),
+    "htk scale": ("nemo", {**COMPUTED, "mel_scale": "htk"}),
+    "no area": ("nemo", {**COMPUTED, "mel_shape": "hz"}),
+    "mean only": ("nemo", {"normalization": "mean"}),
+    "biased": ("nemo", {"normalization": "instance"}),
+    "before 2.5": ("nemo-2.5", {"framing": "center_reflect"}),
+}
+"""Fields set to what another family has."""
+
+UNSEEN_IN_FEATURES = ("no blank frames", "8 blank frames")
+FRAMES = 160
+
+
+@pytest.mark.parametrize("name", FRONT_END)
+def test_front_end_flag_is_noticed(name: str) -> None:
+    family, change = FRONT_END[name]
+    config, variables = families.config(family), families.variables(family)
+    changed = dataclasses.replace(config.fbank, **change)
+    features, mask = FBANK(changed, *parity.pad_batch(families.signals().values()), variables["constants"])
+    seen = np.asarray(seen_mask(changed, mask))
+    error = _errors(family, changed, np.asarray(features), np.asarray(mask))
+    rest = ((0, 0), (0, FRAMES - features.shape[1]))
+    embeddings, _ = APPLY(
+        config.ecapa, variables, np.pad(features, (*rest, (0, 0))), np.pad(mask, rest), seen=np.pad(seen, rest)
+    )
+    worst = max(_embedding_errors(family, np.asarray(embeddings)))
+    print(f"{name}: features {error:.1e} embedding {worst:.1e}")
+    assert error > parity.FEATURE_BOUND or name in UNSEEN_IN_FEATURES
+    assert worst > parity.EMBEDDING_BOUND
+
+
+NETWORK: dict[str, tuple[str, dict[str, Any]]] = {
+    "reflect": ("taoruijie", {"padding": "reflect"}),
+    "previous": ("taoruijie", {"block_input": "previous"}),
+    "first": ("taoruijie", {"multiscale": "first"}),
+    "dilations": ("taoruijie", {"dilations": (1, 1, 1)}),
+    "biased context": ("taoruijie", {"context_std": StdConfig(epsilon=1e-4)}),
+    "context floor": ("taoruijie", {"context_std": StdConfig(unbiased=True, epsilon=1e-7)}),
+    "pooled floor": ("taoruijie", {"pooled_std": StdConfig(form="moment", epsilon=1e-7)}),
+    "ESPnet from 202511": ("espnet", {"context_std": StdConfig(epsilon=2.0**-23, maximum=1e4)}),
+    "tanh": ("espnet", {"attention_hidden": "relu_bn_tanh"}),
+    "NeMo's dilations": ("nemo", {"dilations": (2, 3, 4)}),
+    "NeMo's padding": ("nemo", {"padding": "reflect"}),
+    "NeMo's floors": ("nemo", {"context_std": StdConfig(epsilon=1e-7), "pooled_std": StdConfig(epsilon=1e-7)}),
+    "NeMo's context unbiased": ("nemo", {"context_std": StdConfig(unbiased=True, epsilon=1e-10)}),
+}
+
+
+@pytest.mark.parametrize("name", NETWORK)
+def test_network_flag_is_noticed(name: str) -> None:
+    family, change = NETWORK[name]
+    config, variables = families.config(family), families.variables(family)
+    changed = dataclasses.replace(config, ecapa=dataclasses.replace(config.ecapa, **change))
+    embeddings = np.asarray(EMBED(changed, variables, *parity.pad_batch(families.signals().values())))
+    worst = max(_embedding_errors(family, embeddings))
+    print(f"{name}: embedding {worst:.1e}")
+    assert worst > parity.EMBEDDING_BOUND
