@@ -53,6 +53,7 @@ def _check_features(config: FbankConfig, ours: np.ndarray, theirs: np.ndarray, w
     assert own <= max(2 * original, parity.FEATURE_BOUND)
 
 
+@pytest.mark.filterwarnings("ignore:.*autocast:FutureWarning")  # espnet's, in recent torch
 @pytest.mark.parametrize("family", originals.ORIGINALS)
 def test_equals_the_original(family: str) -> None:
     """All in one batch, padded with NaN; the original takes them one by one."""
@@ -66,7 +67,7 @@ def test_equals_the_original(family: str) -> None:
         assert ours.shape == their_features.shape
         _check_features(config.fbank, ours, their_features, waveform, f"{family} {name}")
         print(f"embedding {parity.relative_error(embeddings[row], theirs):.1e}")
-        if name != "silence":  # constant features: the moment form keeps nothing of them in float32
+        if name != "silence" or family == "espnet":  # NeMo divides what rounding left of a constant by 1e-5
             assert parity.same_embedding(embeddings[row], theirs)
 
 
