@@ -58,9 +58,11 @@ def measure(folder: Path, data: Path, n_files: int, n_kills: int, model: str | N
     manifest = read_manifest(manifest_path)
     encoder = api.load(model)
     encoder.warm_up(SECONDS[1])
+    cpu = time.process_time()
     with sampled_memory() as memory:
         whole = embed_corpus(encoder, manifest, folder / "whole", shard_size=SHARD_SIZE)
-    bare = bare_seconds(encoder, manifest)
+    cpu = time.process_time() - cpu
+    bare, bare_cpu = bare_seconds(encoder, manifest)
     kills = run_and_kill(manifest_path, folder / "killed", n_kills, model, folder / "cache")
     compare(manifest, folder / "whole", folder / "killed")
     first, last = halves(memory)
@@ -74,6 +76,8 @@ def measure(folder: Path, data: Path, n_files: int, n_kills: int, model: str | N
         "speech_hours_per_second": round(whole.hours_per_second, 4),
         "bare_function_seconds": round(bare, 2),
         "share_of_bare_throughput": round(bare / whole.wall_seconds, 3),
+        "cpu_seconds": round(cpu, 2),
+        "bare_function_cpu_seconds": round(bare_cpu, 2),
         "peak_rss_mib_first_half": first,
         "peak_rss_mib_second_half": last,
         "kills": kills,
@@ -137,19 +141,19 @@ def halves(samples: list[float]) -> tuple[int, int]:
     return round(max(samples[:middle])), round(max(samples[middle:]))
 
 
-def bare_seconds(encoder: SpeakerEncoder, manifest: Manifest) -> float:
-    """Time of the compiled function alone on batches of the same shapes and lengths."""
-    seconds = 0.0
+def bare_seconds(encoder: SpeakerEncoder, manifest: Manifest) -> tuple[float, float]:
+    """Wall and processor time of the compiled function alone, on batches of the same shapes and lengths."""
+    seconds, cpu = 0.0, 0.0
     noise = np.random.default_rng(0).standard_normal(int(2 * RATE * SECONDS[1])).astype(np.float32)
     for first, last in shard_bounds(len(manifest), SHARD_SIZE):
         lengths = [soundfile.info(path).frames for path in manifest.rows(first, last)[1]]
         for batch, rows in encoder._batches(noise[:length] for length in lengths):
             padded = np.zeros((batch.rows, batch.samples), np.float32)
             placed = jax.device_put((padded, np.array([len(row) for row in rows], np.int32)), encoder._sharding)
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             jax.block_until_ready(encoder._embed(encoder.variables, *placed))
-            seconds += time.perf_counter() - start
-    return seconds
+            seconds, cpu = seconds + time.perf_counter() - start, cpu + time.process_time() - cpu_start
+    return seconds, cpu
 
 
 def run_and_kill(manifest: Path, output: Path, n_kills: int, model: str | None, cache: Path) -> list[dict]:

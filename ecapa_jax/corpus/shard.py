@@ -172,7 +172,7 @@ class ShardEmbedder:
 
         Returns:
           `id` [n], `embedding` [n, embedding_dim] float32 (NaN where there is none), `seconds` [n] float64 (likewise),
-          `error` [n]: a text, None where there is none.
+          `error` [n]: a text, empty where there is none.
         """
         sources = batch["audio"] if "audio" in batch else batch["path"]
         done = embed_recordings(_encoder(self._load), [_plain(source) for source in sources], **self._options)
@@ -180,7 +180,7 @@ class ShardEmbedder:
             "id": np.asarray(batch["id"], object),
             "embedding": done.embeddings,
             "seconds": done.seconds,
-            "error": np.array(done.errors, object),
+            "error": np.array([error or "" for error in done.errors], object),
         }
 
 

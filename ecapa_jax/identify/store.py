@@ -242,7 +242,7 @@ class SpeakerStore:
         with self.database.reading() as connection:
             speakers = connection.execute("SELECT id, name FROM speaker ORDER BY id").fetchall()
             ids = np.array([identity for identity, _ in speakers], np.int64)
-            centroids = np.zeros((bucket_length(len(ids), SMALLEST_CAPACITY), dim), np.float32)
+            centroids = _aligned_zeros(bucket_length(len(ids), SMALLEST_CAPACITY), dim)
             for owners, embeddings in self.database.embeddings(connection, dim):
                 rows = np.searchsorted(ids, owners)
                 order = np.argsort(rows, kind="stable")
@@ -296,6 +296,13 @@ def _read(encoder: SpeakerEncoder, source: AudioSource, short: Short) -> Float32
     if is_silent(waveform):
         raise AudioError(f"{name_of(source)}: has no signal (all samples are equal); give a recording of speech")
     return waveform
+
+
+def _aligned_zeros(n: int, dim: int) -> Float32[np.ndarray, "n embedding"]:
+    """Zeros at an address that JAX takes over on a CPU; it would copy others, and a gallery can be large."""
+    values = np.zeros(n * dim + 16, np.float32)
+    start = -values.ctypes.data % 64 // 4
+    return values[start : start + n * dim].reshape(n, dim)
 
 
 def _unit(rows: Float32[np.ndarray, "n embedding"]) -> Float32[np.ndarray, "n embedding"]:
