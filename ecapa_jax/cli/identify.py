@@ -57,9 +57,9 @@ class Identify:
 
     def run(self) -> None:
         """Prints the decision and the candidates."""
-        from ecapa_jax.encoder import checked_threshold
         from ecapa_jax.identify.database import Database
         from ecapa_jax.identify.store import SpeakerStore
+        from ecapa_jax.scorer import checked_threshold
 
         threshold = None if self.threshold is None else checked_threshold(self.threshold)
         with Database.open(self.store) as database:

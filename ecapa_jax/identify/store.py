@@ -12,11 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
-from ecapa_jax.encoder import Short, SpeakerEncoder, checked_threshold
+from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import AudioError, StoreError
 from ecapa_jax.identify.database import Database, Speaker, Utterance, checked_name
 from ecapa_jax.io.audio import AudioSource, is_silent, name_of
+from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.masks import bucket_length
+from ecapa_jax.scorer import ScoringName, checked_threshold
 from ecapa_jax.scoring.search import search
 
 SMALLEST_CAPACITY = 1024
@@ -172,14 +174,15 @@ class SpeakerStore:
         Args:
           source, short: a recording, as for `SpeakerEncoder.embed`.
           top: how many candidates to return at most.
-          threshold: least score to be the speaker, in [-1, 1]; None takes the model's.
+          threshold: least cosine to be the speaker, in [-1, 1]; None takes the model's, if it has one for cosines of
+            whole recordings.
 
         Raises:
           AudioError: the recording can't be embedded, or has no signal.
           ConfigError: the threshold is outside [-1, 1].
           StoreError: `top` is less than one, or the store can't be read.
         """
-        threshold = self.encoder.scoring.threshold if threshold is None else checked_threshold(threshold)
+        threshold = self._scoring.threshold if threshold is None else checked_threshold(threshold)
         if top < 1:
             raise StoreError(f"{top} candidates are asked for; ask for 1 or more")
         embedding = self.encoder.embed([_read(self.encoder, source, short)])
@@ -237,6 +240,12 @@ class SpeakerStore:
     ) -> None:
         self.close()
 
+    @property
+    def _scoring(self) -> Scoring:
+        """The model's scoring as far as one embedding a recording goes; its threshold only if it holds for that."""
+        name: ScoringName = "cosine_less_mean" if self.encoder.scoring.subtract_mean else "cosine"
+        return self.encoder.scorer.named(name).scoring
+
     def _load(self) -> Gallery:
         dim = self.encoder.config.ecapa.embedding_dim
         with self.database.reading() as connection:
@@ -254,7 +263,7 @@ class SpeakerStore:
 
     def _centred(self, embeddings: Float32[np.ndarray, "n embedding"]) -> Float32[np.ndarray, "n embedding"]:
         """Less the mean embedding where the model's scores are made so."""
-        if self.encoder.scoring.subtract_mean and self.encoder.embedding_mean is not None:
+        if self._scoring.subtract_mean and self.encoder.embedding_mean is not None:
             return embeddings - self.encoder.embedding_mean.astype(np.float32)
         return embeddings
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from ecapa_jax import api
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.io.bundle import Scoring
+from ecapa_jax.scorer import Scorer
 from helpers.cli import refused, run
 from helpers.corpora import write_speech
 
@@ -61,7 +61,7 @@ def test_below_the_threshold_is_unknown(capsys, tmp_path, clips) -> None:
 
 
 def test_without_a_threshold_nothing_is_decided(capsys, tmp_path, clips, encoder, monkeypatch) -> None:
-    monkeypatch.setattr(encoder, "scoring", dataclasses.replace(Scoring()))
+    monkeypatch.setattr(encoder, "scorer", Scorer(Scoring()))
     store = ["--store", tmp_path / "team.db"]
     run(capsys, "enroll", "Ann", clips[0], *store)
     result = run(capsys, "identify", clips[0], *store)

@@ -18,6 +18,7 @@ from ecapa_jax.errors import AudioError, ConfigError, EcapaError, StoreError
 from ecapa_jax.identify.database import Database, Speaker, checked_name
 from ecapa_jax.identify.store import Enrolment, SpeakerStore
 from ecapa_jax.io.bundle import Scoring
+from ecapa_jax.scorer import Scorer
 from helpers.corpora import RATE, speech
 from helpers.weights import random_tensors, variables_of
 
@@ -193,6 +194,25 @@ def test_scores_are_the_models(tmp_path: Path, encoder: SpeakerEncoder) -> None:
         (found,) = store.search(query[None])[0]
         assert found.score == pytest.approx(centred.score(query, enrolled), abs=1e-6)
         assert abs(found.score - encoder.score(query, enrolled)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("scoring", "threshold"),
+    [
+        (Scoring(threshold=0.7, score_map="half"), 0.4),
+        (Scoring(threshold=0.7, views="whole_and_windows"), None),
+        (Scoring(threshold=0.7), 0.7),
+    ],
+)
+def test_a_threshold_of_another_kind_of_score_is_not_taken_for_a_cosine(
+    store: SpeakerStore, encoder: SpeakerEncoder, monkeypatch, scoring: Scoring, threshold: float | None
+) -> None:
+    monkeypatch.setattr(encoder, "scorer", Scorer(scoring))
+    store.enroll("Ann", [A])
+    answer = store.identify(A)
+    assert answer.threshold == (None if threshold is None else pytest.approx(threshold))
+    assert answer.speaker == (None if threshold is None else "Ann")
+    assert answer.candidates[0].score == pytest.approx(1, abs=1e-5)
 
 
 def test_a_change_of_another_process_is_seen(tmp_path: Path, store: SpeakerStore, encoder: SpeakerEncoder) -> None:
