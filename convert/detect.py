@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,13 +14,24 @@ from ecapa_jax.convert.rules import Tensors
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.errors import ConversionError
 
+TRAINED = "embedding_model.ckpt"
+BUNDLE = "model.json"
+
 BESIDE = ("classifier.", "projection.", "head.", "loss.", "speaker_loss.", "aam.")
 """What may stand beside a network: parts of training, which inference does not use."""
 
+BEFORE = (
+    (".frontend.upstream.", "an ECAPA-TDNN on WavLM or another self-supervised front end; use it with ESPnet-SPK"),
+    (".hifigan_decoder.speaker_encoder.", "a part of XTTS, whose speaker encoder is a ResNet; use it with Coqui TTS"),
+)
+"""Parts of names that show what can't be converted although a known network may be in it."""
+
 OTHERS = (
-    (("layer1.conv.weight", "layer2.se_res2block.0.conv.weight"), "a WeSpeaker ECAPA-TDNN, not built yet"),
-    (("layer2.0.conv.weight", "layer2.1.convs.0.weight"), "lawlict's ECAPA-TDNN, not built yet"),
-    (("blocks.0.conv.weight", "blocks.1.tdnn1.conv.weight"), "Qwen's speaker encoder, a part of a TTS system"),
+    (("layer2.0.conv.weight", "layer2.1.convs.0.weight"), "lawlict's ECAPA-TDNN; no weights of it were published"),
+    (
+        ("blocks.0.conv.weight", "blocks.1.tdnn1.conv.weight"),
+        "Qwen's speaker encoder, a part of a TTS system and no verification model; use it with transformers",
+    ),
     (("head.conv1.weight", "xvector.tdnn.linear.weight"), "a CAM++, another network; use it with 3D-Speaker"),
     (("conv1.weight", "layer1.0.convs.0.weight"), "an ERes2Net or Res2Net, another network; use it with 3D-Speaker"),
     (("conv1.weight", "layer1.0.conv1.weight"), "a ResNet, another network; use it with its own toolkit"),
@@ -53,6 +65,9 @@ def find_network(tensors: Tensors) -> Network:
     Raises:
       ConversionError: no known network is in it, one that is not supported, several, or something unknown beside it.
     """
+    for part, what in BEFORE:
+        if any(part in f".{name}" for name in tensors):
+            raise ConversionError(f"this is {what}")
     signature = {part for family in FAMILIES.values() for part in family.signature}
     prefixes = {
         name.removesuffix(part) for name in tensors for part in signature if f".{name}".endswith(f".{part}")
@@ -92,22 +107,52 @@ def _refusal(tensors: Tensors) -> ConversionError:
 
 
 def find_weights(source: Path) -> Path:
-    """The weight file of a source: itself, or the one published name in a directory.
+    """The weight file of a source: itself, the one published name in a directory, or a training run's checkpoint.
 
     Raises:
-      ConversionError: it is missing, or a directory with none or several.
+      ConversionError: it is missing, is one of our bundles, or a directory with none or several.
     """
     if not os.path.exists(source):
         raise ConversionError(f"{source}: no such file or directory; check the path")
     if not source.is_dir():
         return source
+    _refuse_bundles(source)
     known = dict.fromkeys(name for family in FAMILIES.values() for name in family.files)
     names = [name for name in known if (source / name).is_file()]
+    if not names and (trained := _trained(source)):
+        return trained
     if len(names) != 1:
         none = f"none of the known weight files ({', '.join(known)})"
         found = f"several weight files ({', '.join(names)})" if names else none
         raise ConversionError(f"{source} holds {found}: name the file itself")
     return source / names[0]
+
+
+def _refuse_bundles(source: Path) -> None:
+    """What conversion or training of this library wrote needs no conversion."""
+    for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
+        if (folder / BUNDLE).is_file() and (folder / "checkpoint").is_dir():
+            run = "" if folder == source else ", the result of a training run"
+            raise ConversionError(f"{folder} is a bundle of ecapa-jax already{run}: use it as it is, --model {folder}")
+
+
+def _trained(source: Path) -> Path | None:
+    """Weights of a training run of 3D-Speaker (its last epoch) or SpeechBrain (its only checkpoint).
+
+    Raises:
+      ConversionError: SpeechBrain kept several checkpoints; which is best, its own log says.
+    """
+    for folder in (source, source / "models", source / "save"):
+        found = sorted(folder.glob(f"CKPT[-+]*/{TRAINED}"))
+        epochs = [(tuple(map(int, re.findall(r"\d+", path.parent.name))), path) for path in found]
+        if found and all(path.parent.name.startswith("CKPT-EPOCH-") for path in found):
+            return max(epochs)[1]
+        if len(found) > 1:
+            names = ", ".join(path.parent.name for path in found[-4:])
+            raise ConversionError(f"{folder} holds {len(found)} checkpoints ({names}): name the folder of one")
+        if found:
+            return found[0]
+    return None
 
 
 def choose_family(families: Sequence[Family], source: Source, name: str | None) -> Family:

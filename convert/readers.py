@@ -29,6 +29,7 @@ _LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # LONG1 of 0x1950a86a
 _LEGACY_TAR = ("sys_info", "pickle", "storages", "tensors")
 _GZIP = b"\x1f\x8b"
 _KNOWN = "a PyTorch checkpoint, a .nemo, .safetensors or .npz file"
+_ONNX_PRODUCERS = (b"pytorch", b"onnx")
 _RESAVE = "save it again in a recent PyTorch with torch.save(torch.load(f, weights_only=True), f2)"
 
 _DTYPES: dict[str, np.dtype] = {
@@ -95,6 +96,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     with one_line_errors(name):
         if path.is_dir():
             raise ConversionError("it is a directory; name the checkpoint file in it")
+        if path.suffix == ".pdparams":
+            raise ConversionError("it is of PaddlePaddle; PaddleSpeech's ECAPA-TDNN is a port: convert SpeechBrain's")
         if path.exists() and not path.is_file():
             raise ConversionError("it is no regular file; copy it to one first")
     with _open(path, name) as file:
@@ -199,6 +202,8 @@ def _why_not(head: bytes, size: int) -> str | None:
     """What a file that is no checkpoint is, by its first bytes; None when they don't tell."""
     if not size:
         return "it is empty; download it again"
+    if head[:1] == b"\x08" and any(name in head for name in _ONNX_PRODUCERS):
+        return "it is an ONNX model, whose weights are fused and renamed; convert its avg_model.pt instead"
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return "it is a git-lfs pointer, not the file it stands for; fetch that with git lfs pull"
     if head[:1] == b"\x80" and head[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"):

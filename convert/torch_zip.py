@@ -76,8 +76,8 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> str:
     prefix = pickles[0].removesuffix("data.pkl")
     if f"{prefix}constants.pkl" in names or any(name.startswith(f"{prefix}code/") for name in names):
         raise ConversionError(
-            "it is a TorchScript archive, which is a program; save the weights with "
-            "torch.save(torch.jit.load(f).state_dict(), f2)"
+            "it is a TorchScript archive, which is a program (ECAPA2, another network, is published as one); save the "
+            "weights of an ECAPA-TDNN with torch.save(torch.jit.load(f).state_dict(), f2)"
         )
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:

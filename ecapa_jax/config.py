@@ -158,7 +158,9 @@ class EcapaConfig(_Checked):
       se_norm, mfa_norm, embedding_norm: batch normalisation in SE, after the MFA activation, on the embedding.
       attention_hidden: what follows the first attention convolution.
       global_context: whether the attention also sees each utterance's mean and standard deviation.
-      context_std, pooled_std: the two standard deviations of attentive statistics pooling.
+      context_std, pooled_std: the two standard deviations of attentive statistics pooling; the plain poolings have the
+        first.
+      pooling: over time, attentive statistics or plain ones: mean, standard deviation, or both.
       activation, activation_scope: the nonlinearity, and whether it reaches `all` layers or only the stem, the 1x1
         layers of each block and the MFA (`outer`; the others keep ReLU).
       norm_epsilon, norm_momentum: of batch normalisation; momentum is PyTorch's (weight of the new batch).
@@ -186,6 +188,7 @@ class EcapaConfig(_Checked):
     global_context: bool = True
     context_std: StdConfig = StdConfig()
     pooled_std: StdConfig = StdConfig()
+    pooling: Literal["attentive", "mean", "std", "mean_std"] = "attentive"
     activation: Literal["relu", "leaky_relu"] = "relu"
     activation_scope: Literal["all", "outer"] = "all"
     norm_epsilon: float = 1e-5
@@ -210,6 +213,8 @@ class EcapaConfig(_Checked):
         )
         same = len(set(self.channels)) == 1
         self._require(same or self.block_input == "previous", "summed block inputs need equal channels everywhere")
+        plain = self.pooling != "attentive"
+        self._require(not (plain and self.global_context), f"pooling {self.pooling!r} has no global_context")
         self._require(not self.pooled_std.unbiased, "pooled_std is weighted: it has no unbiased form")
         if self.norm == "none":
             self._require(
@@ -223,10 +228,16 @@ class EcapaConfig(_Checked):
         return len(self.channels) - 1
 
     @property
+    def pooled_channels(self) -> int:
+        """Length of what is left of an utterance after pooling."""
+        return self.mfa_channels * (2 if self.pooling in ("attentive", "mean_std") else 1)
+
+    @property
     def minimum_frames(self) -> int:
         """Fewest frames an utterance may have: reflect padding must be shorter than the utterance."""
         if self.padding != "reflect":
-            return 2 if self.context_std.unbiased and self.global_context else 1
+            deviates = self.global_context if self.pooling == "attentive" else self.pooling != "mean"
+            return 2 if self.context_std.unbiased and deviates else 1
         reaches = [(self.kernel_sizes[0], 1), (self.mfa_kernel_size, self.mfa_dilation)]
         reaches += zip(self.kernel_sizes[1:], self.dilations, strict=True)
         return 1 + max(dilation * (kernel - 1) // 2 for kernel, dilation in reaches)
@@ -251,6 +262,10 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+_ADDED: dict[str, dict[str, Any]] = {"EcapaConfig": {"pooling": "attentive"}}
+"""Fields that the first bundles do not have, and what they mean there."""
+
+
 def from_dict(cls: type[_T], data: Any, where: str = "") -> _T:
     """Builds `cls` from plain JSON types.
 
@@ -261,6 +276,7 @@ def from_dict(cls: type[_T], data: Any, where: str = "") -> _T:
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must be an object, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)
+    data = {**_ADDED.get(cls.__name__, {}), **data}
     if wrong := sorted(set(data) ^ set(hints)):
         unknown = [key for key in wrong if key in data]
         raise ConfigError(f"{where}: unknown key {unknown[0]}" if unknown else f"{where}: missing key {wrong[0]}")

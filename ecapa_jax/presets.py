@@ -122,6 +122,20 @@ GROUPED_ZEROS = EcapaConfig(
 )
 """NeMo's network: a grouped convolution instead of the Res2 chain, no dilation."""
 
+WESPEAKER_GLOB = EcapaConfig(
+    padding="zeros",
+    multiscale="last",
+    mfa_channels=1536,
+    mfa_norm=False,
+    attention_hidden="tanh",
+    context_std=StdConfig(unbiased=True, epsilon=1e-7, epsilon_mode="add"),
+    pooled_std=StdConfig(form="moment", epsilon=1e-7),
+)
+"""WeSpeaker's network with global context, at C = 1024."""
+
+LANGUAGE_ID = EcapaConfig(n_mels=60, embedding_dim=256, activation="leaky_relu", activation_scope="outer")
+"""SpeechBrain's language identification on VoxLingua107."""
+
 PRESETS: dict[str, ModelConfig] = {
     "3dspeaker": ModelConfig(fbank=KALDI_POVEY, ecapa=SEQUENTIAL_REFLECT),
     "speechbrain": ModelConfig(fbank=SPEECHBRAIN_DB, ecapa=SEQUENTIAL_REFLECT),
@@ -130,5 +144,16 @@ PRESETS: dict[str, ModelConfig] = {
     "nemo-2.5": ModelConfig(fbank=MEL_NEMO_2_5, ecapa=GROUPED_ZEROS),
     "espnet": ModelConfig(fbank=MEL_TAORUIJIE, ecapa=ESPNET),
     "espnet-2025": ModelConfig(fbank=MEL_TAORUIJIE, ecapa=ESPNET_2025),
+
+    "speechbrain-langid": ModelConfig(fbank=dataclasses.replace(SPEECHBRAIN_DB, n_mels=60), ecapa=LANGUAGE_ID),
+    "mvector": ModelConfig(
+        fbank=KALDI_POVEY, ecapa=dataclasses.replace(SEQUENTIAL_REFLECT, channels=(512,) * 4, mfa_channels=1536)
+    ),
+    "rdino": ModelConfig(fbank=MEL_INSTANCE, ecapa=EcapaConfig(embedding_dim=512)),
+    "ssl-modelscope": ModelConfig(fbank=KALDI_POVEY, ecapa=EcapaConfig(embedding_dim=512)),
+    "wespeaker-c512": ModelConfig(
+        fbank=KALDI_HAMMING_INT16, ecapa=dataclasses.replace(WESPEAKER_GLOB, channels=(512,) * 4)
+    ),
+    "wespeaker-c1024": ModelConfig(fbank=KALDI_HAMMING_INT16, ecapa=WESPEAKER_GLOB),
 }
-"""Family name to the configuration of its published VoxCeleb model."""
+"""Name to the configuration of a published model."""

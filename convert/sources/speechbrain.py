@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ NORMALIZATION_UNUSED = {
 }  # fmt: skip
 
 FREE_FBANK = ("f_min", "f_max", "n_mels")
+LEAKY_RELU = ("torch.nn.LeakyReLU", "torch.nn.modules.activation.LeakyReLU")
 RELU = ("torch.nn.ReLU", "torch.nn.modules.activation.ReLU")
 
 STATED = {
@@ -131,7 +133,7 @@ def _fbank_fields(file: Hyperparams) -> dict[str, Any]:
 
 def _network(file: Hyperparams) -> EcapaConfig:
     arguments = _arguments(file, "embedding_model", ECAPA, ECAPA_DEFAULTS, ECAPA_UNUSED)
-    _check_activation(file)
+    activation = _activation(file)
     if not arguments["input_size"]:
         raise file.error("embedding_model: input_size is missing")
     channels, kernels, dilations = (arguments[name] for name in ("channels", "kernel_sizes", "dilations"))
@@ -158,23 +160,52 @@ def _network(file: Hyperparams) -> EcapaConfig:
         attention_channels=arguments["attention_channels"],
         embedding_dim=arguments["lin_neurons"],
         global_context=arguments["global_context"],
+        **activation,
     )
 
 
-def _check_activation(file: Hyperparams) -> None:
+def _activation(file: Hyperparams) -> dict[str, Any]:
+    """The activation's fields: SpeechBrain hands it to the outer layers only; the others keep ReLU."""
     found = file.part("embedding_model")
     activation = found[1].get("activation") if found else None
     name = str(activation).removeprefix("!name:")
-    if activation is not None and name not in RELU:
-        raise file.error(f"embedding_model: activation {activation!r} is not built yet; built: !name:{RELU[0]}")
+    if activation is None or name in RELU:
+        return {}
+    if name in LEAKY_RELU:
+        return {"activation": "leaky_relu", "activation_scope": "outer"}
+    supported = f"!name:{RELU[0]}, !name:{LEAKY_RELU[0]}"
+    raise file.error(f"embedding_model: activation {activation!r} is not supported; supported: {supported}")
+
+
+def _hyperparams(weights: Path) -> Path | None:
+    """The file beside the weights, or of the training run that they are a checkpoint of (RUN/save/CKPT+DATE)."""
+    folder = weights.parent
+    run = [folder.parent, folder.parent.parent] if folder.name.startswith("CKPT+") else []
+    places = (place / HYPERPARAMS for place in (folder, *run))
+    return next((path for path in places if path.is_file()), None)
+
+
+def _is_language_id(path: Path) -> bool:
+    try:
+        part = Hyperparams(path).part("embedding_model")
+    except ConversionError:
+        return False  # conversion says what is wrong with it
+    return part is not None and str(part[1].get("activation")).removeprefix("!name:") in LEAKY_RELU
 
 
 def recognises(source: Source) -> bool:
     """By hyperparams.yaml beside embedding_model.ckpt; the weights' name alone is 3D-Speaker's training output too."""
-    return source.path.name == WEIGHTS and (source.path.parent / HYPERPARAMS).is_file()
+    path = _hyperparams(source.path)
+    return source.path.name == WEIGHTS and path is not None and not _is_language_id(path)
 
 
-def companions(source: Source) -> Companions:
+def recognises_language_id(source: Source) -> bool:
+    """By the activation that hyperparams.yaml names."""
+    path = _hyperparams(source.path)
+    return source.path.name == WEIGHTS and path is not None and _is_language_id(path)
+
+
+def companions(source: Source, preset: str = "speechbrain") -> Companions:
     """Network and front end of hyperparams.yaml, mean of mean_var_norm_emb.ckpt; the published preset without them.
 
     The mean is kept, not used: `verify_batch` has not subtracted it since SpeechBrain 1.0. The scoring
@@ -182,13 +213,13 @@ def companions(source: Source) -> Companions:
 
     Reference: `speechbrain.inference.classifiers.EncoderClassifier.encode_batch` (which objects it calls).
     """
-    preset = PRESETS["speechbrain"]
-    path = source.path.parent / HYPERPARAMS
-    if not path.is_file():
-        return Companions(config=preset)
+    base = PRESETS[preset]
+    path = _hyperparams(source.path)
+    if path is None:
+        return Companions(config=base)
     file = Hyperparams(path)
     try:
-        fbank = dataclasses.replace(preset.fbank, **_fbank_fields(file))
+        fbank = dataclasses.replace(base.fbank, **_fbank_fields(file))
         config = ModelConfig(fbank=fbank, ecapa=_network(file))
     except (ConfigError, TypeError) as error:
         raise file.error(str(error)) from error
@@ -233,4 +264,20 @@ FAMILY = Family(
         ),
     ),
     scoring=Scoring(threshold=0.25),  # the default of `SpeakerRecognition.verify_batch`, not a figure of the model
+)
+
+LANGUAGE_ID = dataclasses.replace(
+    FAMILY,
+    name="speechbrain-langid",
+    title="SpeechBrain language identification",
+    companions=functools.partial(companions, preset="speechbrain-langid"),
+    recognises=recognises_language_id,
+    published=(
+        Published(
+            preset="speechbrain-langid",
+            file=WEIGHTS,
+            licence="Apache-2.0",
+            figures={"source": "lang-id-voxlingua107-ecapa: tells languages, not speakers; no trial list applies"},
+        ),
+    ),
 )

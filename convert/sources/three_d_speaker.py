@@ -14,6 +14,7 @@ from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.presets import PRESETS
 
 FILES = ("ecapa_tdnn.bin", "ecapa-tdnn.ckpt")
+TRAINED = "embedding_model.ckpt"
 CONFIGURATION = "configuration.json"
 MODEL_TYPE = "ecapa-tdnn-sv"
 
@@ -33,7 +34,11 @@ def _configuration(weights: Path) -> dict[str, Any] | None:
 
 
 def recognises(source: Source) -> bool:
-    """By the published file names, or by a configuration.json that names this file."""
+    """By the published file names, the folder of a training run, or a configuration.json that names this file."""
+    if "backbone." in source.prefix:
+        return False  # of a self-supervised model, with another front end
+    if source.path.name == TRAINED and source.path.parent.name.startswith("CKPT-EPOCH-"):
+        return True
     return source.path.name in FILES or _configuration(source.path) is not None
 
 

@@ -13,7 +13,7 @@ from ecapa_jax.config import EcapaConfig
 from ecapa_jax.masks import masked_mean
 from ecapa_jax.nn.blocks import SeRes2Block, TdnnBlock, batch_norm, outer_activation
 from ecapa_jax.nn.conv import Conv1d
-from ecapa_jax.nn.pooling import AttentiveStatisticsPooling, context_statistics
+from ecapa_jax.nn.pooling import AttentiveStatisticsPooling, context_statistics, plain_statistics
 
 Frames = Float[Array, "batch time channels"]
 Mask = Bool[Array, "batch time"]
@@ -46,9 +46,9 @@ class EcapaTdnn(nnx.Module):
             activation=activation,
             rngs=rngs,
         )
-        self.pooling = AttentiveStatisticsPooling(config, rngs=rngs)
-        self.pooled_norm = batch_norm(config, 2 * config.mfa_channels) if config.norm == "batch" else None
-        self.projection = Conv1d(2 * config.mfa_channels, config.embedding_dim, rngs=rngs)
+        self.pooling = AttentiveStatisticsPooling(config, rngs=rngs) if config.pooling == "attentive" else None
+        self.pooled_norm = batch_norm(config, config.pooled_channels) if config.norm == "batch" else None
+        self.projection = Conv1d(config.pooled_channels, config.embedding_dim, rngs=rngs)
         self.embedding_norm = batch_norm(config, config.embedding_dim) if config.embedding_norm else None
 
     def __call__(
@@ -78,15 +78,20 @@ class EcapaTdnn(nnx.Module):
             outputs.append(output)
             x = x + output if self.config.block_input == "sum" else output
         taps["mfa"] = x = self.mfa(jnp.concatenate(outputs, axis=-1), seen, train=train)
-        context = context_statistics(self.config.context_std, x, mask) if self.config.global_context else None
-        logits = self.pooling.attention(x, mask, context, train=train)
-        taps["pooled"] = pooled = self.pooling.pool(x, logits, mask)
+        taps["pooled"] = pooled = self.pool(x, mask, train=train)
         return self.embed_pooled(pooled, train=train)
+
+    def pool(self, x: Frames, mask: Mask, *, train: bool = False) -> Float[Array, "batch pooled"]:
+        """Statistics over each utterance's real frames: [B, T, M] -> [B, 2 M], or [B, M] where it is one of the two."""
+        if self.pooling is None:
+            return plain_statistics(self.config, x, mask)
+        context = context_statistics(self.config.context_std, x, mask) if self.config.global_context else None
+        return self.pooling.pool(x, self.pooling.attention(x, mask, context, train=train), mask)
 
     def embed_pooled(
         self, pooled: Float[Array, "batch pooled"], *, train: bool = False
     ) -> Float[Array, "batch embedding"]:
-        """The last stage: [B, 2 M] pooled statistics -> [B, D]."""
+        """The last stage: pooled statistics, [B, 2 M] or [B, M], -> [B, D]."""
         x, mask = pooled[:, None], jnp.ones((pooled.shape[0], 1), bool)
         if self.pooled_norm is not None:
             x = self.pooled_norm(x, mask, train=train)

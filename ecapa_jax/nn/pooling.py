@@ -43,6 +43,16 @@ def context_statistics(config: StdConfig, x: Frames, mask: Mask) -> tuple[Stat, 
     return mean, floored_std(config, variance)
 
 
+def plain_statistics(config: EcapaConfig, x: Frames, mask: Mask) -> Float[Array, "batch pooled"]:
+    """Mean, standard deviation or both over real frames, without attention.
+
+    Reference: the x-vector's statistics pooling (Snyder et al. 2018); WeSpeaker's TAP, TSDP and TSTP.
+    """
+    mean, std = context_statistics(config.context_std, x, mask)
+    parts = {"mean": (mean,), "std": (std,), "mean_std": (mean, std)}
+    return jnp.concatenate(parts[config.pooling], axis=-1)
+
+
 def weighted_statistics(config: StdConfig, x: Frames, weights: Frames) -> tuple[Stat, Stat]:
     """Mean and standard deviation under weights that sum to one over time; x must be finite everywhere.
 

@@ -1,0 +1,267 @@
+"""Against WeSpeaker's classes, live: features, every layer from the bottom up, embedding from the waveform."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import re
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ecapa_jax import functional
+from ecapa_jax.config import EcapaConfig, ModelConfig
+from ecapa_jax.convert.rules import apply_rules
+from ecapa_jax.convert.sources import wespeaker
+from ecapa_jax.features.fbank import fbank
+from ecapa_jax.features.frames import minimum_samples
+from ecapa_jax.masks import masked_mean
+from ecapa_jax.nn.ecapa import EcapaTdnn
+from ecapa_jax.presets import PRESETS
+from helpers import parity
+from helpers.published import random_values, wespeaker_shapes
+
+torch = pytest.importorskip("torch")
+kaldi = pytest.importorskip("torchaudio.compliance.kaldi")
+
+pytestmark = pytest.mark.peers
+
+PRESET = PRESETS["wespeaker-c1024"]
+EMBED = jax.jit(functional.embed, static_argnums=0)
+FBANK = jax.jit(fbank, static_argnums=0)
+
+
+@functools.cache
+def ecapa_class() -> Any:
+    """Its package imports its command line, which needs a voice detector; its models do not."""
+    spec = importlib.util.find_spec("wespeaker") if "wespeaker" not in sys.modules else None
+    if spec is not None and spec.submodule_search_locations:
+        package = types.ModuleType("wespeaker")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules["wespeaker"] = package
+    return pytest.importorskip("wespeaker.models.ecapa_tdnn").ECAPA_TDNN
+
+
+def their_features(waveform: np.ndarray) -> np.ndarray:
+    """As `wespeaker.cli.speaker` extracts them: the 16-bit range, hamming, no dither, the mean subtracted."""
+    samples = torch.from_numpy(waveform)[None] * (1 << 15)
+    features = kaldi.fbank(
+        samples, num_mel_bins=80, frame_length=25, frame_shift=10, sample_frequency=16000, window_type="hamming"
+    )
+    return (features - features.mean(dim=0)).numpy()
+
+
+POOLINGS = {"attentive": "ASTP", "mean": "TAP", "std": "TSDP", "mean_std": "TSTP"}
+
+
+def hard_tensors(config: EcapaConfig) -> dict[str, np.ndarray]:
+    """Random weights with MFA channels that are always zero, or nearly constant: clamps and floors show.
+
+    Their mean is small: of a loud one the moment form leaves rounding alone, in the original as here.
+    """
+    tensors = random_values(wespeaker_shapes(config), seed=5)
+    dead, flat = slice(0, 64), slice(64, 70)
+    tensors["conv.weight"][dead], tensors["conv.bias"][dead] = 0, -1
+    tensors["conv.weight"][flat] *= 1e-3
+    tensors["conv.bias"][flat] = 0.05
+    if config.pooling in ("attentive", "mean_std"):
+        for part in (dead, flat):
+            start = part.start + config.mfa_channels
+            tensors["bn.running_mean"][start : start + 6] = 0
+            tensors["bn.running_var"][start : start + 6] = 1e-4
+    for name in tensors:
+        if name.endswith("3.linear1.weight"):
+            tensors[name] *= np.float32(0.05)  # or nearly all gates would be 0 or 1
+    return tensors
+
+
+@functools.cache
+def model(width: int, pooling: str = "attentive", glob: bool = True, emb_bn: bool = False) -> tuple:
+    """Configuration, the original with random weights, and our variables from the same tensors."""
+    ecapa = dataclasses.replace(
+        PRESET.ecapa, channels=(width,) * 4, pooling=pooling, global_context=glob, embedding_norm=emb_bn
+    )
+    config = dataclasses.replace(PRESET, ecapa=ecapa)
+    tensors = hard_tensors(ecapa)
+    network = ecapa_class()(
+        channels=width,
+        feat_dim=80,
+        embed_dim=192,
+        pooling_func=POOLINGS[pooling],
+        global_context_att=glob,
+        emb_bn=emb_bn,
+    ).eval()
+    network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=True)
+    assert wespeaker.infer(tensors, ecapa) == ecapa
+    variables, _ = apply_rules(wespeaker.rules(ecapa), wespeaker.FAMILY.ignored, tensors, functional.abstract(config))
+    return config, network, variables
+
+
+@dataclasses.dataclass
+class Trace:
+    """What went into each layer of the original and what came out, [T, C] each."""
+
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+def traced(network: Any, features: np.ndarray) -> tuple[np.ndarray, Trace]:
+    trace, hooks = Trace({}, {}), []
+
+    def hook(name: str) -> Callable[..., None]:
+        def keep(module: Any, given: tuple[Any, ...], result: Any) -> None:
+            trace.inputs[name], trace.outputs[name] = (np.array(x[0].detach().numpy().T) for x in (given[0], result))
+
+        return keep
+
+    for name, module in network.named_modules():
+        if re.fullmatch(r"layer1|layer\d|layer\d\.se_res2block\.\d|pool|conv", name):
+            hooks.append(module.register_forward_hook(hook(name)))
+    with torch.no_grad():
+        embedding = network(torch.from_numpy(features)[None])[-1].numpy()[0]
+    for handle in hooks:
+        handle.remove()
+    return embedding, trace
+
+
+def run_layer(network: EcapaTdnn, name: str, x: jax.Array, mask: jax.Array) -> jax.Array:
+    """Our layer of an original's name, on [1, T, C]."""
+    if name == "layer1":
+        return network.stem(x, mask)
+    if name == "conv":
+        return network.mfa.conv(x, mask)
+    if name == "pool":
+        return network.pool(x, mask)[:, None]
+    block = getattr(network, f"block_{int(name[5]) - 2}")
+    if name.endswith(("0", "1", "2")) and "." in name:
+        return (block.tdnn_in, block.res2, block.tdnn_out)[int(name[-1])](x, mask)
+    if "." in name:
+        return x * block.se(masked_mean(x, mask))[:, None]
+    hidden = block.frames(x, mask)
+    return block.combine(x, hidden, block.se(masked_mean(hidden, mask)), mask)
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
+def replay(config: EcapaConfig, variables: dict, inputs: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:
+    graph, _, _ = nnx.split(nnx.eval_shape(lambda: EcapaTdnn(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
+    network = nnx.merge(graph, variables["params"], variables["batch_stats"])
+    return {name: run_layer(network, name, x, mask) for name, x in inputs.items()}
+
+
+def layer_errors(config: EcapaConfig, variables: dict, trace: Trace, frames: int) -> dict[str, float]:
+    """Each layer's worst error over its largest value, given the original's input, in a padded batch."""
+    size = 304
+    inputs = {
+        name: np.concatenate([x, np.full((size - len(x), x.shape[1]), 1e3, np.float32)])[None]
+        for name, x in trace.inputs.items()
+    }
+    outputs = replay(config, variables, inputs, np.arange(size)[None] < frames)
+    errors = {}
+    for name, theirs in trace.outputs.items():
+        theirs = theirs[None] if theirs.ndim == 1 else theirs
+        errors[name] = parity.relative_error(np.asarray(outputs[name][0, : len(theirs)]), theirs)
+    return errors
+
+
+NAMES = {
+    "ASTP GLOB": ("attentive", True, False),
+    "ASTP": ("attentive", False, False),
+    "ASTP GLOB bn2": ("attentive", True, True),
+    "TSTP": ("mean_std", False, False),
+    "TAP": ("mean", False, False),
+    "TSDP": ("std", False, False),
+}
+CASES = [
+    *(("ASTP GLOB", 64, frames, "speech_1") for frames in (2, 5, 298)),
+    *(("ASTP GLOB", 64, 298, signal) for signal in ("clipped", "zeros_inside", "wide_range")),
+    ("TSTP", 64, 298, "silence"),  # of constant input the attentive pooling's moment form leaves rounding alone
+    *((name, 64, 30, "speech_2") for name in ("ASTP", "ASTP GLOB bn2", "TSTP", "TAP", "TSDP")),
+    ("TAP", 64, 1, "speech_2"),
+    ("ASTP GLOB", 512, 2, "speech_1"),
+    ("ASTP GLOB", 512, 298, "speech_1"),
+    ("ASTP GLOB", 1024, 298, "speech_3"),
+]
+
+
+@pytest.mark.parametrize(("kind", "width", "frames", "signal"), CASES)
+def test_parity(
+    kind: str, width: int, frames: int, signal: str, record_property: Callable[[str, object], None]
+) -> None:
+    config, network, variables = model(width, *NAMES[kind])
+    waveform = parity.sound(signal, minimum_samples(config.fbank, frames) + 77)
+    given = their_features(waveform)
+    assert given.shape == (frames, 80)
+    features, _ = FBANK(config.fbank, waveform[None], np.array([len(waveform)], np.int32))
+    ours, original = (parity.feature_error(config.fbank, each, waveform) for each in (np.asarray(features[0]), given))
+    theirs, trace = traced(network, given)
+    layers = layer_errors(config.ecapa, variables, trace, frames)
+    worst = max(layers, key=layers.__getitem__)
+    embeddings = embedded(config, variables, waveform)
+    row = {"family": f"wespeaker {kind}", "width": width, "frames": frames, "signal": signal}
+    row |= {"features": ours.worst, "their_features": original.worst}
+    row |= {"features_rms": ours.rms, "their_features_rms": original.rms, "worst_layer": worst, "layer": layers[worst]}
+    row |= {name: parity.relative_error(mine, theirs) for name, mine in embeddings.items()}
+    row["cosine"] = max(1 - parity.cosine(mine, theirs) for mine in embeddings.values())
+    record_property("parity", row)
+    assert ours.above_floor <= parity.FEATURE_BOUND
+    assert ours.rms <= max(2 * original.rms, 5e-6)
+    assert layers[worst] <= parity.LAYER_BOUND
+    for name, mine in embeddings.items():
+        assert parity.same_embedding(mine, theirs), name
+
+
+def embedded(config: ModelConfig, variables: dict, waveform: np.ndarray) -> dict[str, np.ndarray]:
+    alone = EMBED(config, variables, waveform[None], np.array([len(waveform)], np.int32))
+    mates = [parity.noise(functional.minimum_samples(config)), waveform, parity.sound("speech_3", 20000)]
+    padded = EMBED(config, variables, *parity.pad_batch(mates, 50000))
+    return {"alone": np.asarray(alone[0]), "padded": np.asarray(padded[1])}
+
+
+def test_shapes_are_those_of_the_class() -> None:
+    """The helper's table against the original's own state dict, at the published sizes."""
+    for changes in ({}, {"embedding_norm": True}, {"global_context": False}):
+        config = dataclasses.replace(PRESET.ecapa, **changes)
+        with torch.device("meta"):
+            network = ecapa_class()(
+                channels=1024, global_context_att=config.global_context, emb_bn=config.embedding_norm
+            )
+        theirs = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        assert wespeaker_shapes(config) == {n: s for n, s in theirs.items() if not n.endswith("num_batches_tracked")}
+
+
+def test_poolings_that_ecapa_can_not_have_or_are_refused() -> None:
+    """Every pooling that WeSpeaker ships is built, refused by its tensors, or impossible in its ECAPA_TDNN."""
+    layers = pytest.importorskip("wespeaker.models.pooling_layers")
+    shipped = {
+        name for name, value in vars(layers).items() if isinstance(value, type) and issubclass(value, torch.nn.Module)
+    }
+    assert shipped == {*wespeaker.POOLINGS, *wespeaker.OTHER_POOLINGS.values(), "ASP"}
+    with pytest.raises(TypeError):
+        ecapa_class()(channels=16, pooling_func="ASP")
+    for part, name in wespeaker.OTHER_POOLINGS.items():
+        names = ecapa_class()(channels=16, pooling_func=name).state_dict()
+        assert any(tensor.startswith(part) for tensor in names)
+
+
+def test_trained_files_of_the_class_convert(tmp_path: Path) -> None:
+    """A file that PyTorch itself wrote, as WeSpeaker's trainer does."""
+    from ecapa_jax.convert.run import convert
+
+    config, network, _ = model(64)
+    state = {**network.state_dict(), "projection.weight": torch.ones(6, 192)}
+    torch.save(state, tmp_path / "avg_model.pt")
+    bundle = convert(tmp_path)
+    assert bundle.config == config
+    waveform = parity.sound("speech_1", 48000)
+    theirs, _ = traced(network, their_features(waveform))
+    assert parity.same_embedding(embedded(config, bundle.variables, waveform)["alone"], theirs)
+    assert jnp.asarray(bundle.variables["params"]["projection"]["bias"]).shape == (192,)
