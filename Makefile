@@ -1,6 +1,7 @@
 # make demo   sets everything up and scores six recordings
 # make test   sets everything up and runs the tests
 # make peers  adds PyTorch and the original toolkits, and runs the comparisons with them
+# make slow   runs the long tests: ten minutes of fuzzing
 # make lint   format, lint, types, import layers
 #
 # Another Python: make test PYTHON=python3.13 VENV=.venv-latest
@@ -12,7 +13,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 CONSTRAINTS = $(shell $(RUN) -c 'import sys; print("constraints-py311.txt" if sys.version_info < (3, 12) else "constraints-latest.txt")')
 TORCH_VERSION := 2.13.0
 
-.PHONY: demo test peers lint clean
+.PHONY: demo test peers slow lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
@@ -23,6 +24,9 @@ test: $(VENV)/.test-ready
 
 peers: $(VENV)/.peers-ready
 	$(RUN) -m pytest -m "peers and not slow"
+
+slow: $(VENV)/.test-ready
+	$(RUN) -m pytest -n 0 -m slow
 
 lint: $(VENV)/.lint-ready
 	$(RUN) -m ruff check

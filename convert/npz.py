@@ -16,6 +16,7 @@ from ecapa_jax.convert.torch_zip import check_entries
 from ecapa_jax.errors import ConversionError
 
 _MAX_HEADER = 10_000
+_CHUNK = 1 << 20
 _HEADER = re.compile(
     r"\{'descr': '([<>=|]?[a-zA-Z]\d{1,2})', 'fortran_order': (True|False), "
     r"'shape': \(((?:\d{1,18}(?:, ?|(?=\)))){0,32})\), \}\s*"
@@ -43,15 +44,27 @@ def read_npz(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.nd
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    data, shown = archive.read(member), show(member.filename)
-    shape, fortran, dtype, start = _header(data[: _MAX_HEADER + 12])
+    shown = show(member.filename)
+    with archive.open(member) as stream:
+        shape, fortran, dtype, start = _header(stream.read(_MAX_HEADER + 12))
     if dtype.kind not in "fiub" or dtype.byteorder == ">":
         raise ConversionError(f"{shown} is of type {show(str(dtype))}, which no weights need; save it as float32")
-    if math.prod(shape) * dtype.itemsize != len(data) - start:
-        raise ConversionError(
-            f"{shown} has {len(data) - start} bytes, not those of its shape {show(str(shape))}; it is damaged"
-        )
-    return check_bool(np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C"))
+    left = member.file_size - start
+    if math.prod(shape) * dtype.itemsize != left:
+        raise ConversionError(f"{shown} has {left} bytes, not those of its shape {show(str(shape))}; it is damaged")
+    data = np.empty(left, np.uint8)
+    with archive.open(member) as stream:
+        stream.read(start)
+        for at in range(0, left, _CHUNK):
+            part = stream.read(min(_CHUNK, left - at))
+            if len(part) != min(_CHUNK, left - at):
+                raise ConversionError(f"{shown} is cut off; download or save the file again")
+            data[at : at + len(part)] = np.frombuffer(part, np.uint8)
+        if stream.read(1):  # the end, where the checksum is compared
+            raise ConversionError(f"{shown} is longer than it says; it is damaged")
+    array = check_bool(data.view(dtype).reshape(shape, order="F" if fortran else "C"))
+    array.flags.writeable = False
+    return array
 
 
 def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:

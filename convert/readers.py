@@ -24,7 +24,8 @@ from ecapa_jax.convert.torch_zip import read_torch_zip
 from ecapa_jax.errors import ConversionError
 
 _HEAD = 1024
-_MAX_HEADER = 1 << 23  # safetensors' own limit is 100 MB, of which its parser makes 2 GB
+_MAX_HEADER = 1 << 20  # safetensors' own limit is 100 MB, of which its parser makes 2 GB; 231 tensors take 30 kB
+_MAX_CLAIMED = 100_000_000
 _LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # LONG1 of 0x1950a86a20f9469cfc6c
 _LEGACY_TAR = ("sys_info", "pickle", "storages", "tensors")
 _GZIP = b"\x1f\x8b"
@@ -179,7 +180,9 @@ def _format(file: io.BufferedIOBase) -> Format:
     size = file.seek(0, os.SEEK_END)
     head = _head(file)
     # First, as a header's length may begin with another format's magic bytes: 640 is those of a pickle, 80 02.
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _MAX_HEADER:
+    if head[8:9] == b"{" and (length := int.from_bytes(head[:8], "little")) <= _MAX_CLAIMED:
+        if length > _MAX_HEADER:
+            raise ConversionError(f"its safetensors header is over {_MAX_HEADER >> 10} kB; save the state dict alone")
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "npz" if _first_member(head).endswith(b".npy") else "torch-zip"
