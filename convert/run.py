@@ -59,8 +59,6 @@ def convert(
     with _about(weights):
         tensors, wrapper = find_tensors(checkpoint.content)
         found = find_network(tensors)
-        if wrapper == "teacher" and "backbone." in found.prefix:
-            raise ConversionError("this is a self-supervised RDINO or SDPN model; its front end is not built yet")
     origin = Source(path=weights, inside=checkpoint.inside, wrapper=wrapper, prefix=found.prefix)
     chosen = choose_family(found.families, origin, family)
     companions = chosen.companions(origin)

@@ -144,7 +144,6 @@ PRESETS: dict[str, ModelConfig] = {
     "nemo-2.5": ModelConfig(fbank=MEL_NEMO_2_5, ecapa=GROUPED_ZEROS),
     "espnet": ModelConfig(fbank=MEL_TAORUIJIE, ecapa=ESPNET),
     "espnet-2025": ModelConfig(fbank=MEL_TAORUIJIE, ecapa=ESPNET_2025),
-
     "speechbrain-langid": ModelConfig(fbank=dataclasses.replace(SPEECHBRAIN_DB, n_mels=60), ecapa=LANGUAGE_ID),
     "mvector": ModelConfig(
         fbank=KALDI_POVEY, ecapa=dataclasses.replace(SEQUENTIAL_REFLECT, channels=(512,) * 4, mfa_channels=1536)

@@ -19,6 +19,7 @@ from ecapa_jax.convert.family import Companions, Family, Published, Source
 from ecapa_jax.convert.pickle_machine import show
 from ecapa_jax.convert.rules import Rule, Tensors, conv, linear, norm
 from ecapa_jax.errors import ConfigError, ConversionError
+from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.presets import PRESETS
 
 WEIGHTS, CONFIG = "avg_model.pt", "config.yaml"
@@ -50,7 +51,7 @@ STATED = {
 }
 """Our fields to WeSpeaker's arguments."""
 
-SIGNATURE = ("layer1.conv.weight", "layer2.se_res2block.0.conv.weight")
+SIGNATURE = ("layer2.se_res2block.0.conv.weight", "layer2.se_res2block.3.linear1.weight")
 
 
 def _unit(source: str, target: str) -> list[Rule]:
@@ -258,6 +259,7 @@ FAMILY = Family(
     infer=infer,
     companions=companions,
     recognises=lambda source: source.path.name == WEIGHTS,
+    scoring=Scoring(score_map="half"),  # of `wespeaker.cli`; the published figures subtract a mean
     published=tuple(
         Published(
             preset=f"wespeaker-c{width}",

@@ -111,14 +111,16 @@ def test_a_broken_configuration_is_refused(tmp_path, text):
 @pytest.mark.parametrize("name", ["embedding_model.ckpt", "model.pt", "avg_model.pt", "x"])
 def test_a_file_name_that_does_not_tell_needs_the_family(tmp_path, name):
     write(tmp_path / name)
-    assert refused(tmp_path / name).endswith("pass --family 3dspeaker or --family speechbrain")
-    for family in ("3dspeaker", "speechbrain"):
+    families = ("3dspeaker", "speechbrain", "mvector")
+    assert all(f"--family {family}" in refused(tmp_path / name) for family in families)
+    for family in families:
         bundle = convert(tmp_path / name, family=family)
         assert bundle.provenance["family"] == family
         assert bundle.config.fbank == PRESETS[family].fbank
         assert bundle.config.ecapa == CONFIG.ecapa
     assert f"unknown family 'other'; known: {', '.join(FAMILIES)}" in refused(tmp_path / name, family="other")
     assert "its tensors are not nemo's" in refused(tmp_path / name, family="nemo")
+    assert "its tensors are not wespeaker's; they are of 3dspeaker or" in refused(tmp_path / name, family="wespeaker")
 
 
 def test_the_family_given_wins_over_the_file_name(bin_file):

@@ -150,9 +150,9 @@ def ecapa(argument):
         ((NORM, NORM + "\n    mean_norm: False"), "mean_var_norm: mean_norm False is not supported"),
         ((NORM, NORM + "\n    length_dim: 2"), "mean_var_norm: length_dim 2 is not supported"),
         (ecapa("groups: [1, 2, 2, 2, 1]"), "embedding_model: groups [1, 2, 2, 2, 1] is not supported"),
-        (ecapa("activation: !name:torch.nn.LeakyReLU"), "activation !name:torch.nn.LeakyReLU is not built yet"),
-        (ecapa("activation: torch.nn.LeakyReLU"), "activation 'torch.nn.LeakyReLU' is not built yet"),
-        (ecapa("activation: !name:torch.nn.PReLU"), "activation !name:torch.nn.PReLU is not built yet"),
+        (ecapa("activation: !name:torch.nn.PReLU"), "activation !name:torch.nn.PReLU is not supported"),
+        (ecapa("activation: !name:torch.nn.LeakyReLU {negative_slope: 0.2}"), "not YAML"),
+        (ecapa("activation: !name:torch.nn.LeakyReLU\n        negative_slope: 0.2"), "a mapping"),
         (ecapa("context_window: 3"), "has the argument 'context_window', which this converter does not know"),
         (ecapa("se_channels: !ref <n_mels> * 2"), "se_channels is !ref <n_mels> * 2: write its value in its place"),
         (ecapa("se_channels: !ref <nowhere>"), "se_channels is !ref <nowhere>: write"),
@@ -293,3 +293,19 @@ def test_the_package_makes_the_same_model_of_the_same_directory(tmp_path):
     ours = embedding(bundle.config, bundle.variables)
     assert np.abs(ours - expected).max() <= 1e-4 * np.abs(expected).max()
     assert_same(bundle.embedding_mean, expected)
+
+
+@pytest.mark.parametrize("name", ["!name:torch.nn.LeakyReLU", "torch.nn.LeakyReLU"])
+def test_language_identification_is_told_by_its_activation(tmp_path, name):
+    network = {"n_mels": 60, "embedding_dim": 256, "activation": "leaky_relu", "activation_scope": "outer"}
+    config = small_config("speechbrain", width=16, **network)
+    changes = [("n_mels: 80", "n_mels: 60"), ("lin_neurons: 192", f"lin_neurons: 256\n    activation: {name}")]
+    directory = publish(tmp_path, *changes, content=random_tensors(config.ecapa))
+    bundle = convert(directory)
+    assert bundle.provenance["family"] == "speechbrain-langid"
+    assert bundle.config == config
+    assert PRESETS["speechbrain-langid"].ecapa == dataclasses.replace(
+        config.ecapa, channels=(1024,) * 4, mfa_channels=3072
+    )
+    (directory / "hyperparams.yaml").unlink()
+    assert convert(directory, family="speechbrain-langid").config == config

@@ -13,7 +13,8 @@ ALLOWED = 64 << 20
 """Bytes above twice what a file declares of tensors."""
 
 WORKER = """
-import base64, encodings.cp437, gc, json, os, sys, tempfile, time, warnings
+import base64, gc, json, os, sys, tempfile, time, warnings
+import encodings.cp437, encodings.raw_unicode_escape, encodings.unicode_escape, encodings.utf_8_sig  # else on demand
 warnings.simplefilter("error")
 from ecapa_jax.convert import arrays, readers
 from ecapa_jax.errors import EcapaError
