@@ -93,6 +93,8 @@ def find_network(tensors: Tensors) -> Network:
 
 def _is_beside(name: str, prefix: str) -> bool:
     """Whether a tensor belongs to training, at the level of the network or of any wrapper around it."""
+    if prefix.endswith("0.") and name.startswith(f"{prefix.removesuffix('0.')}1."):
+        return True  # the classifier of a `Sequential` of the two
     parts = prefix.split(".")
     levels = ["".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts))]
     return any(name.startswith(level) and name.removeprefix(level).startswith(BESIDE) for level in levels)

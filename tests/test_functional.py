@@ -133,6 +133,7 @@ PARAMETERS = {
     "nemo": 20_916_928,
     "nemo-2.5": 20_916_928,
     "espnet": 14_658_112,
+    "espnet-2025": 14_658_112,
 }
 """Learnable values: the totals that publishers state, or that their classes have."""
 
