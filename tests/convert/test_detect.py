@@ -78,10 +78,6 @@ def test_wrappers_and_prefixes_are_seen_through(bin_file, wrap, wrapper, prefix)
         (prefixed("model.", tensors()) | {"vocoder.weight": CLASSIFIER}, "unexpected tensor vocoder.weight beside"),
         (prefixed("a.", tensors()) | prefixed("b.", tensors()), "several networks (a.*, b.*)"),
         (tensors() | prefixed("ema.", tensors()), "several networks (*, ema.*)"),
-        (
-            {"teacher": prefixed("module.backbone.", tensors()) | {"module.head.weight": CLASSIFIER}},
-            "could be of 3dspeaker or rdino or sdpn",
-        ),
         ({"model": [tensors()]}, "has no dict of tensors"),
         ({"epoch": 3}, "has no dict of tensors"),
         ({"w": CLASSIFIER, "b\nb": CLASSIFIER}, r"in it (its tensors: w, 'b\nb', ...)"),
