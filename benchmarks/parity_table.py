@@ -64,7 +64,7 @@ def _live(family: Family) -> bool:
         from ecapa_jax.convert import live
     except ImportError:
         return False
-    return live.available(family.name) is not None
+    return live.available(family.name, parity.preset_of(family).ecapa) is not None
 
 
 def _round_trip(family: Family, config: Any, variables: dict[str, Any]) -> str:

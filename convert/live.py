@@ -9,6 +9,8 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,13 +28,17 @@ class Original:
     """Where a family's code is.
 
     Attributes:
-      package: the distribution.
+      package: what is imported.
+      distribution: what is installed.
+      fits: whether the original's class can have this shape.
       features: waveform [S] to features [T, M].
       network: the module, in eval mode, without weights.
       stages: names of its submodules to ours.
     """
 
     package: str
+    distribution: str
+    fits: Callable[[EcapaConfig], bool]
     features: Callable[[ModelConfig, torch.Tensor], torch.Tensor]
     network: Callable[[EcapaConfig], torch.nn.Module]
     stages: Callable[[EcapaConfig], dict[str, str]]
@@ -78,36 +84,89 @@ def _sb_stages(config: EcapaConfig) -> dict[str, str]:
     return {"blocks.0": "stem", **blocks, "mfa": "mfa", "asp": "pooled"}
 
 
+def _wespeaker_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
+    """As `wespeaker.cli.speaker` calls it."""
+    from torchaudio.compliance import kaldi
+
+    rate, n_mels = config.fbank.sample_rate, config.fbank.n_mels
+    features = kaldi.fbank(
+        waveform[None] * (1 << 15), num_mel_bins=n_mels, sample_frequency=rate, window_type=config.fbank.window
+    )
+    return features - features.mean(dim=0)
+
+
+def _wespeaker_network(config: EcapaConfig) -> torch.nn.Module:
+    if "wespeaker" not in sys.modules:
+        # Its package imports its command line, which needs a voice detector; its models do not.
+        spec = importlib.util.find_spec("wespeaker")
+        package = types.ModuleType("wespeaker")
+        package.__path__ = list(spec.submodule_search_locations or []) if spec else []
+        sys.modules["wespeaker"] = package
+    return importlib.import_module("wespeaker.models.ecapa_tdnn").ECAPA_TDNN(
+        channels=config.channels[0],
+        feat_dim=config.n_mels,
+        embed_dim=config.embedding_dim,
+        pooling_func="ASTP",
+        global_context_att=config.global_context,
+        emb_bn=config.embedding_norm,
+    )
+
+
+_WESPEAKER_STAGES = {
+    "layer1": "stem",
+    "layer2": "block_0",
+    "layer3": "block_1",
+    "layer4": "block_2",
+    "conv": "mfa",
+    "pool": "pooled",
+}
+
+
+def _wespeaker_fits(config: EcapaConfig) -> bool:
+    fixed = (config.mfa_channels, config.dilations, config.kernel_sizes, config.res2_scale, config.attention_channels)
+    return fixed == (1536, (2, 3, 4), (5, 3, 3, 3), 8, 128) and getattr(config, "pooling", "attentive") == "attentive"
+
+
 ORIGINALS: dict[str, Original] = {
     "3dspeaker": Original(
         package="speakerlab",
+        distribution="speakerlab",
+        fits=lambda config: config.mfa_channels == sum(config.channels[1:]),
         features=_speakerlab_features,
         network=_sb_network("speakerlab.models.ecapa_tdnn.ECAPA_TDNN"),
         stages=_sb_stages,
     ),
     "speechbrain": Original(
         package="speechbrain",
+        distribution="speechbrain",
+        fits=lambda config: True,
         features=_speechbrain_features,
         network=_sb_network("speechbrain.lobes.models.ECAPA_TDNN"),
         stages=_sb_stages,
     ),
+    "wespeaker": Original(
+        package="wespeaker",
+        distribution="wespeaker-unofficial",
+        fits=_wespeaker_fits,
+        features=_wespeaker_features,
+        network=_wespeaker_network,
+        stages=lambda config: dict(_WESPEAKER_STAGES),
+    ),
 }
+ORIGINALS["speechbrain-langid"] = ORIGINALS["speechbrain"]
 """Family to its code. The others are on no package index as importable modules."""
 
 
-def available(family: str) -> str | None:
-    """Package and version of a family's code, where it is installed."""
+def available(family: str, config: EcapaConfig | None = None) -> str | None:
+    """Package and version of a family's code, where it is installed and its class can have the shape of `config`."""
     original = ORIGINALS.get(family)
-    if original is None or importlib.util.find_spec(original.package) is None:
+    if original is None or (config is not None and not original.fits(config)):
         return None
-    return f"{original.package} {_version(original.package)}, torch {torch.__version__}"
-
-
-def _version(package: str) -> str:
     try:
-        return importlib.metadata.version(package)
+        version = importlib.metadata.version(original.distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "of unknown version"
+        return None
+    return f"{original.distribution} {version}, torch {torch.__version__}"
 
 
 def network(family: str, config: EcapaConfig) -> torch.nn.Module:
@@ -126,9 +185,10 @@ def stages(family: str, config: ModelConfig, tensors: dict[str, np.ndarray], wav
     """
     original, found = ORIGINALS[family], {}
 
-    def keep(name: str) -> Callable[..., None]:
+    def keep(name: str, *, relu: bool) -> Callable[..., None]:
         def hook(module: Any, given: Any, result: torch.Tensor) -> None:
-            found[name] = result.detach().numpy()[0].T.copy()
+            kept = result.detach().numpy()[0].T.copy()
+            found[name] = np.maximum(kept, 0) if relu else kept
 
         return hook
 
@@ -139,7 +199,8 @@ def stages(family: str, config: ModelConfig, tensors: dict[str, np.ndarray], wav
         names = original.stages(config.ecapa)
         for name, submodule in module.named_modules():
             if name in names:
-                submodule.register_forward_hook(keep(names[name]))
+                # Of WeSpeaker's aggregation only the convolution is a module, the ReLU after it is none.
+                submodule.register_forward_hook(keep(names[name], relu=name == "conv"))
         features = original.features(config, torch.from_numpy(waveform))
         embedding: Any = module(features[None])
         embedding = embedding[-1] if isinstance(embedding, tuple) else embedding

@@ -172,7 +172,7 @@ def _live(
         from ecapa_jax.convert import live  # imports torch
     except ImportError:
         return None
-    if (code := live.available(family.name)) is None:
+    if (code := live.available(family.name, config.ecapa)) is None:
         return None
     tensors = invert_rules(family.rules(config.ecapa), variables)
     return code, live.stages(family.name, config, tensors, sound)

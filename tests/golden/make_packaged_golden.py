@@ -65,7 +65,7 @@ def by_oracle(config: Any, variables: dict[str, Any], sound: np.ndarray) -> dict
 def of_family(family: Family) -> dict[str, Any]:
     config, variables = parity.golden_model(family)
     sound = parity.waveform(config.fbank.sample_rate)
-    if code := live.available(family.name):
+    if code := live.available(family.name, config.ecapa):
         stages = live.stages(family.name, config, invert_rules(family.rules(config.ecapa), variables), sound)
     else:
         code, stages = "float64 NumPy written from the published formulas", by_oracle(config, variables, sound)
