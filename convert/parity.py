@@ -66,8 +66,10 @@ def preset_of(family: Family) -> ModelConfig:
 def golden_model(family: Family, config: ModelConfig | None = None) -> tuple[ModelConfig, dict[str, Any]]:
     """The family's published model at `WIDTH` (or `config`), with weights from a seed: the same on every machine."""
     preset = preset_of(family)
-    small = {"channels": (WIDTH,) * len(preset.ecapa.channels), "mfa_channels": 3 * WIDTH}
-    network = dataclasses.replace(preset.ecapa, **small, se_channels=8, attention_channels=8)
+    channels = (WIDTH,) * len(preset.ecapa.channels)
+    network = dataclasses.replace(
+        preset.ecapa, channels=channels, mfa_channels=3 * WIDTH, se_channels=8, attention_channels=8
+    )
     config = config or dataclasses.replace(preset, ecapa=network)
     rng = np.random.default_rng(sum(family.name.encode()))
     leaves = flatten({**functional.abstract(config), "constants": {}})
