@@ -19,8 +19,9 @@ import numpy as np
 
 from ecapa_jax.convert.run import convert
 from ecapa_jax.encoder import SpeakerEncoder
-from ecapa_jax.io.bundle import Bundle, Scoring, save_bundle
+from ecapa_jax.io.bundle import Bundle, save_bundle
 from ecapa_jax.scoring.metrics import eer, eer_threshold, error_rates, far_frr, min_dcf
+from ecapa_jax.scoring_config import Scoring
 
 DEV = "dev_speechocean762_same_gender_age"
 EVAL = ("eval_librispeech_test_other", "eval_speechocean762_same_gender_age")

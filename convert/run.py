@@ -21,8 +21,9 @@ from ecapa_jax.convert.parity import full_report, quick_report
 from ecapa_jax.convert.readers import Checkpoint, find_tensors, read_checkpoint
 from ecapa_jax.convert.rules import Rule, Tensors, apply_rules, invert_rules
 from ecapa_jax.errors import ConfigError, ConversionError
-from ecapa_jax.io.bundle import Bundle, Scoring
+from ecapa_jax.io.bundle import Bundle
 from ecapa_jax.presets import PRESETS
+from ecapa_jax.scoring_config import Scoring
 
 PROBE_SECONDS = 2
 PUBLISHED_NOTE = "of the published model of this shape and file name; this file's sha256 is not checked against it"

@@ -115,17 +115,17 @@ class SpeakerVerificationPipeline:
           in_audios: paths, URLs, or 1-D arrays at the model's rate (integers are divided by 32768).
           save_dir: writes each path's embedding to `save_dir/<file name without suffix>.npy`.
           output_emb: returns `{"outputs": result, "embs": [n, embedding_dim]}`.
-          thr: threshold in [-1, 1]; None takes the model's.
+          thr: threshold on the scale of the score, for a cosine in [-1, 1]; None takes the model's.
 
         Returns:
           `{"score": the model's score rounded to 5 digits, "text": "yes" or "no"}`; for other than two inputs
           `{"text": "No similarity score output"}`.
 
         Raises:
-          ConfigError: (a ValueError) `thr` is outside [-1, 1], or neither given nor known to the model.
+          ConfigError: (a ValueError) `thr` is out of the score's range, or neither given nor known to the model.
           AudioError: (a ValueError) an input can't be read or is of another type.
         """
-        threshold = self.encoder.scoring.threshold if thr is None else checked_threshold(thr)
+        threshold = self.encoder.scoring.threshold if thr is None else checked_threshold(thr, self.encoder.scoring)
         if threshold is None:
             raise ConfigError("this model publishes no threshold: pass thr, a score in [-1, 1]")
         views = self.encoder.embed_views([_modelscope_input(audio) for audio in in_audios])

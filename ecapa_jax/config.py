@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +19,7 @@ SCHEMA = 1
 _T = TypeVar("_T")
 
 
-class _Checked:
+class Checked:
     """Checks each `Literal` field and turns lists into tuples, so that any config built is valid and hashable."""
 
     def __post_init__(self) -> None:
@@ -40,7 +41,7 @@ class _Checked:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FbankConfig(_Checked):
+class FbankConfig(Checked):
     """Waveform to log-mel features. Lengths are in samples, frequencies in Hz.
 
     Attributes:
@@ -118,7 +119,7 @@ class FbankConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StdConfig(_Checked):
+class StdConfig(Checked):
     """How a standard deviation over time is taken.
 
     Attributes:
@@ -139,7 +140,7 @@ class StdConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EcapaConfig(_Checked):
+class EcapaConfig(Checked):
     """The network: Desplanques et al. 2020 (arXiv 2005.07143) and each way in which the public ones differ from it.
 
     Attributes:
@@ -244,7 +245,7 @@ class EcapaConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelConfig(_Checked):
+class ModelConfig(Checked):
     """A whole model, waveform to embedding: the static argument of `ecapa_jax.embed`."""
 
     fbank: FbankConfig = FbankConfig()
@@ -289,19 +290,20 @@ def _expected(hint: Any) -> str:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else ()
+    if options:
+        return None if value is None else _value(options[0], value, where)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple:
-        good = isinstance(value, list | tuple) and all(type(item) is int for item in value)
-    elif typing.get_origin(hint) is Literal:
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_value(typing.get_args(hint)[0], item, f"{where}[{at}]") for at, item in enumerate(value))
+    if typing.get_origin(hint) is Literal:
         good = value in typing.get_args(hint)
-    elif hint is bool:
-        good = isinstance(value, bool)
-    elif hint is int:
-        good = type(value) is int
+    elif hint is float:
+        good = type(value) in (int, float) and math.isfinite(value)
+        value = float(value) if good else value
     else:
-        good = (value is None and hint is not float) or (type(value) in (int, float) and math.isfinite(value))
-        value = float(value) if good and value is not None else value
+        good = type(value) is hint
     if not good:
         raise ConfigError(f"{where} is {value!r}, not {_expected(hint)}")
-    return tuple(value) if isinstance(value, list) else value
+    return value

@@ -22,9 +22,11 @@ from ecapa_jax.config import ModelConfig, to_dict
 from ecapa_jax.errors import AudioError, ConfigError
 from ecapa_jax.functional import Variables
 from ecapa_jax.io.audio import AudioSource, is_silent, load_audio, name_of
-from ecapa_jax.io.bundle import Bundle, Scoring
+from ecapa_jax.io.bundle import Bundle
+from ecapa_jax.io.scoring_arrays import Cohort
 from ecapa_jax.masks import bucket_length
 from ecapa_jax.scorer import Scorer, ScoringName, Verification, checked_threshold
+from ecapa_jax.scoring_config import Scoring
 
 BATCH_SIZES = (16, 4, 1)
 """Batch buckets for one device. Any number of utterances splits into them without a padding row."""
@@ -66,10 +68,11 @@ class SpeakerEncoder:
         *,
         scoring: Scoring | None = None,
         embedding_mean: Float[np.ndarray, " embedding"] | None = None,
+        cohort: Cohort | None = None,
         devices: Sequence[jax.Device] | None = None,
     ):
         self.config = config
-        self.scorer = Scorer(scoring or Scoring(), embedding_mean)
+        self.scorer = Scorer(scoring or Scoring(), embedding_mean, cohort)
         mesh = Mesh(np.asarray(devices or jax.local_devices()), ("data",))
         self._n_devices = mesh.size
         self._sharding = NamedSharding(mesh, PartitionSpec("data"))
@@ -85,6 +88,7 @@ class SpeakerEncoder:
             bundle.variables,
             scoring=bundle.scoring,
             embedding_mean=bundle.embedding_mean,
+            cohort=bundle.cohort,
             devices=devices,
         )
 
@@ -156,8 +160,9 @@ class SpeakerEncoder:
           sources, sample_rate, short: as for `embed`.
           scorer: None is the model's.
         """
-        scorer = scorer or self.scorer
-        waveforms = self._read_all(sources, sample_rate, short)
+        return self._embed_views(self._read_all(sources, sample_rate, short), scorer or self.scorer)
+
+    def _embed_views(self, waveforms: Sequence[np.ndarray], scorer: Scorer) -> Float32[np.ndarray, "n views embedding"]:
         rows = self._embed_waveforms([view for waveform in waveforms for view in scorer.views(waveform)])
         return rows.reshape(len(waveforms), scorer.n_views, -1)
 
@@ -240,26 +245,31 @@ class SpeakerEncoder:
 
         Args:
           a, b: recordings, as for `embed`; arrays are at the model's rate.
-          threshold: in [-1, 1], on the scale of the score; None takes the model's, if it has one.
+          threshold: on the scale of the score, `Verification.score_type`; None takes the model's, if it has one.
           short: as for `embed`.
           scoring: the model's (`publisher`), or another one; its threshold is the model's where that still fits.
 
         Raises:
           AudioError: a recording can't be embedded.
-          ConfigError: the threshold is outside [-1, 1], or the scoring needs what the model does not bring.
+          ConfigError: the threshold is out of the score's range, or the scoring needs what the model does not bring.
         """
         scorer = self.scorer.named(scoring)
-        threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold)
-        score = scorer.score(*self.embed_views([a, b], short=short, scorer=scorer))
-        return Verification(score, None if threshold is None else score >= threshold, threshold)
+        threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
+        waveforms = self._read_all([a, b], None, short)
+        seconds = [len(waveform) / self.sample_rate for waveform in waveforms]
+        views = self._embed_views(waveforms, scorer)
+        score = scorer.score(views[0], views[1], seconds)
+        same_speaker = None if threshold is None else score >= threshold
+        return Verification(score, same_speaker, threshold, scorer.scoring.score_type)
 
-    def score(self, a: Float[np.ndarray, "*views embedding"], b: Float[np.ndarray, "*views embedding"]) -> float:
-        """The model's score of two recordings from their embeddings, or their views' as `embed_views` gives them.
-
-        Raises:
-          ConfigError: this model scores with several views, and one embedding is given.
-        """
-        return self.scorer.score(np.atleast_2d(a), np.atleast_2d(b))
+    def score(
+        self,
+        a: Float[np.ndarray, "*views embedding"],
+        b: Float[np.ndarray, "*views embedding"],
+        seconds: Sequence[float] | None = None,
+    ) -> float:
+        """`Scorer.score` of two recordings from their embeddings, or their views' as `embed_views` gives them."""
+        return self.scorer.score(np.atleast_2d(a), np.atleast_2d(b), seconds)
 
     def warm_up(self, max_seconds: float) -> int:
         """Compiles every bucket that utterances up to `max_seconds` can meet; returns how many there are."""

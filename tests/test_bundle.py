@@ -17,7 +17,8 @@ from ecapa_jax.api import default_bundle
 from ecapa_jax.errors import BundleError
 from ecapa_jax.io import bundle as bundle_module
 from ecapa_jax.io import checkpoint
-from ecapa_jax.io.bundle import FILES, Bundle, Scoring, load_bundle, read_document, save_bundle
+from ecapa_jax.io.bundle import FILES, Bundle, load_bundle, read_document, save_bundle
+from ecapa_jax.scoring_config import Scoring
 from helpers.bundles import contents, make
 from helpers.checkpoints import CONFIG, SB_CONFIG
 from helpers.privileges import unprivileged

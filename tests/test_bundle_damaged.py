@@ -87,7 +87,7 @@ def edit(path, change):
         (lambda d: d["config"]["ecapa"].update(n_mels=81), "front end gives 80 mel bands, the network takes 81"),
         (lambda d: d["config"]["fbank"].update(window="kaiser"), "config.fbank.window is 'kaiser'"),
         (lambda d: d["scoring"].update(threshold="0.5"), "scoring.threshold is '0.5'"),
-        (lambda d: d["scoring"].update(threshold=1.5), "scoring.threshold is 1.5"),
+        (lambda d: d["scoring"].update(threshold=1.5), "threshold is 1.5; the score is a cosine"),
         (lambda d: d["scoring"].update(threshold=float("nan")), "scoring.threshold is nan"),
         (lambda d: d["scoring"].update(subtract_mean=1), "scoring.subtract_mean is 1"),
         (lambda d: d["scoring"].update(colour="red"), "scoring: unknown key colour"),
@@ -125,9 +125,54 @@ def test_a_mean_that_does_not_fit_is_refused(copy, mean):
     np.savez(copy / "scoring.npz", embedding_mean=mean)
     assert f"{copy / 'scoring.npz'} holds no embedding mean of 192" in refused(copy)
     np.savez(copy / "scoring.npz", other=mean)
-    assert f"{copy / 'scoring.npz'} is damaged (KeyError" in refused(copy)
+    assert f"{copy / 'scoring.npz'} holds an array other" in refused(copy)
     np.savez(copy / "scoring.npz", embedding_mean=np.array([{}]))
     assert "is damaged (ValueError: Object arrays" in refused(copy)
+
+
+ROWS = np.ones((3, 192), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"cohort": ROWS}, "one speaker a cohort row"),
+        ({"cohort_speakers": np.array(["a", "b", "c"])}, "one speaker a cohort row"),
+        ({"cohort": ROWS, "cohort_speakers": np.array([1, 2, 3])}, "one speaker a cohort row"),
+        ({"cohort": ROWS, "cohort_speakers": np.array(["a", "b"])}, "no cohort of 2 x 192 finite values"),
+        ({"cohort": ROWS[:, 1:], "cohort_speakers": np.array(["a", "b", "c"])}, "no cohort of 3 x 192"),
+        ({"cohort": ROWS * np.inf, "cohort_speakers": np.array(["a", "b", "c"])}, "no cohort of 3 x 192"),
+    ],
+)
+def test_a_cohort_that_does_not_fit_is_refused(copy, arrays, words):
+    np.savez(copy / "scoring.npz", **arrays)
+    assert words in refused(copy)
+
+
+CALIBRATION = {"offset": 1.0, "weight": 2.0, "measures": [], "measure_weights": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"normalisation": "t_norm"}, "scoring.normalisation is 't_norm', not one of: none, s_norm"),
+        ({"top_n": 300}, "top_n is 300; it is of S-norm"),
+        ({"normalisation": "s_norm", "top_n": 1}, "at least 2"),
+        ({"normalisation": "s_norm", "top_n": 2.5}, "scoring.top_n is 2.5"),
+        ({"normalisation": "s_norm", "score_map": "half"}, "is for cosines only"),
+        ({"normalisation": "s_norm", "views": "whole_and_windows"}, "scores of whole recordings"),
+        ({"calibration": {**CALIBRATION, "weight": 0}}, "that of the score positive"),
+        ({"calibration": {**CALIBRATION, "measures": ["duration"]}}, "not 2 each"),
+        ({"calibration": {**CALIBRATION, "measures": [3]}}, "scoring.calibration.measures[0] is 3"),
+        ({"calibration": {**CALIBRATION, "colour": 1}}, "scoring.calibration: unknown key colour"),
+        ({"calibration": 1.0}, "scoring.calibration must be an object"),
+    ],
+)
+def test_scoring_that_makes_no_sense_is_refused(copy, change, words):
+    edit(copy / "model.json", lambda document: document["scoring"].update(change))
+    message = refused(copy)
+    assert message.startswith(str(copy / "model.json"))
+    assert words in message
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -1,7 +1,5 @@
 """Calibration against scikit-learn and against what it minimises, and its refusals."""
 
-import itertools
-
 import jax
 import numpy as np
 import pytest
@@ -9,11 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from ecapa_jax.errors import ScoringError
-from ecapa_jax.scoring import calibration
-from ecapa_jax.scoring.calibration import Calibration, calibrate, fit, quality
+from ecapa_jax.errors import ConfigError, ScoringError
+from ecapa_jax.scoring.calibration import calibrate, fit, quality
 from ecapa_jax.scoring.counts import Cost
 from ecapa_jax.scoring.llr import cllr, min_cllr
+from ecapa_jax.scoring_config import Calibration
 
 quick = settings(max_examples=40, deadline=None)
 COSTS = [Cost(p_target=0.5), Cost(p_target=0.01), Cost(p_target=0.05, c_miss=10.0)]
@@ -174,19 +172,24 @@ def test_fit_refuses(changes, message):
 
 
 def test_calibrate_refuses_other_columns():
-    fitted = Calibration(0.0, 1.0, ("duration",), (0.1, 0.2))
+    fitted = Calibration(offset=0.0, weight=1.0, measures=("duration",), measure_weights=(0.1, 0.2))
     for qualities in (None, np.ones((3, 4))):
         with pytest.raises(ScoringError, match="uses duration: it needs 2 quality columns"):
             calibrate(fitted, np.zeros(3), qualities)
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
-    [((0.0, -1.0), "positive"), ((np.nan, 1.0), "finite"), ((0.0, 1.0, ("duration",), (1.0,)), "not 2 each")],
+    ("changes", "message"),
+    [
+        ({"weight": -1.0}, "positive"),
+        ({"offset": np.nan}, "finite"),
+        ({"measures": ("duration",), "measure_weights": (1.0,)}, "not 2 each"),
+        ({"measures": ("loudness",), "measure_weights": (1.0, 1.0)}, "known: duration, magnitude"),
+    ],
 )
-def test_calibration_checks_itself(values, message):
-    with pytest.raises(ScoringError, match=message):
-        Calibration(*values)
+def test_calibration_checks_itself(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        Calibration(**{"offset": 0.0, "weight": 1.0, **changes})
 
 
 def test_the_same_trials_give_the_same_calibration():
@@ -196,10 +199,3 @@ def test_the_same_trials_give_the_same_calibration():
     assert fits[0] == fits[1]
     shuffled = fit(scores[order], labels[order], quality(*seconds[:, order]), measures=("duration",))
     np.testing.assert_allclose(weights_of(shuffled), weights_of(fits[0]), rtol=1e-6)
-
-
-def test_measures_are_known():
-    assert {*calibration.MEASURES} == {"duration", "magnitude"}
-    assert all(
-        Calibration(0.0, 1.0, tuple(names), (0.0,) * 4) for names in itertools.permutations(calibration.MEASURES)
-    )

@@ -21,8 +21,9 @@ import ecapa_jax
 from ecapa_jax.api import SpeakerVerificationPipeline
 from ecapa_jax.encoder import BATCH_SIZES, SilenceWarning, SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError
-from ecapa_jax.io.bundle import Scoring, load_bundle, save_bundle
+from ecapa_jax.io.bundle import load_bundle, save_bundle
 from ecapa_jax.masks import bucket_length
+from ecapa_jax.scoring_config import Scoring
 from helpers.bundles import make
 from helpers.checkpoints import CONFIG
 from helpers.weights import random_tensors, small_config, variables_of

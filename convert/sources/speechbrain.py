@@ -16,8 +16,8 @@ from ecapa_jax.convert.hyperpyyaml import Hyperparams, Unread
 from ecapa_jax.convert.readers import read_checkpoint
 from ecapa_jax.convert.sources import sb_layout
 from ecapa_jax.errors import ConfigError, ConversionError
-from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.presets import PRESETS
+from ecapa_jax.scoring_config import Scoring
 
 WEIGHTS, HYPERPARAMS, EMBEDDING_MEAN = "embedding_model.ckpt", "hyperparams.yaml", "mean_var_norm_emb.ckpt"
 

@@ -66,7 +66,7 @@ class Evaluate:
     far: Annotated[tuple[float, ...], tyro.conf.arg(metavar="RATE...")] = (0.01, 0.001)
     """False acceptance rates to tell the false rejection rate for, as fractions of 1."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
-    """Tell FAR and FRR of plain scores at this threshold."""
+    """Tell FAR and FRR of the model's scores at this threshold."""
     llr: Flag = False
     """The scores file has natural log likelihood ratios: tell Cllr, and costs at the Bayes threshold."""
     by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMNS...", help_behavior_hint="")] = ()
@@ -191,6 +191,7 @@ class Evaluate:
         encoder = self.model.load(self.scoring, quiet=self.output.quiet)
         if settings.threshold is None:
             settings = dataclasses.replace(settings, threshold=encoder.scoring.threshold)
+        settings = dataclasses.replace(settings, llr=encoder.scoring.score_type == "llr")
         with EvaluationProgress(quiet=self.output.quiet) as progress:
             scored = score_lists(
                 encoder,
@@ -228,8 +229,9 @@ class Evaluate:
         from ecapa_jax.evaluation.report import write_scores
 
         reports = []
+        first = next(iter(scored.scores))
         for system, scores in scored.scores.items():
-            own = settings if system != "as-norm" else dataclasses.replace(settings, threshold=None)
+            own = settings if system == first else dataclasses.replace(settings, threshold=None, llr=False)
             reports.append(self._report(scored, system, scores, own))
             if folder is not None and self.scores is None:
                 target = folder / ("scores.tsv" if system == "plain" else f"scores_{system}.tsv")

@@ -14,6 +14,8 @@ from typing import Annotated
 
 import tyro
 
+from ecapa_jax.cli.calibrate import Calibrate
+from ecapa_jax.cli.cohort import MakeCohort
 from ecapa_jax.cli.convert import Convert
 from ecapa_jax.cli.doctor import Doctor
 from ecapa_jax.cli.embed import Embed
@@ -21,6 +23,7 @@ from ecapa_jax.cli.evaluate import Evaluate
 from ecapa_jax.cli.export import Export
 from ecapa_jax.cli.identify import Enroll, Identify, List, Remove
 from ecapa_jax.cli.info import Info
+from ecapa_jax.cli.threshold import Threshold
 from ecapa_jax.cli.verify import Verify
 from ecapa_jax.errors import EcapaError, Stopped
 
@@ -32,6 +35,9 @@ Verb = (
     | Annotated[Identify, tyro.conf.subcommand("identify")]
     | Annotated[List, tyro.conf.subcommand("list")]
     | Annotated[Remove, tyro.conf.subcommand("remove")]
+    | Annotated[Threshold, tyro.conf.subcommand("threshold")]
+    | Annotated[MakeCohort, tyro.conf.subcommand("cohort")]
+    | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Info, tyro.conf.subcommand("info")]

@@ -19,7 +19,7 @@ class Verify:
     b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="B")]
     """The other."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
-    """Say yes at this score or above, from -1 to 1."""
+    """Say yes at this score or above; of a cosine from -1 to 1."""
     scoring: Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"] = "publisher"
     """How to score: as the model's publisher does, or in another way."""
     short: Short = "error"
@@ -28,11 +28,8 @@ class Verify:
 
     def run(self) -> None:
         """Prints score and decision."""
-        from ecapa_jax.scorer import checked_threshold
-
-        threshold = None if self.threshold is None else checked_threshold(self.threshold)
         encoder = self.model.load(self.scoring, quiet=self.output.quiet)
-        answer = encoder.verify(self.a, self.b, threshold, short=self.short)
+        answer = encoder.verify(self.a, self.b, self.threshold, short=self.short)
         lines = [f"score         {answer.score:.4f}   ({encoder.scorer.scale})"]
         if answer.threshold is None:
             self.output.note("this model has no threshold: pass --threshold to get a decision")

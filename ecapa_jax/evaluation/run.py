@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Float64
 
@@ -15,8 +14,9 @@ from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import TrialError
 from ecapa_jax.evaluation.cache import EmbeddingCache
 from ecapa_jax.evaluation.files import Progress, embed_files, find_files
-from ecapa_jax.evaluation.scores import enrolled, mapped, normalised, score_pairs, speaker_vectors
+from ecapa_jax.evaluation.scores import enrolled, finished, mapped, normalised, score_pairs, speaker_vectors
 from ecapa_jax.evaluation.trials import Trials
+from ecapa_jax.scoring.cosine import unit
 from ecapa_jax.scoring.normalisation import check_no_overlap, speaker_means
 
 
@@ -41,7 +41,8 @@ class Scored:
 
     Attributes:
       trials: the list.
-      scores: by system: `plain`, and `as-norm` with a cohort.
+      scores: by system: `model`, the model's own where it normalises or calibrates; `plain`; `as-norm` with a cohort.
+      sides: quality measures (`MEASURES`) of each trial's enrolment and test side, by name.
       seconds: [trials] length of the shorter side; of an enrolment model, all its utterances together.
       n_files: recordings that the list needs.
     """
@@ -50,6 +51,7 @@ class Scored:
     scores: Mapping[str, Float64[np.ndarray, " trials"]]
     seconds: Float64[np.ndarray, " trials"]
     n_files: int
+    sides: Mapping[str, Float64[np.ndarray, "2 trials"]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,9 +91,12 @@ def score_lists(
 
     Raises:
       TrialError: recordings or models are missing, or recordings of the cohort are in a list.
-      ScoringError: speakers of the cohort are in a list.
+      ScoringError: speakers of the cohort, or of the model's own, are in a list.
       AudioError, Stopped: as `embed_files`.
     """
+    if encoder.scoring.normalisation != "none" and encoder.scorer.cohort is not None:
+        for trials in lists:
+            check_no_overlap(encoder.scorer.cohort.speakers, trials.speakers or ())
     models = [_models(trials, enrolment) for trials in lists]
     names = [_files(trials, groups) for trials, groups in zip(lists, models, strict=True)]
     cohort_names = list(cohort.speakers) if cohort else []
@@ -108,7 +113,9 @@ def score_lists(
     vectors = speaker_vectors(encoder, embedded.embeddings)
     means = None
     if cohort:
-        _, means = speaker_means(np.asarray(vectors[np.array(cohort_rows), 0]), list(cohort.speakers.values()))
+        _, rows_of_speakers = speaker_means(embedded.embeddings[cohort_rows, 0], list(cohort.speakers.values()))
+        means = unit(encoder.scorer.centred(rows_of_speakers))
+    magnitudes = np.linalg.norm(embedded.embeddings[:, 0].astype(np.float64), axis=1)
     scored = []
     for trials, groups, files, at in zip(lists, models, names, rows, strict=True):
         own = dict(zip(files, at, strict=True))
@@ -118,11 +125,20 @@ def score_lists(
         cosines = score_pairs(enrol, vectors, pairs)
         scores = {"plain": mapped(encoder, cosines)}
         if means is not None and cohort is not None:
-            scores["as-norm"] = normalised(cosines, enrol, vectors, pairs, jax.numpy.asarray(means), cohort.top_n)
-        model_seconds = np.array([embedded.seconds[group].sum() for group in model_rows])
-        seconds = np.minimum(model_seconds[pairs[0]], embedded.seconds[pairs[1]])
-        scored.append(Scored(trials, scores, seconds, len(set(at))))
+            scores["as-norm"] = normalised(cosines, enrol, vectors, pairs, means, cohort.top_n)
+        sides = {
+            "duration": _sides(embedded.seconds, [embedded.seconds[group].sum() for group in model_rows], pairs),
+            "magnitude": _sides(magnitudes, [magnitudes[group].mean() for group in model_rows], pairs),
+        }
+        if not encoder.scoring.bounded:
+            scores = {"model": finished(encoder.scorer, cosines, enrol, vectors, pairs, sides), **scores}
+        scored.append(Scored(trials, scores, sides["duration"].min(axis=0), len(set(at)), sides))
     return scored
+
+
+def _sides(files: np.ndarray, models: Sequence[float], pairs: np.ndarray) -> Float64[np.ndarray, "2 trials"]:
+    """A value of each trial's enrolment and of its test recording."""
+    return np.stack([np.asarray(models, np.float64)[pairs[0]], files[pairs[1]]])
 
 
 def _models(trials: Trials, enrolment: Mapping[str, Sequence[str]] | None) -> dict[str, Sequence[str]]:

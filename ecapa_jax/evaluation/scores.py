@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Float32, Float64, Int, Int64
 
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import ScoringError
-from ecapa_jax.scorer import MAPS
+from ecapa_jax.scorer import MAPS, Scorer
+from ecapa_jax.scoring.calibration import calibrate, quality
 from ecapa_jax.scoring.cosine import unit
 from ecapa_jax.scoring.normalisation import cohort_statistics, s_norm
 
@@ -109,3 +110,36 @@ def normalised(
 def mapped(encoder: SpeakerEncoder, cosines: Float64[np.ndarray, " trials"]) -> Float64[np.ndarray, " trials"]:
     """Cosines on the scale of the model's publisher."""
     return MAPS[encoder.scoring.score_map][0](cosines)  # type: ignore[arg-type, return-value] # arithmetic: arrays too
+
+
+def finished(
+    scorer: Scorer,
+    cosines: Float64[np.ndarray, " trials"],
+    enrol: Float[Array, "models parts embedding"],
+    test: Float[Array, "files parts embedding"],
+    pairs: Int64[np.ndarray, "2 trials"],
+    sides: Mapping[str, Float64[np.ndarray, "2 trials"]],
+) -> Float64[np.ndarray, " trials"]:
+    """The scores of a model that normalises or calibrates, as `Scorer.score` gives them one by one.
+
+    Args:
+      scorer: of the model.
+      cosines, enrol, test, pairs: as for `normalised`.
+      sides: quality measures of each trial's two sides, by name.
+    """
+    scoring, scores = scorer.scoring, cosines
+    if scoring.normalisation == "s_norm" and scorer.cohort is not None:
+        cohort = unit(scorer.centred(scorer.cohort.embeddings))
+        scores = normalised(scores, enrol, test, pairs, cohort, scoring.top_n)
+    if scoring.calibration is None:
+        return scores
+    columns = quality_columns(scoring.calibration.measures, sides)
+    return np.asarray(calibrate(scoring.calibration, scores.astype(np.float32), columns), np.float64)
+
+
+def quality_columns(
+    measures: Sequence[str], sides: Mapping[str, Float64[np.ndarray, "2 trials"]]
+) -> Float[np.ndarray, "trials columns"]:
+    """The columns that a calibration with these measures takes."""
+    columns = [np.asarray(quality(*sides[name].astype(np.float32))) for name in measures]
+    return np.concatenate([np.empty((len(next(iter(sides.values()))[0]), 0), np.float32), *columns], axis=1)

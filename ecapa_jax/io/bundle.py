@@ -2,7 +2,7 @@
 
 model.json              schema, configuration, scoring defaults, provenance, sha256 of the checkpoint's files
 checkpoint/             Orbax checkpoint of the variables
-scoring.npz             where the model brings one: embedding mean
+scoring.npz             where there are any: embedding mean, cohort
 operating_points.json   thresholds with FAR and FRR, and the trials they come from
 parity.json             proof that the variables equal their source
 source.json, source_extra.safetensors   names, dtypes and unused tensors of the source, for the way back
@@ -19,7 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +29,8 @@ from ecapa_jax.config import SCHEMA, ModelConfig, from_dict, to_dict
 from ecapa_jax.errors import BundleError, ConfigError
 from ecapa_jax.io.card import card
 from ecapa_jax.io.checkpoint import restore_variables, save_variables
+from ecapa_jax.io.scoring_arrays import Cohort, read_arrays, write_arrays
+from ecapa_jax.scoring_config import Scoring, scoring_from_dict
 
 FILES = {
     "model.json", "checkpoint", "scoring.npz", "operating_points.json", "parity.json", "source.json",
@@ -38,27 +40,6 @@ FILES = {
 
 _AGAIN = "convert the model again"
 
-_LATER_SCORING = {"views": "whole", "score_map": "cosine"}
-"""What bundles from before these fields mean."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """How the model's publisher scores.
-
-    Attributes:
-      threshold: accept at this score or above; None where none is published or set.
-      subtract_mean: subtract the stored mean embedding before the cosine.
-      views: what stands for a recording: the `whole`, or `whole_and_windows`, whose score is the mean of the whole
-        recordings' cosine and of the mean cosine of five windows of one with five of the other.
-      score_map: from cosine to score: none, or `half`, (cosine + 1) / 2.
-    """
-
-    threshold: float | None = None
-    subtract_mean: bool = False
-    views: Literal["whole", "whole_and_windows"] = "whole"
-    score_map: Literal["cosine", "half"] = "cosine"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bundle:
@@ -67,9 +48,10 @@ class Bundle:
     Attributes:
       config: front end and network.
       variables: nested dict of arrays, `{"params", "batch_stats", "constants"}`.
-      scoring: the publisher's scoring.
+      scoring: the publisher's scoring, or the owner's.
       provenance: family, source, sha256, converter, date, licence, published figures.
       embedding_mean: [D] mean embedding, where the model brings one.
+      cohort: speakers that normalise scores, where there are any.
       operating_points: thresholds with error rates.
       parity: the conversion's proof.
       source: names, shapes and dtypes of the source's tensors.
@@ -81,6 +63,7 @@ class Bundle:
     scoring: Scoring = Scoring()
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     embedding_mean: np.ndarray | None = None
+    cohort: Cohort | None = None
     operating_points: list[dict[str, Any]] = dataclasses.field(default_factory=list)
     parity: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -176,12 +159,11 @@ def _write(bundle: Bundle, path: Path) -> None:
         "provenance": bundle.provenance,
         "checkpoint": save_variables(path / "checkpoint", bundle.variables),
     }
-    _write_json(path / "model.json", document)
-    if bundle.embedding_mean is not None:
-        np.savez(path / "scoring.npz", embedding_mean=bundle.embedding_mean)
+    write_json(path / "model.json", document)
+    write_arrays(path / "scoring.npz", bundle.embedding_mean, bundle.cohort)
     for name in ("operating_points", "parity", "source"):
         if value := getattr(bundle, name):
-            _write_json(path / f"{name}.json", value)
+            write_json(path / f"{name}.json", value)
     if bundle.source_extra:
         import safetensors.numpy
 
@@ -191,7 +173,8 @@ def _write(bundle: Bundle, path: Path) -> None:
     (path / "README.md").write_text(card(document, bundle.operating_points, bundle.parity), "utf-8")
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Writes one of a bundle's JSON files."""
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
@@ -205,19 +188,18 @@ def load_bundle(path: str | os.PathLike[str], sharding: jax.sharding.Sharding | 
     document = read_document(root)
     try:
         config = from_dict(ModelConfig, document["config"], "config")
-        given = document["scoring"]
-        scoring = from_dict(Scoring, _LATER_SCORING | given if isinstance(given, dict) else given, "scoring")
+        scoring = scoring_from_dict(document["scoring"])
     except ConfigError as error:
         raise BundleError(f"{root / 'model.json'}: {error}") from error
-    if scoring.threshold is not None and not -1 <= scoring.threshold <= 1:
-        raise BundleError(f"{root / 'model.json'}: scoring.threshold is {scoring.threshold}, not in [-1, 1]")
+    mean, cohort = read_arrays(root / "scoring.npz", config.ecapa.embedding_dim)
     bundle = Bundle(
         config=config,
         variables={},
         scoring=scoring,
         provenance=document["provenance"],
-        embedding_mean=_embedding_mean(root / "scoring.npz", config.ecapa.embedding_dim),
-        operating_points=_operating_points(root / "operating_points.json"),
+        embedding_mean=mean,
+        cohort=cohort,
+        operating_points=read_operating_points(root),
         parity=_read_json(root / "parity.json", {}),
         source=_read_json(root / "source.json", {}),
     )
@@ -225,6 +207,21 @@ def load_bundle(path: str | os.PathLike[str], sharding: jax.sharding.Sharding | 
     abstract = functional.abstract(config)
     variables = restore_variables(root / "checkpoint", abstract, sharding, document["checkpoint"])
     return dataclasses.replace(bundle, variables=variables)
+
+
+def load_scoring(root: Path) -> tuple[Scoring, np.ndarray | None, Cohort | None]:
+    """Scoring, embedding mean and cohort of a bundle, without its weights.
+
+    Raises:
+      BundleError: as `load_bundle`.
+    """
+    document = read_document(root)
+    try:
+        config = from_dict(ModelConfig, document["config"], "config")
+        scoring = scoring_from_dict(document["scoring"])
+    except ConfigError as error:
+        raise BundleError(f"{root / 'model.json'}: {error}") from error
+    return scoring, *read_arrays(root / "scoring.npz", config.ecapa.embedding_dim)
 
 
 def read_document(root: Path) -> dict[str, Any]:
@@ -251,7 +248,13 @@ def read_document(root: Path) -> dict[str, Any]:
     return document
 
 
-def _operating_points(path: Path) -> list[dict[str, Any]]:
+def read_operating_points(root: Path) -> list[dict[str, Any]]:
+    """The thresholds of a bundle with their error rates, perhaps none.
+
+    Raises:
+      BundleError: the file is damaged, or a point lacks a number.
+    """
+    path = root / "operating_points.json"
     points = _read_json(path, [])
     for point in points:
         numbers = [point.get(key) for key in ("threshold", "far", "frr")] if isinstance(point, dict) else [None]
@@ -271,16 +274,3 @@ def _read_json(path: Path, default: Any) -> Any:
     if type(value) is not type(default):
         raise BundleError(f"{path} is damaged (it holds a {type(value).__name__}): {_AGAIN}")
     return value
-
-
-def _embedding_mean(path: Path, embedding_dim: int) -> np.ndarray | None:
-    if not path.exists():
-        return None
-    try:
-        with path.open("rb") as file:  # np.load would leave a damaged file open
-            mean = np.load(file, allow_pickle=False)["embedding_mean"]
-    except Exception as error:  # numpy and zipfile raise many types for a damaged file
-        raise BundleError(f"{path} is damaged ({type(error).__name__}: {error}): {_AGAIN}") from error
-    if mean.shape != (embedding_dim,) or mean.dtype.kind != "f" or not np.isfinite(mean).all():
-        raise BundleError(f"{path} holds no embedding mean of {embedding_dim} finite values: {_AGAIN}")
-    return mean.astype(np.float32)

@@ -39,7 +39,16 @@ def scoring_text(scoring: dict[str, Any]) -> str:
     """What a model's score is."""
     what = "mean of two views' cosines" if scoring.get("views") == "whole_and_windows" else "cosine"
     what += " less the mean embedding" * scoring["subtract_mean"]
-    return f"({what} + 1) / 2, from 0 to 1" if scoring.get("score_map") == "half" else f"{what}, from -1 to 1"
+    top_n, calibration = scoring.get("top_n"), scoring.get("calibration")
+    if scoring.get("normalisation") == "s_norm":
+        what += ", S-norm with the cohort" if top_n is None else f", AS-norm with the cohort's top {top_n}"
+        what += ", in standard deviations" * (calibration is None)
+    elif calibration is None:
+        return f"({what} + 1) / 2, from 0 to 1" if scoring.get("score_map") == "half" else f"{what}, from -1 to 1"
+    if calibration is not None:
+        what += ", calibrated to a log-likelihood ratio"
+        what += f" with {' and '.join(calibration['measures'])}" if calibration["measures"] else ""
+    return what
 
 
 def _errors(errors: dict[str, dict[str, float]]) -> list[str]:

@@ -12,8 +12,6 @@ Submission" (quality measures).
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +21,7 @@ from jaxtyping import Array, Float, Float64
 from ecapa_jax.errors import ScoringError
 from ecapa_jax.scoring.cosine import AnyArray
 from ecapa_jax.scoring.counts import Cost, checked
-
-MEASURES = ("duration", "magnitude")
-"""Seconds of a recording, and length of its embedding. Each enters as the logarithms of a trial's lower and higher."""
+from ecapa_jax.scoring_config import MEASURES, Calibration
 
 BALANCED = Cost(p_target=0.5)
 
@@ -34,36 +30,11 @@ GRADIENT = 1e-10
 """The solver stops at this largest element of the gradient; for trials without a minimum, after so many steps."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Calibration:
-    """An affine map from a score, and the trial's quality, to a log-likelihood ratio.
-
-    Attributes:
-      offset: added.
-      weight: of the score; positive, so that a higher score never means less alike.
-      measures: quality measures it uses.
-      measure_weights: of log lower and log higher value of each measure in turn.
-    """
-
-    offset: float
-    weight: float
-    measures: tuple[str, ...] = ()
-    measure_weights: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if unknown := [name for name in self.measures if name not in MEASURES]:
-            raise ScoringError(f"{unknown[0]!r} is no quality measure; known: {', '.join(MEASURES)}")
-        if len(self.measure_weights) != 2 * len(self.measures):
-            raise ScoringError(
-                f"{len(self.measures)} quality measures have {len(self.measure_weights)} weights, not 2 each"
-            )
-        if not np.isfinite([self.offset, self.weight, *self.measure_weights]).all() or self.weight <= 0:
-            raise ScoringError("calibration weights must be finite, and that of the score positive")
-
-
 def quality(a: Float[AnyArray, "*batch"], b: Float[AnyArray, "*batch"]) -> Float[Array, "*batch 2"]:
     """The two columns of one measure: log of the lower and of the higher of a trial's two values (positive).
 
+    Of `duration` the values are the seconds of each side (of an enrolment with several recordings, all of them), of
+    `magnitude` the lengths of the two embeddings before anything is subtracted (of several recordings, the mean).
     Symmetric in the recordings; a value below 1e-3 counts as that, so that silence stays finite.
     """
     a, b = jnp.asarray(a), jnp.asarray(b)
@@ -142,7 +113,12 @@ def fit(
     if weights[0] <= 0:
         raise ScoringError("target trials don't score higher than the others: check labels and scores")
     offset = float(solution[0] - weights @ centre)
-    return Calibration(offset, float(weights[0]), measures, tuple(map(float, weights[1:])))
+    return Calibration(
+        offset=offset,
+        weight=float(weights[0]),
+        measures=measures,
+        measure_weights=tuple(map(float, weights[1:])),
+    )
 
 
 def _solve(
@@ -187,6 +163,8 @@ def _separates(values: np.ndarray, targets: np.ndarray) -> bool:
 def _checked_columns(
     qualities: Float[AnyArray, "trials columns"] | None, n_trials: int, measures: tuple[str, ...]
 ) -> list[np.ndarray]:
+    if unknown := [name for name in measures if name not in MEASURES]:
+        raise ScoringError(f"{unknown[0]!r} is no quality measure; known: {', '.join(MEASURES)}")
     array = np.zeros((n_trials, 0)) if qualities is None else np.asarray(qualities, np.float64)
     if array.shape != (n_trials, 2 * len(measures)):
         raise ScoringError(

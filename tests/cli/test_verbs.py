@@ -10,7 +10,9 @@ import pytest
 
 from ecapa_jax import api
 from ecapa_jax.errors import EcapaError
-from ecapa_jax.io.bundle import Scoring, load_bundle
+from ecapa_jax.io.bundle import load_bundle
+from ecapa_jax.scorer import Scorer
+from ecapa_jax.scoring_config import Scoring
 from helpers.bundles import contents
 from helpers.checkpoints import modelscope, speechbrain
 from helpers.cli import PROGRAM, refused, run, write_wav
@@ -49,6 +51,7 @@ def test_verify_prints_one_object(capsys, model, wav, other, encoder):
         "score": score,
         "same_speaker": True,
         "threshold": -1.0,
+        "score_type": "cosine",
         "model": "bundle",
     }
     assert run(capsys, "verify", wav, other, "--model", model, "--json", "--threshold=1").json["same_speaker"] is False
@@ -58,7 +61,7 @@ def test_verify_prints_one_object(capsys, model, wav, other, encoder):
 
 @pytest.mark.usefixtures("one_encoder")
 def test_a_model_without_threshold_gives_a_score_and_says_what_to_pass(capsys, monkeypatch, model, wav, other, encoder):
-    monkeypatch.setattr(encoder, "scoring", Scoring())
+    monkeypatch.setattr(encoder, "scorer", Scorer(Scoring()))
     result = run(capsys, "verify", wav, other, "--model", model)
     assert (result.code, result.out.count("\n")) == (0, 1)
     assert result.err == "this model has no threshold: pass --threshold to get a decision\n"

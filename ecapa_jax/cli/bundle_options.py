@@ -1,0 +1,140 @@
+"""What the verbs that change a bundle's scoring share: trials to learn from, and the bundle to write."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ecapa_jax.cli.common import Flag, Model, Output, Short, local_path
+
+if TYPE_CHECKING:
+    from ecapa_jax.encoder import SpeakerEncoder
+    from ecapa_jax.evaluation.run import Scored
+    from ecapa_jax.evaluation.trials import Trials
+    from ecapa_jax.io.scoring_arrays import Cohort
+    from ecapa_jax.scoring.counts import Cost
+    from ecapa_jax.scoring_config import Scoring
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialOptions:
+    """Which trials, and where their audio is."""
+
+    trials: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+    """Trial list with labels, as for `evaluate`."""
+    audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
+    """What the list's paths are relative to."""
+    utt2spk: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Speakers of the recordings, `recording speaker` a line."""
+    enrolment: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Enrolment models, `model recording recording ...` a line."""
+    cache: Annotated[
+        str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the user's cache folder)")
+    ] = None
+    """Where embeddings are kept, so that another run need not compute them."""
+    short: Short = "error"
+
+    def read(self) -> Trials:
+        """The list, with labels."""
+        from ecapa_jax.evaluation.trials import read_speakers, read_trials, with_speakers
+
+        trials = read_trials(self.trials)
+        trials.known_labels.any()
+        return with_speakers(trials, read_speakers(self.utt2spk), self.utt2spk) if self.utt2spk else trials
+
+    def score(self, encoder: SpeakerEncoder, trials: Trials, output: Output) -> Scored:
+        """The list scored by the model."""
+        from ecapa_jax.cli.progress import EvaluationProgress
+        from ecapa_jax.evaluation.run import score_lists
+        from ecapa_jax.evaluation.trials import read_enrolment
+
+        enrolment = read_enrolment(self.enrolment) if self.enrolment else None
+        with EvaluationProgress(quiet=output.quiet) as progress:
+            return score_lists(
+                encoder,
+                [trials],
+                self.audio_root or ".",
+                cache_path(self.cache),
+                enrolment=enrolment,
+                short=self.short,
+                progress=progress,
+            )[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Which bundle to write."""
+
+    out: Annotated[
+        str | None, tyro.conf.arg(aliases=["-o"], metavar="BUNDLE", help_behavior_hint="(default: --model itself)")
+    ] = None
+    """The bundle to write; without it the model's own directory gets the new scoring."""
+    force: Flag = False
+    """Replace an existing bundle; it stays until the new one is whole."""
+
+    def check(self, model: Model) -> Path:
+        """The directory to write, before any work is done for it.
+
+        Raises:
+          EcapaError: it can't be written, or the model is no bundle of the user's and no output is named.
+        """
+        import os
+
+        from ecapa_jax.errors import EcapaError
+        from ecapa_jax.io.bundle import check_target
+
+        if self.out is None and (model.model is None or not os.path.isdir(model.model)):
+            which = "the packaged model" if model.model is None else f"{model.model}"
+            raise EcapaError(f"{which} is not yours to change: name the bundle to write with -o BUNDLE")
+        path = local_path(self.out or model.model or "")
+        check_target(path, force=self.force or self.out is None)
+        return path
+
+
+TrialsOptions = Annotated[TrialOptions, tyro.conf.OmitArgPrefixes]
+TargetOptions = Annotated[Target, tyro.conf.OmitArgPrefixes]
+
+
+def cache_path(named: str | None) -> Path:
+    """The embedding cache: as named, or in the user's cache folder."""
+    return local_path(named) if named is not None else Path.home() / ".cache" / "ecapa-jax" / "embeddings.sqlite"
+
+
+def parse_cost(text: str) -> Cost:
+    """`"0.01,1,1"`: p_target, c_miss, c_fa.
+
+    Raises:
+      EcapaError: it is not three numbers, or one is out of range.
+    """
+    from ecapa_jax.errors import EcapaError
+    from ecapa_jax.scoring.counts import Cost
+
+    try:
+        p_target, c_miss, c_fa = map(float, text.split(","))
+    except ValueError as error:
+        raise EcapaError(f"--cost {text!r} must be p_target,c_miss,c_fa, such as 0.01,1,1") from error
+    return Cost(p_target=p_target, c_miss=c_miss, c_fa=c_fa)
+
+
+def write_scoring(
+    model: Model, path: Path, scoring: Scoring, points: list[dict[str, Any]], cohort: Cohort | None = None
+) -> None:
+    """Writes the model with this scoring to `path`, which `Target.check` allowed; a cohort replaces its own."""
+    from ecapa_jax import api
+    from ecapa_jax.io.bundle import load_scoring
+    from ecapa_jax.io.bundle_update import update_scoring
+
+    source = api.resolve(model.model)
+    _, mean, own = load_scoring(source)
+    update_scoring(
+        source,
+        path,
+        scoring=scoring,
+        operating_points=points,
+        embedding_mean=mean,
+        cohort=cohort or own,
+        force=path.exists(),
+    )

@@ -1,0 +1,69 @@
+"""A cohort from recordings: which speakers, and their embeddings as a bundle stores them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ecapa_jax.encoder import Short, SpeakerEncoder
+from ecapa_jax.errors import TrialError
+from ecapa_jax.evaluation.cache import EmbeddingCache
+from ecapa_jax.evaluation.files import Progress, embed_files, find_files
+from ecapa_jax.evaluation.trials import read_speakers
+from ecapa_jax.io.scoring_arrays import Cohort
+from ecapa_jax.scoring.normalisation import speaker_means
+
+SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".sph", ".w64", ".caf"}
+"""What counts as a recording in a folder of speakers."""
+
+
+def read_cohort(source: str | os.PathLike[str], root: str | os.PathLike[str]) -> dict[Path, str]:
+    """Recordings and their speakers.
+
+    Args:
+      source: a folder with a folder a speaker, recordings anywhere below; or a file, `recording speaker` a line.
+      root: what the file's paths are relative to.
+
+    Raises:
+      TrialError: there are no recordings, some are missing, or the file is damaged.
+    """
+    if not os.path.isdir(source):
+        speakers = read_speakers(source)
+        paths = find_files(list(speakers), root)
+        return dict(zip(paths, speakers.values(), strict=True))
+    folder = Path(source)
+    found = {
+        path: path.relative_to(folder).parts[0]
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and len(path.relative_to(folder).parts) > 1 and path.is_file()
+    }
+    if not found:
+        raise TrialError(f"{folder} has no recordings in folders: give a folder with one folder a speaker")
+    return found
+
+
+def embed_cohort(
+    encoder: SpeakerEncoder,
+    speakers: Mapping[Path, str],
+    cache_path: str | os.PathLike[str],
+    *,
+    by_speaker: bool = True,
+    short: Short = "error",
+    progress: Progress = lambda *_: None,
+) -> Cohort:
+    """Embeds a cohort: one row a speaker, the mean of the speaker's embeddings, or one row a recording.
+
+    Raises:
+      TrialError: one row would be all.
+      AudioError, Stopped: as `embed_files`.
+    """
+    shape = (1, encoder.config.ecapa.embedding_dim)
+    with EmbeddingCache(cache_path, encoder.fingerprint, shape) as cache:
+        embedded = embed_files(encoder, list(speakers), cache, short=short, progress=progress)
+    rows, names = embedded.embeddings[:, 0], list(speakers.values())
+    if by_speaker:
+        names, rows = speaker_means(rows, names)
+    if len(rows) < 2:
+        raise TrialError(f"the cohort has {len(rows)} row(s): scores are normalised by two speakers at least")
+    return Cohort(rows, tuple(names))
