@@ -59,7 +59,7 @@ def embed_cohort(
       AudioError, Stopped: as `embed_files`.
     """
     shape = (1, encoder.config.ecapa.embedding_dim)
-    with EmbeddingCache(cache_path, encoder.fingerprint, shape) as cache:
+    with EmbeddingCache(cache_path, f"{encoder.fingerprint}:1", shape) as cache:
         embedded = embed_files(encoder, list(speakers), cache, short=short, progress=progress)
     rows, names = embedded.embeddings[:, 0], list(speakers.values())
     if by_speaker:
