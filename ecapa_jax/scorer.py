@@ -105,14 +105,6 @@ class Scorer:
         return Scorer(_with_threshold(NAMED[name], self.scoring), self.embedding_mean, self.cohort)
 
     @property
-    def cosine_threshold(self) -> float | None:
-        """The threshold for plain cosines of (centred) embeddings; None where this model's does not mean that."""
-        scoring = self.scoring
-        if scoring.threshold is None or not scoring.bounded or scoring.views != "whole":
-            return None
-        return MAPS[scoring.score_map][1](scoring.threshold)
-
-    @property
     def scale(self) -> str:
         """What the score is, for people."""
         return scoring_text(dataclasses.asdict(self.scoring))

@@ -89,9 +89,6 @@ def test_a_threshold_does_not_go_along_to_another_type_of_score():
     scorer = Scorer(Scoring(threshold=0.5, calibration=PLAIN), MEAN, COHORT)
     assert scorer.named("cosine").scoring == Scoring()
     assert scorer.named("publisher").scoring.threshold == 0.5
-    assert scorer.cosine_threshold is None
-    assert Scorer(Scoring(threshold=0.7, score_map="half")).cosine_threshold == pytest.approx(0.4)
-    assert Scorer(Scoring(threshold=0.7, views="whole_and_windows")).cosine_threshold is None
 
 
 def test_the_scale_says_what_the_score_is():
