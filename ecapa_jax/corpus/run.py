@@ -77,19 +77,11 @@ def embed_corpus(
     """
     if shard_size < 1:
         raise CorpusError(f"a shard of {shard_size} rows is empty; give 1 or more")
-    description = Description(
-        manifest=manifest.fingerprint,
-        model=encoder.fingerprint,
-        n_rows=len(manifest),
-        shard_size=shard_size,
-        short=short,
-        embedding_dim=encoder.config.ecapa.embedding_dim,
-    )
     told = progress or (lambda files, seconds, before: None)
     start = time.monotonic()
     done: list[ShardSummary] = []
     skipped, earlier = 0, 0.0
-    with open_output(output, description) as folder:
+    with open_output(output, _description(encoder, manifest, shard_size, short)) as folder:
         for index, (first, last) in enumerate(shard_bounds(len(manifest), shard_size)):
             found = folder.finished(index, last - first)
             if found is not None and not (retry_errors and found.errors):
@@ -108,16 +100,32 @@ def embed_corpus(
                     stop=stop,
                 )
             except Stopped as error:
-                n_done = sum(shard.rows for shard in done)
-                raise Stopped(
-                    f"stopped on request; {n_done} of {len(manifest)} recordings are safe in {output}: run the same "
-                    f"command again to go on"
-                ) from error
+                raise _stopped(sum(shard.rows for shard in done), len(manifest), output) from error
             done.append(folder.write(index, ids, embedded))
-    wall = time.monotonic() - start
+    return _summary(done, len(manifest), skipped, earlier, time.monotonic() - start)
+
+
+def _description(encoder: SpeakerEncoder, manifest: Manifest, shard_size: int, short: Short) -> Description:
+    return Description(
+        manifest=manifest.fingerprint,
+        model=encoder.fingerprint,
+        n_rows=len(manifest),
+        shard_size=shard_size,
+        short=short,
+        embedding_dim=encoder.config.ecapa.embedding_dim,
+    )
+
+
+def _stopped(n_done: int, n_rows: int, output: str | os.PathLike[str]) -> Stopped:
+    return Stopped(
+        f"stopped on request; {n_done} of {n_rows} recordings are safe in {output}: run the same command again to go on"
+    )
+
+
+def _summary(done: list[ShardSummary], n_rows: int, skipped: int, earlier: float, wall: float) -> CorpusSummary:
     speech = sum(shard.seconds for shard in done)
     return CorpusSummary(
-        rows=len(manifest),
+        rows=n_rows,
         errors=sum(shard.errors for shard in done),
         skipped=skipped,
         shards=len(done),

@@ -94,9 +94,7 @@ def score_lists(
       ScoringError: speakers of the cohort, or of the model's own, are in a list.
       AudioError, Stopped: as `embed_files`.
     """
-    if encoder.scoring.normalisation != "none" and encoder.scorer.cohort is not None:
-        for trials in lists:
-            check_no_overlap(encoder.scorer.cohort.speakers, trials.speakers or ())
+    _check_own_cohort(encoder, lists)
     models = [_models(trials, enrolment) for trials in lists]
     names = [_files(trials, groups) for trials, groups in zip(lists, models, strict=True)]
     cohort_names = list(cohort.speakers) if cohort else []
@@ -111,29 +109,51 @@ def score_lists(
     with EmbeddingCache(cache_path, f"{encoder.fingerprint}:{shape[0]}", shape) as cache:
         embedded = embed_files(encoder, list(wanted.rows), cache, short=short, progress=progress)
     vectors = speaker_vectors(encoder, embedded.embeddings)
-    means = None
-    if cohort:
-        _, rows_of_speakers = speaker_means(embedded.embeddings[cohort_rows, 0], list(cohort.speakers.values()))
-        means = unit(encoder.scorer.centred(rows_of_speakers))
+    means = _cohort_means(encoder, embedded.embeddings[cohort_rows, 0], cohort) if cohort else None
     magnitudes = np.linalg.norm(embedded.embeddings[:, 0].astype(np.float64), axis=1)
     scored = []
     for trials, groups, files, at in zip(lists, models, names, rows, strict=True):
         own = dict(zip(files, at, strict=True))
         model_rows = [[own[name] for name in group] for group in groups.values()]
-        enrol = enrolled(vectors, model_rows)
         pairs = _pairs(trials, list(groups), own)
-        cosines = score_pairs(enrol, vectors, pairs)
-        scores = {"plain": mapped(encoder, cosines)}
-        if means is not None and cohort is not None:
-            scores["as-norm"] = normalised(cosines, enrol, vectors, pairs, means, cohort.top_n)
         sides = {
             "duration": _sides(embedded.seconds, [embedded.seconds[group].sum() for group in model_rows], pairs),
             "magnitude": _sides(magnitudes, [magnitudes[group].mean() for group in model_rows], pairs),
         }
-        if not encoder.scoring.bounded:
-            scores = {"model": finished(encoder.scorer, cosines, enrol, vectors, pairs, sides), **scores}
+        top_n = None if cohort is None else cohort.top_n
+        scores = _score_kinds(encoder, enrolled(vectors, model_rows), vectors, pairs, sides, means, top_n)
         scored.append(Scored(trials, scores, sides["duration"].min(axis=0), len(set(at)), sides))
     return scored
+
+
+def _score_kinds(
+    encoder: SpeakerEncoder,
+    enrol: np.ndarray,
+    vectors: np.ndarray,
+    pairs: np.ndarray,
+    sides: dict[str, np.ndarray],
+    means: np.ndarray | None,
+    top_n: int | None,
+) -> dict[str, Float64[np.ndarray, " trials"]]:
+    """Scores of a list's trials by name: the model's own where they are more than cosines, plain, normalised."""
+    cosines = score_pairs(enrol, vectors, pairs)
+    scores = {"plain": mapped(encoder, cosines)}
+    if means is not None:
+        scores["as-norm"] = normalised(cosines, enrol, vectors, pairs, means, top_n)
+    if not encoder.scoring.bounded:
+        scores = {"model": finished(encoder.scorer, cosines, enrol, vectors, pairs, sides), **scores}
+    return scores
+
+
+def _cohort_means(encoder: SpeakerEncoder, embeddings: np.ndarray, cohort: Cohort) -> np.ndarray:
+    _, rows = speaker_means(embeddings, list(cohort.speakers.values()))
+    return np.asarray(unit(encoder.scorer.centred(rows)))
+
+
+def _check_own_cohort(encoder: SpeakerEncoder, lists: Sequence[Trials]) -> None:
+    if encoder.scoring.normalisation != "none" and encoder.scorer.cohort is not None:
+        for trials in lists:
+            check_no_overlap(encoder.scorer.cohort.speakers, trials.speakers or ())
 
 
 def _sides(files: np.ndarray, models: Sequence[float], pairs: np.ndarray) -> Float64[np.ndarray, "2 trials"]:
