@@ -139,6 +139,9 @@ class StdConfig(Checked):
         self._require(self.epsilon > 0, "epsilon must be positive")
 
 
+Pooling = Literal["attentive", "mean", "std", "mean_std", "multi_head", "multi_query", "posterior"]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EcapaConfig(Checked):
     """The network: Desplanques et al. 2020 (arXiv 2005.07143) and each way in which the public ones differ from it.
@@ -161,7 +164,8 @@ class EcapaConfig(Checked):
       global_context: whether the attention also sees each utterance's mean and standard deviation.
       context_std, pooled_std: the two standard deviations of attentive statistics pooling; the plain poolings have the
         first.
-      pooling: over time, attentive statistics or plain ones: mean, standard deviation, or both.
+      pooling: over time, attentive statistics; plain ones: mean, standard deviation, or both; attentive statistics of
+        two heads, or of two queries of eight heads; or the mean of a Gaussian posterior.
       activation, activation_scope: the nonlinearity, and whether it reaches `all` layers or only the stem, the 1x1
         layers of each block and the MFA (`outer`; the others keep ReLU).
       norm_epsilon, norm_momentum: of batch normalisation; momentum is PyTorch's (weight of the new batch).
@@ -189,7 +193,7 @@ class EcapaConfig(Checked):
     global_context: bool = True
     context_std: StdConfig = StdConfig()
     pooled_std: StdConfig = StdConfig()
-    pooling: Literal["attentive", "mean", "std", "mean_std"] = "attentive"
+    pooling: Pooling = "attentive"
     activation: Literal["relu", "leaky_relu"] = "relu"
     activation_scope: Literal["all", "outer"] = "all"
     norm_epsilon: float = 1e-5
@@ -216,6 +220,9 @@ class EcapaConfig(Checked):
         self._require(same or self.block_input == "previous", "summed block inputs need equal channels everywhere")
         plain = self.pooling != "attentive"
         self._require(not (plain and self.global_context), f"pooling {self.pooling!r} has no global_context")
+        heads = {"multi_head": 2, "multi_query": 8}.get(self.pooling, 1)
+        self._require(self.mfa_channels % heads == 0, f"pooling {self.pooling!r} needs a multiple of {heads} channels")
+        self._require(self.norm == "batch" or self.pooling != "posterior", "pooling 'posterior' has a batch norm")
         self._require(not self.pooled_std.unbiased, "pooled_std is weighted: it has no unbiased form")
         if self.norm == "none":
             self._require(
@@ -231,13 +238,13 @@ class EcapaConfig(Checked):
     @property
     def pooled_channels(self) -> int:
         """Length of what is left of an utterance after pooling."""
-        return self.mfa_channels * (2 if self.pooling in ("attentive", "mean_std") else 1)
+        return self.mfa_channels * {"mean": 1, "std": 1, "posterior": 1, "multi_query": 4}.get(self.pooling, 2)
 
     @property
     def minimum_frames(self) -> int:
         """Fewest frames an utterance may have: reflect padding must be shorter than the utterance."""
         if self.padding != "reflect":
-            deviates = self.global_context if self.pooling == "attentive" else self.pooling != "mean"
+            deviates = self.global_context if self.pooling == "attentive" else self.pooling in ("std", "mean_std")
             return 2 if self.context_std.unbiased and deviates else 1
         reaches = [(self.kernel_sizes[0], 1), (self.mfa_kernel_size, self.mfa_dilation)]
         reaches += zip(self.kernel_sizes[1:], self.dilations, strict=True)

@@ -9,37 +9,43 @@ import dataclasses
 import itertools
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
-from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig
+from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig, Pooling
 from ecapa_jax.convert import shapes
 from ecapa_jax.convert.family import Companions, Family, Published, Source
+from ecapa_jax.convert.ops import MATRIX
 from ecapa_jax.convert.pickle_machine import show
 from ecapa_jax.convert.rules import Rule, Tensors, conv, linear, norm
 from ecapa_jax.errors import ConfigError, ConversionError
 from ecapa_jax.io.bundle import Scoring
+from ecapa_jax.nn.other_poolings import SHAPES
 from ecapa_jax.presets import PRESETS
 
 WEIGHTS, CONFIG = "avg_model.pt", "config.yaml"
 _MAX_BYTES = 1 << 18
 
 MODEL = re.compile(r"ECAPA_TDNN_(GLOB_)?c(512|1024)")
-POOLINGS: dict[str, Literal["attentive", "mean", "std", "mean_std"]] = {
+POOLINGS: dict[str, Pooling] = {
     "ASTP": "attentive",
     "TAP": "mean",
     "TSDP": "std",
     "TSTP": "mean_std",
+    "MHASTP": "multi_head",
+    "MQMHASTP": "multi_query",
+    "XI": "posterior",
 }
 """What `pooling_func` may be."""
 
-OTHER_POOLINGS = {
-    "pool.heads_att_trans.": "MHASTP",
-    "pool.n_query.": "MQMHASTP",
-    "pool.prior_mean": "XI",
+BOTTLENECKS: dict[Pooling, str] = {
+    "multi_head": "pool.heads_att_trans.0.att_0",
+    "multi_query": "pool.n_query.0.heads_att_trans.0.att_0",
+    "posterior": "pool.lin1_relu_bn.0",
+    "attentive": "pool.linear1",
 }
-"""Poolings of WeSpeaker that are not built, by their tensors."""
+"""The tensor that tells each pooling that has weights, and the width of its bottleneck."""
 
 STATED = {
     "channels": "model",
@@ -75,10 +81,26 @@ def rules(config: EcapaConfig) -> list[Rule]:
     for index in range(config.n_blocks):
         table += _block(config, index)
     table += conv("conv", "mfa/conv")
-    if config.pooling == "attentive":
-        table += [*conv("pool.linear1", "pooling/hidden"), *conv("pool.linear2", "pooling/logits")]
+    table += _pooling_rules(config.pooling)
     table += [*norm("bn", "pooled_norm"), *linear("linear", "projection")]
     return table + (norm("bn2", "embedding_norm") if config.embedding_norm else [])
+
+
+def _pooling_rules(pooling: Pooling) -> list[Rule]:
+    if pooling == "attentive":
+        return [*conv("pool.linear1", "pooling/hidden"), *conv("pool.linear2", "pooling/logits")]
+    if pooling == "posterior":
+        names = (("prior_mean", "prior_mean"), ("prior_logprec", "prior_log_precision"))
+        priors = [Rule(source=f"pool.{a}", target=f"params/pooling/{b}", op=MATRIX) for a, b in names]
+        inner = [*conv("pool.lin1_relu_bn.0", "pooling/hidden"), *norm("pool.lin1_relu_bn.2", "pooling/norm")]
+        return [*priors, *inner, *conv("pool.lin2", "pooling/precision")]
+    queries, heads, _ = SHAPES.get(pooling, (0, 0, False))
+    table: list[Rule] = []
+    for query, head in itertools.product(range(queries), range(heads)):
+        within = f"pool.n_query.{query}" if pooling == "multi_query" else "pool"
+        source, target = f"{within}.heads_att_trans.{head}", f"pooling/query_{query}_head_{head}"
+        table += [*conv(f"{source}.att_0", f"{target}/hidden"), *conv(f"{source}.att_1", f"{target}/logits")]
+    return table
 
 
 def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
@@ -103,7 +125,10 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
         for block, count, width in zip(blocks, chunks, channels, strict=True)
     ]
     mfa = shapes.width(tensors, [("conv", None)], base.mfa_channels)
-    hidden = shapes.width(tensors, [("pool.linear1", None)], base.attention_channels)
+    pooling = _pooling(tensors, mfa, base)
+    hidden = base.attention_channels
+    if pooling in BOTTLENECKS:
+        hidden = shapes.width(tensors, [(BOTTLENECKS[pooling], None)], hidden)
     _, n_mels, kernel = shapes.shape(tensors, "layer1.conv", stem) or (stem, base.n_mels, base.kernel_sizes[0])
     _, seen, _ = shapes.shape(tensors, "pool.linear1", hidden) or (hidden, 0, 1)
     kernels = [
@@ -118,7 +143,7 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
         res2_scale=shapes.most([count + 1 for count in chunks], base.res2_scale),
         se_channels=shapes.width(tensors, [(f"{block}.3.linear1", None) for block in blocks], base.se_channels),
         attention_channels=hidden,
-        pooling=(pooling := _pooling(tensors, mfa, base)),
+        pooling=pooling,
         global_context=pooling == "attentive" and {mfa: False, 3 * mfa: True}.get(seen, base.global_context),
         mfa_channels=mfa,
         mfa_kernel_size=shapes.kernel(tensors, "conv", mfa, sum(channels)) or base.mfa_kernel_size,
@@ -132,12 +157,12 @@ def _chunks(tensors: Tensors, block: str) -> int:
     return next(n for n in itertools.count() if f"{block}.1.convs.{n}.weight" not in tensors)
 
 
-def _pooling(tensors: Tensors, mfa: int, base: EcapaConfig) -> Literal["attentive", "mean", "std", "mean_std"]:
-    for part, name in OTHER_POOLINGS.items():
-        if any(tensor.startswith(part) for tensor in tensors):
-            raise ConversionError(f"its pooling is {name}, which is not built; built: {', '.join(POOLINGS)}")
+def _pooling(tensors: Tensors, mfa: int, base: EcapaConfig) -> Pooling:
+    for pooling, name in BOTTLENECKS.items():
+        if f"{name}.weight" in tensors:
+            return pooling
     if any(name.startswith("pool.") for name in tensors):
-        return "attentive"
+        return "attentive"  # a tensor is missing: the rule table says which
     if shapes.width(tensors, [("bn", "bn")], 2 * mfa) == 2 * mfa:
         return "mean_std"
     if base.pooling in ("mean", "std"):

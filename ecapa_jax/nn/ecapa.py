@@ -5,6 +5,8 @@ Letters: B batch, T frames, C channels, M channels of the MFA, D embedding.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -13,10 +15,20 @@ from ecapa_jax.config import EcapaConfig
 from ecapa_jax.masks import masked_mean
 from ecapa_jax.nn.blocks import SeRes2Block, TdnnBlock, batch_norm, outer_activation
 from ecapa_jax.nn.conv import Conv1d
+from ecapa_jax.nn.other_poolings import MultiHeadPooling, PosteriorPooling
 from ecapa_jax.nn.pooling import AttentiveStatisticsPooling, context_statistics, plain_statistics
 
 Frames = Float[Array, "batch time channels"]
 Mask = Bool[Array, "batch time"]
+
+
+POOLINGS: dict[str, Any] = {
+    "attentive": AttentiveStatisticsPooling,
+    "multi_head": MultiHeadPooling,
+    "multi_query": MultiHeadPooling,
+    "posterior": PosteriorPooling,
+}
+"""Poolings with weights of their own."""
 
 
 class EcapaTdnn(nnx.Module):
@@ -46,7 +58,7 @@ class EcapaTdnn(nnx.Module):
             activation=activation,
             rngs=rngs,
         )
-        self.pooling = AttentiveStatisticsPooling(config, rngs=rngs) if config.pooling == "attentive" else None
+        self.pooling = POOLINGS[config.pooling](config, rngs=rngs) if config.pooling in POOLINGS else None
         self.pooled_norm = batch_norm(config, config.pooled_channels) if config.norm == "batch" else None
         self.projection = Conv1d(config.pooled_channels, config.embedding_dim, rngs=rngs)
         self.embedding_norm = batch_norm(config, config.embedding_dim) if config.embedding_norm else None
@@ -82,16 +94,18 @@ class EcapaTdnn(nnx.Module):
         return self.embed_pooled(pooled, train=train)
 
     def pool(self, x: Frames, mask: Mask, *, train: bool = False) -> Float[Array, "batch pooled"]:
-        """Statistics over each utterance's real frames: [B, T, M] -> [B, 2 M], or [B, M] where it is one of the two."""
+        """Statistics over each utterance's real frames: [B, T, M] -> [B, `pooled_channels`]."""
         if self.pooling is None:
             return plain_statistics(self.config, x, mask)
+        if not isinstance(self.pooling, AttentiveStatisticsPooling):
+            return self.pooling(x, mask, train=train)
         context = context_statistics(self.config.context_std, x, mask) if self.config.global_context else None
         return self.pooling.pool(x, self.pooling.attention(x, mask, context, train=train), mask)
 
     def embed_pooled(
         self, pooled: Float[Array, "batch pooled"], *, train: bool = False
     ) -> Float[Array, "batch embedding"]:
-        """The last stage: pooled statistics, [B, 2 M] or [B, M], -> [B, D]."""
+        """The last stage: pooled statistics, [B, `pooled_channels`] -> [B, D]."""
         x, mask = pooled[:, None], jnp.ones((pooled.shape[0], 1), bool)
         if self.pooled_norm is not None:
             x = self.pooled_norm(x, mask, train=train)

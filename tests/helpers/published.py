@@ -30,8 +30,28 @@ def wespeaker_shapes(config: EcapaConfig) -> dict[str, tuple[int, ...]]:
         seen = mfa * (3 if config.global_context else 1)
         shapes |= conv("pool.linear1", config.attention_channels, seen, 1)
         shapes |= conv("pool.linear2", mfa, config.attention_channels, 1)
+    shapes |= wespeaker_pooling_shapes(config)
     shapes |= batch_norm("bn", config.pooled_channels) | conv("linear", config.embedding_dim, config.pooled_channels)
     return shapes | (batch_norm("bn2", config.embedding_dim) if config.embedding_norm else {})
+
+
+def wespeaker_pooling_shapes(config: EcapaConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of MHASTP, MQMHASTP and XI."""
+    mfa, bottleneck = config.mfa_channels, config.attention_channels
+    if config.pooling == "posterior":
+        priors = {f"pool.{name}": (1, mfa) for name in ("prior_mean", "prior_logprec")}
+        inner = conv("pool.lin1_relu_bn.0", bottleneck, mfa, 1) | batch_norm("pool.lin1_relu_bn.2", bottleneck)
+        return priors | inner | conv("pool.lin2", mfa, bottleneck, 1)
+    queries, heads = {"multi_head": ([""], 2), "multi_query": (["n_query.0.", "n_query.1."], 8)}.get(
+        config.pooling, ([], 0)
+    )
+    shapes: dict[str, tuple[int, ...]] = {}
+    for query in queries:
+        for head in range(heads):
+            name, share = f"pool.{query}heads_att_trans.{head}", mfa // heads
+            shapes |= conv(f"{name}.att_0", bottleneck, share, 1)
+            shapes |= conv(f"{name}.att_1", 1 if config.pooling == "multi_head" else share, bottleneck, 1)
+    return shapes
 
 
 def conv(name: str, *shape: int) -> dict[str, tuple[int, ...]]:

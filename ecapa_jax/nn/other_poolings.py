@@ -1,0 +1,102 @@
+"""Poolings with other attentions than the paper's: several heads and queries, and Gaussian posterior inference.
+
+Letters: B batch, T frames, M channels of the MFA, H heads, Q queries.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ecapa_jax.config import EcapaConfig
+from ecapa_jax.nn.blocks import batch_norm
+from ecapa_jax.nn.conv import Conv1d
+from ecapa_jax.nn.pooling import Frames, Mask, weighted_statistics
+
+SHAPES = {"multi_head": (1, 2, False), "multi_query": (2, 8, True)}
+"""Queries, heads, and whether each channel has a weight of its own: WeSpeaker's, which its ECAPA-TDNN can't change."""
+
+
+def softmax_over_time(logits: Frames, mask: Mask) -> Frames:
+    """Weights that sum to one over each utterance's real frames."""
+    return jax.nn.softmax(jnp.where(mask[..., None], logits, jnp.finfo(logits.dtype).min), axis=1)
+
+
+class HeadPooling(nnx.Module):
+    """Attentive statistics of one head's share of the channels.
+
+    Attributes:
+      hidden: 1x1 convolution of the share to the bottleneck, before tanh.
+      logits: 1x1 convolution of the bottleneck to a weight per frame, or per frame and channel.
+    """
+
+    def __init__(self, config: EcapaConfig, share: int, *, per_channel: bool, rngs: nnx.Rngs):
+        self.config = config
+        self.hidden = Conv1d(share, config.attention_channels, rngs=rngs)
+        self.logits = Conv1d(config.attention_channels, share if per_channel else 1, rngs=rngs)
+
+    def __call__(self, x: Frames, mask: Mask) -> Float[Array, "batch pooled"]:
+        """[B, T, M / H] -> mean and standard deviation, [B, 2 M / H]."""
+        weights = softmax_over_time(self.logits(jnp.tanh(self.hidden(x, mask)), mask), mask)
+        kept = jnp.where(mask[..., None], x, 0)
+        return jnp.concatenate(
+            weighted_statistics(self.config.pooled_std, kept, jnp.broadcast_to(weights, x.shape)), -1
+        )
+
+
+class MultiHeadPooling(nnx.Module):
+    """Attentive statistics of each head's share of the channels, for each query.
+
+    Reference: India et al. 2019 (arXiv 1906.09890), Zhao et al. 2021 (arXiv 2110.05042); WeSpeaker's MHASTP, MQMHASTP.
+    """
+
+    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs):
+        self.queries, self.heads, per_channel = SHAPES[config.pooling]
+        share = config.mfa_channels // self.heads
+        for query in range(self.queries):
+            for head in range(self.heads):
+                pooling = HeadPooling(config, share, per_channel=per_channel, rngs=rngs)
+                setattr(self, f"query_{query}_head_{head}", pooling)
+
+    def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> Float[Array, "batch pooled"]:
+        """[B, T, M] -> [B, 2 M Q]: for each query, of each head its mean and standard deviation."""
+        shares = jnp.split(x, self.heads, axis=-1)
+        parts = [
+            getattr(self, f"query_{query}_head_{head}")(share, mask)
+            for query in range(self.queries)
+            for head, share in enumerate(shares)
+        ]
+        return jnp.concatenate(parts, axis=-1)
+
+
+class PosteriorPooling(nnx.Module):
+    """The posterior mean of a Gaussian whose frames have a precision each.
+
+    Attributes:
+      prior_mean, prior_log_precision: [1, M], of one more frame that every utterance has.
+      hidden, norm, precision: frames to precisions, through a bottleneck with ReLU and batch norm.
+
+    Reference: Lee et al. 2021 (xi-vector, arXiv 2108.05679), equations 6 to 8; WeSpeaker's XI.
+    """
+
+    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs):
+        channels, bottleneck = config.mfa_channels, config.attention_channels
+        self.prior_mean = nnx.Param(jnp.zeros((1, channels)))
+        self.prior_log_precision = nnx.Param(jnp.zeros((1, channels)))
+        self.hidden = Conv1d(channels, bottleneck, rngs=rngs)
+        self.norm = batch_norm(config, bottleneck)
+        self.precision = Conv1d(bottleneck, channels, rngs=rngs)
+
+    def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> Float[Array, "batch channels"]:
+        """[B, T, M] -> [B, M]."""
+        hidden = self.norm(jax.nn.relu(self.hidden(x, mask)), mask, train=train)
+        precision = jnp.maximum(jax.nn.softplus(self.precision(hidden, mask)), 1e-30)
+        logits = jnp.clip(2 * jnp.log(precision), -15, 15)
+        prior = jnp.broadcast_to(self.prior_log_precision[...], (x.shape[0], 1, x.shape[2]))
+        values = jnp.broadcast_to(self.prior_mean[...], prior.shape)
+        seen = jnp.concatenate([jnp.ones((x.shape[0], 1), bool), mask], axis=1)
+        weights = softmax_over_time(jnp.concatenate([prior, logits], axis=1), seen)
+        frames = jnp.concatenate([values, jnp.where(mask[..., None], x, 0)], axis=1)
+        return jnp.sum(weights * frames, axis=1)
