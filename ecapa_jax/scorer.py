@@ -90,7 +90,7 @@ class Scorer:
     def centred(self, embeddings: Float32[np.ndarray, "*batch embedding"]) -> Float32[np.ndarray, "*batch embedding"]:
         """Embeddings less the mean embedding, where this model scores so."""
         mean = self.embedding_mean if self.scoring.subtract_mean else None
-        return embeddings if mean is None else embeddings - mean
+        return embeddings if mean is None else embeddings - np.asarray(mean, np.float32)
 
     def named(self, name: ScoringName) -> Scorer:
         """This model scored in another way. The threshold goes along where it still means the same.

@@ -257,7 +257,7 @@ def test_vmap_over_one_equals_the_batch(name: str, signals: dict[str, np.ndarray
     waveforms, lengths = parity.pad_batch(list(signals.values())[:4], SIZE)
 
     def single(waveform: jax.Array, length: jax.Array) -> jax.Array:
-        return fbank(config, waveform[None], length[None])[0][0]
+        return fbank(config, waveform[None], length[None], stored(config))[0][0]
 
     mapped = jax.jit(jax.vmap(single))(waveforms, lengths)
     np.testing.assert_allclose(mapped, FBANK(config, waveforms, lengths)[0], rtol=0, atol=5e-5)
@@ -272,7 +272,7 @@ def test_gradient_is_finite_and_stops_at_the_end(name: str) -> None:
     weights = np.random.default_rng(0).standard_normal(config.n_mels).astype(np.float32)
 
     def loss(waveforms: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.square(fbank(config, waveforms, lengths)[0] @ weights))
+        return jnp.sum(jnp.square(fbank(config, waveforms, lengths, stored(config))[0] @ weights))
 
     gradient = jax.jit(jax.grad(loss))(waveforms)
     assert np.isfinite(gradient).all()

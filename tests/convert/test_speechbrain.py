@@ -152,7 +152,7 @@ def ecapa(argument):
         ((NORM, NORM + "\n    length_dim: 2"), "mean_var_norm: length_dim 2 is not supported"),
         (ecapa("groups: [1, 2, 2, 2, 1]"), "embedding_model: groups [1, 2, 2, 2, 1] is not supported"),
         (ecapa("activation: !name:torch.nn.PReLU"), "activation !name:torch.nn.PReLU is not supported"),
-        (ecapa("activation: !name:torch.nn.LeakyReLU {negative_slope: 0.2}"), "not YAML"),
+        (ecapa("activation: !name:torch.nn.LeakyReLU {negative_slope: 0.2}"), "activation a mapping"),
         (ecapa("activation: !name:torch.nn.LeakyReLU\n        negative_slope: 0.2"), "a mapping"),
         (ecapa("context_window: 3"), "has the argument 'context_window', which this converter does not know"),
         (ecapa("se_channels: !ref <n_mels> * 2"), "se_channels is !ref <n_mels> * 2: write its value in its place"),

@@ -90,9 +90,7 @@ def test_layer_and_embedding(name: str) -> None:
         float(np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b))
         for a, b in zip(np.asarray(batch), theirs, strict=True)
     ]
-    print(
-        f"{name}: layer {worst_layer:.1e}, embeddings in a padded batch {max(errors):.1e}, 1 - cosine {1 - min(cosines):.1e}"
-    )
+    print(f"{name}: layer {worst_layer:.1e}, padded batch {max(errors):.1e}, 1 - cosine {1 - min(cosines):.1e}")
     assert worst_layer <= 1e-5
     assert max(errors) <= 1e-4
     assert min(cosines) >= 0.999999
