@@ -131,7 +131,7 @@ NO_EFFECT: dict[str, tuple[Change, Change, str]] = {
 """What can't matter to these two families, with the reason; the numbers must agree that it does not."""
 
 ELSEWHERE = {
-    "EcapaConfig.pooling": "the tensors or the configuration tell: tests/convert/test_wespeaker.py",
+    "EcapaConfig.pooling": "the tensors or the configuration tell: test_golden_families.py, convert/test_wespeaker.py",
     "FbankConfig.channel": "where a file is read: test_channel_rule below",
     "FbankConfig.n_mels": "must equal the network's, which the tensors tell",
     "FbankConfig.mel_source": "where the matrix comes from, not what it is",

@@ -2,8 +2,8 @@
 
     python tests/golden/make_families.py
 
-NeMo's and ESPnet-SPK's are by their own PyTorch modules (`pip install --no-deps nemo_toolkit espnet==202412
-typeguard`), float32 on a CPU; TaoRuijie's, whose code is no package, by the float64 oracle of the tests. Names are as
+By their own PyTorch modules (requirements-peers.txt), float32 on a CPU; TaoRuijie's, whose code is no package, by the
+float64 oracle of the tests. Names are as
 in make_golden.py, with every 16th frame of the features.
 """
 
@@ -22,7 +22,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from helpers import families, oracle, originals, parity
 from helpers.weights import torch_name
 
-PACKAGES = ("torch", "torchaudio", "nemo_toolkit", "espnet", "numpy")
+PACKAGES = (
+    *("torch", "torchaudio", "numpy"),
+    *("nemo_toolkit", "espnet", "wespeaker-unofficial", "speakerlab", "speechbrain"),
+)
 
 
 def by_oracle(family: str) -> originals.Original:

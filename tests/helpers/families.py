@@ -17,14 +17,22 @@ from ecapa_jax.presets import PRESETS
 from helpers import parity
 from helpers.weights import random_values
 
-SEEDS = {"taoruijie": 21, "nemo": 22, "nemo-2.5": 23, "espnet": 24}
+SEEDS = {
+    "taoruijie": 21,
+    "nemo": 22,
+    "nemo-2.5": 23,
+    "espnet": 24,
+    "wespeaker": 25,
+    "speechbrain-langid": 26,
+    "rdino": 27,
+}
 GOLDEN = parity.GOLDEN.with_name("families.npz")
 WIDTH = 16
 
 
 def config(family: str) -> ModelConfig:
     """The published configuration at 16 channels."""
-    preset = PRESETS[family]
+    preset = PRESETS["wespeaker-c1024" if family == "wespeaker" else family]
     return ModelConfig(
         fbank=preset.fbank,
         ecapa=dataclasses.replace(preset.ecapa, channels=(WIDTH,) * 4, mfa_channels=3 * WIDTH, embedding_dim=24),
@@ -52,6 +60,8 @@ def leaves(family: str) -> dict[str, np.ndarray]:
         if not path.startswith("constants/")
     }
     _add_dead_channels(found, model.ecapa.pooled_std.epsilon**0.5)
+    if model.ecapa.context_std.epsilon_mode == "add":
+        _add_faint_channels(found, model.ecapa.context_std.epsilon**0.5)
     return found | {f"constants/{name}": array for name, array in stored(model.fbank).items()}
 
 
@@ -72,6 +82,18 @@ def _add_dead_channels(leaves: dict[str, np.ndarray], floor: float) -> None:
     leaves["batch_stats/pooled_norm/mean"][deviations] = 0
     leaves["batch_stats/pooled_norm/var"][deviations] = floor**2
     leaves["params/pooling/hidden/kernel"][:, 2 * channels : 2 * channels + channels // 4] *= 0.3 / floor
+
+
+def _add_faint_channels(leaves: dict[str, np.ndarray], floor: float) -> None:
+    """Channels of the MFA that vary by about the floor, which is added to some and clamps others."""
+    channels = leaves["params/mfa/conv/bias"].shape[0]
+    faint = slice(channels // 4, channels // 4 + 6)
+    leaves["params/mfa/conv/kernel"][..., faint] *= floor
+    leaves["params/mfa/conv/bias"][faint] = 3 * floor
+    deviations = slice(faint.start + channels, faint.stop + channels)
+    leaves["batch_stats/pooled_norm/mean"][deviations] = 0
+    leaves["batch_stats/pooled_norm/var"][deviations] = floor**2
+    leaves["params/pooling/hidden/kernel"][:, 2 * channels + faint.start : 2 * channels + faint.stop] *= 0.1 / floor
 
 
 def variables(family: str) -> dict[str, Any]:

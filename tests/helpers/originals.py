@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import logging
 import sys
@@ -150,6 +151,79 @@ def _espnet(path: str) -> Any:
     return importlib.import_module(path.removesuffix(".py").replace("/", "."))
 
 
+def wespeaker(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
+    """WeSpeaker's class, on the fbank of its command line: the 16-bit range, hamming, no dither, the mean subtracted.
+
+    Its package imports that command line, which needs a voice detector; its models do not.
+    """
+    kaldi = importlib.import_module("torchaudio.compliance.kaldi")
+    if "wespeaker" not in sys.modules:
+        package = types.ModuleType("wespeaker")
+        package.__path__ = list(importlib.util.find_spec("wespeaker").submodule_search_locations)
+        sys.modules["wespeaker"] = package
+    net = config.ecapa
+    network = importlib.import_module("wespeaker.models.ecapa_tdnn").ECAPA_TDNN(
+        channels=net.channels[0], embed_dim=net.embedding_dim, pooling_func="ASTP", global_context_att=True
+    )
+    network.conv = torch.nn.Conv1d(3 * net.channels[0], net.mfa_channels, 1)  # 1536 at any width otherwise
+    network.pool = type(network.pool)(net.mfa_channels, global_context_att=True)
+    network.bn = torch.nn.BatchNorm1d(2 * net.mfa_channels)
+    network.linear = torch.nn.Linear(2 * net.mfa_channels, net.embedding_dim)
+    _load_strictly(network.eval(), tensors)
+
+    def run(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        samples = torch.from_numpy(waveform)[None] * (1 << 15)
+        features = kaldi.fbank(samples, num_mel_bins=80, sample_frequency=16000, window_type="hamming")
+        features = features - features.mean(dim=0)
+        with torch.no_grad():
+            return features.numpy(), network(features[None])[-1][0].numpy()
+
+    return run
+
+
+def language_identification(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
+    """SpeechBrain's modules with the arguments of its VoxLingua107 model."""
+    net = config.ecapa
+    network = _shared_layout("speechbrain.lobes.models.ECAPA_TDNN", config, activation=torch.nn.LeakyReLU)
+    extract = importlib.import_module("speechbrain.lobes.features").Fbank(n_mels=net.n_mels)
+    processing = importlib.import_module("speechbrain.processing.features")
+    normalize = processing.InputNormalization(norm_type="sentence", std_norm=False)
+    _load_strictly(network, tensors)
+
+    def run(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.no_grad():
+            features = normalize(extract(torch.from_numpy(waveform)[None]), torch.ones(1))
+            return features[0].numpy(), network(features).reshape(-1).numpy()
+
+    return run
+
+
+def rdino(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
+    """3D-Speaker's self-supervised network: it takes mel energies, and normalises their logarithm itself."""
+    mel = importlib.import_module("torchaudio.transforms").MelSpectrogram(
+        sample_rate=16000, n_fft=512, win_length=400, hop_length=160, f_min=0.0, f_max=8000, n_mels=80
+    )
+    network = _shared_layout("speakerlab.models.rdino.ECAPA_TDNN", config)
+    _load_strictly(network, tensors)
+
+    def run(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.no_grad():
+            energies = mel(torch.from_numpy(waveform)[None])
+            features = network.instancenorm((energies + 1e-6).log())
+            return features[0].T.numpy(), network(energies).reshape(-1).numpy()
+
+    return run
+
+
+def _shared_layout(module: str, config: ModelConfig, **arguments: Any) -> Any:
+    net = config.ecapa
+    return (
+        importlib.import_module(module)
+        .ECAPA_TDNN(net.n_mels, channels=[*net.channels, net.mfa_channels], lin_neurons=net.embedding_dim, **arguments)
+        .eval()
+    )
+
+
 def _load_strictly(network: torch.nn.Module, tensors: dict[str, np.ndarray]) -> None:
     state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
     missing, unexpected = network.load_state_dict(state, strict=False)
@@ -157,4 +231,11 @@ def _load_strictly(network: torch.nn.Module, tensors: dict[str, np.ndarray]) -> 
     assert all(name.endswith("num_batches_tracked") for name in missing), missing
 
 
-ORIGINALS = {"nemo": nemo, "nemo-2.5": nemo, "espnet": espnet}
+ORIGINALS = {
+    "nemo": nemo,
+    "nemo-2.5": nemo,
+    "espnet": espnet,
+    "wespeaker": wespeaker,
+    "speechbrain-langid": language_identification,
+    "rdino": rdino,
+}

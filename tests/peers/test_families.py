@@ -57,7 +57,9 @@ def _check_features(config: FbankConfig, ours: np.ndarray, theirs: np.ndarray, w
 @pytest.mark.parametrize("family", originals.ORIGINALS)
 def test_equals_the_original(family: str) -> None:
     """All in one batch, padded with NaN; the original takes them one by one."""
-    config, variables, sounds = families.config(family), families.variables(family), _sounds()
+    config, variables = families.config(family), families.variables(family)
+    shortest = functional.minimum_samples(config)
+    sounds = {name: waveform for name, waveform in _sounds().items() if len(waveform) >= shortest}
     batch = parity.pad_batch(sounds.values(), SIZE)
     features, mask = FBANK(config.fbank, *batch, variables["constants"])
     embeddings = np.asarray(EMBED(config, variables, *batch))

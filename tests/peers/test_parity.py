@@ -214,8 +214,18 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("width", "frames", "signal"), CASES)
-@pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
+LANGUAGE_CASES = [
+    *((64, frames, signal) for frames in (5, 298) for signal in SHORT),
+    *((64, 298, signal) for signal in ("zeros_inside", "wide_range")),
+    (512, 298, "speech_2"),
+]
+FAMILY_CASES = [
+    *((family, *case) for family in parity.GOLDEN_SEEDS for case in CASES),
+    *(("speechbrain-langid", *case) for case in LANGUAGE_CASES),
+]
+
+
+@pytest.mark.parametrize(("family", "width", "frames", "signal"), FAMILY_CASES)
 def test_parity(
     family: str, width: int, frames: int, signal: str, record_property: Callable[[str, object], None]
 ) -> None:

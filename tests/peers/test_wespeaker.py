@@ -192,7 +192,7 @@ def layer_errors(config: EcapaConfig, variables: dict, trace: Trace, frames: int
 CASES = [
     *(("ASTP GLOB", 64, frames, "speech_1") for frames in (5, 298)),
     *(("ASTP GLOB", 64, 298, signal) for signal in ("clipped", "zeros_inside", "wide_range")),
-    ("TSTP", 64, 298, "silence"),
+    ("TSTP", 64, 30, "silence"),
     *((name, 64, 30, "speech_2") for name in ("ASTP", "ASTP GLOB bn2", "TSTP", "TAP", "TSDP")),
     ("TAP", 64, 1, "speech_2"),
     ("ASTP GLOB", 512, 298, "speech_1"),
