@@ -1,9 +1,11 @@
 """Models by address: from a server in the layouts of the hubs to a bundle in the cache."""
 
 import contextlib
+import dataclasses
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,23 +15,29 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ecapa_jax
 from ecapa_jax import api
 from ecapa_jax.convert import published, remote, run
+from ecapa_jax.convert.rules import invert_rules
+from ecapa_jax.convert.sources import FAMILIES, wespeaker
 from ecapa_jax.errors import BundleError, ConversionError, DownloadError
 from ecapa_jax.io import cache, huggingface, repository
 from ecapa_jax.io.address import Address, is_address, parse
 from ecapa_jax.io.bundle import load_bundle, save_bundle
 from ecapa_jax.io.download import Policy
+from ecapa_jax.presets import PRESETS
+from helpers import families
 from helpers.bundles import contents, make
 from helpers.checkpoints import CONFIG, modelscope, speechbrain, tensors
 from helpers.hub_server import COMMIT, Fault, serving
 from helpers.privileges import unprivileged
-from helpers.torch_zip_writer import torch_zip_bytes
-from helpers.trees import assert_same_leaves
+from helpers.published import random_values, wespeaker_document, wespeaker_shapes
+from helpers.torch_zip_writer import nemo_bytes, torch_zip_bytes
+from helpers.trees import assert_same, assert_same_leaves
 from helpers.weights import variables_of
 
 SPEAKERLAB = "iic/speech_ecapa-tdnn_sv_en_voxceleb_16k"
@@ -252,6 +260,55 @@ def test_archives(hub, root):
     assert set(bundle.provenance["files"]) == {"ecapa_tdnn.bin", "configuration.json"}
     hub.plain["/none.zip"] = zipped({"README.md": b"r"})
     assert "holds no model that this version knows (it holds: README.md)" in refused_more(f"{hub.url}/none.zip", root)
+
+
+def test_a_wespeaker_archive(hub, root, monkeypatch):
+    monkeypatch.setattr(wespeaker, "MODEL", re.compile(r"ECAPA_TDNN_(GLOB_)?c(16)"))  # the published ones are large
+    ecapa = dataclasses.replace(PRESETS["wespeaker-c1024"].ecapa, channels=(16,) * 4, mfa_channels=48)
+    weights = random_values(wespeaker_shapes(ecapa))
+    document = {**wespeaker_document(), "model": "ECAPA_TDNN_GLOB_c16"}
+    files = {"avg_model.pt": torch_zip_bytes(weights), "config.yaml": yaml.safe_dump(document).encode()}
+    hub.plain["/downloads?version=ecapa.zip"] = zipped({**files, "readme.md": b"r"})
+    bundle = load_bundle(folder_of(f"{hub.url}/downloads?version=ecapa.zip", root))
+    assert bundle.config == dataclasses.replace(PRESETS["wespeaker-c1024"], ecapa=ecapa)
+    assert bundle.provenance["family"] == "wespeaker"
+    assert set(bundle.provenance["files"]) == set(files)
+    back = invert_rules(FAMILIES["wespeaker"].rules(ecapa), bundle.variables)
+    assert_same(back, {name: weights[name] for name in back})
+    other = yaml.safe_dump({**document, "model": "ECAPA_TDNN_c16"}).encode()
+    hub.plain["/other.zip"] = zipped({**files, "config.yaml": other})
+    assert "config.yaml is of another network" in refused_more(f"{hub.url}/other.zip", root)
+
+
+def test_a_nemo_archive(hub, root):
+    config = families.config("nemo")
+    hub.plain["/files/ecapa_tdnn.nemo"] = nemo_bytes(nemo_document(config.ecapa), families.tensors("nemo"))
+    bundle = load_bundle(folder_of(f"{hub.url}/files/ecapa_tdnn.nemo", root))
+    assert bundle.config == config
+    assert bundle.provenance["family"] == "nemo"
+    assert bundle.provenance["address"] == f"{hub.url}/files/ecapa_tdnn.nemo"
+    assert_same_leaves(jax.tree.map(np.asarray, bundle.variables), families.variables("nemo"))
+
+
+def nemo_document(ecapa):
+    """model_config.yaml as NeMo writes it."""
+    modules = "nemo.collections.asr.modules"
+    preprocessor = {"normalize": "per_feature", "window_size": 0.025, "window_stride": 0.01, "window": "hann"}
+    encoder = {
+        "filters": [*ecapa.channels, ecapa.mfa_channels],
+        "kernel_sizes": [*ecapa.kernel_sizes, ecapa.mfa_kernel_size],
+        "dilations": [1] * 5,
+        "scale": ecapa.res2_scale,
+    }
+    parts = {
+        "preprocessor": {
+            "_target_": f"{modules}.AudioToMelSpectrogramPreprocessor",
+            **{**preprocessor, "features": 80, "n_fft": 512, "frame_splicing": 1, "dither": 1e-5, "sample_rate": 16000},
+        },
+        "encoder": {"_target_": f"{modules}.ECAPAEncoder", "feat_in": 80, **encoder},
+        "decoder": {"_target_": f"{modules}.SpeakerDecoder", "emb_sizes": ecapa.embedding_dim, "angular": True},
+    }
+    return yaml.safe_dump(parts)
 
 
 def refused_more(name, root):

@@ -100,10 +100,11 @@ class _NemoNetwork(torch.nn.Module):
         return self.decoder.emb_layers[0](self.decoder._pooling(x, length))
 
 
-def nemo(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
+def nemo(config: ModelConfig, tensors: dict[str, np.ndarray], dtype: torch.dtype = torch.float32) -> Original:
     """NeMo of today; before 2.5 its featurizer padded by reflection and counted the last frame."""
     network = _NemoNetwork(config).eval()
     _load_strictly(network, tensors)
+    network.to(dtype)
     featurizer = network.preprocessor.featurizer
     if config.fbank.framing == "center_reflect":
         stft = torch.stft
@@ -117,7 +118,7 @@ def nemo(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
 
     def run(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.no_grad():
-            features, length = featurizer(torch.from_numpy(waveform)[None], torch.tensor([len(waveform)]))
+            features, length = featurizer(torch.from_numpy(waveform)[None].to(dtype), torch.tensor([len(waveform)]))
             embedding = network(features, length)
         return features[0, :, : int(length)].T.numpy(), embedding.reshape(-1).numpy()
 
@@ -198,17 +199,19 @@ def language_identification(config: ModelConfig, tensors: dict[str, np.ndarray])
     return run
 
 
-def rdino(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
+def rdino(config: ModelConfig, tensors: dict[str, np.ndarray], dtype: torch.dtype = torch.float32) -> Original:
     """3D-Speaker's self-supervised network: it takes mel energies, and normalises their logarithm itself."""
     mel = importlib.import_module("torchaudio.transforms").MelSpectrogram(
         sample_rate=16000, n_fft=512, win_length=400, hop_length=160, f_min=0.0, f_max=8000, n_mels=80
     )
+    mel = mel.to(dtype)
     network = _shared_layout("speakerlab.models.rdino.ECAPA_TDNN", config)
     _load_strictly(network, tensors)
+    network.to(dtype)
 
     def run(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.no_grad():
-            energies = mel(torch.from_numpy(waveform)[None])
+            energies = mel(torch.from_numpy(waveform)[None].to(dtype))
             features = network.instancenorm((energies + 1e-6).log())
             return features[0].T.numpy(), network(energies).reshape(-1).numpy()
 
