@@ -24,7 +24,7 @@ from helpers.weights import torch_name
 
 PACKAGES = (
     *("torch", "torchaudio", "numpy"),
-    *("nemo_toolkit", "espnet", "wespeaker-unofficial", "speakerlab", "speechbrain"),
+    *("nemo_toolkit", "espnet", "wespeaker-unofficial", "speakerlab", "speechbrain", "mvector"),
 )
 
 

@@ -25,6 +25,7 @@ SEEDS = {
     "wespeaker": 25,
     "speechbrain-langid": 26,
     "rdino": 27,
+    "mvector": 28,
 }
 GOLDEN = parity.GOLDEN.with_name("families.npz")
 WIDTH = 16

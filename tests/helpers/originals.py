@@ -28,6 +28,7 @@ class _Anything(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         known = {"get_same_padding": _same_padding, "init_weights": lambda module, mode: None, "logging": logging}
+        known["logger"] = logging.getLogger(__name__)
         return known.get(name, object)
 
 
@@ -218,6 +219,29 @@ def rdino(config: ModelConfig, tensors: dict[str, np.ndarray], dtype: torch.dtyp
     return run
 
 
+def mvector(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
+    """mvector's featurizer and network, after its gain to -20 dB, which is no part of either."""
+    root = Path(importlib.util.find_spec("mvector").origin or "").parent
+    models = types.ModuleType("mvector.models")  # its start imports other networks
+    models.__path__ = [str(root / "models")]
+    sys.modules["mvector.models"] = models
+    featurizer = _load("mvector", "data_utils/featurizer.py", "loguru").AudioFeaturizer(
+        "Fbank", method_args={"sample_frequency": 16000, "num_mel_bins": 80}
+    )
+    net = config.ecapa
+    network = importlib.import_module("mvector.models.ecapa_tdnn").EcapaTdnn(
+        80, embd_dim=net.embedding_dim, channels=[*net.channels, net.mfa_channels]
+    )
+    _load_strictly(network.eval(), tensors)
+
+    def run(waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.no_grad():
+            features = featurizer(torch.from_numpy(waveform))
+            return features[0].numpy(), network(features)[0].numpy()
+
+    return run
+
+
 def _shared_layout(module: str, config: ModelConfig, **arguments: Any) -> Any:
     net = config.ecapa
     return (
@@ -241,4 +265,5 @@ ORIGINALS = {
     "wespeaker": wespeaker,
     "speechbrain-langid": language_identification,
     "rdino": rdino,
+    "mvector": mvector,
 }

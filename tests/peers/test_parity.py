@@ -262,11 +262,8 @@ def _features(config: FbankConfig, waveform: np.ndarray, theirs: np.ndarray) -> 
 
 def _embeddings(config: ModelConfig, variables: dict, waveform: np.ndarray) -> dict[str, np.ndarray]:
     alone = EMBED(config, variables, waveform[None], np.array([len(waveform)], np.int32))
-    mates = [
-        parity.noise(functional.minimum_samples(config)),
-        waveform,
-        parity.sound("speech_3", len(waveform) // 2 + 2000),
-    ]
+    other = parity.sound("speech_3", len(waveform) // 2 + 2000)
+    mates = [parity.noise(functional.minimum_samples(config)), waveform, other]
     padded = EMBED(config, variables, *parity.pad_batch(mates, 50000 if len(waveform) < 50000 else 244001))
     return {"alone": np.asarray(alone[0]), "padded": np.asarray(padded[1])}
 
@@ -310,11 +307,8 @@ BOTH = {
 }
 VARIANTS = [
     *((family, name, change) for name, change in BOTH.items() for family in parity.GOLDEN_SEEDS),
-    (
-        "3dspeaker",
-        "uneven_blocks",
-        {"channels": (48, 64, 32, 96), "mfa_channels": 192},
-    ),  # SpeechBrain's needs equal ones
+    # SpeechBrain's needs equal ones
+    ("3dspeaker", "uneven_blocks", {"channels": (48, 64, 32, 96), "mfa_channels": 192}),
     ("speechbrain", "free_mfa", {"mfa_channels": 100}),  # 3D-Speaker's needs 3 C
 ]
 
