@@ -7,11 +7,12 @@ both at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
@@ -117,15 +118,41 @@ def sampled(stages: Stages) -> dict[str, np.ndarray]:
     }
 
 
-# The graph is small and run once: optimising it costs more than it saves.
-_COMPILE = {"xla_backend_optimization_level": 0}
-_embed = jax.jit(functional.embed, static_argnums=0, compiler_options=_COMPILE)
-_stages = jax.jit(functional.stages, static_argnums=0, compiler_options=_COMPILE)
+# What is compiled here runs once or twice: optimising it costs more than it saves, and the fusion emitters of XLA on a
+# processor take four times the memory for it.
+_CHEAP = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_parallel_codegen_split_count": 1,
+}
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function(config, ...)` under jit, compiled fast and in little memory, to be run a few times."""
+    return jax.jit(function, static_argnums=0, compiler_options=_compiler_options())
+
+
+def forget_compiled() -> None:
+    """Drops what `compiled` keeps: some 15 MB for each function and shape."""
+    for function in (functional.embed, functional.stages):
+        compiled(function).clear_cache()
+
+
+@functools.cache
+def _compiler_options() -> dict[str, Any]:
+    """Those of `_CHEAP` that this version of XLA knows: they come and go, and none is needed."""
+    known = {}
+    for name, value in _CHEAP.items():
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            jax.jit(lambda x: x, compiler_options={name: value})(np.float32(0))
+            known[name] = value
+    return known
 
 
 def our_stages(config: ModelConfig, variables: Mapping[str, Any], sound: np.ndarray) -> dict[str, np.ndarray]:
     """What this library computes of one utterance, [T, C] or [C], from features to embedding."""
-    found = _stages(config, variables, sound[None], np.array([len(sound)], np.int32))
+    found = compiled(functional.stages)(config, variables, sound[None], np.array([len(sound)], np.int32))
     blocks = [f"block_{index}" for index in range(config.ecapa.n_blocks)]
     order = ["features", "stem", *blocks, "mfa", "pooled", "embedding"]  # jit sorts them
     return {name: np.asarray(found[name])[0] for name in order}
@@ -142,7 +169,7 @@ def quick_report(family: Family) -> dict[str, Any]:
         return {}
     config, variables = _checked_model(family, about)
     sound = waveform(config.fbank.sample_rate)
-    ours = _embed(config, variables, sound[None], np.array([len(sound)], np.int32))
+    ours = compiled(functional.embed)(config, variables, sound[None], np.array([len(sound)], np.int32))
     return _report({"embedding": np.asarray(ours)[0]}, theirs, _about_golden(about))
 
 
@@ -235,6 +262,6 @@ def _batch_error(config: ModelConfig, variables: Mapping[str, Any], sound: np.nd
     for place, row in zip(batch, rows, strict=True):
         place[: len(row)] = row
     lengths = np.array([len(row) for row in rows], np.int32)
-    together = np.asarray(_embed(config, variables, batch, lengths))[1]
-    alone = np.asarray(_embed(config, variables, sound[None], lengths[1:2]))[0]
+    together = np.asarray(compiled(functional.embed)(config, variables, batch, lengths))[1]
+    alone = np.asarray(compiled(functional.embed)(config, variables, sound[None], lengths[1:2]))[0]
     return _errors(together, alone)["max_abs_over_max"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ecapa_jax.errors import ConversionError
 Tensors = Mapping[str, np.ndarray]
 
 MOST_REPORTED = 12
+_ALIGNMENT = 64  # bytes; what XLA asks of a buffer on a processor
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,10 +101,22 @@ def apply_rules(
       ignored: names of the source tensors that were ignored by rule.
 
     Raises:
+      ConversionError: as `check_rules` and `move_tensors`.
+    """
+    table = list(rules)
+    skipped = check_rules(table, ignored, tensors, abstract)
+    return move_tensors(table, dict(tensors), abstract), skipped
+
+
+def check_rules(
+    table: Sequence[Rule], ignored: Iterable[str], tensors: Tensors, abstract: Mapping[str, Any]
+) -> list[str]:
+    """Names of the source tensors that are ignored by rule, once the table is known to fit; arguments of `apply_rules`.
+
+    Raises:
       ConversionError: naming every tensor unused, missing, used twice, of the wrong shape, not float, not finite, or
         a negative running variance, and every target not filled or filled twice; all in one message.
     """
-    table = list(rules)
     shapes = flatten(abstract)
     names = {rule.source for rule in table}
     left = [name for name in tensors if name not in names]
@@ -115,18 +128,50 @@ def apply_rules(
     problems += [f"{target} filled twice" for target, count in counts.items() if count > 1]
     problems += [f"no rule for unknown target {target}" for target in counts if target not in shapes]
     problems += [f"target {target} not filled" for target in shapes if target not in counts]
-    filled: dict[str, np.ndarray] = {}
     for rule in table:
         if rule.source not in tensors:
             problems.append(f"missing tensor {rule.source}")
         elif problem := _problem(rule, tensors[rule.source], shapes.get(rule.target)):
             problems.append(problem)
-        else:
-            filled[rule.target] = np.ascontiguousarray(rule.op.forward(tensors[rule.source]), np.float32)
     if problems:
         more = f" (and {len(problems) - MOST_REPORTED} more)" if len(problems) > MOST_REPORTED else ""
         raise ConversionError(f"the checkpoint does not fit: {'; '.join(problems[:MOST_REPORTED])}{more}")
-    return {**{part: {} for part in abstract}, **unflatten(filled)}, skipped
+    return skipped
+
+
+def move_tensors(
+    table: Iterable[Rule], tensors: MutableMapping[str, np.ndarray], abstract: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Nested dict of leaves, each proven to give back its source tensor bit for bit.
+
+    A tensor is taken out of `tensors` as its leaf is made, so that the model is in memory once, not twice. A leaf is
+    float32, contiguous, and starts where JAX on a processor can use it without a copy.
+
+    Raises:
+      ConversionError: naming the first tensor with values that float32 can't hold.
+    """
+    filled: dict[str, np.ndarray] = {}
+    for rule in table:
+        tensor = tensors.pop(rule.source)
+        leaf = filled[rule.target] = _aligned(rule.op.forward(tensor))
+        if not _same_bits(rule.op.inverse(leaf).astype(tensor.dtype, copy=False), tensor):
+            raise ConversionError(f"{rule.source} ({tensor.dtype}) holds values that float32 can't; save it as float32")
+    return {**{part: {} for part in abstract}, **unflatten(filled)}
+
+
+def _aligned(values: np.ndarray) -> np.ndarray:
+    """A contiguous float32 copy whose first byte has an address that `_ALIGNMENT` divides."""
+    buffer = np.empty(4 * values.size + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    copy = buffer[start : start + 4 * values.size].view(np.float32).reshape(values.shape)
+    copy[...] = values
+    return copy
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether arrays of one dtype hold the same bits: NaN equals itself, and -0.0 is not 0.0."""
+    bits = f"V{b.dtype.itemsize}"
+    return a.shape == b.shape and bool((a.view(bits) == b.view(bits)).all())
 
 
 def _problem(rule: Rule, tensor: np.ndarray, target: Any) -> str:
@@ -139,7 +184,7 @@ def _problem(rule: Rule, tensor: np.ndarray, target: Any) -> str:
     if tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
         return f"{rule.source} has dtype {tensor.dtype}, expected a float"
     with np.errstate(over="ignore"):
-        finite = np.isfinite(tensor.astype(np.float32)).all()
+        finite = np.isfinite(tensor.astype(np.float32, copy=False)).all()
     if not finite:
         return f"{rule.source} holds NaN, infinity or values that float32 can't"
     if rule.source.endswith("running_var") and (tensor < 0).any():

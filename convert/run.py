@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,18 @@ from ecapa_jax import functional
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.detect import choose_family, find_network, find_weights
 from ecapa_jax.convert.family import Companions, Family, Source
-from ecapa_jax.convert.parity import full_report, quick_report
+from ecapa_jax.convert.parity import compiled, forget_compiled, full_report, quick_report
 from ecapa_jax.convert.readers import Checkpoint, find_tensors, read_checkpoint
-from ecapa_jax.convert.rules import Rule, Tensors, apply_rules, invert_rules
+from ecapa_jax.convert.rules import Rule, Tensors, check_rules, flatten, move_tensors
 from ecapa_jax.errors import ConfigError, ConversionError
 from ecapa_jax.io.bundle import Bundle
 from ecapa_jax.presets import PRESETS
+from ecapa_jax.runtime import release_freed_memory
 from ecapa_jax.scoring_config import Scoring
 
 PROBE_SECONDS = 2
+KEEP_COMPILED = 1_000_000
+"""Parameters of a model up to which the compiled probe is kept for the next; a larger one needs the memory itself."""
 PUBLISHED_NOTE = "of the published model of this shape and file name; this file's sha256 is not checked against it"
 
 
@@ -63,15 +66,23 @@ def convert(
     origin = Source(path=weights, inside=checkpoint.inside, wrapper=wrapper, prefix=found.prefix)
     chosen = choose_family(found.families, origin, family)
     companions = chosen.companions(origin)
-    network = found.tensors
+    described = _describe(tensors, origin, checkpoint)
+    network, beside = dict(found.tensors), found.beside
+    # From here on only `network` holds the tensors, which leave it one by one: the model is in memory once.
+    del tensors, found
+    checkpoint = dataclasses.replace(checkpoint, content=None)
     with _about(weights):
         config = _config(chosen, network, companions.config, dilations)
         rules, shapes = chosen.rules(config.ecapa), functional.abstract(config)
-        variables, skipped = apply_rules(rules, chosen.ignored, network, shapes)
+        skipped = check_rules(rules, chosen.ignored, network, shapes)
         _check_stated(companions, config, dilations)
-        extra = {**{found.prefix + name: network[name] for name in skipped}, **found.beside}
-        parity = _proof(rules, config, network, variables, len(extra))
+        extra = {**{origin.prefix + name: network[name] for name in skipped}, **beside}
+        variables = move_tensors(rules, network, shapes)
+        parity = _proof(rules, config, variables, len(extra))
         parity |= full_report(chosen, config, variables) if verify else quick_report(chosen)
+    if parity["parameters"] > KEEP_COMPILED:
+        forget_compiled()
+        release_freed_memory()
     scoring, mean = _scoring(chosen, companions, embedding_mean, config.ecapa.embedding_dim)
     return Bundle(
         config=config,
@@ -80,7 +91,7 @@ def convert(
         provenance=_provenance(chosen, config, checkpoint),
         embedding_mean=mean,
         parity=parity,
-        source=_describe(tensors, origin, checkpoint),
+        source=described,
         source_extra=extra,
     )
 
@@ -164,27 +175,21 @@ def _provenance(family: Family, config: ModelConfig, checkpoint: Checkpoint) -> 
     return provenance
 
 
-def _proof(
-    rules: Iterable[Rule], config: ModelConfig, network: Tensors, variables: dict[str, Any], n_extra: int
-) -> dict[str, Any]:
-    """Restores every tensor from the result and compares bits, then runs the model once.
+def _proof(rules: Sequence[Rule], config: ModelConfig, variables: dict[str, Any], n_extra: int) -> dict[str, Any]:
+    """Runs the model once, and says what `move_tensors` has shown: that every tensor comes back bit for bit.
 
     Raises:
-      ConversionError: a tensor does not come back, or the embedding is not finite.
+      ConversionError: the embedding is not finite.
     """
-    restored = invert_rules(rules, variables)
-    for name, tensor in restored.items():
-        if tensor.astype(network[name].dtype).tobytes() != network[name].tobytes():
-            raise ConversionError(f"{name} ({network[name].dtype}) holds values that float32 can't; save it as float32")
-    n_values = sum(tensor.size for name, tensor in restored.items() if "running" not in name)
+    leaves = flatten(variables)
     embedding = _probe(config, variables)
     if not np.isfinite(embedding).all():
         raise ConversionError("the converted model gives an embedding that is not finite")
     return {
-        "tensors": len(restored),
-        "tensors_bit_identical": len(restored),
+        "tensors": len(rules),
+        "tensors_bit_identical": len(rules),
         "tensors_not_used": n_extra,
-        "parameters": n_values,
+        "parameters": sum(leaves[rule.target].size for rule in rules if "running" not in rule.source),
         "probe": f"{PROBE_SECONDS} s of seeded noise",
         "probe_embedding_norm": float(np.linalg.norm(embedding)),
     }
@@ -193,8 +198,8 @@ def _proof(
 def _probe(config: ModelConfig, variables: dict[str, Any]) -> np.ndarray:
     n_samples = PROBE_SECONDS * config.fbank.sample_rate
     noise = 0.1 * np.random.default_rng(0).standard_normal((1, n_samples)).astype(np.float32)
-    embed = jax.jit(functional.embed, static_argnums=0)
-    return np.asarray(embed(config, variables, noise, np.array([n_samples], np.int32)))[0]
+    placed = jax.device_put(variables, may_alias=True)  # given NumPy arrays, a compiled function copies them
+    return np.asarray(compiled(functional.embed)(config, placed, noise, np.array([n_samples], np.int32)))[0]
 
 
 def _describe(tensors: Tensors, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:

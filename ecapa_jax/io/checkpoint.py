@@ -15,6 +15,7 @@ import numpy as np
 from ecapa_jax.errors import BundleError
 
 _COMMIT_NOTE = "commit_success.txt"
+_FILE_SIZE = 4 << 20  # of the files that weights go to, about: orbax holds back what is to go to one
 
 
 def save_variables(path: Path, variables: dict[str, Any]) -> dict[str, str]:
@@ -29,14 +30,25 @@ def save_variables(path: Path, variables: dict[str, Any]) -> dict[str, str]:
     import orbax.checkpoint as ocp
 
     try:
-        with ocp.StandardCheckpointer() as checkpointer, _no_log():
-            checkpointer.save(path.absolute(), variables)
-            checkpointer.wait_until_finished()
+        with ocp.Checkpointer(_writer()) as checkpointer, _no_log():
+            saved = ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=_FILE_SIZE)
+            checkpointer.save(path.absolute(), saved)
     except Exception as error:  # as in restore_variables
         raise BundleError(f"the weights can't be written ({_first_line(error)})") from error
     # It holds the absolute path of the writer's machine and is read on object stores only.
     (path / _COMMIT_NOTE).unlink(missing_ok=True)
     return {file.relative_to(path).as_posix(): _sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def _writer() -> Any:
+    """Orbax's handler of trees, without the copy of all arrays that it makes for whoever changes them meanwhile."""
+    import orbax.checkpoint as ocp
+
+    types = ocp.type_handlers
+    arrays = types.create_type_handler_registry(
+        (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, types.ArrayHandler())
+    )
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=arrays)
 
 
 def restore_variables(

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from ecapa_jax import functional
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.ops import CONV1D, IDENTITY, LINEAR
-from ecapa_jax.convert.rules import MOST_REPORTED, Rule, apply_rules, conv, flatten, invert_rules, norm, unflatten
+from ecapa_jax.convert.rules import (
+    MOST_REPORTED,
+    Rule,
+    apply_rules,
+    conv,
+    flatten,
+    invert_rules,
+    move_tensors,
+    norm,
+    unflatten,
+)
 from ecapa_jax.convert.sources import FAMILIES, sb_layout
 from ecapa_jax.errors import ConversionError
 from ecapa_jax.presets import PRESETS
@@ -274,3 +284,21 @@ def test_every_family_names_its_parts():
             for part in {part for other in FAMILIES.values() for part in other.signature}:
                 ends = sum(f".{other}".endswith(f".{part}") for other in names)
                 assert ends == (part in family.signature)
+
+
+def test_tensors_leave_as_their_leaves_are_made():
+    tensors = random_tensors(SMALL)
+    given, table = dict(tensors), sb_layout.rules(SMALL)
+    variables = move_tensors(table, given, abstract(SMALL))
+    assert given.keys() == tensors.keys() - {rule.source for rule in table}
+    for leaf in flatten(variables).values():
+        assert leaf.ctypes.data % 64 == 0  # else JAX copies the model to compute with it
+        assert not any(np.shares_memory(leaf, tensor) for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("value", [1 + 2.0**-40, 1e-300, 3e-46])
+def test_a_value_that_float32_rounds_is_named(value):
+    tensors = {name: tensor.astype(np.float64) for name, tensor in random_tensors(SMALL).items()}
+    tensors["fc.conv.bias"][3] = value
+    with pytest.raises(ConversionError, match=r"fc\.conv\.bias \(float64\) holds values that float32 can't"):
+        move_tensors(sb_layout.rules(SMALL), tensors, abstract(SMALL))

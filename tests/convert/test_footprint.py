@@ -1,0 +1,34 @@
+"""What converting a checkpoint of full size takes of the machine; time is for benchmarks/convert.py."""
+
+import sys
+
+import pytest
+
+from ecapa_jax.api import load
+from ecapa_jax.convert import parity
+from ecapa_jax.presets import PRESETS
+from helpers.footprint import measure_footprint
+from helpers.torch_zip_writer import write_torch_zip
+from helpers.weights import random_tensors
+
+MOST = 2.5
+"""Peak memory over the file's size, above what the process has after its imports."""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_model_of_full_size_is_held_about_once(tmp_path):
+    source = tmp_path / "ecapa_tdnn.bin"
+    write_torch_zip(source, random_tensors(PRESETS["3dspeaker"].ecapa))
+    found = measure_footprint(source, tmp_path / "bundle")
+    size = source.stat().st_size
+    assert size > 4 * 20_000_000
+    ratio = found["peak_bytes"] / size
+    print(f"peak {found['peak_bytes'] / 1e6:.0f} MB above {found['base_bytes'] / 1e6:.0f} MB: {ratio:.2f} x the file")
+    assert 1 < ratio < MOST  # below one the measurement is wrong
+    assert not found["torch"]
+    assert load(tmp_path / "bundle").config == PRESETS["3dspeaker"]
+
+
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch):
+    monkeypatch.setattr(parity, "_CHEAP", {"xla_of_another_version": 1, "xla_backend_optimization_level": 0})
+    assert parity._compiler_options.__wrapped__() == {"xla_backend_optimization_level": 0}
