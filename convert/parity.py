@@ -119,11 +119,13 @@ def sampled(stages: Stages) -> dict[str, np.ndarray]:
 
 
 # What is compiled here runs once or twice: optimising it costs more than it saves, and the fusion emitters of XLA on a
-# processor take four times the memory for it.
+# processor take four times the memory for it (jaxlib 0.12 has nothing else).
 _CHEAP = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
+    "xla_cpu_emitter_verification_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
 }
 
 

@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ FILES = {
 """All that a bundle may hold; only model.json and checkpoint/ are always there."""
 
 _AGAIN = "convert the model again"
+_REMOVALS = 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,7 +150,16 @@ def _sibling(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise BundleError(f"{target} can't be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder into which what failed may write for a moment longer: orbax ends at its first error."""
+    for _ in range(_REMOVALS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def _write(bundle: Bundle, path: Path) -> None:
