@@ -23,7 +23,6 @@ from ecapa_jax.convert.rules import Rule, Tensors, check_rules, flatten, move_te
 from ecapa_jax.errors import ConfigError, ConversionError
 from ecapa_jax.io.bundle import Bundle
 from ecapa_jax.presets import PRESETS
-from ecapa_jax.runtime import release_freed_memory
 from ecapa_jax.scoring_config import Scoring
 
 PROBE_SECONDS = 2
@@ -82,7 +81,6 @@ def convert(
         parity |= full_report(chosen, config, variables) if verify else quick_report(chosen)
     if parity["parameters"] > KEEP_COMPILED:
         forget_compiled()
-        release_freed_memory()
     scoring, mean = _scoring(chosen, companions, embedding_mean, config.ecapa.embedding_dim)
     return Bundle(
         config=config,

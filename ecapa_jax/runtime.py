@@ -1,8 +1,7 @@
-"""What the machine is, and its memory: the only reader of the environment."""
+"""What the machine is: the only reader of the environment."""
 
 from __future__ import annotations
 
-import ctypes
 import importlib.metadata
 import os
 import platform
@@ -50,9 +49,3 @@ def machine() -> dict[str, Any]:
         "backend": jax.default_backend(),
         "devices": [f"{device.id}: {device.device_kind}" for device in jax.local_devices()],
     }
-
-
-def release_freed_memory() -> None:
-    """Gives back to the system what the C library keeps of freed memory for each thread; no-op where it can't."""
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc's own
-        libc.malloc_trim(0)

@@ -14,7 +14,7 @@ from helpers.weights import random_tensors
 MOST, MOST_WITH_EMITTERS = 2.5, 4.5
 """Peak memory over the file's size, above what the process has after its imports.
 
-The second is for jaxlib 0.12, whose XLA can't do without the fusion emitters: compiling the probe takes half of it there.
+The second is for jaxlib 0.12, whose XLA can't do without the fusion emitters: compiling takes half of it.
 """
 
 
