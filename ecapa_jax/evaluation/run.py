@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Array, Float, Float32, Float64, Int64
 
 from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import TrialError
@@ -128,11 +128,11 @@ def score_lists(
 
 def _score_kinds(
     encoder: SpeakerEncoder,
-    enrol: np.ndarray,
-    vectors: np.ndarray,
-    pairs: np.ndarray,
-    sides: dict[str, np.ndarray],
-    means: np.ndarray | None,
+    enrol: Float[Array, "models parts embedding"],
+    vectors: Float[Array, "files parts embedding"],
+    pairs: Int64[np.ndarray, "2 trials"],
+    sides: Mapping[str, Float64[np.ndarray, "2 trials"]],
+    means: Float[Array, "cohort embedding"] | None,
     top_n: int | None,
 ) -> dict[str, Float64[np.ndarray, " trials"]]:
     """Scores of a list's trials by name: the model's own where they are more than cosines, plain, normalised."""
@@ -145,9 +145,11 @@ def _score_kinds(
     return scores
 
 
-def _cohort_means(encoder: SpeakerEncoder, embeddings: np.ndarray, cohort: Cohort) -> np.ndarray:
+def _cohort_means(
+    encoder: SpeakerEncoder, embeddings: Float32[np.ndarray, "files embedding"], cohort: Cohort
+) -> Float[Array, "cohort embedding"]:
     _, rows = speaker_means(embeddings, list(cohort.speakers.values()))
-    return np.asarray(unit(encoder.scorer.centred(rows)))
+    return unit(encoder.scorer.centred(rows))
 
 
 def _check_own_cohort(encoder: SpeakerEncoder, lists: Sequence[Trials]) -> None:

@@ -1,0 +1,47 @@
+"""A server with published repositories, and a cache of its own for each test."""
+
+import numpy as np
+import pytest
+
+from ecapa_jax.convert import run
+from ecapa_jax.io import repository
+from ecapa_jax.io.bundle import save_bundle
+from helpers.addresses import POLICY, SPEAKERLAB, SPEECHBRAIN, files_of
+from helpers.bundles import make
+from helpers.checkpoints import modelscope, speechbrain
+from helpers.hub_server import serving
+
+
+@pytest.fixture(scope="session")
+def repositories(tmp_path_factory):
+    root = tmp_path_factory.mktemp("published")
+    save_bundle(make(), root / "bundle")
+    (root / "b").mkdir()
+    return {
+        SPEAKERLAB: files_of(modelscope(root / "a", name="ecapa_tdnn.bin")) | {"examples/a.wav": b"a"},
+        SPEECHBRAIN: files_of(speechbrain(root / "b")) | {"classifier.ckpt": b"c", "README.md": b"r"},
+        "me/bundle": files_of(root / "bundle") | {".gitattributes": b"", "extra/x": b"x"},
+        "me/none": {"README.md": b"r"},
+    }
+
+
+@pytest.fixture
+def hub(repositories, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with serving() as server:
+        server.repositories |= {name: dict(files) for name, files in repositories.items()}
+        monkeypatch.setattr(
+            repository, "HUBS", repository.Hubs(modelscope=server.url, huggingface=server.url, policy=POLICY)
+        )
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def no_probe(monkeypatch):
+    """What is proven of a conversion is tested elsewhere; compiling for it takes seconds."""
+    monkeypatch.setattr(run, "_probe", lambda *_: np.ones(192, np.float32))
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "cache"

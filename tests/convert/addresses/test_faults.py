@@ -1,0 +1,208 @@
+"""What is missing, unsafe, wrong, cut off or full."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+from ecapa_jax.convert import published
+from ecapa_jax.io import huggingface, repository
+from ecapa_jax.io.bundle import load_bundle
+from helpers.addresses import POLICY, SPEAKERLAB, SPEECHBRAIN, folder_of, refused, refused_more
+from helpers.bundles import contents
+from helpers.checkpoints import CONFIG
+from helpers.hub_server import COMMIT, Fault, serving
+from helpers.privileges import unprivileged
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("hf:me/none", "holds no model that this version knows (it holds: README.md)"),
+        ("modelscope:me/none", "holds no model that this version knows (it holds: README.md)"),
+        ("hf:me/missing", "there is no such repository, or it is private"),
+        ("modelscope:me/missing", "the server answered 404"),
+        ("hf:me/bundle@v9", "it has no revision v9"),
+        ("modelscope:me/bundle@v9", "the server answered 404"),
+    ],
+)
+def test_what_is_not_there(hub, root, name, words):
+    message = refused(name, root)
+    assert words in message
+    assert not list(root.glob("downloads/*/download.json"))
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "checkpoint/../../x", "checkpoint//x", "checkpoint/a\\b"])
+@pytest.mark.parametrize("scheme", ["hf", "modelscope"])
+def test_unsafe_names_are_not_fetched(hub, root, scheme, name):
+    files = {"model.json": b"{}", f"checkpoint/{name}" if name == "../x" else name: b"x"}
+    hub.repositories["me/evil"] = files
+    if name == "/etc/x":  # not wanted, so only left alone
+        assert folder_of(f"{scheme}:me/evil", root).is_dir()
+        assert not hub.asked("/etc/x")
+        return
+    assert "unsafe name" in refused(f"{scheme}:me/evil", root)
+
+
+def test_a_digest_that_differs(hub, root, monkeypatch):
+    name = f"modelscope:{SPEAKERLAB}"
+    good = hub.repositories[SPEAKERLAB]["ecapa_tdnn.bin"]
+    hub.faults["FilePath=ecapa"] = [Fault(location=f"{hub.url}/other")]
+    hub.plain["/other"] = good[:-1] + b"?"
+    assert "was expected" in refused(name, root)
+    hub.faults["/resolve/"] = [Fault(location=f"{hub.url}/other")] * 9
+    monkeypatch.setattr(huggingface, "listing", _listing_with("0" * 64))
+    assert "the hub lists" in refused(f"hf:{SPEECHBRAIN}", root)
+    monkeypatch.undo()
+
+
+def _listing_with(digest):
+    return lambda *_: huggingface.Listing(COMMIT, {"embedding_model.ckpt": digest, "hyperparams.yaml": None})
+
+
+def test_a_known_digest_is_checked(hub, root, monkeypatch):
+    entry = published.entry_of(f"modelscope:{SPEAKERLAB}")
+    wrong = [published.dataclasses.replace(entry, sha256="0" * 64)]
+    monkeypatch.setattr(published, "PUBLISHED", tuple(wrong))
+    assert f"{'0' * 64} was published" in refused(f"modelscope:{SPEAKERLAB}", root)
+
+
+@pytest.mark.parametrize("scheme", ["hf", "modelscope"])
+def test_faults_on_the_way(hub, root, scheme, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.import_module("huggingface_hub.constants"), "DOWNLOAD_CHUNK_SIZE", 1000)
+    name = {"hf": f"hf:{SPEECHBRAIN}", "modelscope": f"modelscope:{SPEAKERLAB}"}[scheme]
+    weights = {"hf": "embedding_model.ckpt", "modelscope": "FilePath=ecapa_tdnn.bin"}[scheme]
+    listing = {"hf": "/api/models/", "modelscope": "/repo/files"}[scheme]
+    hub.faults = {
+        listing: [Fault(status=503), Fault(status=429, headers={"Retry-After": "0"})],
+        weights: [Fault(cut=20_000), Fault(status=429, headers={"Retry-After": "0"})],
+    }
+    assert load_bundle(folder_of(name, root)).config.ecapa == CONFIG.ecapa
+    assert "bytes=20000-" in [headers.get("Range", headers.get("range")) for headers in hub.asked(weights)]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("scheme", ["hf", "modelscope"])
+def test_lasting_faults_are_told(hub, root, scheme):
+    name = {"hf": f"hf:{SPEECHBRAIN}", "modelscope": f"modelscope:{SPEAKERLAB}"}[scheme]
+    listing = {"hf": "/api/models/", "modelscope": "/repo/files"}[scheme]
+    hub.faults[listing] = [Fault(status=503)] * 3
+    message = refused(name, root)
+    assert "503" in message
+    assert "tried 3 times" in message
+    hub.faults[listing] = [Fault(status=429, headers={"Retry-After": "999"})]
+    assert "it asks to wait 999 s" in refused(name, root)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        b"<html>",
+        b"[]",
+        b"{}",
+        b'{"Code": 10010, "Message": "no\\nway"}',
+        b'{"Code": 200, "Data": {"Files": [{"Path": "ecapa_tdnn.bin", "Size": "1"}]}}',
+    ],
+)
+def test_a_listing_of_another_form(hub, root, document):
+    hub.faults["/repo/files"] = [Fault(location="/x")]
+    hub.plain["/x"] = document
+    message = refused(f"modelscope:{SPEAKERLAB}", root)
+    assert "is no JSON" in message or "of an unknown form" in message or "ModelScope says" in message
+
+
+def test_no_network(root, monkeypatch, hub):
+    name = f"modelscope:{SPEAKERLAB}"
+    kept = folder_of(name, root)
+    for scheme in ("hf", "modelscope"):
+        nowhere = repository.Hubs(modelscope="http://127.0.0.1:1", huggingface="http://127.0.0.1:1", policy=POLICY)
+        monkeypatch.setattr(repository, "HUBS", nowhere)
+        assert "can't be reached" in refused_more(f"{scheme}:me/bundle", root)
+    assert folder_of(name, root) == kept  # what was fetched is used without it
+    (kept / "model.json").unlink()
+    assert load_bundle(folder_of(name, root)).config == CONFIG  # converted again, from the download
+
+
+def test_without_huggingface_hub(hub, root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    message = refused("hf:me/bundle", root)
+    assert message.endswith("hf: addresses need huggingface_hub: pip install 'ecapa-jax[hub]'")
+
+
+def test_a_hub_that_is_set_offline(hub, root, monkeypatch):
+    kept = folder_of("hf:me/bundle", root)
+    monkeypatch.setattr(importlib.import_module("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
+    importlib.import_module("huggingface_hub").close_session()
+    assert folder_of("hf:me/bundle", root) == kept
+    assert "is set to offline, and this was not fetched before" in refused(f"hf:{SPEECHBRAIN}", root)
+    monkeypatch.undo()
+    importlib.import_module("huggingface_hub").close_session()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Half of what the checkpoint needs."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("name", [f"hf:{SPEECHBRAIN}", f"modelscope:{SPEAKERLAB}"])
+def test_a_full_disk(hub, small_disk, name):
+    assert len(hub.repositories[SPEAKERLAB]["ecapa_tdnn.bin"]) > 300_000
+    message = refused(name, small_disk)
+    assert "can't be written: No space left on device; make room and run again" in message
+    assert str(small_disk) in message
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    assert load_bundle(folder_of(name, small_disk)).config.ecapa == CONFIG.ecapa
+
+
+def test_a_disk_that_fills_up_while_converting(hub, small_disk):
+    size = len(hub.repositories[SPEAKERLAB]["ecapa_tdnn.bin"]) // 1000 + 100
+    subprocess.run(["mount", "-o", f"remount,size={size}k", str(small_disk)], check=True)
+    process = start(hub, small_disk)
+    _, err = process.communicate(timeout=90)
+    assert process.returncode == 1
+    [line] = [line for line in err.splitlines() if line.startswith("ecapa_jax.errors.")]
+    assert line.startswith("ecapa_jax.errors.BundleError: the weights can't be written (RESOURCE_EXHAUSTED")
+    assert not [path for path in small_disk.glob("bundles/*") if path.is_dir()]
+    subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
+    assert load_bundle(folder_of(f"modelscope:{SPEAKERLAB}", small_disk)).config == CONFIG
+
+
+def test_tokens_go_to_the_hub_alone(hub, root, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("huggingface_hub.constants"), "HF_TOKEN_PATH", os.devnull)
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
+    with serving() as other:
+        other.url = other.url.replace("127.0.0.1", "localhost")
+        weights = hub.repositories[SPEECHBRAIN]["embedding_model.ckpt"]
+        other.plain["/cdn"] = weights
+        hub.faults["embedding_model.ckpt"] = [Fault(location=f"{other.url}/cdn")]
+        assert load_bundle(folder_of(f"hf:{SPEECHBRAIN}", root)).config.ecapa == CONFIG.ecapa
+        assert "secretsecret" in str(hub.requests)
+        assert other.asked("/cdn")
+        assert "secretsecret" not in str(other.requests)
+    hub.faults["/api/models/"] = [Fault(status=401)] * 3
+    assert "secretsecret" not in refused_more("hf:me/bundle", root)
+    assert not any(b"secretsecret" in content for content in contents(root).values())
+
+
+def test_a_cache_that_can_not_be_written(hub, tmp_path, root):
+    kept = folder_of(f"modelscope:{SPEAKERLAB}", root)
+    tmp_path.chmod(0o755)
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    for above in list(tmp_path.parents)[:3]:
+        above.chmod(above.stat().st_mode | 0o055)
+    with unprivileged():
+        assert folder_of(f"modelscope:{SPEAKERLAB}", root) == kept
+        message = refused_more("hf:me/bundle", root)
+    assert message.startswith(f"the cache {root / 'downloads'} can't be written: Permission denied; pass cache_dir")
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
