@@ -1,5 +1,7 @@
 """Models by address, for tests: what the server has, and what resolving gives."""
 
+import subprocess
+import sys
 import zipfile
 
 import pytest
@@ -49,3 +51,29 @@ def zipped(files):
         for name, content in files.items():
             archive.writestr(f"folder/{name}", content)
     return file.getvalue()
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from ecapa_jax.convert import remote, run
+from ecapa_jax.io import cache, repository
+from ecapa_jax.io.download import Policy
+url, name, root, pause, log = sys.argv[1:]
+convert = remote.convert
+def slow(*arguments, **options):
+    with open(log, "a") as file:
+        file.write("converted\\n")
+    time.sleep(float(pause))
+    return convert(*arguments, **options)
+remote.convert = slow
+run._probe = lambda *_: 1.0  # compiles for seconds
+cache._SAY_AFTER = 0.1
+repository.HUBS = repository.Hubs(modelscope=url, huggingface=url, policy=Policy(pause=0.05))
+print(remote.bundle_folder(name, cache_dir=root, patience=60.0))
+"""
+
+
+def start(hub, root, pause=0.0):
+    command = [sys.executable, "-c", SCRIPT, hub.url, f"modelscope:{SPEAKERLAB}", str(root), str(pause), f"{root}.log"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -203,8 +203,10 @@ def test_killed_writers_lose_nothing_that_was_told(tmp_path: Path, bundle: Path)
         first = process.stdout.readline()
         time.sleep(chance.uniform(0.2, 1.0))
         process.send_signal(signal.SIGKILL)
-        expected |= acknowledged(first + process.communicate(timeout=60)[0])
-        assert process.returncode == -signal.SIGKILL
+        # Not `communicate`, which reads past what `readline` has buffered.
+        expected |= acknowledged(first + process.stdout.read())
+        assert process.wait(timeout=60) == -signal.SIGKILL
+        process.stdout.close()
     with Database.open(path) as store:
         found = {speaker.name: speaker.utterances for speaker in store.speakers()}
         assert set(found.values()) == {3}

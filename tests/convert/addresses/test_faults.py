@@ -10,7 +10,7 @@ import pytest
 from ecapa_jax.convert import published
 from ecapa_jax.io import huggingface, repository
 from ecapa_jax.io.bundle import load_bundle
-from helpers.addresses import POLICY, SPEAKERLAB, SPEECHBRAIN, folder_of, refused, refused_more
+from helpers.addresses import POLICY, SPEAKERLAB, SPEECHBRAIN, folder_of, refused, refused_more, start
 from helpers.bundles import contents
 from helpers.checkpoints import CONFIG
 from helpers.hub_server import COMMIT, Fault, serving

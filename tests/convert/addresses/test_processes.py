@@ -1,8 +1,6 @@
 """Several processes, and processes that are killed."""
 
 import shutil
-import subprocess
-import sys
 import time
 
 import pytest
@@ -10,34 +8,9 @@ import pytest
 from ecapa_jax.convert import remote
 from ecapa_jax.errors import DownloadError
 from ecapa_jax.io.bundle import load_bundle
-from helpers.addresses import SPEAKERLAB, folder_of, refused
+from helpers.addresses import SPEAKERLAB, folder_of, refused, start
 from helpers.checkpoints import CONFIG
 from helpers.hub_server import Fault
-
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from ecapa_jax.convert import remote, run
-from ecapa_jax.io import cache, repository
-from ecapa_jax.io.download import Policy
-url, name, root, pause, log = sys.argv[1:]
-convert = remote.convert
-def slow(*arguments, **options):
-    with open(log, "a") as file:
-        file.write("converted\\n")
-    time.sleep(float(pause))
-    return convert(*arguments, **options)
-remote.convert = slow
-run._probe = lambda *_: 1.0  # compiles for seconds
-cache._SAY_AFTER = 0.1
-repository.HUBS = repository.Hubs(modelscope=url, huggingface=url, policy=Policy(pause=0.05))
-print(remote.bundle_folder(name, cache_dir=root, patience=60.0))
-"""
-
-
-def start(hub, root, pause=0.0):
-    command = [sys.executable, "-c", SCRIPT, hub.url, f"modelscope:{SPEAKERLAB}", str(root), str(pause), f"{root}.log"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def converted(root):
