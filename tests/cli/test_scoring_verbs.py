@@ -198,7 +198,9 @@ def test_cohort_calibrate_threshold_verify(capsys, bundle, tmp_path):
     assert evaluated.code == 0, evaluated.err
     own = evaluated.json["lists"][0]
     assert own["system"] == "model"
-    assert done.json["cllr"] == pytest.approx(cllr(*_whole(bundle, trials, tmp_path)), abs=1e-5)
+    assert done.json["cllr"] == pytest.approx(
+        cllr(*_whole(bundle, trials, tmp_path)), abs=1e-4
+    )  # batch mates move a cosine by 1e-6
     listed = [
         float(line.split("\t")[-1]) for line in (tmp_path / "result" / "scores_model.tsv").read_text().split("\n")[1:-1]
     ]
