@@ -94,7 +94,7 @@ def test_scores_files(tmp_path):
         ("enrol,test,label,score\na,b,1,high\n", "line 2: score 'high' is no number"),
         ("a b 1 0.5\na c 0 nan\n", "line 2: the score is not finite"),
         (b"1 a b\n0 \xff\xfe c\n", "line 2: no UTF-8 text"),
-        (gzip.compress(b"1 a b\n")[:-9], "can't be read"),
+        (gzip.compress(b"1 a b\n", mtime=0)[:-9], "can't be read"),
         ("enrol,test,label,enrol_speaker,test_speaker\na,b,1,x,y\n", "a and b are a target trial, but"),
         ("enrol,test,label,spk1,spk2\na,b,1,x,x\na,c,0,y,z\n", "line 3: a has speaker x elsewhere, here y"),
     ],
