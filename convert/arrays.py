@@ -30,7 +30,6 @@ _DAMAGE = (
     LookupError,
     ArithmeticError,
     RuntimeError,
-    NotImplementedError,
     SyntaxError,
 )
 

@@ -8,9 +8,7 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.io import archive, download, hub, progress
+from ecapa_jax.io import download, hub, progress
 from helpers.hub_server import Fault, serving
 
 CONTENT = bytes(range(256)) * 4000  # more than one block
@@ -317,69 +315,6 @@ def test_a_listing_is_json(server):
     for name in ("page", "deep"):
         with pytest.raises(DownloadError, match="the answer is no JSON"):
             download.get_json(f"{server.url}/{name}", FAST)
-
-
-def zipped(path, members):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in members:
-            file.writestr(name, content)
-
-
-def tarred(path, members):
-    with tarfile.open(path, "w:gz") as file:
-        for name, content in members:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            file.addfile(entry, io.BytesIO(content))
-
-
-@pytest.mark.parametrize("write", [zipped, tarred])
-def test_members_are_taken_by_their_names(tmp_path, write):
-    out = tmp_path / "out"
-    out.mkdir()
-    write(tmp_path / "x", [("model/avg_model.pt", b"w"), ("../../etc/config.yaml", b"c"), ("model/other", b"o")])
-    taken = archive.extract(tmp_path / "x", lambda names: [n for n in names if n != "other"], out)
-    assert sorted(taken) == names(out) == ["avg_model.pt", "config.yaml"]
-    assert (out / "avg_model.pt").read_bytes() == b"w"
-    assert names(tmp_path) == ["out", "x"]
-
-
-@pytest.mark.parametrize("write", [zipped, tarred])
-def test_one_name_twice_is_refused(tmp_path, write):
-    write(tmp_path / "x", [("a/avg_model.pt", b"w"), ("b/avg_model.pt", b"v")])
-    with pytest.raises(DownloadError, match=r"holds avg_model\.pt 2 times"):
-        archive.extract(tmp_path / "x", lambda names: set(names), tmp_path)
-
-
-def test_links_are_not_followed(tmp_path):
-    with tarfile.open(tmp_path / "x", "w") as file:
-        link = tarfile.TarInfo("avg_model.pt")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        file.addfile(link)
-    seen = []
-    assert archive.extract(tmp_path / "x", lambda names: seen.extend(names) or [], tmp_path) == []
-    assert seen == []
-
-
-def test_a_member_too_large_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(archive, "MAX_MEMBER", 1000)
-    zipped(tmp_path / "x", [("avg_model.pt", bytes(1001))])
-    with pytest.raises(DownloadError, match="no speaker model is so large"):
-        archive.extract(tmp_path / "x", lambda names: names, tmp_path)
-
-
-@pytest.mark.parametrize("write", [zipped, tarred])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "text", "empty"])
-def test_a_damaged_archive_is_refused(tmp_path, write, damage):
-    content = os.urandom(5000)
-    write(tmp_path / "x", [("avg_model.pt", content)])
-    data = bytearray((tmp_path / "x").read_bytes())
-    if damage == "flipped":
-        for at in range(2000, 2100):
-            data[at] ^= 0xFF
-    (tmp_path / "x").write_bytes({"cut": data[:3000], "flipped": data, "text": b"text" * 200, "empty": b""}[damage])
-    with pytest.raises(DownloadError, match="download it again"):
-        archive.extract(tmp_path / "x", lambda names: names, tmp_path)
 
 
 def test_a_bar_is_for_terminals_only(capsys, monkeypatch):

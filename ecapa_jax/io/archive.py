@@ -50,7 +50,7 @@ def extract(archive: Path, wanted: Callable[[Collection[str]], Collection[str]],
             return taken
     except DownloadError:
         raise
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise DownloadError(f"{archive.name} is no archive, or a damaged one ({error}); download it again") from error
     except OSError as error:
         if error.errno is None:  # as gzip raises it for damaged content
