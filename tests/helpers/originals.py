@@ -153,18 +153,28 @@ def _espnet(path: str) -> Any:
     return importlib.import_module(path.removesuffix(".py").replace("/", "."))
 
 
-def wespeaker(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
-    """WeSpeaker's class, on the fbank of its command line: the 16-bit range, hamming, no dither, the mean subtracted.
+@functools.cache
+def wespeaker_class() -> Any:
+    """WeSpeaker's ECAPA_TDNN. Its package imports its command line, which needs a voice detector; its models do not.
 
-    Its package imports that command line, which needs a voice detector; its models do not.
+    Raises:
+      ImportError: it is not installed.
     """
-    kaldi = importlib.import_module("torchaudio.compliance.kaldi")
     if "wespeaker" not in sys.modules:
+        spec = importlib.util.find_spec("wespeaker")
+        if spec is None or not spec.submodule_search_locations:
+            raise ImportError("wespeaker is not installed")
         package = types.ModuleType("wespeaker")
-        package.__path__ = list(importlib.util.find_spec("wespeaker").submodule_search_locations)
+        package.__path__ = list(spec.submodule_search_locations)
         sys.modules["wespeaker"] = package
+    return importlib.import_module("wespeaker.models.ecapa_tdnn").ECAPA_TDNN
+
+
+def wespeaker(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
+    """WeSpeaker's class, on the fbank of its command line: 16-bit range, hamming, no dither, the mean subtracted."""
+    kaldi = importlib.import_module("torchaudio.compliance.kaldi")
     net = config.ecapa
-    network = importlib.import_module("wespeaker.models.ecapa_tdnn").ECAPA_TDNN(
+    network = wespeaker_class()(
         channels=net.channels[0], embed_dim=net.embedding_dim, pooling_func="ASTP", global_context_att=True
     )
     network.conv = torch.nn.Conv1d(3 * net.channels[0], net.mfa_channels, 1)  # 1536 at any width otherwise

@@ -26,6 +26,7 @@ from ecapa_jax.nn.ecapa import EcapaTdnn
 from ecapa_jax.nn.pooling import context_statistics
 from ecapa_jax.presets import PRESETS
 from helpers import parity
+from helpers.traces import Trace, traced
 from helpers.weights import random_tensors, small_config
 
 torch = pytest.importorskip("torch")
@@ -102,34 +103,9 @@ def model(family: str, width: int) -> tuple[ModelConfig, Any, dict]:
 # Layer by layer
 
 
-@dataclasses.dataclass
-class Trace:
-    """What went into each layer of the original and what came out, [T, C] each, in order of completion."""
-
-    inputs: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray]
-
-
-def traced(network: Any, features: np.ndarray) -> tuple[np.ndarray, Trace]:
-    """The original's embedding, and the trace of each of its own layers (torch's are inside those)."""
-    trace, hooks = Trace({}, {}), []
-
-    def hook(name: str) -> Callable[..., None]:
-        def keep(module: Any, given: tuple[Any, ...], result: Any) -> None:
-            # Copied: the ReLU after it may work in place.
-            trace.inputs[name], trace.outputs[name] = (np.array(x[0].detach().numpy().T) for x in (given[0], result))
-
-        return keep
-
-    for name, module in network.named_modules():
-        own = not type(module).__module__.startswith("torch.") and name and name != "asp.tdnn"
-        if own:
-            hooks.append(module.register_forward_hook(hook(name)))
-    with torch.no_grad():
-        embedding = network(torch.from_numpy(features)[None]).numpy().reshape(-1)
-    for handle in hooks:
-        handle.remove()
-    return embedding, trace
+def own_layer(name: str, module: Any) -> bool:
+    """Whether a layer is the original's own: torch's are inside those."""
+    return not type(module).__module__.startswith("torch.") and name not in ("", "asp.tdnn")
 
 
 OURS = (
@@ -234,7 +210,7 @@ def test_parity(
     waveform = parity.sound(signal, minimum_samples(config.fbank, frames) + 77)
     given = their_features(family, config.fbank, waveform)
     assert given.shape == (frames, config.fbank.n_mels)
-    theirs, trace = traced(network, given)
+    theirs, trace = traced(network, given, own_layer)
     features = _features(config.fbank, waveform, given)
     # The longest and widest case is for the embedding: its layers take half a minute.
     layers = layer_errors(config.ecapa, variables, trace, frames) if width * frames < 1e6 else {"not run": 0.0}
@@ -321,7 +297,7 @@ def test_variants(family: str, change: dict[str, Any]) -> None:
     front_end = dataclasses.replace(PRESETS[family].fbank, n_mels=network_config.n_mels)
     network, variables = paired(family, ModelConfig(fbank=front_end, ecapa=network_config))
     features = 3 * parity.noise(45 * network_config.n_mels, seed=1).reshape(45, -1)
-    theirs, trace = traced(network, features)
+    theirs, trace = traced(network, features, own_layer)
     ours, _ = APPLY(network_config, variables, features[None], np.ones((1, 45), bool))
     print(f"error {parity.relative_error(ours[0], theirs):.1e}")
     assert parity.same_embedding(ours[0], theirs)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import importlib.util
 import re
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,9 +27,17 @@ from ecapa_jax.nn.ecapa import EcapaTdnn
 from ecapa_jax.presets import PRESETS
 from helpers import parity
 from helpers.published import random_values, wespeaker_shapes
+from helpers.traces import Trace, traced
 
 torch = pytest.importorskip("torch")
 kaldi = pytest.importorskip("torchaudio.compliance.kaldi")
+
+from helpers.originals import wespeaker_class  # noqa: E402 - it imports torch
+
+try:
+    wespeaker_class()
+except ImportError as error:
+    pytest.skip(str(error), allow_module_level=True)
 
 pytestmark = pytest.mark.peers
 
@@ -43,17 +48,6 @@ FBANK = jax.jit(fbank, static_argnums=0)
 APPLY = jax.jit(functional.apply, static_argnums=0, compiler_options=QUICK)
 SIZE = 304
 """Frames of a padded batch."""
-
-
-@functools.cache
-def ecapa_class() -> Any:
-    """Its package imports its command line, which needs a voice detector; its models do not."""
-    spec = importlib.util.find_spec("wespeaker") if "wespeaker" not in sys.modules else None
-    if spec is not None and spec.submodule_search_locations:
-        package = types.ModuleType("wespeaker")
-        package.__path__ = list(spec.submodule_search_locations)
-        sys.modules["wespeaker"] = package
-    return pytest.importorskip("wespeaker.models.ecapa_tdnn").ECAPA_TDNN
 
 
 def their_features(waveform: np.ndarray) -> np.ndarray:
@@ -108,7 +102,7 @@ def model(width: int, kind: str, loudness: float = CALM) -> tuple:
     )
     config = dataclasses.replace(PRESET, ecapa=ecapa)
     tensors = hard_tensors(ecapa, loudness)
-    network = ecapa_class()(
+    network = wespeaker_class()(
         channels=width,
         feat_dim=80,
         embed_dim=192,
@@ -122,31 +116,9 @@ def model(width: int, kind: str, loudness: float = CALM) -> tuple:
     return config, network, variables
 
 
-@dataclasses.dataclass
-class Trace:
-    """What went into each layer of the original and what came out, [T, C] each."""
-
-    inputs: dict[str, np.ndarray]
-    outputs: dict[str, np.ndarray]
-
-
-def traced(network: Any, features: np.ndarray) -> tuple[np.ndarray, Trace]:
-    trace, hooks = Trace({}, {}), []
-
-    def hook(name: str) -> Callable[..., None]:
-        def keep(module: Any, given: tuple[Any, ...], result: Any) -> None:
-            trace.inputs[name], trace.outputs[name] = (np.array(x[0].detach().numpy().T) for x in (given[0], result))
-
-        return keep
-
-    for name, module in network.named_modules():
-        if re.fullmatch(r"layer1|layer\d|layer\d\.se_res2block\.\d|pool|conv", name):
-            hooks.append(module.register_forward_hook(hook(name)))
-    with torch.no_grad():
-        embedding = network(torch.from_numpy(features)[None])[-1].numpy()[0]
-    for handle in hooks:
-        handle.remove()
-    return embedding, trace
+def own_layer(name: str, module: Any) -> bool:
+    """Whether a layer has a counterpart of ours."""
+    return bool(re.fullmatch(r"layer1|layer\d|layer\d\.se_res2block\.\d|pool|conv", name))
 
 
 def run_layer(network: EcapaTdnn, name: str, x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -211,7 +183,7 @@ def test_parity(
     assert given.shape == (frames, 80)
     features, _ = FBANK(config.fbank, waveform[None], np.array([len(waveform)], np.int32))
     ours, original = (parity.feature_error(config.fbank, each, waveform) for each in (np.asarray(features[0]), given))
-    theirs, trace = traced(network, given)
+    theirs, trace = traced(network, given, own_layer)
     layers = layer_errors(config.ecapa, variables, trace, frames)
     worst = max(layers, key=layers.__getitem__)
     embeddings = embedded(config, variables, waveform)
@@ -255,8 +227,8 @@ def test_rounding_is_all_that_differs(kind: str) -> None:
     errors = []
     for frames, signal in HARD:
         given = their_features(parity.sound(signal, minimum_samples(config.fbank, frames) + 77))
-        theirs, _ = traced(network, given)
-        truth, trace = traced(double, given.astype(np.float64))
+        theirs, _ = traced(network, given, own_layer)
+        truth, trace = traced(double, given.astype(np.float64), own_layer)
         mask = np.arange(SIZE)[None] < frames
         with jax.enable_x64(True):
             layers = layer_errors(config.ecapa, wide, trace, frames)
@@ -280,7 +252,7 @@ def test_shapes_are_those_of_the_class() -> None:
     for changes in ({}, {"embedding_norm": True}, {"global_context": False}):
         config = dataclasses.replace(PRESET.ecapa, **changes)
         with torch.device("meta"):
-            network = ecapa_class()(
+            network = wespeaker_class()(
                 channels=1024, global_context_att=config.global_context, emb_bn=config.embedding_norm
             )
         theirs = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -289,7 +261,7 @@ def test_shapes_are_those_of_the_class() -> None:
 
 def test_every_pooling_that_ecapa_can_have_is_built() -> None:
     """Every pooling that WeSpeaker ships is built, or impossible in its ECAPA_TDNN."""
-    network = ecapa_class()
+    network = wespeaker_class()
     layers = pytest.importorskip("wespeaker.models.pooling_layers")
     shipped = {
         name for name, value in vars(layers).items() if isinstance(value, type) and issubclass(value, torch.nn.Module)
@@ -309,6 +281,6 @@ def test_trained_files_of_the_class_convert(tmp_path: Path) -> None:
     bundle = convert(tmp_path)
     assert bundle.config == config
     waveform = parity.sound("speech_1", 48000)
-    theirs, _ = traced(network, their_features(waveform))
+    theirs, _ = traced(network, their_features(waveform), own_layer)
     assert parity.same_embedding(embedded(config, bundle.variables, waveform)["alone"], theirs)
     assert jnp.asarray(bundle.variables["params"]["projection"]["bias"]).shape == (192,)
