@@ -44,7 +44,7 @@ def pad_time(
     rows = jnp.maximum(lengths[:, None] - 2 - jnp.arange(width), 0)
     after = jnp.take_along_axis(x, rows[..., None], axis=1)
     # Written at each utterance's end; a chain of `where` over the whole tensor took three times as long to compile.
-    place = jax.vmap(lambda row, tail, start: lax.dynamic_update_slice(row, tail, (start, 0)))
+    place = jax.vmap(lambda row, tail, start: lax.dynamic_update_slice(row, tail, (start, jnp.zeros_like(start))))
     return place(padded, after, lengths + width).at[:, : before.shape[1]].set(before)
 
 

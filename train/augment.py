@@ -1,0 +1,254 @@
+"""Augmentation of a batch on the device, every draw a function of (seed, step, example).
+
+Letters: B batch, S samples, L samples of an impulse response, T frames, M mel bands.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from ecapa_jax.train.config import AugmentConfig
+
+Banks = dict[str, Array]
+"""rooms: [n, L] float32 impulse responses that start at their direct sound, of unit energy."""
+
+KINDS = ("none", "noise", "music", "babble", "reverberation", "reverberation_noise")
+NOISE, MUSIC = 0, 1  # of Batch["noise_kind"]
+
+Wave = Float[Array, " samples"]
+
+
+def augment(
+    config: AugmentConfig,
+    sample_rate: int,
+    banks: Banks,
+    key: PRNGKeyArray,
+    waveforms: Float[Array, "batch samples"],
+    batch: dict[str, Array],
+) -> Float[Array, "batch samples"]:
+    """Noise, rooms, channels and levels of a batch.
+
+    Args:
+      config: what, how often and how much; with nothing on, the waveforms come back as they are.
+      sample_rate: Hz.
+      banks: impulse responses.
+      key: of this step; each example's is folded in.
+      waveforms: [B, S] in [-1, 1].
+      batch: `lengths`; `noise` and `noise_kind` where a folder of noises is used.
+    """
+    rows = jnp.arange(waveforms.shape[0])
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
+    valid = rows[:, None] * 0 + jnp.arange(waveforms.shape[1]) < batch["lengths"][:, None]
+    x = waveforms
+    if config.probability:
+        kinds = jax.vmap(functools.partial(_kind, config))(keys)
+        x = _reverberated(config, banks, keys, kinds, x)
+        x = _noisy(config, keys, kinds, x, waveforms, batch)
+    for chance, change in (
+        (config.band_probability, functools.partial(_band_limited, sample_rate)),
+        (config.telephone_probability, functools.partial(_telephone, sample_rate)),
+        (config.drop_probability, functools.partial(_dropped, config)),
+    ):
+        x = _sometimes(change, chance, keys, x)
+    if config.peak_normalize:
+        x = x / (jnp.max(jnp.abs(x), axis=1, keepdims=True) + 1e-6)
+    if config.gain_db != (0.0, 0.0):
+        x = x * jax.vmap(lambda k: 10 ** (_uniform(k, "gain", config.gain_db) / 20))(keys)[:, None]
+    return jnp.where(valid, x, 0)
+
+
+def spec_augment(
+    config: AugmentConfig,
+    key: PRNGKeyArray,
+    rows: Int[Array, " batch"],
+    features: Float[Array, "batch frames mels"],
+    mask: Bool[Array, "batch frames"],
+) -> Float[Array, "batch frames mels"]:
+    """Sets bands of frames and of mel channels to zero, the mean of a mean-normalised feature.
+
+    Args:
+      config: number and widths of the masks.
+      key: of this step.
+      rows: [B] place of each example in the whole batch.
+      features: [B, T, M].
+      mask: [B, T].
+
+    Reference: Park et al. 2019 (SpecAugment), section 2, without time warping.
+    """
+    if not (config.spec_time or config.spec_frequency):
+        return features
+
+    def one(row: Int[Array, ""], x: Float[Array, "frames mels"], frames: Int[Array, ""]) -> Bool[Array, "frames mels"]:
+        own = jax.random.fold_in(key, row)
+        time = _gaps(_named(own, "time"), config.spec_time, config.spec_time_width, x.shape[0], frames)
+        mels = _gaps(_named(own, "mels"), config.spec_frequency, config.spec_frequency_width, x.shape[1], x.shape[1])
+        return time[:, None] | mels[None, :]
+
+    gaps = jax.vmap(one)(rows, features, jnp.sum(mask, axis=1))
+    return jnp.where(gaps, 0, features)
+
+
+def _gaps(key: PRNGKeyArray, number: int, width: int, size: int, end: Any) -> Bool[Array, " size"]:
+    """`number` runs of up to `width` places below `end`."""
+    if not number:
+        return jnp.zeros(size, bool)
+    widths = jax.random.randint(_named(key, "width"), (number,), 0, width + 1)
+    starts = jax.random.uniform(_named(key, "start"), (number,)) * jnp.maximum(end - widths, 0)
+    place = jnp.arange(size)[:, None]
+    return jnp.any((place >= starts) & (place < starts + widths), axis=1)
+
+
+def _kind(config: AugmentConfig, key: PRNGKeyArray) -> Int[Array, ""]:
+    """Which of `KINDS` an example gets."""
+    music = 0.0 if not config.musan else config.music
+    shares = jnp.array(
+        [config.noise + config.music - music, music, config.babble, config.reverberation, config.reverberation_noise]
+    )
+    chances = jnp.concatenate([jnp.array([1 - config.probability]), config.probability * shares / jnp.sum(shares)])
+    return jax.random.categorical(_named(key, "kind"), jnp.log(chances))
+
+
+def _is(kinds: Int[Array, " batch"], *names: str) -> Bool[Array, "batch 1"]:
+    return jnp.isin(kinds, jnp.array([KINDS.index(name) for name in names]))[:, None]
+
+
+def _reverberated(
+    config: AugmentConfig, banks: Banks, keys: Array, kinds: Array, x: Float[Array, "batch samples"]
+) -> Float[Array, "batch samples"]:
+    if not (config.reverberation or config.reverberation_noise):
+        return x
+    rooms = banks["rooms"]
+    chosen = jax.vmap(lambda k: jax.random.randint(_named(k, "room"), (), 0, rooms.shape[0]))(keys)
+    wet = jax.vmap(_convolved)(x, rooms[chosen])
+    return jnp.where(_is(kinds, "reverberation", "reverberation_noise"), wet, x)
+
+
+def _noisy(
+    config: AugmentConfig,
+    keys: Array,
+    kinds: Array,
+    x: Float[Array, "batch samples"],
+    clean: Float[Array, "batch samples"],
+    batch: dict[str, Array],
+) -> Float[Array, "batch samples"]:
+    generated = jax.vmap(_coloured, in_axes=(0, None))(keys, x.shape[1])
+    noise, music = generated, jnp.zeros(x.shape[0], bool)
+    if config.musan:
+        noise = batch["noise"].astype(x.dtype) / 32768
+        music = batch["noise_kind"] == MUSIC
+    snr = jax.vmap(lambda k, is_music: _snr(config, k, is_music))(keys, music)
+    mixed = _mixed(x, noise, snr)
+    x = jnp.where(_is(kinds, "noise", "music", "reverberation_noise"), mixed, x)
+    if config.babble:
+        voices, snr = _babble(config, keys, clean), jax.vmap(lambda k: _uniform(k, "snr", config.babble_snr))(keys)
+        x = jnp.where(_is(kinds, "babble"), _mixed(x, voices, snr), x)
+    return x
+
+
+def _snr(config: AugmentConfig, key: PRNGKeyArray, is_music: Bool[Array, ""]) -> Float[Array, ""]:
+    return jnp.where(is_music, _uniform(key, "snr", config.music_snr), _uniform(key, "snr", config.noise_snr))
+
+
+def _mixed(
+    x: Float[Array, "batch samples"], noise: Float[Array, "batch samples"], snr: Float[Array, " batch"]
+) -> Float[Array, "batch samples"]:
+    """`x` with noise of this signal-to-noise ratio over the crop, dB; silence stays silent."""
+    power, noise_power = (jnp.mean(jnp.square(signal), axis=1, keepdims=True) for signal in (x, noise))
+    return x + noise * jnp.sqrt(power / jnp.maximum(noise_power, 1e-12)) * 10 ** (-snr[:, None] / 20)
+
+
+def _babble(config: AugmentConfig, keys: Array, clean: Float[Array, "batch samples"]) -> Float[Array, "batch samples"]:
+    """Sums of other examples of the batch, each at unit power."""
+    fewest, most = config.babble_voices
+    n_rows = clean.shape[0]
+    unit = clean * jax.lax.rsqrt(jnp.mean(jnp.square(clean), axis=1, keepdims=True) + 1e-12)
+    numbers = jax.vmap(lambda k: jax.random.randint(_named(k, "voices"), (), fewest, most + 1))(keys)
+    offset = jax.random.randint(_named(keys[0], "offset"), (), 0, n_rows)
+
+    def add(voice: int, total: Array) -> Array:
+        shift = 1 + (offset + voice) % jnp.maximum(n_rows - 1, 1)
+        return total + jnp.where((voice < numbers)[:, None], jnp.roll(unit, shift, axis=0), 0)
+
+    return jax.lax.fori_loop(0, most, add, jnp.zeros_like(unit))
+
+
+def _coloured(key: PRNGKeyArray, n_samples: int) -> Wave:
+    """Noise with a spectrum of f^-slope, slope in [0, 2]: white to brown."""
+    white = jax.random.normal(_named(key, "noise"), (n_samples,))
+    frequency = jnp.maximum(jnp.arange(n_samples // 2 + 1), 1) / n_samples
+    shape = frequency ** (-_uniform(key, "slope", (0.0, 2.0)) / 2)
+    return jnp.fft.irfft(jnp.fft.rfft(white) * shape, n_samples)
+
+
+def _convolved(x: Wave, response: Float[Array, " response"]) -> Wave:
+    size = fast_size(x.shape[0] + response.shape[0])
+    return jnp.fft.irfft(jnp.fft.rfft(x, size) * jnp.fft.rfft(response, size), size)[: x.shape[0]]
+
+
+def fast_size(least: int) -> int:
+    """The smallest 2^a 3^b >= least: a good length for an FFT."""
+    return min(3**b << max(0, -(-least // 3**b) - 1).bit_length() for b in range(4))
+
+
+def _filtered(x: Wave, response: Callable[[Array], Array], sample_rate: int) -> Wave:
+    """`x` through a filter of zero phase, given by its gain at each frequency in Hz."""
+    size = fast_size(x.shape[0] + sample_rate // 10)  # room for the filter to ring
+    frequency = jnp.arange(size // 2 + 1) * (sample_rate / size)
+    return jnp.fft.irfft(jnp.fft.rfft(x, size) * response(frequency), size)[: x.shape[0]]
+
+
+def _band_limited(sample_rate: int, key: PRNGKeyArray, x: Wave) -> Wave:
+    low = jnp.exp(_uniform(key, "low", (jnp.log(50.0), jnp.log(400.0))))
+    high = jnp.exp(_uniform(key, "high", (jnp.log(2000.0), jnp.log(7000.0))))
+    tilt = _uniform(key, "tilt", (-3.0, 3.0))  # dB an octave, about 1 kHz
+    cut = jax.random.bernoulli(_named(key, "cut"), 0.5, (2,))
+
+    def gain(frequency: Array) -> Array:
+        below = jnp.where(cut[0], _slope(low / jnp.maximum(frequency, 1)), 1)
+        above = jnp.where(cut[1], _slope(frequency / high), 1)
+        return below * above * 10 ** (tilt * jnp.log2(jnp.clip(frequency, 60, 8000) / 1000) / 20)
+
+    return _filtered(x, gain, sample_rate)
+
+
+def _telephone(sample_rate: int, key: PRNGKeyArray, x: Wave) -> Wave:
+    """300 to 3400 Hz, then 8-bit mu-law (ITU-T G.711) of a signal that fills its range."""
+    narrow = _filtered(x, lambda f: _slope(300 / jnp.maximum(f, 1)) * _slope(f / 3400), sample_rate)
+    peak = jnp.max(jnp.abs(narrow)) + 1e-6
+    pressed = jnp.sign(narrow) * jnp.log1p(255 * jnp.abs(narrow) / peak) / jnp.log(256.0)
+    steps = jnp.round(pressed * 127) / 127
+    return jnp.sign(steps) * jnp.expm1(jnp.abs(steps) * jnp.log(256.0)) / 255 * peak
+
+
+def _slope(ratio: Array) -> Array:
+    """Gain of a tenth-order Butterworth filter at `ratio` of its corner."""
+    return jax.lax.rsqrt(1 + ratio**20)
+
+
+def _dropped(config: AugmentConfig, key: PRNGKeyArray, x: Wave) -> Wave:
+    return jnp.where(_gaps(_named(key, "drop"), config.drops, config.drop_samples, x.shape[0], x.shape[0]), 0, x)
+
+
+def _sometimes(change: Callable[[Array, Wave], Wave], chance: float, keys: Array, x: Array) -> Array:
+    if not chance:
+        return x
+    name = getattr(getattr(change, "func", change), "__name__", "change")
+    hit = jax.vmap(lambda k: jax.random.bernoulli(_named(k, name), chance))(keys)
+    return jnp.where(hit[:, None], jax.vmap(change)(keys, x), x)
+
+
+def _uniform(key: PRNGKeyArray, name: str, limits: Any) -> Float[Array, ""]:
+    return jax.random.uniform(_named(key, name), (), minval=limits[0], maxval=limits[1])
+
+
+def _named(key: PRNGKeyArray, name: str) -> PRNGKeyArray:
+    """An independent key for one draw, so that switching one augmentation leaves the draws of the others alone."""
+    return jax.random.fold_in(
+        key, sum(ord(letter) << (7 * index % 24) for index, letter in enumerate(name)) & 0x7FFFFFFF
+    )

@@ -1,0 +1,79 @@
+"""Margin softmax over speakers: cosines, margins, cross entropy.
+
+Letters: B batch, D embedding, K speakers (classes), S sub-centres.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from ecapa_jax.train.config import LossConfig
+
+Logits = Float[Array, "batch speakers"]
+
+
+def cosines(
+    embeddings: Float[Array, "batch embedding"], centres: Float[Array, "speakers sub_centres embedding"]
+) -> Logits:
+    """Cosine of each embedding with each speaker's nearest sub-centre.
+
+    Reference: Deng et al. 2020, "Sub-center ArcFace", equation 3; with one sub-centre `torch.nn.functional.linear` of
+      normalised vectors, as in 3D-Speaker's `CosineClassifier`.
+    """
+    every = jnp.einsum("bd,ksd->bks", _unit(embeddings), _unit(centres), precision=lax.Precision.HIGHEST)
+    return jnp.max(every, axis=-1)
+
+
+def margin_logits(config: LossConfig, cosine: Logits, labels: Int[Array, " batch"], margin: Float[Array, ""]) -> Logits:
+    """Scaled cosines, the target's with the margin taken off.
+
+    Args:
+      config: kind of margin, scale, fallback, inter-top-K.
+      cosine: [B, K].
+      labels: [B] class of each row.
+      margin: in radians for `aam`, of the cosine for `am`.
+
+    Reference: Deng et al. 2019 (ArcFace) equation 3, Wang et al. 2018 (AM-softmax) equation 6, Zhao et al. 2021
+      (inter-top-K) equation 6; `speakerlab.loss.margin_loss`, `speechbrain.nnet.losses`.
+    """
+    target = labels[:, None] == jnp.arange(cosine.shape[1])
+    if config.kind == "softmax":
+        return config.scale * cosine
+    moved = cosine - margin if config.kind == "am" else _angle_added(config, cosine, margin)
+    others = _pulled(config, cosine, target) if config.top_k else cosine
+    return config.scale * jnp.where(target, moved, others)
+
+
+def cross_entropy(logits: Logits, labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
+    """Negative log probability of each row's class."""
+    target = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=1) - target
+
+
+def _angle_added(config: LossConfig, cosine: Logits, margin: Float[Array, ""]) -> Logits:
+    """cos(angle + margin), and below the angle where it would rise again the fallback."""
+    moved = cosine * jnp.cos(margin) - _sine(cosine) * jnp.sin(margin)
+    turn = jnp.cos(jnp.pi - margin)
+    taken = 1 + turn if config.fallback == "continuous" else margin * jnp.sin(jnp.pi - margin)
+    return jnp.where(cosine > turn, moved, cosine - taken)
+
+
+def _pulled(config: LossConfig, cosine: Logits, target: Bool[Array, "batch speakers"]) -> Logits:
+    """The top-K other speakers' cosines, as if nearer by the margin."""
+    others = jnp.where(target, -jnp.inf, cosine)
+    _, nearest = lax.top_k(lax.stop_gradient(others), min(config.top_k, cosine.shape[1] - 1))
+    chosen = jnp.any(nearest[:, :, None] == jnp.arange(cosine.shape[1]), axis=1)
+    nearer = cosine * jnp.cos(config.top_k_margin) + _sine(cosine) * jnp.sin(config.top_k_margin)
+    return jnp.where(chosen, nearer, cosine)
+
+
+def _sine(cosine: Logits) -> Logits:
+    # The root's slope is infinite where the cosine is 1, which rounding can reach.
+    return jnp.sqrt(jnp.maximum(1 - jnp.square(cosine), 1e-12))
+
+
+def _unit(x: Float[Array, "*rows embedding"]) -> Float[Array, "*rows embedding"]:
+    return x * lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))

@@ -1,0 +1,56 @@
+"""The optimizer: optax chains with PyTorch's meaning of each argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+from ecapa_jax.train.config import OptimConfig
+
+Params = PyTree[Float[Array, "..."]]
+
+
+def optimizer(config: OptimConfig) -> optax.GradientTransformation:
+    """Gradients to updates at learning rate 1; the step multiplies by the rate.
+
+    Weight decay of `sgd` and `adam` is added to the gradient, before momentum, that of `adamw` to the update, as
+    `torch.optim` does each. Clipping comes first, on the plain gradient.
+
+    Reference: `torch.optim.SGD`, `torch.optim.Adam`, `torch.optim.AdamW`, `torch.nn.utils.clip_grad_norm_`.
+    """
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    decay = optax.add_decayed_weights(config.weight_decay, _mask(config)) if config.weight_decay else optax.identity()
+    if config.name == "sgd":
+        parts += [
+            decay,
+            optax.trace(config.momentum, nesterov=config.nesterov) if config.momentum else optax.identity(),
+        ]
+    else:
+        adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+        parts += [adam, decay] if config.name == "adamw" else [decay, adam]
+    return optax.chain(*parts, optax.scale(-1.0))
+
+
+def apply_updates(params: Params, updates: Params, rate: Float[Array, ""]) -> Params:
+    """The weights after a step of the given learning rate."""
+    return jax.tree.map(lambda leaf, update: leaf + rate.astype(leaf.dtype) * update, params, updates)
+
+
+def moved_average(average: Params, params: Params, decay: float) -> Params:
+    """The moving average of weights after a step."""
+    return jax.tree.map(lambda mean, leaf: decay * mean + (1 - decay) * leaf, average, params)
+
+
+def global_norm(tree: Params) -> Float[Array, ""]:
+    """The Euclidean norm of all leaves together."""
+    return jnp.sqrt(sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(())))
+
+
+def _mask(config: OptimConfig) -> Any:
+    if config.decay == "all":
+        return None
+    return lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)

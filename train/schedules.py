@@ -1,0 +1,81 @@
+"""Learning rate and margin as functions of the step, for use inside jit."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ecapa_jax.train.config import LossConfig, OptimConfig, RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """Turns durations of the configuration into steps.
+
+    Attributes:
+      steps_per_unit: 1, or the steps of an epoch.
+      total: steps of the run.
+    """
+
+    steps_per_unit: int
+    total: int
+
+    @classmethod
+    def of(cls, run: RunConfig, steps_per_epoch: int) -> Clock:
+        """The clock of a run whose epochs have so many steps."""
+        per_unit = steps_per_epoch if run.unit == "epochs" else 1
+        return cls(per_unit, max(1, round(run.length * per_unit)))
+
+    def steps(self, duration: float) -> float:
+        """A duration of the configuration, in steps."""
+        return duration * self.steps_per_unit
+
+
+def learning_rate(config: OptimConfig, clock: Clock, step: Int[Array, ""]) -> Float[Array, ""]:
+    """The learning rate of a step.
+
+    Reference: `speakerlab.process.scheduler` (WarmupCosineScheduler, StepScheduler),
+      `speechbrain.nnet.schedulers.CyclicLRScheduler` (triangular), `wespeaker.utils.schedulers.ExponentialDecrease`.
+    """
+    at = step.astype(_real())
+    warmup, span = clock.steps(config.warmup), config.peak - config.floor
+    every = max(clock.steps(config.every), 1.0)
+    rise = jnp.clip(at / max(warmup, 1.0), 0, 1) if warmup else jnp.ones_like(at)
+    if config.schedule == "warmup_cosine":
+        through = jnp.clip((at - warmup) / max(clock.total - warmup, 1.0), 0, 1)
+        falling = config.floor + 0.5 * span * (1 + jnp.cos(jnp.pi * through))
+        return jnp.where(at < warmup, config.floor + span * rise, falling)
+    if config.schedule == "cyclic":
+        distance = jnp.abs(jnp.mod(at, 2 * every) / every - 1)  # 1 at the ends of a cycle, 0 at its middle
+        return config.floor + span * (1 - distance)
+    if config.schedule == "step":
+        return rise * config.peak * config.decay_factor ** jnp.floor(at / every)
+    if config.schedule == "exponential":
+        return rise * config.peak * (config.floor / config.peak) ** (at / clock.total)
+    return rise * config.peak
+
+
+def margin(config: LossConfig, clock: Clock, step: Int[Array, ""]) -> Float[Array, ""]:
+    """The margin of a step.
+
+    Reference: `speakerlab.process.scheduler.MarginScheduler`: its exponential rise reaches 99.9 % at `end`.
+    """
+    at, start, end = step.astype(_real()), clock.steps(config.start), clock.steps(config.end)
+    if config.schedule == "constant":
+        return jnp.full_like(at, config.margin)
+    if config.schedule == "step":
+        through = jnp.zeros_like(at)
+        end = start
+    else:
+        through = (at - start) / (end - start)
+    if config.schedule == "exponential":
+        through = 1 - jnp.exp(through * jnp.log(1e-3 / (1 + 1e-6)))
+    rising = config.start_margin + (config.margin - config.start_margin) * through
+    return jnp.where(at < start, config.start_margin, jnp.where(at >= end, config.margin, rising))
+
+
+def _real() -> jnp.dtype:
+    """float64 where it is enabled, for comparisons; float32 else."""
+    return jnp.result_type(float)
