@@ -18,7 +18,7 @@ from ecapa_jax.train.config import AugmentConfig
 Banks = dict[str, Array]
 """rooms: [n, L] float32 impulse responses that start at their direct sound, of unit energy."""
 
-KINDS = ("none", "noise", "music", "babble", "reverberation", "reverberation_noise")
+KINDS = ("none", "noise", "babble", "reverberation", "reverberation_noise")
 NOISE, MUSIC = 0, 1  # of Batch["noise_kind"]
 
 Wave = Float[Array, " samples"]
@@ -106,10 +106,9 @@ def _gaps(key: PRNGKeyArray, number: int, width: int, size: int, end: Any) -> Bo
 
 def _kind(config: AugmentConfig, key: PRNGKeyArray) -> Int[Array, ""]:
     """Which of `KINDS` an example gets."""
-    music = 0.0 if not config.musan else config.music
-    shares = jnp.array(
-        [config.noise + config.music - music, music, config.babble, config.reverberation, config.reverberation_noise]
-    )
+    # The loader decides between noise and music, because it reads them.
+    noise = config.noise + config.music
+    shares = jnp.array([noise, config.babble, config.reverberation, config.reverberation_noise])
     chances = jnp.concatenate([jnp.array([1 - config.probability]), config.probability * shares / jnp.sum(shares)])
     return jax.random.categorical(_named(key, "kind"), jnp.log(chances))
 
@@ -144,7 +143,7 @@ def _noisy(
         music = batch["noise_kind"] == MUSIC
     snr = jax.vmap(lambda k, is_music: _snr(config, k, is_music))(keys, music)
     mixed = _mixed(x, noise, snr)
-    x = jnp.where(_is(kinds, "noise", "music", "reverberation_noise"), mixed, x)
+    x = jnp.where(_is(kinds, "noise", "reverberation_noise"), mixed, x)
     if config.babble:
         voices, snr = _babble(config, keys, clean), jax.vmap(lambda k: _uniform(k, "snr", config.babble_snr))(keys)
         x = jnp.where(_is(kinds, "babble"), _mixed(x, voices, snr), x)

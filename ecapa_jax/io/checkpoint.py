@@ -1,4 +1,4 @@
-"""Variables on disk as an Orbax checkpoint: the only file that imports orbax."""
+"""Variables on disk as an Orbax checkpoint. Only this file and `run_checkpoints` import orbax."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def save_variables(path: Path, variables: dict[str, Any]) -> dict[str, str]:
     import orbax.checkpoint as ocp
 
     try:
-        with ocp.Checkpointer(_writer()) as checkpointer, _no_log():
+        with ocp.Checkpointer(_writer()) as checkpointer, no_log():
             saved = ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=_FILE_SIZE)
             checkpointer.save(path.absolute(), saved)
     except Exception as error:  # as in restore_variables
-        raise BundleError(f"the weights can't be written ({_first_line(error)})") from error
+        raise BundleError(f"the weights can't be written ({first_line(error)})") from error
     # It holds the absolute path of the writer's machine and is read on object stores only.
     (path / _COMMIT_NOTE).unlink(missing_ok=True)
     return {file.relative_to(path).as_posix(): _sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
@@ -77,19 +77,19 @@ def restore_variables(
             raise BundleError(f"{path / name} is damaged (its sha256 differs): convert the model again")
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
     try:
-        with ocp.StandardCheckpointer() as checkpointer, _no_log():
+        with ocp.StandardCheckpointer() as checkpointer, no_log():
             _check_shapes(path, checkpointer.metadata(path.absolute()).item_metadata, abstract)
             variables = checkpointer.restore(path.absolute(), placed)
     except BundleError:
         raise
     except Exception as error:  # orbax and tensorstore raise many types for a damaged directory
-        raise BundleError(f"{path} can't be read ({_first_line(error)}): convert the model again") from error
+        raise BundleError(f"{path} can't be read ({first_line(error)}): convert the model again") from error
     _check_finite(path, variables)
     return variables
 
 
 @contextlib.contextmanager
-def _no_log() -> Iterator[None]:
+def no_log() -> Iterator[None]:
     """Keeps orbax from logging what is about to be raised in one line."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
@@ -107,7 +107,8 @@ def _sha256(path: Path) -> str:
         raise BundleError(f"{path} can't be read ({error.strerror})") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error, without what tensorstore adds."""
     first = (str(error).splitlines() or [""])[0].split(" See full TensorStore")[0]
     return first[:200] or type(error).__name__
 

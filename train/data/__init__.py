@@ -1,0 +1,1 @@
+"""Training data: manifest, order, reading, batches."""

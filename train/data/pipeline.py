@@ -1,0 +1,203 @@
+"""Batches for the step: read, cropped and stacked by grain's threads while the device computes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int16
+
+from ecapa_jax.errors import AudioError
+from ecapa_jax.io.segments import change_speed, read_segment
+from ecapa_jax.train.augment import MUSIC, NOISE
+from ecapa_jax.train.config import AugmentConfig, DataConfig
+from ecapa_jax.train.data.manifest import Manifest
+from ecapa_jax.train.data.order import Example, Order
+
+ATTEMPTS = 20
+"""Utterances tried in place of one that can't be read."""
+
+HostBatch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The part of each global batch that this process reads: rows `first` to `first + number`."""
+
+    first: int
+    number: int
+
+
+class Loader:
+    """Examples by their place in the run, with a cache of decoded audio.
+
+    Indexing gives the example of local row `place % number` in step `place // number`; grain batches them.
+
+    Attributes:
+      problems: file to reason of every utterance that could not be read and was replaced.
+    """
+
+    def __init__(self, data: DataConfig, augment: AugmentConfig, manifest: Manifest, order: Order, rows: Rows):
+        self._data, self._manifest, self._order, self._rows = data, manifest, order, rows
+        self._crop = round(data.crop_seconds * manifest.rate)
+        self._noises = Noises(augment, self._crop, manifest.rate) if augment.musan else None
+        self._cache = AudioCache(round(data.cache_gigabytes * 2**30))
+        self._shards: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        self.problems: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, place: int) -> HostBatch:
+        """One example, every array without the batch axis."""
+        step, local = divmod(int(place), self._rows.number)
+        row = self._rows.first + local
+        example = self._order.example(step, row)
+        waveform, utterance = self._readable(step, row, example)
+        label = self._manifest.labels[utterance] + example.speed * len(self._manifest.speakers)
+        filled = self._filled(waveform)
+        made = {
+            "waveforms": filled,
+            "lengths": np.int32(min(len(waveform), self._crop) if self._data.short == "zeros" else self._crop),
+            "labels": np.int32(label),
+        }
+        if self._noises is not None:
+            made["noise"], made["noise_kind"] = self._noises.crop(example.noise)
+        return made
+
+    def _readable(self, step: int, row: int, example: Example) -> tuple[Int16[np.ndarray, " samples"], int]:
+        """The crop of an example, or of the first utterance in its place that can be read."""
+        utterance = example.utterance
+        for attempt in range(ATTEMPTS):
+            try:
+                return self._read(utterance, example), utterance
+            except AudioError as error:
+                self.problems[self._manifest.files[utterance]] = str(error)
+                utterance = self._order.another(step, row, attempt)
+        raise AudioError(
+            f"{ATTEMPTS} utterances in a row can't be read: {self.problems[self._manifest.files[utterance]]}"
+        )
+
+    def _read(self, utterance: int, example: Example) -> Int16[np.ndarray, " samples"]:
+        manifest, factor = self._manifest, self._data.speeds[example.speed]
+        needed = math.ceil(self._crop * factor)
+        total = int(manifest.samples[utterance])
+        start = int(manifest.starts[utterance]) + int(example.start * max(total - needed + 1, 1))
+        samples = self._samples(utterance, start, min(needed, total))
+        return change_speed(samples, factor)[: self._crop]
+
+    def _samples(self, utterance: int, start: int, number: int) -> Int16[np.ndarray, " samples"]:
+        name, index = self._manifest.files[utterance], int(self._manifest.indices[utterance])
+        source = self._record(name, index) if index >= 0 else name
+        if not self._cache.capacity:
+            samples = read_segment(source, start, number, rate=self._manifest.rate)
+        else:
+            first, total = int(self._manifest.starts[utterance]), int(self._manifest.samples[utterance])
+            whole = self._cache.get(utterance)
+            if whole is None:
+                whole = self._cache.put(utterance, read_segment(source, first, total, rate=self._manifest.rate))
+            samples = whole[start - first : start - first + number]
+        if len(samples) < number:
+            raise AudioError(f"{name}: has changed since the manifest was made: it is shorter; run prepare again")
+        return samples
+
+    def _record(self, shard: str, index: int) -> bytes:
+        from array_record.python.array_record_module import ArrayRecordReader
+
+        with self._lock:  # a reader is not thread-safe
+            if shard not in self._shards:
+                try:
+                    self._shards[shard] = ArrayRecordReader(shard)
+                except Exception as error:  # its C++ errors have no common type
+                    raise AudioError(f"{shard}: can't be opened ({error}); run prepare again") from error
+            return self._shards[shard].read([index])[0]
+
+    def _filled(self, waveform: Int16[np.ndarray, " samples"]) -> Int16[np.ndarray, " crop"]:
+        if len(waveform) >= self._crop:
+            return waveform[: self._crop]
+        if self._data.short == "repeat":
+            return np.resize(waveform, self._crop)
+        return np.pad(waveform, (0, self._crop - len(waveform)))
+
+
+class AudioCache:
+    """Decoded utterances, the least lately used dropped first; safe for threads."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self._held = 0
+        self._entries: OrderedDict[int, Int16[np.ndarray, " samples"]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: int) -> Int16[np.ndarray, " samples"] | None:
+        """The samples, if they are held."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+            return self._entries.get(key)
+
+    def put(self, key: int, samples: Int16[np.ndarray, " samples"]) -> Int16[np.ndarray, " samples"]:
+        """Holds the samples, and gives them back."""
+        with self._lock:
+            if key not in self._entries:
+                self._entries[key] = samples
+                self._held += samples.nbytes
+            while self._held > self.capacity and len(self._entries) > 1:
+                self._held -= self._entries.popitem(last=False)[1].nbytes
+        return samples
+
+
+class Noises:
+    """Crops of the recordings in a folder of MUSAN's layout."""
+
+    def __init__(self, config: AugmentConfig, crop: int, rate: int):
+        folder, kinds = Path(config.musan), ((NOISE, "noise"), (MUSIC, "music"))
+        self._music_share = config.music / max(config.noise + config.music, 1e-9)
+        self._files = {kind: sorted(folder.glob(f"{name}/**/*.*")) for kind, name in kinds}
+        self._crop, self._rate = crop, rate
+        self._cache = AudioCache(2**30)
+        if not self._files[NOISE]:
+            raise AudioError(f"{folder} holds no noise/ folder with sound files, as MUSAN has it: check augment.musan")
+
+    def crop(self, number: int) -> tuple[Int16[np.ndarray, " crop"], np.int32]:
+        """The crop that a number stands for, and its kind."""
+        draw = np.random.Generator(np.random.Philox(number))
+        kind = MUSIC if draw.random() < self._music_share and self._files[MUSIC] else NOISE
+        which = int(draw.integers(len(self._files[kind])))
+        key = 2 * which + kind
+        whole = self._cache.get(key)
+        if whole is None:
+            whole = self._cache.put(key, read_segment(self._files[kind][which], 0, 2**31, rate=self._rate))
+        start = int(draw.integers(max(len(whole) - self._crop, 0) + 1))
+        return np.resize(whole[start : start + self._crop], self._crop), np.int32(kind)
+
+
+class Batches:
+    """Host batches from a step on, read ahead by threads.
+
+    Attributes:
+      waited: seconds that the consumer spent waiting for a batch: what starvation is measured by.
+    """
+
+    def __init__(self, loader: Loader, rows: Rows, data: DataConfig, first_step: int):
+        import grain
+
+        options = grain.ReadOptions(num_threads=data.threads, prefetch_buffer_size=data.prefetch * rows.number)
+        places = grain.MapDataset.source(loader)[first_step * rows.number :]
+        self._iterator: Iterator[HostBatch] = iter(places.to_iter_dataset(options).batch(rows.number))
+        self.waited = 0.0
+
+    def __next__(self) -> HostBatch:
+        """The next step's batch."""
+        began = time.perf_counter()
+        batch = next(self._iterator)
+        self.waited += time.perf_counter() - began
+        return batch

@@ -1,0 +1,241 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from ecapa_jax.errors import TrainingError
+from ecapa_jax.io.run_checkpoints import RunCheckpoints
+from ecapa_jax.train.config import TrainConfig
+from ecapa_jax.train.data.manifest import Manifest, read_manifest
+from ecapa_jax.train.data.order import Order
+from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
+from ecapa_jax.train.dev import DevResult, DevTrials
+from ecapa_jax.train.finish import final_bundle
+from ecapa_jax.train.optim import global_norm
+from ecapa_jax.train.record import METRICS, Record, plain, plot_curves, read_lines
+from ecapa_jax.train.rooms import room_bank
+from ecapa_jax.train.schedules import Clock, learning_rate, margin
+from ecapa_jax.train.start import CHECKPOINTS, Start, claim, start
+from ecapa_jax.train.state import State, model_variables, zero_sums
+from ecapa_jax.train.step import Plan, compiled_step
+
+BUNDLE = "bundle"
+
+
+class Watcher(Protocol):
+    """What a run reports to; the command line draws a progress bar."""
+
+    def note(self, text: str) -> None:
+        """A remark."""
+
+    def progress(self, step: int, total: int, line: dict[str, Any]) -> None:
+        """Steps done, and the newest figures."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+      step: steps done.
+      finished: False where it was asked to stop; run again to go on.
+      bundle: the trained model, when finished.
+      dev: the last dev evaluation.
+    """
+
+    step: int
+    finished: bool
+    bundle: Path | None = None
+    dev: DevResult | None = None
+
+
+def train(config: TrainConfig, directory: Path, watcher: Watcher, stop: Callable[[], bool] = lambda: False) -> Result:
+    """Trains, or goes on training, in a directory.
+
+    Args:
+      config: the run.
+      directory: made if need be; a run of the same configuration in it is resumed from its newest whole checkpoint.
+      watcher: is told of progress.
+      stop: asked after every step; when it says True, the state is saved and the run ends.
+
+    Raises:
+      TrainingError: the directory is in use or another run's; a loss is not finite.
+      ConfigError, AudioError, BundleError: what is named can't be used; a checkpoint can't be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with _claimed(directory):
+        manifest = read_manifest(config.data.manifest)
+        _check_rate(config, manifest)
+        claim(directory, config, manifest)
+        with RunCheckpoints(directory / CHECKPOINTS, config.run.keep) as checkpoints:
+            begin = start(config, manifest, checkpoints)
+            for note in begin.notes:
+                watcher.note(note)
+            return _Run(config, directory, manifest, checkpoints, begin, watcher).go(stop)
+
+
+@contextlib.contextmanager
+def _claimed(directory: Path) -> Iterator[None]:
+    import filelock
+
+    lock = filelock.FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise TrainingError(f"{directory} is in use by another training process: wait for it, or stop it") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _check_rate(config: TrainConfig, manifest: Manifest) -> None:
+    if manifest.rate != config.model.fbank.sample_rate:
+        raise TrainingError(
+            f"{config.data.manifest} is at {manifest.rate} Hz, the model at {config.model.fbank.sample_rate} Hz: "
+            "prepare the data at the model's rate"
+        )
+
+
+class _Run:
+    """One process's part of a run, between start and end."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        directory: Path,
+        manifest: Manifest,
+        checkpoints: RunCheckpoints,
+        begin: Start,
+        watcher: Watcher,
+    ):
+        self.config, self.directory, self.checkpoints, self.watcher = config, directory, checkpoints, watcher
+        self.order = Order(config.data, manifest, config.run.seed)
+        self.manifest = manifest
+        self.plan = Plan(config, Clock.of(config.run, self.order.steps_per_epoch))
+        self.rows = Rows(0, config.data.batch_size)
+        self.loader = Loader(config.data, config.augment, manifest, self.order, self.rows)
+        self.batches = Batches(self.loader, self.rows, config.data, begin.step)
+        self.banks = jax.tree.map(jax.numpy.asarray, room_bank(config.augment, manifest.rate, config.run.seed))
+        self.state, self.step, self.best = begin.state, begin.step, begin.best
+        self.dev = DevTrials(config, model_variables(self.state)) if config.run.dev_trials else None
+        self.result: DevResult | None = None
+        self.record = Record(directory, begin.step)
+        self.problems: set[str] = set()
+
+    def go(self, stop: Callable[[], bool]) -> Result:
+        """Steps until the end, or until asked to stop."""
+        total, take = self.plan.clock.total, compiled_step(self.plan)
+        self.began, self.began_step = time.perf_counter(), self.step
+        batch = self._next_batch() if self.step < total else None
+        stopped = False
+        while self.step < total and not stopped:
+            self.state = take(self.banks, self.state, batch)
+            self.step += 1
+            # The next batch travels while the device is busy with this one.
+            batch = self._next_batch() if self.step < total else None
+            stopped = stop()
+            last = self.step == total
+            if last or self.step % self.config.run.log_every == 0:
+                self._log()
+            if self.dev and (last or (self.config.run.dev_every and self.step % self.config.run.dev_every == 0)):
+                self._evaluate()
+            if last or stopped or self.step % self.config.run.save_every == 0:
+                self._save()
+        self.checkpoints.wait()
+        self.record.close()
+        return self._ended(self.step == total)
+
+    def _next_batch(self) -> dict[str, jax.Array]:
+        return jax.device_put(next(self.batches))
+
+    def _log(self) -> None:
+        """Looks at the device for the first time since the last line."""
+        self._check_finite()
+        done = self.state["step"] - 1
+        sums = self.state["sums"]
+        figures = {name: sums[name] / sums["steps"] for name in ("loss", "accuracy", "gradient_norm")}
+        figures["parameter_norm"] = global_norm(self.state["params"])
+        figures["learning_rate"] = learning_rate(self.config.optim, self.plan.clock, done)
+        figures["margin"] = margin(self.config.loss, self.plan.clock, done)
+        line = {"step": self.step, **plain(figures)}
+        self.state["sums"] = zero_sums()
+        self.record.metrics(line)
+        self._time(line)
+        for name, problem in self.loader.problems.items():
+            if name not in self.problems:
+                self.watcher.note(f"another utterance was taken: {problem}")
+        self.problems.update(self.loader.problems)
+
+    def _time(self, line: dict[str, Any]) -> None:
+        now = time.perf_counter()
+        seconds, steps = max(now - self.began, 1e-9), self.step - self.began_step
+        rate = steps * self.config.data.batch_size * self.config.data.crop_seconds / seconds
+        times = {
+            "step": self.step,
+            "seconds_per_step": seconds / max(steps, 1),
+            "speech_seconds_per_second": rate,
+            "starvation": self.batches.waited / seconds,
+        }
+        self.record.timings(times)
+        self.began, self.began_step, self.batches.waited = now, self.step, 0.0
+        self.watcher.progress(self.step, self.plan.clock.total, {**line, **times})
+
+    def _check_finite(self) -> None:
+        bad = int(self.state["bad_step"])
+        if bad < 0:
+            return
+        ids = [self.manifest.ids[self.order.example(bad, row).utterance] for row in range(self.config.data.batch_size)]
+        path = self.directory / f"bad_batch_step_{bad}.txt"
+        path.write_text("\n".join(ids) + "\n", "utf-8")
+        raise TrainingError(
+            f"the loss or gradient of step {bad} is not finite; its batch: {', '.join(ids[:4])}, ... (all in {path}); "
+            "look at these recordings, or lower optim.peak; checkpoints before it stand"
+        )
+
+    def _evaluate(self) -> None:
+        self._check_finite()
+        self.result = self.dev.evaluate(model_variables(self.state))
+        line = {"step": self.step, "dev_eer": self.result.eer, "dev_min_dcf": self.result.min_dcf}
+        self.record.metrics(line)
+        if self.best is None or self.result.eer < self.best["dev_eer"]:
+            self.best = line
+        self.watcher.progress(self.step, self.plan.clock.total, line)
+
+    def _save(self) -> None:
+        self._check_finite()
+        eer = self.result.eer if self.result and self._just_evaluated() else None
+        self.checkpoints.save(self.step, self.state, {"best": self.best, "dev_eer": eer})
+
+    def _just_evaluated(self) -> bool:
+        every = self.config.run.dev_every
+        return self.step == self.plan.clock.total or bool(every and self.step % every == 0)
+
+    def _ended(self, finished: bool) -> Result:
+        if not finished:
+            return Result(self.step, False)
+        plot_curves(self.directory)
+        if self.dev and self.result is None:  # resumed at the very end
+            self.result = self.dev.evaluate(model_variables(self.state))
+        name = self.dev.name if self.dev else ""
+        bundle = final_bundle(self.config, self.state, self.manifest, self.directory / BUNDLE, self.result, name)
+        return Result(self.step, True, bundle, self.result)
+
+
+def history(directory: Path) -> list[dict[str, Any]]:
+    """The metrics of a run, a record a line."""
+    return read_lines(directory / METRICS)
+
+
+def weights(state: State) -> dict[str, np.ndarray]:
+    """Every array of a state by its path: for comparison."""
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
