@@ -46,5 +46,7 @@ class Stopped(EcapaError):
 
 class TrialError(EcapaError, ValueError):
     """A trial list, speaker map, enrolment or scores file can't be used: malformed, contradictory, or incomplete."""
+
+
 class TrainingError(EcapaError):
     """A run can't begin or go on: other data, another configuration, a loss that is not finite."""

@@ -23,7 +23,9 @@ from ecapa_jax.cli.evaluate import Evaluate
 from ecapa_jax.cli.export import Export
 from ecapa_jax.cli.identify import Enroll, Identify, List, Remove
 from ecapa_jax.cli.info import Info
+from ecapa_jax.cli.prepare import Prepare
 from ecapa_jax.cli.threshold import Threshold
+from ecapa_jax.cli.train import Train
 from ecapa_jax.cli.verify import Verify
 from ecapa_jax.errors import EcapaError, Stopped
 
@@ -40,6 +42,8 @@ Verb = (
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )

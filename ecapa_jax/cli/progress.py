@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 
 @contextlib.contextmanager
@@ -104,3 +104,75 @@ class EvaluationProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+
+class CountProgress:
+    """A bar that counts; on a terminal only."""
+
+    def __init__(self, what: str, *, quiet: bool = False):
+        console = Console(stderr=True)
+        self._progress = Progress(
+            BarColumn(), MofNCompleteColumn(), TextColumn(what), TimeRemainingColumn(), console=console, transient=True,
+            disable=quiet or not console.is_terminal,
+        )  # fmt: skip
+        self._task = self._progress.add_task(what)
+
+    def update(self, done: int, total: int) -> None:
+        """Shows how many are done."""
+        self._progress.update(self._task, completed=done, total=total)
+
+    def __enter__(self) -> CountProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+class TrainProgress:
+    """Training's newest figures: a bar on a terminal, else a line at each look, on stderr."""
+
+    def __init__(self, *, quiet: bool = False):
+        self._console = Console(stderr=True)
+        self._quiet = quiet
+        self._bar = not quiet and self._console.is_terminal
+        self._progress = Progress(
+            BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"),
+            console=self._console, transient=True, disable=not self._bar,
+        )  # fmt: skip
+        self._task = self._progress.add_task("compiling")
+
+    def note(self, text: str) -> None:
+        """Prints a remark."""
+        if not self._quiet:
+            self._console.print(f"ecapa-jax: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def progress(self, step: int, total: int, line: dict[str, float]) -> None:
+        """Shows the figures of a look at the device, or of a dev evaluation."""
+        text = _figures(line)
+        if self._bar:
+            self._progress.update(self._task, completed=step, total=total, description=text)
+        elif not self._quiet:
+            left = (total - step) * line.get("seconds_per_step", 0.0)
+            self._console.print(
+                f"step {step}/{total} {text}" + (f", {clock(left)} left" if left else ""),
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def __enter__(self) -> TrainProgress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def _figures(line: dict[str, float]) -> str:
+    if "dev_eer" in line:
+        return f"dev EER {line['dev_eer']:.2%}, minDCF {line['dev_min_dcf']:.3f}"
+    return (
+        f"loss {line['loss']:.3f}, accuracy {line['accuracy']:.1%}, margin {line['margin']:.2f}, "
+        f"lr {line['learning_rate']:.2e}, norms {line['gradient_norm']:.2f} {line['parameter_norm']:.1f}, "
+        f"{line['speech_seconds_per_second']:.0f} speech-s/s, waiting {line['starvation']:.1%}"
+    )
