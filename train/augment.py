@@ -170,7 +170,7 @@ def _babble(config: AugmentConfig, keys: Array, clean: Float[Array, "batch sampl
     numbers = jax.vmap(lambda k: jax.random.randint(_named(k, "voices"), (), fewest, most + 1))(keys)
     offset = jax.random.randint(_named(keys[0], "offset"), (), 0, n_rows)
 
-    def add(voice: int, total: Array) -> Array:
+    def add(voice: Array, total: Array) -> Array:
         shift = 1 + (offset + voice) % jnp.maximum(n_rows - 1, 1)
         return total + jnp.where((voice < numbers)[:, None], jnp.roll(unit, shift, axis=0), 0)
 

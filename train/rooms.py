@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Int
 
 from ecapa_jax.errors import AudioError, ConfigError
 from ecapa_jax.io.audio import load_audio
@@ -84,7 +84,7 @@ def _simulated_room(sample_rate: int, draw: np.random.Generator) -> Float[np.nda
 
 def _images(
     size: Float[np.ndarray, 3], source: Float[np.ndarray, 3], reach: float
-) -> tuple[Float[np.ndarray, "images 3"], Float[np.ndarray, " images"]]:
+) -> tuple[Float[np.ndarray, "images 3"], Int[np.ndarray, " images"]]:
     """Mirror images of the source within reach, and how many walls each sound has met."""
     axes = []
     for side, place in zip(size, source, strict=True):

@@ -41,6 +41,7 @@ class Plan:
     clock: Clock
 
 
+@functools.cache
 def compiled_step(plan: Plan) -> Any:
     """`step(banks, state, batch) -> state`, jitted; the given state is used up."""
     return jax.jit(functools.partial(train_step, plan), donate_argnums=1)
