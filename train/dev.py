@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -28,6 +29,12 @@ class DevResult:
     n_trials: int
 
 
+@functools.lru_cache(maxsize=1)
+def dev_trials(config: TrainConfig) -> DevTrials:
+    """The trials of a run, kept for the next call: a run that goes on in the same process need not compile again."""
+    return DevTrials(config)
+
+
 class DevTrials:
     """Scores a list by cosine with whatever variables it is given; decodes and compiles once.
 
@@ -35,7 +42,7 @@ class DevTrials:
       ConfigError: the list or a recording of it is missing or malformed.
     """
 
-    def __init__(self, config: TrainConfig, variables: Variables):
+    def __init__(self, config: TrainConfig):
         path, root = Path(config.run.dev_trials), Path(config.run.dev_root)
         self.name = path.stem
         labels, enrol, test = _read(path)
@@ -46,16 +53,21 @@ class DevTrials:
         rows = {name: row for row, name in enumerate(names)}
         self._labels = labels
         self._enrol, self._test = ([rows[name] for name in side] for side in (enrol, test))
-        self._encoder = SpeakerEncoder(config.model, variables)
-        limit = round(config.run.dev_seconds * self._encoder.sample_rate)
-        channel = config.model.fbank.channel
+        self._config = config.model
+        self._encoder: SpeakerEncoder | None = None
+        front_end = config.model.fbank
+        limit = round(config.run.dev_seconds * front_end.sample_rate)
         self._waveforms = [
-            load_audio(root / name, sample_rate=None, target_rate=self._encoder.sample_rate, channel=channel)[:limit]
+            load_audio(root / name, sample_rate=None, target_rate=front_end.sample_rate, channel=front_end.channel)[
+                :limit
+            ]
             for name in names
         ]
 
     def evaluate(self, variables: Variables) -> DevResult:
         """EER and minDCF (p_target 0.01, both costs 1) of these weights."""
+        if self._encoder is None:
+            self._encoder = SpeakerEncoder(self._config, variables)
         placement = jax.tree.leaves(self._encoder.variables)[0].sharding
         self._encoder.variables = jax.device_put(variables, placement)
         unit = self._encoder.embed(self._waveforms, short="repeat")

@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import Manifest, read_manifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
-from ecapa_jax.train.dev import DevResult, DevTrials
+from ecapa_jax.train.dev import DevResult, dev_trials
 from ecapa_jax.train.finish import final_bundle
 from ecapa_jax.train.optim import global_norm
 from ecapa_jax.train.record import METRICS, Record, plain, plot_curves, read_lines
@@ -31,6 +31,7 @@ from ecapa_jax.train.step import Plan, compiled_step
 BUNDLE = "bundle"
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """What a run reports to; the command line draws a progress bar."""
 
@@ -127,7 +128,7 @@ class _Run:
         self.batches = Batches(self.loader, self.rows, config.data, begin.step)
         self.banks = jax.tree.map(jax.numpy.asarray, room_bank(config.augment, manifest.rate, config.run.seed))
         self.state, self.step, self.best = begin.state, begin.step, begin.best
-        self.dev = DevTrials(config, model_variables(self.state)) if config.run.dev_trials else None
+        self.dev = dev_trials(config) if config.run.dev_trials else None
         self.result: DevResult | None = None
         self.record = Record(directory, begin.step)
         self.problems: set[str] = set()

@@ -1,0 +1,299 @@
+"""The loop: exact on resume, safe against damage, clear about what is wrong. One tiny network throughout."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import ecapa_jax
+from ecapa_jax.errors import BundleError, TrainingError
+from ecapa_jax.io.run_checkpoints import RunCheckpoints
+from ecapa_jax.train import loop
+from ecapa_jax.train.config import TrainConfig
+from ecapa_jax.train.data.manifest import read_manifest, write_manifest
+from ecapa_jax.train.data.prepare import prepare
+from ecapa_jax.train.dev import DevTrials
+from ecapa_jax.train.loop import train
+from ecapa_jax.train.schedules import Clock
+from ecapa_jax.train.settings import build_config
+from ecapa_jax.train.start import CHECKPOINTS, start
+from ecapa_jax.train.state import init_state
+from ecapa_jax.train.step import Plan, compiled_step
+
+STEPS = 12
+
+
+class Silent:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def progress(self, step: int, total: int, line: dict[str, Any]) -> None:
+        assert 0 < step <= total
+        assert line
+
+
+@pytest.fixture(scope="module")
+def config(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    made = prepare(collection, tmp_path_factory.mktemp("prepared"))
+    files = sorted(str(path.relative_to(collection)) for path in collection.rglob("*.flac"))
+    trials = [(int(a.split("/")[0] == b.split("/")[0]), a, b) for i, a in enumerate(files[:9]) for b in files[:i]]
+    dev = tmp_path_factory.mktemp("dev") / "dev.txt"
+    dev.write_text("".join(f"{label} {a} {b}\n" for label, a, b in trials))
+    network = {"channels": [8] * 4, "mfa_channels": 24, "se_channels": 8, "attention_channels": 8, "embedding_dim": 16}
+    return build_config(
+        {
+            "model": {"ecapa": network},
+            "data": {"manifest": str(made.manifest), "batch_size": 4, "crop_seconds": 0.5, "threads": 2, "prefetch": 2},
+            "augment": {"probability": 0.5, "rooms": 2},
+            "loss": {"schedule": "linear", "start": 2, "end": 8},
+            "optim": {"peak": 0.02, "floor": 1e-4, "warmup": 3, "ema": 0.9, "clip_norm": 5.0},
+            "run": {
+                "length": STEPS, "log_every": 3, "save_every": 5, "dev_every": 6, "dev_trials": str(dev),
+                "dev_root": str(collection),
+            },
+        }
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(config, directory, Silent()).finished
+    return directory
+
+
+def state_of(config: TrainConfig, directory: Path) -> tuple[int, dict[str, np.ndarray]]:
+    with RunCheckpoints(directory / CHECKPOINTS, config.run.keep) as checkpoints:
+        found = start(config, read_manifest(config.data.manifest), checkpoints)
+    return found.step, loop.weights(found.state)
+
+
+def stop_after(steps: int) -> Any:
+    asked = iter(range(10**9))
+    return lambda: next(asked) + 1 >= steps
+
+
+def assert_equal_runs(config: TrainConfig, one: Path, other: Path) -> None:
+    (step, ours), (expected_step, theirs) = state_of(config, one), state_of(config, other)
+    assert step == expected_step == STEPS
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("after", [(1,), (4, 3)])
+def test_a_stopped_run_ends_as_if_it_had_not_stopped(config, finished, tmp_path, after):
+    """Weights, optimizer, moving average, statistics and metrics file, bit for bit; stopped between any two events."""
+    for steps in after:
+        assert not train(config, tmp_path / "run", Silent(), stop_after(steps)).finished
+    assert train(config, tmp_path / "run", Silent()).finished
+    assert_equal_runs(config, tmp_path / "run", finished)
+
+
+def test_a_lost_process_leaves_no_trace(config, finished, tmp_path, monkeypatch):
+    """As after kill -9: lines were written after the last checkpoint, and they are written again."""
+    evaluate, calls = DevTrials.evaluate, []
+
+    def dies(self: Any, variables: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(self, variables)
+
+    monkeypatch.setattr(DevTrials, "evaluate", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", Silent())
+    assert max(line["step"] for line in loop.history(tmp_path / "run")) == STEPS
+    monkeypatch.undo()
+    watcher = Silent()
+    assert train(config, tmp_path / "run", watcher).finished
+    assert any("resumed at step 10" in note for note in watcher.notes)
+    assert_equal_runs(config, tmp_path / "run", finished)
+
+
+def test_what_a_run_leaves_behind(config, finished):
+    lines = loop.history(finished)
+    assert [line["step"] for line in lines if "loss" in line] == [3, 6, 9, 12]
+    assert [line["step"] for line in lines if "dev_eer" in line] == [6, 12]
+    assert all(np.isfinite(list(line.values())).all() for line in lines)
+    timings = [json.loads(line) for line in (finished / "timings.jsonl").read_text().splitlines()]
+    assert all(line["speech_seconds_per_second"] > 0 and 0 <= line["starvation"] <= 1 for line in timings)
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((finished / "tensorboard").iterdir())
+    encoder = ecapa_jax.load(finished / "bundle")
+    _, state = state_of(config, finished)
+    kernel = encoder.variables["params"]["stem"]["conv"]["kernel"]
+    np.testing.assert_array_equal(kernel, state["['average']['params']['stem']['conv']['kernel']"])
+    assert encoder.scoring.threshold == pytest.approx(np.clip(encoder.scoring.threshold, -1, 1))
+
+
+def test_a_finished_run_is_finished(config, finished):
+    before = (finished / "metrics.jsonl").read_bytes()
+    assert train(config, finished, Silent()).finished
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def flip_bytes(folder: Path) -> None:
+    """Damages the arrays of a checkpoint, wherever they are."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 1000]
+    assert files
+    for path in files:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0x55
+        path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path):
+    train(config, tmp_path / "run", Silent(), stop_after(7))
+    steps = sorted(int(path.name) for path in (tmp_path / "run" / CHECKPOINTS).iterdir() if path.name.isdigit())
+    assert steps == [5, 7]
+    flip_bytes(tmp_path / "run" / CHECKPOINTS / "7")
+    watcher = Silent()
+    assert train(config, tmp_path / "run", watcher).finished
+    assert "checkpoint of step 7" in watcher.notes[0]
+    assert "going back" in watcher.notes[0]
+    assert watcher.notes[1] == "resumed at step 5"
+    assert_equal_runs(config, tmp_path / "run", finished)
+
+
+def test_a_checkpoint_that_can_not_be_written_is_told(config, tmp_path, monkeypatch):
+    """The run ends with one line, and what was saved before stands."""
+    train(config, tmp_path / "run", Silent(), stop_after(5))
+
+    def full(self: Any, *_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    import orbax.checkpoint as ocp
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(BundleError, match="No space left"):
+        train(config, tmp_path / "run", Silent())
+    monkeypatch.undo()
+    assert state_of(config, tmp_path / "run")[0] == 5
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
+    """It names step and batch; the checkpoint before stands, with the weights before."""
+    wild = dataclasses.replace(
+        config, optim=dataclasses.replace(config.optim, peak=1e30, clip_norm=0.0, schedule="constant")
+    )
+    with pytest.raises(TrainingError, match=r"step \d+ is not finite; its batch: s\d/u\d") as caught:
+        train(wild, tmp_path / "run", Silent())
+    step = int(str(caught.value).split("step ")[1].split()[0])
+    named = (tmp_path / "run" / f"bad_batch_step_{step}.txt").read_text().split()
+    assert len(named) == 4
+
+
+def test_nothing_moves_after_a_bad_step(config):
+    plan = Plan(config, Clock(1, STEPS))
+    state = init_state(config, 5)
+    wave = np.random.default_rng(0).standard_normal((4, 8000)).astype(np.float32)
+    batch = {"waveforms": wave, "lengths": np.full(4, 8000, np.int32), "labels": np.arange(4, dtype=np.int32)}
+    banks = {"rooms": np.eye(2, 800, dtype=np.float32)}
+    bad = {**batch, "waveforms": np.where(wave > 3, np.nan, wave)}
+    before = loop.weights(state["params"])
+    step = compiled_step(plan)
+    state = step(banks, state, bad)
+    assert int(state["bad_step"]) == 0
+    state = step(banks, state, batch)
+    assert (int(state["bad_step"]), int(state["step"])) == (0, 2)
+    after = loop.weights(state["params"])
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_directory_holds_one_run(config, finished, tmp_path):
+    other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, peak=0.1))
+    with pytest.raises(TrainingError, match=r"another optim.peak"):
+        train(other, finished, Silent())
+    faster = dataclasses.replace(config, data=dataclasses.replace(config.data, threads=1))
+    assert train(faster, finished, Silent()).finished
+    rows = [
+        {"id": f"u{i}", "path": f"u{i}.wav", "start": 0, "samples": 9000, "speaker": f"s{i % 5}"} for i in range(15)
+    ]
+    write_manifest(tmp_path / "other.parquet", rows, 16000)
+    elsewhere = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, manifest=str(tmp_path / "other.parquet"))
+    )
+    with pytest.raises(TrainingError, match="on other data"):
+        train(elsewhere, finished, Silent())
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("all of it")
+    with pytest.raises(TrainingError, match="no run directory"):
+        train(config, tmp_path / "mine", Silent())
+
+
+def test_two_processes_do_not_share_a_directory(config, finished):
+    with loop._claimed(finished), pytest.raises(TrainingError, match="in use"):
+        train(config, finished, Silent())
+
+
+def test_another_run_gives_its_classifier_rows_by_name(config, finished, tmp_path):
+    """A large-margin stage: speeds are gone, speakers in another order with one that is new."""
+    rows = [
+        {"id": f"{name}{i}", "path": f"{name}{i}.wav", "start": 0, "samples": 9000, "speaker": name, "sha256": ""}
+        for name in ("s4", "new", "s0")
+        for i in range(3)
+    ]
+    write_manifest(tmp_path / "m.parquet", rows, 16000)
+    manifest = read_manifest(tmp_path / "m.parquet")
+    stage = dataclasses.replace(config, start=dataclasses.replace(config.start, run=str(finished)))
+    with RunCheckpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        state = loop.weights(start(stage, manifest, checkpoints).state)
+    _, before = state_of(config, finished)
+    centres, old = state["['params']['centres']"], before["['params']['centres']"]
+    assert manifest.speakers == ("new", "s0", "s4")
+    np.testing.assert_array_equal(centres[1:], old[[0, 4]])
+    assert not any(np.array_equal(centres[0], row) for row in old)
+    name = "['params']['network']['stem']['conv']['kernel']"
+    np.testing.assert_array_equal(state[name], before[name])
+
+
+def test_a_bundle_gives_its_network(config, finished, tmp_path):
+    stage = dataclasses.replace(config, start=dataclasses.replace(config.start, bundle=str(finished / "bundle")))
+    manifest = read_manifest(config.data.manifest)
+    with RunCheckpoints(tmp_path / "checkpoints", 1) as checkpoints:
+        found = start(stage, manifest, checkpoints)
+    encoder = ecapa_jax.load(finished / "bundle")
+    np.testing.assert_array_equal(
+        found.state["params"]["network"]["stem"]["conv"]["kernel"],
+        encoder.variables["params"]["stem"]["conv"]["kernel"],
+    )
+    wrong = dataclasses.replace(stage, model=TrainConfig().model)
+    with (
+        RunCheckpoints(tmp_path / "checkpoints", 1) as checkpoints,
+        pytest.raises(TrainingError, match="another model"),
+    ):
+        start(wrong, manifest, checkpoints)
+
+
+@pytest.mark.parametrize("change", [{"micro_batches": 2}, {"rematerialize": True}, {"dtype": "bfloat16"}])
+def test_ways_to_compute_a_step(config, change):
+    """Rematerialised it is the same step; in bfloat16 and in micro-batches (whose batch norm differs) a near one."""
+    calm = dataclasses.replace(
+        config, augment=type(config.augment)(), loss=type(config.loss)(kind="softmax", scale=5.0)
+    )
+    wave = np.random.default_rng(0).standard_normal((4, 8000)).astype(np.float32)
+    batch = {"waveforms": wave, "lengths": np.full(4, 8000, np.int32), "labels": np.arange(4, dtype=np.int32)}
+    states = []
+    for settings in ({}, change):
+        run = dataclasses.replace(calm, step=dataclasses.replace(calm.step, **settings))
+        state = init_state(run, 5)
+        states.append(loop.weights(compiled_step(Plan(run, Clock(1, STEPS)))({}, state, batch)["params"]))
+    plain, other = states
+    worst = max(float(np.abs(plain[name] - other[name]).max()) for name in plain)
+    print(f"{change}: largest difference of a weight after one step {worst:.1e}")
+    assert all(leaf.dtype == np.float32 for leaf in other.values())
+    assert worst <= (1e-7 if "rematerialize" in change else 1e-4)
+    assert jax.tree.leaves(other)
