@@ -151,7 +151,7 @@ def _from_run(config: TrainConfig, manifest: Manifest, n_classes: int) -> State:
 
 def _kept(
     config: TrainConfig, manifest: Manifest, rows: dict[tuple[str, float], np.ndarray], drawn: State
-) -> Float32[np.ndarray, "speakers sub_centres embedding"]:
+) -> Float32[jax.Array, "speakers sub_centres embedding"]:
     """The new classifier: a row of the same speaker and speed where there was one, else the drawn one."""
     centres = np.array(drawn["params"]["centres"])
     for place, speed in enumerate(config.data.speeds):
