@@ -44,8 +44,9 @@ class DataConfig(_Checked):
       batch_size: utterances a step, over all devices and micro-batches.
       crop_seconds: length of the random crop; longer than a short utterance, which is repeated or zero-padded to it.
       short: how a short utterance is filled.
-      speeds: speed factors, drawn evenly; the first is 1, each other one makes new speakers
-        (class = speaker + n_speakers * index of the speed).
+      speeds: speed factors; the first is 1.
+      speed_probability: of a speed other than the first, drawn evenly among them; -1 draws evenly from all.
+      speed_speakers: whether each other speed makes new speakers (class = speaker + n_speakers * index of the speed).
       threads, prefetch: of the loader: reading threads, and batches held ready.
       cache_gigabytes: decoded audio kept in memory; 0 reads files every time.
     """
@@ -56,15 +57,23 @@ class DataConfig(_Checked):
     crop_seconds: float = 3.0
     short: Literal["repeat", "zeros"] = "repeat"
     speeds: tuple[float, ...] = (1.0,)
+    speed_probability: float = -1.0
+    speed_speakers: bool = True
     threads: int = 8
     prefetch: int = 4
     cache_gigabytes: float = 0.0
+
+    @property
+    def class_speeds(self) -> tuple[float, ...]:
+        """The speeds that make classes of their own: class = speaker + n_speakers * place in here."""
+        return self.speeds if self.speed_speakers else self.speeds[:1]
 
     def _check(self) -> None:
         self._require(self.batch_size > 0 and self.crop_seconds > 0, "batch_size and crop_seconds must be positive")
         self._require(bool(self.speeds) and self.speeds[0] == 1.0, "speeds must start with 1.0")
         self._require(all(0.5 <= speed <= 2 for speed in self.speeds), "speeds must lie in [0.5, 2]")
         self._require(len(set(self.speeds)) == len(self.speeds), "speeds must differ")
+        self._require(-1 <= self.speed_probability <= 1, "speed_probability lies in [0, 1], or is -1")
         self._require(self.threads > 0 and self.prefetch > 0, "threads and prefetch must be positive")
         self._require(self.cache_gigabytes >= 0, "cache_gigabytes must not be negative")
 
@@ -235,10 +244,10 @@ class RunConfig(_Checked):
       unit: of durations: `steps`, or `epochs` of the training set.
       length: of the run, in `unit`.
       seed: of weights, order, crops and augmentation.
-      log_every, save_every, dev_every: steps between lines in the metrics file, checkpoints, and dev evaluations; a dev
-        evaluation also happens at the end. 0 is never.
+      log_every, save_every: steps between lines in the metrics file, and between checkpoints.
+      dev_every: steps between dev evaluations, where `dev_trials` names a list; 0 is only at the end.
       keep: newest checkpoints kept, besides the best by dev EER.
-      dev_trials: trial list (`label path path`); its audio is below `dev_root`.
+      dev_trials: trial list in any format that `ecapa-jax evaluate` reads; its audio is below `dev_root`.
       dev_seconds: at most so much of a dev file is embedded.
     """
 
@@ -257,7 +266,6 @@ class RunConfig(_Checked):
         self._require(self.length > 0, "length must be positive")
         self._require(self.log_every > 0 and self.save_every > 0, "log_every and save_every must be positive")
         self._require(self.keep > 0 and self.dev_every >= 0, "keep must be positive, dev_every not negative")
-        self._require(not self.dev_every or bool(self.dev_trials), "dev_every needs dev_trials")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,8 @@ def claim(directory: Path, config: TrainConfig, manifest: Manifest) -> None:
         temporary.replace(path)
         return
     before = _document(directory)
-    if differs := _difference(before["config"], document["config"]):
+    # Read and written again: what a later version can set besides has the value that it had.
+    if differs := _difference(config_document(build_config(before["config"])), document["config"]):
         raise TrainingError(
             f"{directory} is a run with another {differs}: go on with that one, or choose another place"
         )
@@ -96,7 +97,7 @@ def start(config: TrainConfig, manifest: Manifest, checkpoints: RunCheckpoints) 
       TrainingError: another run or a bundle is named that does not fit this one.
       BundleError: the bundle can't be read.
     """
-    n_classes = len(manifest.speakers) * len(config.data.speeds)
+    n_classes = len(manifest.speakers) * len(config.data.class_speeds)
     abstract = _placed(jax.eval_shape(lambda: init_state(config, n_classes)))
     found, problems = checkpoints.newest(abstract)
     notes = [f"{problem}: going back to the one before" for problem in problems]
@@ -131,7 +132,7 @@ def _from_run(config: TrainConfig, manifest: Manifest, n_classes: int) -> State:
     other = build_config(before["config"])
     if other.model != config.model:
         raise TrainingError(f"start.run: {directory} trains another model than [model] says")
-    old_speakers, old_speeds = before["speakers"], other.data.speeds
+    old_speakers, old_speeds = before["speakers"], other.data.class_speeds
     abstract = _placed(jax.eval_shape(lambda: init_state(other, len(old_speakers) * len(old_speeds))))
     with RunCheckpoints(directory / CHECKPOINTS, other.run.keep) as checkpoints:
         found, problems = checkpoints.newest(abstract)
@@ -154,7 +155,7 @@ def _kept(
 ) -> Float32[jax.Array, "speakers sub_centres embedding"]:
     """The new classifier: a row of the same speaker and speed where there was one, else the drawn one."""
     centres = np.array(drawn["params"]["centres"])
-    for place, speed in enumerate(config.data.speeds):
+    for place, speed in enumerate(config.data.class_speeds):
         for index, speaker in enumerate(manifest.speakers):
             row = rows.get((speaker, speed))
             if row is not None and row.shape == centres.shape[1:]:

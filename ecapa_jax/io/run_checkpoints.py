@@ -39,23 +39,26 @@ class RunCheckpoints:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
-        self._ocp = ocp
+        self._ocp, self._quiet = ocp, contextlib.ExitStack()
         with no_log():
             self._manager = ocp.CheckpointManager(
                 directory.absolute(), options=options, item_names=("state", "document")
             )
 
     def __enter__(self) -> RunCheckpoints:
+        self._quiet.enter_context(no_log())  # its threads log what `save` and `wait` raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        with no_log(), contextlib.suppress(Exception):  # what went wrong in the background was raised by save or wait
+        # What went wrong in the background was raised by save or wait.
+        with self._quiet, contextlib.suppress(Exception):
             self._manager.close()
 
     @property
     def steps(self) -> list[int]:
         """Steps of the checkpoints, oldest first."""
-        return sorted(self._manager.all_steps(read=True))
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, document: dict[str, Any]) -> None:
         """Saves in the background, after any earlier save is done.
@@ -67,8 +70,8 @@ class RunCheckpoints:
         document = {**document, "sha256": _digest(state)}
         metrics = {"dev_eer": document["dev_eer"]} if document.get("dev_eer") is not None else None
         items = args.Composite(state=args.StandardSave(state), document=args.JsonSave(document))
+        self.wait()
         with _reported(f"the checkpoint of step {step}"):
-            self._manager.wait_until_finished()
             self._manager.save(step, args=items, metrics=metrics, force=True)
 
     def wait(self) -> None:
@@ -77,7 +80,7 @@ class RunCheckpoints:
         Raises:
           BundleError: it failed.
         """
-        with _reported("the checkpoint"):
+        with _reported("the last checkpoint"):
             self._manager.wait_until_finished()
 
     def restore(self, step: int, abstract: Any) -> tuple[Any, dict[str, Any]]:
@@ -89,8 +92,7 @@ class RunCheckpoints:
         args = self._ocp.args
         items = args.Composite(state=args.StandardRestore(abstract), document=args.JsonRestore())
         try:
-            with no_log():
-                restored = self._manager.restore(step, args=items)
+            restored = self._manager.restore(step, args=items)
         except Exception as error:  # orbax and tensorstore raise many types for a damaged directory
             raise BundleError(f"the checkpoint of step {step} can't be read ({first_line(error)})") from error
         document = restored["document"]
@@ -109,16 +111,14 @@ class RunCheckpoints:
                 return (step, *self.restore(step, abstract)), problems
             except BundleError as error:
                 problems.append(str(error))
-                with no_log():
-                    self._manager.delete(step)
+                self._manager.delete(step)
         return None, problems
 
 
 @contextlib.contextmanager
 def _reported(what: str) -> Iterator[None]:
     try:
-        with no_log():
-            yield
+        yield
     except Exception as error:
         raise BundleError(
             f"{what} can't be written ({first_line(error)}); earlier ones stand: free space, run again"

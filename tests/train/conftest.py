@@ -1,4 +1,4 @@
-"""A small collection of speech-like sound."""
+"""A small collection of speech-like sound, and a run on it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
+from ecapa_jax.train.config import TrainConfig
+from ecapa_jax.train.loop import train
+from ecapa_jax.train.settings import build_config
+from helpers.training import Silent, tiny_document
 
 RATE = 16000
 
@@ -24,3 +29,17 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
             sound = 0.05 * voice + 0.01 * generator.standard_normal(len(time))
             soundfile.write(folder / f"s{speaker}" / f"u{utterance}.flac", sound, RATE)
     return folder
+
+
+@pytest.fixture(scope="session")
+def config(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A tiny run."""
+    return build_config(tiny_document(collection, tmp_path_factory.mktemp("config")))
+
+
+@pytest.fixture(scope="session")
+def finished(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupted."""
+    directory = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(config, directory, Silent()).finished
+    return directory

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,85 +11,18 @@ import numpy as np
 import pytest
 
 import ecapa_jax
-from ecapa_jax.errors import BundleError, TrainingError
+from ecapa_jax.errors import TrainingError
 from ecapa_jax.io.run_checkpoints import RunCheckpoints
 from ecapa_jax.train import loop
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import read_manifest, write_manifest
-from ecapa_jax.train.data.prepare import prepare
 from ecapa_jax.train.dev import DevTrials
 from ecapa_jax.train.loop import train
 from ecapa_jax.train.schedules import Clock
-from ecapa_jax.train.settings import build_config
-from ecapa_jax.train.start import CHECKPOINTS, start
+from ecapa_jax.train.start import start
 from ecapa_jax.train.state import init_state
 from ecapa_jax.train.step import Plan, compiled_step
-
-STEPS = 12
-
-
-class Silent:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-    def progress(self, step: int, total: int, line: dict[str, Any]) -> None:
-        assert 0 < step <= total
-        assert line
-
-
-@pytest.fixture(scope="module")
-def config(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    made = prepare(collection, tmp_path_factory.mktemp("prepared"))
-    files = sorted(str(path.relative_to(collection)) for path in collection.rglob("*.flac"))
-    trials = [(int(a.split("/")[0] == b.split("/")[0]), a, b) for i, a in enumerate(files[:9]) for b in files[:i]]
-    dev = tmp_path_factory.mktemp("dev") / "dev.txt"
-    dev.write_text("".join(f"{label} {a} {b}\n" for label, a, b in trials))
-    network = {"channels": [8] * 4, "mfa_channels": 24, "se_channels": 8, "attention_channels": 8, "embedding_dim": 16}
-    return build_config(
-        {
-            "model": {"ecapa": network},
-            "data": {"manifest": str(made.manifest), "batch_size": 4, "crop_seconds": 0.5, "threads": 2, "prefetch": 2},
-            "augment": {"probability": 0.5, "rooms": 2},
-            "loss": {"schedule": "linear", "start": 2, "end": 8},
-            "optim": {"peak": 0.02, "floor": 1e-4, "warmup": 3, "ema": 0.9, "clip_norm": 5.0},
-            "run": {
-                "length": STEPS, "log_every": 3, "save_every": 5, "dev_every": 6, "dev_trials": str(dev),
-                "dev_root": str(collection),
-            },
-        }
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
-    directory = tmp_path_factory.mktemp("runs") / "whole"
-    assert train(config, directory, Silent()).finished
-    return directory
-
-
-def state_of(config: TrainConfig, directory: Path) -> tuple[int, dict[str, np.ndarray]]:
-    with RunCheckpoints(directory / CHECKPOINTS, config.run.keep) as checkpoints:
-        found = start(config, read_manifest(config.data.manifest), checkpoints)
-    return found.step, loop.weights(found.state)
-
-
-def stop_after(steps: int) -> Any:
-    asked = iter(range(10**9))
-    return lambda: next(asked) + 1 >= steps
-
-
-def assert_equal_runs(config: TrainConfig, one: Path, other: Path) -> None:
-    (step, ours), (expected_step, theirs) = state_of(config, one), state_of(config, other)
-    assert step == expected_step == STEPS
-    assert ours.keys() == theirs.keys()
-    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-    assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+from helpers.training import STEPS, Silent, assert_equal_runs, state_of, stop_after
 
 
 @pytest.mark.parametrize("after", [(1,), (4, 3)])
@@ -143,45 +75,6 @@ def test_a_finished_run_is_finished(config, finished):
     before = (finished / "metrics.jsonl").read_bytes()
     assert train(config, finished, Silent()).finished
     assert (finished / "metrics.jsonl").read_bytes() == before
-
-
-def flip_bytes(folder: Path) -> None:
-    """Damages the arrays of a checkpoint, wherever they are."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 1000]
-    assert files
-    for path in files:
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 0x55
-        path.write_bytes(content)
-
-
-def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path):
-    train(config, tmp_path / "run", Silent(), stop_after(7))
-    steps = sorted(int(path.name) for path in (tmp_path / "run" / CHECKPOINTS).iterdir() if path.name.isdigit())
-    assert steps == [5, 7]
-    flip_bytes(tmp_path / "run" / CHECKPOINTS / "7")
-    watcher = Silent()
-    assert train(config, tmp_path / "run", watcher).finished
-    assert "checkpoint of step 7" in watcher.notes[0]
-    assert "going back" in watcher.notes[0]
-    assert watcher.notes[1] == "resumed at step 5"
-    assert_equal_runs(config, tmp_path / "run", finished)
-
-
-def test_a_checkpoint_that_can_not_be_written_is_told(config, tmp_path, monkeypatch):
-    """The run ends with one line, and what was saved before stands."""
-    train(config, tmp_path / "run", Silent(), stop_after(5))
-
-    def full(self: Any, *_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    import orbax.checkpoint as ocp
-
-    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
-    with pytest.raises(BundleError, match="No space left"):
-        train(config, tmp_path / "run", Silent())
-    monkeypatch.undo()
-    assert state_of(config, tmp_path / "run")[0] == 5
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):

@@ -52,7 +52,7 @@ def test_values_are_changed_in_order(tmp_path):
         ("model.preset=x", "one of"),
         ("model.ecapa.width=3", "unknown key width"),
         ("step.micro_batches=7", "multiple"),
-        ("run.dev_every=5", "dev_trials"),
+        ("data.speed_probability=2.0", "speed_probability lies in"),
         ("augment.noise_snr=[5.0]", "two ascending"),
         ("data=3", "must be a table"),
     ],

@@ -63,9 +63,15 @@ class Order:
         return Example(
             utterance=utterance,
             start=float(draw.random()),
-            speed=int(draw.integers(len(self._config.speeds))),
+            speed=self._speed(draw),
             noise=int(draw.integers(2**62)),
         )
+
+    def _speed(self, draw: np.random.Generator) -> int:
+        n_speeds, chance = len(self._config.speeds), self._config.speed_probability
+        if chance < 0 or n_speeds == 1:
+            return int(draw.integers(n_speeds))
+        return int(draw.integers(1, n_speeds)) if draw.random() < chance else 0
 
     def another(self, step: int, row: int, attempt: int) -> int:
         """An utterance in place of one that can't be read; of the same speaker where examples are drawn by speaker."""

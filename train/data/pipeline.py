@@ -62,7 +62,8 @@ class Loader:
         row = self._rows.first + local
         example = self._order.example(step, row)
         waveform, utterance = self._readable(step, row, example)
-        label = self._manifest.labels[utterance] + example.speed * len(self._manifest.speakers)
+        speed_class = example.speed if self._data.speed_speakers else 0
+        label = self._manifest.labels[utterance] + speed_class * len(self._manifest.speakers)
         filled = self._filled(waveform)
         made = {
             "waveforms": filled,

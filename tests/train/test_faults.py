@@ -1,0 +1,205 @@
+"""What goes wrong while training: lost processes, full disks, damaged files. A run goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from ecapa_jax.errors import AudioError, BundleError
+from ecapa_jax.train.config import TrainConfig
+from ecapa_jax.train.data.prepare import prepare
+from ecapa_jax.train.loop import history, train
+from ecapa_jax.train.settings import config_document
+from ecapa_jax.train.start import CHECKPOINTS
+from helpers.training import Silent, assert_equal_runs, state_of, stop_after
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from ecapa_jax.cli.progress import TrainProgress
+from ecapa_jax.train.loop import train
+from ecapa_jax.train.settings import build_config
+with TrainProgress() as progress:
+    train(build_config(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]), progress)
+"""
+
+
+def killed(config: TrainConfig, directory: Path, moment: Callable[[Path], bool]) -> bool:
+    """Trains in a process of its own, and kills it (SIGKILL) when `moment` says so; False where it ended before."""
+    document = directory.parent / "config.json"
+    document.write_text(json.dumps(config_document(config)))
+    command = [sys.executable, "-c", PROGRAM, str(document), str(directory)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 300
+        while process.poll() is None:
+            if moment(directory):
+                process.kill()
+                return True
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+        assert process.returncode == 0, process.stderr.read()
+    return False
+
+
+def unfinished_saves(directory: Path) -> list[Path]:
+    return list((directory / CHECKPOINTS).glob("*orbax-checkpoint-tmp*"))
+
+
+def test_killed_in_the_middle_of_a_save(config, finished, tmp_path):
+    assert killed(config, tmp_path / "run", lambda run: bool(unfinished_saves(run)))
+    assert unfinished_saves(tmp_path / "run")
+    assert train(config, tmp_path / "run", Silent()).finished
+    assert not unfinished_saves(tmp_path / "run")
+    assert_equal_runs(config, tmp_path / "run", finished)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(config, finished, tmp_path):
+    """Twelve times, some steps apart: before the first step, between steps, in dev evaluations and in saves."""
+    draw = random.Random(0)
+    at: list[int] = []
+    for _ in range(12):
+        lines = draw.randrange(7)
+        delay = draw.uniform(0, 0.5)
+        passed: list[float] = []
+
+        def moment(run: Path, lines: int = lines, delay: float = delay, passed: list[float] = passed) -> bool:
+            if not passed and (run / "run.json").exists() and len(history(run)) >= lines:
+                passed.append(time.monotonic() + delay)
+            return bool(passed) and time.monotonic() >= passed[0]
+
+        if not killed(config, tmp_path / "run", moment):
+            break
+        at.append(max((line["step"] for line in history(tmp_path / "run")), default=0))
+    print(f"killed {len(at)} times, with metrics up to step {at}")
+    assert len(at) >= 3
+    assert train(config, tmp_path / "run", Silent()).finished
+    assert_equal_runs(config, tmp_path / "run", finished)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[None]:
+    """A file system of this size at `folder`; skips where none can be mounted."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    if os.name != "posix" or not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no file system can be mounted here: needs root on Linux")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of Orbax's other writes, unheard
+def test_a_full_disk_is_told_and_loses_nothing(config, finished, tmp_path):
+    with small_disk(tmp_path / "disk", "8m"):
+        run, ballast = tmp_path / "disk" / "run", tmp_path / "disk" / "ballast"
+        assert not train(config, run, Silent(), stop_after(5)).finished
+        free = shutil.disk_usage(run).free
+        ballast.write_bytes(bytes(free - 40_000))
+        with pytest.raises((BundleError, OSError), match=r"can't be written .*free space|No space left"):
+            train(config, run, Silent())
+        ballast.unlink()
+        assert state_of(config, run)[0] == 5
+        assert train(config, run, Silent()).finished
+        assert_equal_runs(config, run, finished)
+
+
+def flip_bytes(folder: Path) -> None:
+    """Damages the arrays of a checkpoint, wherever they are."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.stat().st_size > 1000]
+    assert files
+    for path in files:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0x55
+        path.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path):
+    train(config, tmp_path / "run", Silent(), stop_after(7))
+    steps = sorted(int(path.name) for path in (tmp_path / "run" / CHECKPOINTS).iterdir() if path.name.isdigit())
+    assert steps == [5, 7]
+    flip_bytes(tmp_path / "run" / CHECKPOINTS / "7")
+    watcher = Silent()
+    assert train(config, tmp_path / "run", watcher).finished
+    assert "checkpoint of step 7" in watcher.notes[0]
+    assert "going back" in watcher.notes[0]
+    assert watcher.notes[1] == "resumed at step 5"
+    assert_equal_runs(config, tmp_path / "run", finished)
+
+
+def test_a_checkpoint_that_can_not_be_written_is_told(config, tmp_path, monkeypatch):
+    """The run ends with one line, and what was saved before stands."""
+    train(config, tmp_path / "run", Silent(), stop_after(5))
+
+    def full(self: Any, *_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    import orbax.checkpoint as ocp
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    with pytest.raises(BundleError, match="No space left"):
+        train(config, tmp_path / "run", Silent())
+    monkeypatch.undo()
+    assert state_of(config, tmp_path / "run")[0] == 5
+
+
+def spoiled(config: TrainConfig, folder: Path, spoil: Callable[[list[Path]], Any]) -> TrainConfig:
+    """The run on a collection whose files were changed after the manifest was made."""
+    generator = np.random.default_rng(1)
+    for speaker in range(5):
+        (folder / f"s{speaker}").mkdir(parents=True)
+        for utterance in range(1 if speaker == 0 else 3):
+            soundfile.write(
+                folder / f"s{speaker}" / f"u{utterance}.flac", 0.1 * generator.standard_normal(12000), 16000
+            )
+    made = prepare(folder, folder.parent / "prepared")
+    spoil(sorted(folder.rglob("*.flac")))
+    data = dataclasses.replace(config.data, manifest=str(made.manifest))
+    return dataclasses.replace(config, data=data, run=dataclasses.replace(config.run, dev_trials="", dev_every=0))
+
+
+def test_unreadable_files_are_replaced_and_told(config, tmp_path):
+    """One is cut short, one is gone, one is no sound: others stand in, the same ones each time."""
+
+    def spoil(files: list[Path]) -> None:
+        files[1].write_bytes(files[1].read_bytes()[:2000])
+        files[2].unlink()
+        files[3].write_text("a thesis")
+
+    changed = spoiled(config, tmp_path / "speech", spoil)
+    watcher = Silent()
+    assert train(changed, tmp_path / "one", watcher).finished
+    told = [note for note in watcher.notes if note.startswith("another utterance was taken")]
+    assert len(told) == 3
+    assert train(changed, tmp_path / "other", Silent()).finished
+    assert (tmp_path / "one" / "metrics.jsonl").read_bytes() == (tmp_path / "other" / "metrics.jsonl").read_bytes()
+
+
+def test_nothing_readable_ends_the_run(config, tmp_path):
+    changed = spoiled(config, tmp_path / "speech", lambda files: [file.unlink() for file in files])
+    with pytest.raises(AudioError, match="in a row can't be read"):
+        train(changed, tmp_path / "run", Silent())
+
+
+def test_a_speaker_with_one_utterance_is_a_class(config, tmp_path):
+    """Drawn as often as the others where examples are drawn by speaker."""
+    by_speaker = dataclasses.replace(config, data=dataclasses.replace(config.data, sampler="speakers"))
+    changed = spoiled(by_speaker, tmp_path / "speech", lambda files: None)
+    assert train(changed, tmp_path / "run", Silent()).finished
+    centres = state_of(changed, tmp_path / "run")[1]["['params']['centres']"]
+    assert centres.shape[0] == 5
