@@ -18,7 +18,7 @@ from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import Manifest, read_manifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
-from ecapa_jax.train.dev import DevResult, dev_trials
+from ecapa_jax.train.dev import DevResult, DevTrials, dev_trials
 from ecapa_jax.train.finish import final_bundle
 from ecapa_jax.train.optim import global_norm
 from ecapa_jax.train.record import METRICS, Record, plain, plot_curves, read_lines
@@ -149,7 +149,7 @@ class _Run:
             if last or self.step % self.config.run.log_every == 0:
                 self._log()
             if self.dev and (last or (self.config.run.dev_every and self.step % self.config.run.dev_every == 0)):
-                self._evaluate()
+                self._evaluate(self.dev)
             if last or stopped or self.step % self.config.run.save_every == 0:
                 self._save()
         self.checkpoints.wait()
@@ -203,9 +203,9 @@ class _Run:
             "look at these recordings, or lower optim.peak; checkpoints before it stand"
         )
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, dev: DevTrials) -> None:
         self._check_finite()
-        self.result = self.dev.evaluate(model_variables(self.state))
+        self.result = dev.evaluate(model_variables(self.state))
         line = {"step": self.step, "dev_eer": self.result.eer, "dev_min_dcf": self.result.min_dcf}
         self.record.metrics(line)
         if self.best is None or self.result.eer < self.best["dev_eer"]:

@@ -92,4 +92,4 @@ def _images(
         axes.append((np.where(order % 2 == 0, order * side + place, (order + 1) * side - place), np.abs(order)))
     grids = np.meshgrid(*(axis[0] for axis in axes), indexing="ij")
     counts = np.meshgrid(*(axis[1] for axis in axes), indexing="ij")
-    return np.stack([grid.ravel() for grid in grids], axis=1), sum(count.ravel() for count in counts)
+    return np.stack([grid.ravel() for grid in grids], axis=1), np.sum([count.ravel() for count in counts], axis=0)

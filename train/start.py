@@ -23,8 +23,8 @@ from ecapa_jax.train.state import State, init_state
 
 RUN_FILE, CHECKPOINTS = "run.json", "checkpoints"
 
-FREE = (("data", "threads"), ("data", "prefetch"), ("data", "cache_gigabytes"), ("run", "keep"), ("data", "manifest"))
-FREE += (("run", "dev_root"), ("augment", "musan"), ("augment", "rirs"))
+FREE = {("data", "threads"), ("data", "prefetch"), ("data", "cache_gigabytes"), ("run", "keep"), ("data", "manifest")}
+FREE |= {("run", "dev_root"), ("augment", "musan"), ("augment", "rirs")}
 """What may change between an interrupted run and its continuation: how fast, and where the same files are."""
 
 
@@ -135,7 +135,7 @@ def _from_run(config: TrainConfig, manifest: Manifest, n_classes: int) -> State:
     old_speakers, old_speeds = before["speakers"], other.data.class_speeds
     abstract = _placed(jax.eval_shape(lambda: init_state(other, len(old_speakers) * len(old_speeds))))
     with RunCheckpoints(directory / CHECKPOINTS, other.run.keep) as checkpoints:
-        found, problems = checkpoints.newest(abstract)
+        found, problems = checkpoints.newest(abstract, remove=False)
     if found is None:
         raise TrainingError(f"start.run: {directory} holds no whole checkpoint {'; '.join(problems)}".rstrip())
     state = found[1]

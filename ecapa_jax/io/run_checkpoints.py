@@ -100,18 +100,19 @@ class RunCheckpoints:
             raise BundleError(f"the checkpoint of step {step} is damaged (its sha256 differs)")
         return restored["state"], document
 
-    def newest(self, abstract: Any) -> tuple[tuple[int, Any, dict[str, Any]] | None, list[str]]:
+    def newest(self, abstract: Any, *, remove: bool = True) -> tuple[tuple[int, Any, dict[str, Any]] | None, list[str]]:
         """The newest whole checkpoint as (step, state, document), and what is wrong with each newer one.
 
-        Damaged checkpoints that are passed over are removed: the run will write these steps again.
+        With `remove`, damaged checkpoints that are passed over are removed: the run will write these steps again.
         """
-        problems = []
+        problems: list[str] = []
         for step in reversed(self.steps):
             try:
                 return (step, *self.restore(step, abstract)), problems
             except BundleError as error:
                 problems.append(str(error))
-                self._manager.delete(step)
+                if remove:
+                    self._manager.delete(step)
         return None, problems
 
 

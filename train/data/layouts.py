@@ -114,7 +114,7 @@ def _csv(source: Path, rate: int) -> list[Recording]:
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, dialect="excel-tab" if source.suffix == ".tsv" else "excel")
-            names = {key: _column(source, reader.fieldnames or [], key) for key in COLUMNS}
+            names = {key: _column(source, list(reader.fieldnames or ()), key) for key in COLUMNS}
             return [_row(source, number, row, names, rate) for number, row in enumerate(reader, 2)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise TrainingError(f"{source} can't be read ({error})") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int16
+from jaxtyping import Int16, Int32
 
 from ecapa_jax.errors import AudioError
 from ecapa_jax.io.segments import change_speed, read_segment
@@ -67,8 +67,10 @@ class Loader:
         filled = self._filled(waveform)
         made = {
             "waveforms": filled,
-            "lengths": np.int32(min(len(waveform), self._crop) if self._data.short == "zeros" else self._crop),
-            "labels": np.int32(label),
+            "lengths": np.asarray(
+                min(len(waveform), self._crop) if self._data.short == "zeros" else self._crop, np.int32
+            ),
+            "labels": np.asarray(label, np.int32),
         }
         if self._noises is not None:
             made["noise"], made["noise_kind"] = self._noises.crop(example.noise)
@@ -168,7 +170,7 @@ class Noises:
         if not self._files[NOISE]:
             raise AudioError(f"{folder} holds no noise/ folder with sound files, as MUSAN has it: check augment.musan")
 
-    def crop(self, number: int) -> tuple[Int16[np.ndarray, " crop"], np.int32]:
+    def crop(self, number: int) -> tuple[Int16[np.ndarray, " crop"], Int32[np.ndarray, ""]]:
         """The crop that a number stands for, and its kind."""
         draw = np.random.Generator(np.random.Philox(number))
         kind = MUSIC if draw.random() < self._music_share and self._files[MUSIC] else NOISE
@@ -178,7 +180,7 @@ class Noises:
         if whole is None:
             whole = self._cache.put(key, read_segment(self._files[kind][which], 0, 2**31, rate=self._rate))
         start = int(draw.integers(max(len(whole) - self._crop, 0) + 1))
-        return np.resize(whole[start : start + self._crop], self._crop), np.int32(kind)
+        return np.resize(whole[start : start + self._crop], self._crop), np.asarray(kind, np.int32)
 
 
 class Batches:

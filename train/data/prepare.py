@@ -77,7 +77,9 @@ def prepare(
         raise TrainingError(f"{output / MANIFEST} exists: choose another output, or remove it")
     output.mkdir(parents=True, exist_ok=True)
     shards = Shards(output, shard_utterances, rate) if shard_utterances else None
-    rows, problems, seen = [], [], {}
+    rows: list[dict[str, Any]] = []
+    problems: list[dict[str, str]] = []
+    seen: dict[str, str] = {}
     for done, (recording, samples, problem) in enumerate(_checked(recordings, rate, min_seconds, threads), 1):
         digest = hashlib.sha256(samples.tobytes()).hexdigest()
         if not problem and digest in seen:
