@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
+import optax
 
 from ecapa_jax.errors import TrainingError
 from ecapa_jax.io.run_checkpoints import RunCheckpoints
@@ -20,7 +21,6 @@ from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
 from ecapa_jax.train.dev import DevResult, DevTrials, dev_trials
 from ecapa_jax.train.finish import final_bundle
-from ecapa_jax.train.optim import global_norm
 from ecapa_jax.train.record import METRICS, Record, plain, plot_curves, read_lines
 from ecapa_jax.train.rooms import room_bank
 from ecapa_jax.train.schedules import Clock, learning_rate, margin
@@ -165,7 +165,7 @@ class _Run:
         done = self.state["step"] - 1
         sums = self.state["sums"]
         figures = {name: sums[name] / sums["steps"] for name in ("loss", "accuracy", "gradient_norm")}
-        figures["parameter_norm"] = global_norm(self.state["params"])
+        figures["parameter_norm"] = optax.tree.norm(self.state["params"])
         figures["learning_rate"] = learning_rate(self.config.optim, self.plan.clock, done)
         figures["margin"] = margin(self.config.loss, self.plan.clock, done)
         line = {"step": self.step, **plain(figures)}

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ecapa_jax.train.config import OptimConfig
 
@@ -40,14 +40,17 @@ def apply_updates(params: Params, updates: Params, rate: Float[Array, ""]) -> Pa
     return jax.tree.map(lambda leaf, update: leaf + rate.astype(leaf.dtype) * update, params, updates)
 
 
-def moved_average(average: Params, params: Params, decay: float) -> Params:
-    """The moving average of weights after a step."""
-    return jax.tree.map(lambda mean, leaf: decay * mean + (1 - decay) * leaf, average, params)
+def moved_average(average: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
+    """The moving average of weights after a step.
 
+    Its memory grows to `decay` as (1 + step) / (10 + step), so that it forgets the first weights soon.
 
-def global_norm(tree: Params) -> Float[Array, ""]:
-    """The Euclidean norm of all leaves together."""
-    return jnp.sqrt(sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(())))
+    Reference: `tf.train.ExponentialMovingAverage` with `num_updates`.
+    """
+    memory = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(
+        lambda mean, leaf: memory.astype(leaf.dtype) * mean + (1 - memory).astype(leaf.dtype) * leaf, average, params
+    )
 
 
 def _mask(config: OptimConfig) -> Any:

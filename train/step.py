@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
@@ -20,7 +21,7 @@ from ecapa_jax.features.fbank import fbank
 from ecapa_jax.train.augment import Banks, augment, spec_augment
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.losses import cosines, cross_entropy, margin_logits
-from ecapa_jax.train.optim import apply_updates, global_norm, moved_average, optimizer
+from ecapa_jax.train.optim import apply_updates, moved_average, optimizer
 from ecapa_jax.train.schedules import Clock, learning_rate, margin
 from ecapa_jax.train.state import SUMS, State
 
@@ -143,14 +144,14 @@ def _gradients(plan: Plan, banks: Banks, state: State, batch: Batch) -> tuple[Py
 
 
 def _updated(plan: Plan, state: State, gradients: PyTree, batch_stats: PyTree, measured: Array) -> State:
-    config, norm = plan.config, global_norm(gradients)
+    config, norm = plan.config, optax.tree.norm(gradients)
     updates, opt_state = optimizer(config.optim).update(gradients, state["optimizer"], state["params"])
     rate = learning_rate(config.optim, plan.clock, state["step"])
     params = apply_updates(state["params"], updates, rate)
     average = state["average"]
     if config.optim.ema:
         live = {"params": params["network"], "batch_stats": batch_stats}
-        average = moved_average(average, live, config.optim.ema)
+        average = moved_average(average, live, config.optim.ema, state["step"])
     moved = {"params": params, "batch_stats": batch_stats, "optimizer": opt_state, "average": average}
     new = jnp.stack([jnp.ones(()), measured[0], measured[1], norm])
     moved["sums"] = {name: state["sums"][name] + value for name, value in zip(SUMS, new, strict=True)}
