@@ -1,0 +1,140 @@
+"""Times a training step beside PyTorch's: the same network, loss, optimizer, batch and crop, step by step in turn.
+
+    python benchmarks/training.py [--width 512] [--batch 32] [--seconds 2] [--steps 8]
+
+Theirs is 3D-Speaker's ECAPA_TDNN with AAM-softmax and torch.optim.AdamW, eager, on features made before the clock
+starts; ours is the whole jitted step, features included. Needs what `make peers` installs. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import torch
+from speakerlab.loss.margin_loss import ArcMarginLoss
+from speakerlab.models.campplus.classifier import CosineClassifier
+from speakerlab.models.ecapa_tdnn.ECAPA_TDNN import ECAPA_TDNN
+
+from ecapa_jax.train.schedules import Clock
+from ecapa_jax.train.settings import build_config
+from ecapa_jax.train.state import init_state
+from ecapa_jax.train.step import Plan, compiled_step
+
+SPEAKERS, RATE, FRAME_SHIFT = 481, 16000, 160
+DTYPES = ("float32", "bfloat16")
+
+
+def main() -> None:
+    """Times and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=2.015)
+    parser.add_argument("--steps", type=int, default=8)
+    arguments = parser.parse_args()
+    steps = {f"{who} {dtype}": make(arguments, dtype) for dtype in DTYPES for who, make in MAKERS.items()}
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(arguments.steps + 1):
+        for name, step in steps.items():
+            begin = time.perf_counter()
+            step()
+            if turn:  # the first compiles
+                times[name].append(time.perf_counter() - begin)
+    report(arguments, times)
+
+
+def ours(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
+    """One step of this library; the state is on the device."""
+    config = build_config(
+        {
+            "model": {"ecapa": {"channels": [arguments.width] * 4, "mfa_channels": mfa_channels(arguments.width)}},
+            "data": {"batch_size": arguments.batch, "crop_seconds": arguments.seconds},
+            "loss": {"scale": 30.0},
+            "optim": {"name": "adamw", "peak": 1e-3, "weight_decay": 0.02, "clip_norm": 5.0},
+            "step": {"dtype": dtype},
+        }
+    )
+    step = compiled_step(Plan(config, Clock.of(config.run, 1)))
+    generator = np.random.default_rng(0)
+    n_samples = round(arguments.seconds * RATE)
+    batch = jax.device_put(
+        {
+            "waveforms": generator.integers(-3000, 3000, (arguments.batch, n_samples)).astype(np.int16),
+            "lengths": np.full(arguments.batch, n_samples, np.int32),
+            "labels": generator.integers(0, SPEAKERS, arguments.batch).astype(np.int32),
+        }
+    )
+    held = [init_state(config, SPEAKERS)]
+
+    def take() -> None:
+        held[0] = jax.block_until_ready(step({}, held[0], batch))
+
+    return take
+
+
+def theirs(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
+    """One step of PyTorch."""
+    width = arguments.width
+    network = ECAPA_TDNN(80, lin_neurons=192, channels=[width] * 4 + [mfa_channels(width)]).train()
+    classifier, loss = CosineClassifier(192, out_neurons=SPEAKERS), ArcMarginLoss(scale=30.0, margin=0.2)
+    parameters = [*network.parameters(), *classifier.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02)
+    n_frames = 1 + (round(arguments.seconds * RATE) - 400) // FRAME_SHIFT
+    features = torch.randn(arguments.batch, n_frames, 80)
+    labels = torch.randint(0, SPEAKERS, (arguments.batch,))
+
+    def take() -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+            embeddings = network(features)
+        value = loss(classifier(embeddings.float()), labels)
+        optimizer.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+        optimizer.step()
+
+    return take
+
+
+def mfa_channels(width: int) -> int:
+    """3 C, the published 1536 at most."""
+    return min(3 * width, 1536)
+
+
+def report(arguments: argparse.Namespace, times: dict[str, list[float]]) -> None:
+    """Prints medians and ratios of times taken in turn."""
+    print(f"{cpu_name()}, {torch.get_num_threads()} threads; jax {jax.__version__}, torch {torch.__version__}")
+    print(f"C = {arguments.width}, batch {arguments.batch}, {arguments.seconds} s, {arguments.steps} steps in turn\n")
+    print("| step | median ms | fastest ms |\n|---|--:|--:|")
+    for name, seconds in times.items():
+        print(f"| {name} | {1e3 * statistics.median(seconds):.0f} | {1e3 * min(seconds):.0f} |")
+    print()
+    for dtype in DTYPES:
+        print(f"{dtype}: {ratio(times[f'PyTorch {dtype}'], times[f'ecapa-jax {dtype}']):.2f} times as fast as PyTorch")
+    best = [min((times[f"{who} {dtype}"] for dtype in DTYPES), key=statistics.median) for who in MAKERS]
+    print(f"each at its best dtype: {ratio(best[1], best[0]):.2f} times as fast as PyTorch")
+
+
+def ratio(theirs: list[float], ours: list[float]) -> float:
+    """Median of the ratios of each turn."""
+    return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+
+
+def cpu_name() -> str:
+    """As the system calls it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+MAKERS = {"ecapa-jax": ours, "PyTorch": theirs}
+
+if __name__ == "__main__":
+    main()
