@@ -4,7 +4,6 @@ import io
 import os
 import subprocess
 import sys
-import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -285,47 +284,6 @@ def test_bad_file_objects(tmp_path):
         refuse_unchecked(file, "binary file")
     refuse_unchecked(file, "binary file")
     refuse_unchecked(io.StringIO("RIFF"), "can't take audio from str")
-
-
-# Formats that only librosa may know
-
-MP4 = b"\0\0\0\x1cftypM4A " + bytes(100)
-
-
-def fake_librosa(monkeypatch, function):
-    monkeypatch.setitem(sys.modules, "librosa", types.SimpleNamespace(load=function))
-
-
-def test_librosa_decodes_what_libsndfile_does_not_know(monkeypatch, tmp_path):
-    x = sound(channels=2, rate=8000)
-
-    def decode(path, *, sr, mono, duration):
-        assert Path(path).read_bytes() == MP4
-        assert (sr, mono) == (None, False)
-        return x.T, 8000
-
-    fake_librosa(monkeypatch, decode)
-    (tmp_path / "a.m4a").write_bytes(MP4)
-    for source in (tmp_path / "a.m4a", MP4):
-        np.testing.assert_array_equal(load(source, target_rate=8000), x[:, 0])
-        assert load(source).shape == (RATE,)
-    refused(MP4, "longer than", max_seconds=0.5)
-
-
-def test_librosa_fails_or_is_missing(monkeypatch):
-    def fail(*args, **options):
-        raise EOFError("no\ndecoder")
-
-    fake_librosa(monkeypatch, fail)
-    refused(MP4, r"MP4/M4A can't be decoded here \(EOFError: .*convert it to WAV")
-    monkeypatch.setitem(sys.modules, "librosa", None)
-    refused(MP4, "librosa or ffmpeg is missing")
-    refused(b"\x1aE\xdf\xa3" + bytes(100), "WebM/Matroska")
-
-
-def test_librosa_is_not_asked_about_text(monkeypatch):
-    fake_librosa(monkeypatch, lambda *args, **options: pytest.fail("was asked"))
-    refused(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "is not audio")
 
 
 # Names

@@ -1,4 +1,4 @@
-"""Recordings in, one float32 channel at the model's rate out. The only file that imports an audio library.
+"""Recordings in, one float32 channel at the model's rate out.
 
 The decoders are imported on first use, so that work on arrays needs none of them.
 """
@@ -10,9 +10,7 @@ import io
 import os
 import re
 import struct
-import tempfile
 import threading
-import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -20,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from ecapa_jax.errors import AudioError, DownloadError
-from ecapa_jax.io import hub
+from ecapa_jax.io import foreign, hub
 
 
 @runtime_checkable
@@ -49,15 +47,6 @@ _UNKNOWN = 2**63 - 1  # what libsndfile says when the header gives no number of 
 _MPEG_FRAME = 1152  # samples
 _INTEGERS = {"i1": (0, 2.0**7), "u1": (128, 2.0**7), "i2": (0, 2.0**15), "i4": (0, 2.0**31)}  # offset, divisor
 _CHUNK_ORDER = {b"RIFF": "<", b"RF64": "<", b"RIFX": ">", b"FORM": ">"}
-# What librosa's ffmpeg is asked to decode: offset and bytes that tell the format. Nothing else, because ffmpeg takes
-# some text files for playlists and opens what is written in them.
-_FOREIGN: dict[str, tuple[int, bytes | tuple[bytes, ...]]] = {
-    "MP4/M4A": (4, b"ftyp"),
-    "WebM/Matroska": (0, b"\x1aE\xdf\xa3"),
-    "WMA": (0, b"0&\xb2u"),
-    "AAC": (0, (b"\xff\xf1", b"\xff\xf9")),
-    "AMR": (0, b"#!AMR"),
-}
 
 
 def name_of(source: object) -> str:
@@ -86,8 +75,8 @@ def load_audio(
     Args:
       source: path, http(s) URL, the bytes of an audio file, a file opened in binary mode, or an array, [samples] or
         [samples, channels]. WAV, FLAC, OGG, MP3 and the other formats of libsndfile are decoded by it, MP4, WebM,
-        WMA, AAC and AMR by librosa where it and ffmpeg are installed. Arrays: int8, int16, int32 and uint8 are scaled
-        by their full range, floats are taken to be in [-1, 1].
+        WMA, AAC and AMR by PyAV (`pip install ecapa-jax[av]`), or by librosa where ffmpeg is installed. Arrays: int8,
+        int16, int32 and uint8 are scaled by their full range, floats are taken to be in [-1, 1].
       sample_rate: rate of an array in Hz; None means `target_rate`. Files bring their own.
       target_rate: rate of the result, Hz.
       channel: the channel of a multi-channel recording that is kept, or the mean of all.
@@ -225,9 +214,11 @@ def _decode(
         with _piped(content) as pipe, soundfile.SoundFile(pipe, closefd=False) as sound:
             return _read(sound, name, channel, max_seconds), sound.samplerate
     except soundfile.LibsndfileError as error:
-        kind = next((kind for kind, (at, magic) in _FOREIGN.items() if content.startswith(magic, at)), None)
-        if kind is not None:
-            return _decode_foreign(content, name, kind, channel, max_seconds)
+        if kind := foreign.kind_of(content):
+            samples, rate = foreign.decode(content, name, kind, max_seconds + 1)
+            if len(samples) > max_seconds * _checked_rate(rate, name):
+                raise _too_long(name, max_seconds) from error
+            return _mono(samples, channel).astype(np.float32, copy=False), rate
         if error.code == 1:  # format not recognised
             raise AudioError(f"{name}: is not audio in a known format; give WAV, FLAC, OGG or MP3") from error
         reason = f"truncated, damaged or in an unknown coding: {hub.one_line(error.error_string)}"
@@ -281,26 +272,6 @@ def _piped(content: bytes) -> Iterator[int]:
     finally:
         os.close(output)
         writer.join()
-
-
-def _decode_foreign(
-    content: bytes, name: str, kind: str, channel: Channel, max_seconds: float
-) -> tuple[Float32[np.ndarray, " samples"], int]:
-    """As `_decode`, through librosa."""
-    try:
-        import librosa
-
-        with tempfile.NamedTemporaryFile(suffix=".audio") as copy, warnings.catch_warnings():
-            copy.write(content)
-            copy.flush()
-            warnings.simplefilter("ignore")  # it warns whenever it takes this way
-            samples, rate = librosa.load(copy.name, sr=None, mono=False, duration=max_seconds + 1)
-    except Exception as error:  # its decoders raise whatever they like, at import too
-        reason = f"{type(error).__name__}: it is damaged, or librosa or ffmpeg is missing"
-        raise AudioError(f"{name}: this {kind} can't be decoded here ({reason}); convert it to WAV") from error
-    if samples.shape[-1] > max_seconds * rate:
-        raise _too_long(name, max_seconds)
-    return _mono(np.atleast_2d(samples).T, channel).astype(np.float32, copy=False), int(rate)
 
 
 def _check_end(content: bytes, name: str) -> None:

@@ -1,0 +1,79 @@
+"""Formats that libsndfile does not read: MP4 and M4A (as VoxCeleb2 has), WebM, WMA, AAC, AMR; by PyAV, or by ffmpeg."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import tempfile
+import warnings
+
+import numpy as np
+from jaxtyping import Float32
+
+from ecapa_jax.errors import AudioError
+
+# What a decoder is asked to decode: offset and bytes that tell the format, and FFmpeg's name for it. Nothing else,
+# because FFmpeg takes some text files for playlists and opens what is written in them.
+_KINDS: dict[str, tuple[int, bytes | tuple[bytes, ...], str]] = {
+    "MP4/M4A": (4, b"ftyp", "mp4"),
+    "WebM/Matroska": (0, b"\x1aE\xdf\xa3", "matroska"),
+    "WMA": (0, b"0&\xb2u", "asf"),
+    "AAC": (0, (b"\xff\xf1", b"\xff\xf9"), "aac"),
+    "AMR": (0, b"#!AMR", "amr"),
+}
+
+
+def kind_of(content: bytes) -> str | None:
+    """The format of a file's bytes, if it is one of those."""
+    return next((kind for kind, (at, magic, _) in _KINDS.items() if content.startswith(magic, at)), None)
+
+
+def decode(
+    content: bytes, name: str, kind: str, max_seconds: float
+) -> tuple[Float32[np.ndarray, "samples channels"], int]:
+    """Samples and rate of a file; what comes after `max_seconds` is left out.
+
+    Args:
+      content: the file.
+      name: of the file, for messages.
+      kind: what `kind_of` says.
+      max_seconds: most that is decoded.
+
+    Raises:
+      AudioError: it is damaged, or neither PyAV nor ffmpeg is installed.
+    """
+    with_av = importlib.util.find_spec("av") is not None
+    try:
+        return _by_av(content, kind, max_seconds) if with_av else _by_librosa(content, max_seconds)
+    except Exception as error:  # decoders raise whatever they like, at import too
+        missing = "" if with_av else ", or its decoder is missing: pip install 'ecapa-jax[av]'"
+        reason = f"{type(error).__name__}: it is damaged{missing}"
+        raise AudioError(f"{name}: this {kind} can't be decoded here ({reason}); convert it to WAV") from error
+
+
+def _by_av(content: bytes, kind: str, max_seconds: float) -> tuple[Float32[np.ndarray, "samples channels"], int]:
+    import av
+
+    with av.open(io.BytesIO(content), format=_KINDS[kind][2]) as container:
+        stream = container.streams.audio[0]
+        to_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
+        blocks: list[np.ndarray] = []
+        n_samples = 0
+        for frame in container.decode(stream):
+            blocks += [block.to_ndarray() for block in to_float.resample(frame)]
+            n_samples += frame.samples
+            if n_samples > max_seconds * stream.rate:
+                break
+        blocks += [block.to_ndarray() for block in to_float.resample(None)]
+        return np.ascontiguousarray(np.concatenate(blocks, axis=1).T), stream.rate
+
+
+def _by_librosa(content: bytes, max_seconds: float) -> tuple[Float32[np.ndarray, "samples channels"], int]:
+    import librosa
+
+    with tempfile.NamedTemporaryFile(suffix=".audio") as copy, warnings.catch_warnings():
+        copy.write(content)
+        copy.flush()
+        warnings.simplefilter("ignore")  # it warns whenever it takes this way
+        samples, rate = librosa.load(copy.name, sr=None, mono=False, duration=max_seconds)
+    return np.ascontiguousarray(np.atleast_2d(samples).T.astype(np.float32, copy=False)), int(rate)

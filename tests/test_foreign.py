@@ -1,0 +1,117 @@
+"""Formats that libsndfile does not read: real files, made here by PyAV, and what is said where none can decode."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import shutil
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ecapa_jax.errors import AudioError
+from ecapa_jax.io import foreign
+from ecapa_jax.io.audio import load_audio
+
+RATE = 16000
+MP4 = b"\0\0\0\x1cftypM4A " + bytes(100)
+
+
+def tone(seconds: float = 2.0, channels: int = 1) -> np.ndarray:
+    time = np.arange(round(seconds * RATE)) / RATE
+    return np.stack([0.3 * np.sin(2 * np.pi * (440 + 220 * k) * time) for k in range(channels)]).astype(np.float32)
+
+
+def encoded(samples: np.ndarray, container: str, codec: str) -> bytes:
+    av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'ecapa-jax[av]'")
+    stream = io.BytesIO()
+    with av.open(stream, "w", format=container) as output:
+        track = output.add_stream(codec, rate=RATE, layout="mono" if len(samples) == 1 else "stereo")
+        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=track.layout.name)
+        frame.sample_rate = RATE
+        for packet in [*track.encode(frame), *track.encode(None)]:
+            output.mux(packet)
+    return stream.getvalue()
+
+
+def load(content: bytes | Path, **options) -> np.ndarray:
+    return load_audio(content, sample_rate=None, **{"target_rate": RATE, "channel": "first", **options})
+
+
+@pytest.mark.parametrize(("container", "codec"), [("ipod", "aac"), ("adts", "aac"), ("matroska", "aac")])
+def test_what_was_encoded_comes_back(container, codec):
+    """As long and as loud as it was, up to the frames that the coding adds; the very samples are compared below."""
+    original = tone()
+    decoded = load(encoded(original, container, codec))
+    n = min(len(decoded), original.shape[1])
+    assert abs(len(decoded) - original.shape[1]) <= 3 * 1024
+    middle = slice(4000, n - 4000)
+    energy = np.sqrt(np.mean(decoded[middle] ** 2))
+    assert energy == pytest.approx(0.3 / np.sqrt(2), rel=0.02)
+
+
+def test_the_channel_that_is_asked_for():
+    content = encoded(tone(channels=2), "ipod", "aac")
+    first, mean = load(content), load(content, channel="mean")
+    power = np.abs(np.fft.rfft(first[8000:24000]))
+    assert np.argmax(power) == 440
+    both = np.abs(np.fft.rfft(mean[8000:24000]))
+    assert both[660] == pytest.approx(both[440], rel=0.1)
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
+def test_samples_equal_ffmpeg(tmp_path, monkeypatch):
+    """The same samples whichever decoder is there: PyAV, librosa with ffmpeg, ffmpeg itself (16 bits)."""
+    content = encoded(tone(), "ipod", "aac")
+    path = tmp_path / "a.m4a"
+    path.write_bytes(content)
+    command = ["ffmpeg", "-v", "error", "-i", str(path), "-f", "s16le", "-"]
+    theirs = np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.int16) / 32768
+    ours = load(path)
+    np.testing.assert_allclose(ours, theirs, atol=2 / 32768)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # audioread's, of modules that go in Python 3.13
+        np.testing.assert_allclose(load(path), theirs, atol=2 / 32768)
+
+
+def test_too_long_and_damaged_files_are_refused():
+    content = encoded(tone(3.0), "ipod", "aac")
+    with pytest.raises(AudioError, match="longer than"):
+        load(content, max_seconds=1.0)
+    with pytest.raises(AudioError, match="it is damaged"):
+        load(content[: len(content) // 4])
+
+
+def test_without_pyav_librosa_decodes(monkeypatch):
+    samples = tone(channels=2)
+
+    def decode(path, *, sr, mono, duration):
+        assert Path(path).read_bytes() == MP4
+        assert (sr, mono) == (None, False)
+        return samples, RATE
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "librosa", types.SimpleNamespace(load=decode))
+    np.testing.assert_array_equal(load(MP4), samples[0])
+    with pytest.raises(AudioError, match="longer than"):
+        load(MP4, max_seconds=0.5)
+
+
+def test_without_any_decoder_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    for content, kind in ((MP4, "MP4/M4A"), (b"\x1aE\xdf\xa3" + bytes(100), "WebM/Matroska")):
+        with pytest.raises(AudioError, match=rf"{kind} can't be decoded .*ecapa-jax\[av\].*convert it to WAV"):
+            load(content)
+
+
+def test_text_is_not_shown_to_a_decoder(monkeypatch):
+    monkeypatch.setattr(foreign, "decode", lambda *args: pytest.fail("was asked"))
+    with pytest.raises(AudioError, match="is not audio"):
+        load(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n")
