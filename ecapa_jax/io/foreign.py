@@ -54,7 +54,7 @@ def decode(
 def _by_av(content: bytes, kind: str, max_seconds: float) -> tuple[Float32[np.ndarray, "samples channels"], int]:
     import av
 
-    with av.open(io.BytesIO(content), format=_KINDS[kind][2]) as container:
+    with av.open(io.BytesIO(content), "r", format=_KINDS[kind][2]) as container:
         stream = container.streams.audio[0]
         to_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
         blocks: list[np.ndarray] = []
