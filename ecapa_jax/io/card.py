@@ -23,13 +23,17 @@ def card(document: dict[str, Any], operating_points: list[dict[str, Any]], parit
     lines += [f"- scoring: {scoring_text(document['scoring'])}"]
     lines += [f"- {key.replace('_', ' ')}: {value}" for key, value in provenance.items() if _is_plain(value)]
     lines += _section("Published figures", provenance.get("published", {}))
+    lines += _section("Training", provenance.get("training", {}))
     lines += [f"\n{paragraph}" for paragraph in provenance.get("notes", [])]
     if operating_points:
-        lines += ["", "## Operating points", "", "| threshold | FAR % | FRR % | trials |", "|--:|--:|--:|---|"]
         lines += [
-            f"| {point['threshold']:.4f} | {100 * point['far']:.2f} | {100 * point['frr']:.2f} | {point['trials']} |"
-            for point in operating_points
+            "",
+            "## Operating points",
+            "",
+            "| threshold | FAR % | FRR % | EER % | trials |",
+            "|--:|--:|--:|--:|---|",
         ]
+        lines += [_operating_point(point) for point in operating_points]
     lines += _section("Conversion", parity)
     lines += _errors(parity.get("errors", {}))
     return "\n".join(lines) + "\n"
@@ -49,6 +53,13 @@ def scoring_text(scoring: dict[str, Any]) -> str:
         what += ", calibrated to a log-likelihood ratio"
         what += f" with {' and '.join(calibration['measures'])}" if calibration["measures"] else ""
     return what
+
+
+def _operating_point(point: dict[str, Any]) -> str:
+    low_high = " [{:.2f}, {:.2f}]".format(*(100 * x for x in point["eer_interval"])) if "eer_interval" in point else ""
+    eer = f"{100 * point['eer']:.2f}{low_high}" if "eer" in point else ""
+    rates = f"{point['threshold']:.4f} | {100 * point['far']:.2f} | {100 * point['frr']:.2f}"
+    return f"| {rates} | {eer} | {point['trials']} |"
 
 
 def _errors(errors: dict[str, dict[str, float]]) -> list[str]:
