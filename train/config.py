@@ -7,35 +7,14 @@ training set, which the loop turns into steps when it knows how large the set is
 from __future__ import annotations
 
 import dataclasses
-import typing
 from typing import Literal
 
-from ecapa_jax.config import ModelConfig
-from ecapa_jax.errors import ConfigError
+from ecapa_jax.config import Checked, ModelConfig
 from ecapa_jax.presets import PRESETS
 
 
-class _Checked:
-    """Checks `Literal` fields and what `_check` adds, whenever a config is built."""
-
-    def __post_init__(self) -> None:
-        for name, hint in typing.get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-                choices = ", ".join(map(str, typing.get_args(hint)))
-                raise ConfigError(f"{type(self).__name__}.{name} is {value!r}; it must be one of: {choices}")
-        self._check()
-
-    def _check(self) -> None:
-        """Checks that go beyond one field's type."""
-
-    def _require(self, condition: bool, message: str) -> None:
-        if not condition:
-            raise ConfigError(f"{type(self).__name__}: {message}")
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig(_Checked):
+class DataConfig(Checked):
     """Which speech, and how batches are made of it.
 
     Attributes:
@@ -79,7 +58,7 @@ class DataConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig(_Checked):
+class AugmentConfig(Checked):
     """What is done to a crop, on the device, keyed by (seed, step, example).
 
     Attributes:
@@ -140,7 +119,7 @@ class AugmentConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LossConfig(_Checked):
+class LossConfig(Checked):
     """Margin softmax over the training speakers.
 
     Attributes:
@@ -174,7 +153,7 @@ class LossConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimConfig(_Checked):
+class OptimConfig(Checked):
     """The optimizer and its learning rate.
 
     Attributes:
@@ -218,7 +197,7 @@ class OptimConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StepConfig(_Checked):
+class StepConfig(Checked):
     """How one step is computed.
 
     Attributes:
@@ -237,7 +216,7 @@ class StepConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig(_Checked):
+class RunConfig(Checked):
     """Length, seed, and what happens every so many steps.
 
     Attributes:
@@ -269,7 +248,7 @@ class RunConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StartConfig(_Checked):
+class StartConfig(Checked):
     """Where weights come from when the run directory holds no checkpoint.
 
     Attributes:
@@ -283,7 +262,7 @@ class StartConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig(_Checked):
+class TrainConfig(Checked):
     """A training run."""
 
     model: ModelConfig = PRESETS["3dspeaker"]

@@ -124,7 +124,7 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_typed(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if origin is Literal or (origin is types.UnionType and value is None):
-        return value  # `_Checked` knows the choices
+        return value  # `Checked` knows the choices
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
