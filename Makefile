@@ -2,6 +2,8 @@
 # make test   sets everything up and runs the tests
 # make peers  adds PyTorch and the original toolkits, and runs the comparisons with them
 # make slow   runs the long tests: ten minutes of fuzzing
+# make docs   builds the documentation into build/site
+# make dist   builds wheel and sdist into dist, and checks them
 # make lint   format, lint, types, import layers
 #
 # Another Python: make test PYTHON=python3.13 VENV=.venv-latest
@@ -13,7 +15,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 CONSTRAINTS = $(shell $(RUN) -c 'import sys; print("constraints-py311.txt" if sys.version_info < (3, 12) else "constraints-latest.txt")')
 TORCH_VERSION := 2.13.0
 
-.PHONY: demo test peers slow lint clean
+.PHONY: demo test peers slow lint docs dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
@@ -36,6 +38,14 @@ lint: $(VENV)/.lint-ready
 	cd build/typecheck && $(abspath $(RUN)) -m mypy --config-file ../../pyproject.toml -p ecapa_jax
 	cd build/typecheck && PYTHONPATH=. $(abspath $(VENV))/bin/lint-imports --config ../../.importlinter
 
+# The package lies in three folders; mkdocstrings reads it as it is installed.
+docs: $(VENV)/.docs-ready
+	rm -rf build/api
+	mkdir -p build/api
+	cp -r ecapa_jax build/api/
+	cp -r convert train build/api/ecapa_jax/
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make demo PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +61,10 @@ $(VENV)/.test-ready: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.lint-ready: pyproject.toml | $(VENV)/bin/python
 	$(PIP) install -qq -c $(CONSTRAINTS) -e . --group lint
+	touch $@
+
+$(VENV)/.docs-ready: pyproject.toml | $(VENV)/bin/python
+	$(PIP) install -qq -c $(CONSTRAINTS) -e . --group docs
 	touch $@
 
 # On Linux plain torch comes with CUDA, several GB; where torch is installed already, it is kept. torchaudio serves its

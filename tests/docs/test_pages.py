@@ -1,0 +1,86 @@
+"""README and docs: every block is executed, or says what it needs and is held against the command line."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jaxtyping
+import pytest
+
+from helpers.pages import ROOT, PageError, blocks, check_options, run_page
+from helpers.sandbox import furnish, setting
+
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every command makes a new encoder, as a new process would; the programs are the same."""
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return furnish(tmp_path_factory.mktemp("furnished"))
+
+
+@pytest.fixture
+def _untyped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a reader has it: shapes are checked in the other tests, and symbolic ones are of no type that can be."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.usefixtures("_untyped")
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_page(page: Path, furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(furnished, here, symlinks=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    executed = run_page(page, setting())
+    marked = sum(block.needs is not None for block in blocks(page))
+    print(f"{page.name}: {executed} executed, {marked} blocks need what is not here")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("```sh\necapa-jax info --nonsense\n```", "exit code 2"),
+        ("```sh\n# needs the network\necapa-jax verify a.wav --modell x\n```", "not a command"),
+        ("```sh\ncurl -O http://localhost/x\n```", "begin the block with"),
+        ("```sh\nmake nothing\n```", "no target"),
+        ('```sh\npip install "ecapa-jax[nothing]"\n```', "no extra nothing"),
+        ("```sh\npython examples/nothing.py\n```", "no script"),
+        ("```text\necapa-jax convert SOURCE --nonsense\n```", "no option --nonsense"),
+        ("```text\necapa-jax nonsense\n```", "no verb"),
+        ("Use `ecapa-jax info --nonsense`.", "no option"),
+        ("```python\n1 / 0\n```", "ZeroDivisionError"),
+        ("```\nplain\n```", "language"),
+        ("```python\nnever closed", "not closed"),
+    ],
+)
+def test_a_wrong_page_is_found(text: str, message: str, tmp_path: Path) -> None:
+    page = tmp_path / "wrong.md"
+    page.write_text(text + "\n")
+    with pytest.raises(PageError, match=message):
+        run_page(page, {})
+
+
+def test_options_of_shown_commands_are_those_of_the_help() -> None:
+    check_options("ecapa-jax verify A B [--threshold X] --json", "here")
+    with pytest.raises(PageError, match="--treshold"):
+        check_options("ecapa-jax verify A B [--treshold X]", "here")
