@@ -10,13 +10,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import soundfile
 import soxr
 from jaxtyping import Float32
 
+from ecapa_jax import functional
 from ecapa_jax.api import default_bundle
+from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.export import source_tensors, write_torch
+from ecapa_jax.io.bundle import Bundle, Scoring, save_bundle
 from helpers.pages import ROOT
 
 RATE = 16000
@@ -48,10 +52,26 @@ def furnish(folder: Path) -> Path:
     speakers = list(voices)
     _write_trials(folder / "dev.txt", speakers[:3])
     _write_trials(folder / "eval.txt", speakers[3:6])
-    for name in ("BUNDLE", "mine"):
-        shutil.copytree(default_bundle(), folder / name)
+    shutil.copytree(default_bundle(), folder / "mine")
+    _save_tiny_bundle(folder / "BUNDLE")
     write_torch(folder / "ecapa_tdnn.bin", source_tensors(default_bundle()))
     return folder
+
+
+def _save_tiny_bundle(path: Path) -> None:
+    """One SE-Res2 block, random weights: for what is about calls, not about scores, and compiles often."""
+    network = EcapaConfig(
+        channels=(16, 16),
+        kernel_sizes=(5, 3),
+        dilations=(2,),
+        res2_scale=2,
+        se_channels=8,
+        attention_channels=8,
+        mfa_channels=16,
+    )
+    config = ModelConfig(ecapa=network)
+    variables = jax.tree.map(np.asarray, functional.init(config, jax.random.key(0)))
+    save_bundle(Bundle(config=config, variables=variables, scoring=Scoring(threshold=0.5), provenance={}), path)
 
 
 def setting() -> dict[str, Any]:
