@@ -44,7 +44,7 @@ docs: $(VENV)/.docs-ready
 	mkdir -p build/api
 	cp -r ecapa_jax build/api/
 	cp -r convert train build/api/ecapa_jax/
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+	cd build/api && NO_MKDOCS_2_WARNING=1 $(abspath $(RUN)) -m mkdocs build --strict --config-file ../../mkdocs.yml
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make demo PYTHON=/path/to/python3"; exit 1; }
