@@ -46,6 +46,12 @@ docs: $(VENV)/.docs-ready
 	cp -r convert train build/api/ecapa_jax/
 	cd build/api && NO_MKDOCS_2_WARNING=1 $(abspath $(RUN)) -m mkdocs build --strict --config-file ../../mkdocs.yml
 
+# The wheel is built from the source archive, so that this shows both.
+dist: $(VENV)/.lint-ready $(VENV)/.test-ready
+	rm -rf dist
+	$(RUN) -m build --outdir dist .
+	DIST_FOLDER=dist $(RUN) -m pytest -n 0 -m "slow or not slow" tests/test_dist.py
+
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make demo PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
