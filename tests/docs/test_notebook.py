@@ -43,5 +43,8 @@ KERNEL = {
     "MPLCONFIGDIR": "{}/matplotlib",
     "TMPDIR": "{}",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_COMPILATION_CACHE_DIR": "{}/programs",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
-"""Nothing is written outside the test's folder; programs of a few calls need no optimization."""
+"""Nothing is written outside the test's folder; programs of a few calls need no optimization,
+and the same program in another encoder need not be compiled again."""
