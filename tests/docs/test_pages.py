@@ -16,6 +16,10 @@ from helpers.sandbox import furnish, setting
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+GIVEN = {"serve.md": {"my_model": "mine"}}
+"""What a page takes for made on another."""
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every command makes a new encoder, as a new process would; the programs are the same."""
@@ -48,7 +52,14 @@ def _untyped(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
 def test_page(page: Path, furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "here"
-    shutil.copytree(furnished, here, symlinks=True)
+    shutil.copytree(furnished, here)
+    for name, source in GIVEN.get(page.name, {}).items():
+        shutil.copytree(here / source, here / name)
+    if "ecapa-jax serve" in page.read_text("utf-8"):
+        for module in ("fastapi", "uvicorn", "python_multipart"):
+            pytest.importorskip(module, reason="the service needs pip install ecapa-jax[serve]")
+        if not shutil.which("curl"):
+            pytest.skip("the page's requests are made with curl")
     monkeypatch.chdir(here)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     executed = run_page(page, setting())

@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from helpers.page_service import FOUND, PageService
+
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(
     r"^(?P<indent> *)```(?P<language>[a-z]*)(?P<rest>[^`\n]*)\n(?P<text>.*?)^(?P=indent)```$", re.M | re.S
@@ -102,12 +104,21 @@ def run_page(page: Path, setting: dict[str, Any]) -> int:
     Raises:
       PageError: a block is not executable, not marked, or fails.
     """
+    with PageService() as service:
+        executed = _run_blocks(page, setting, service)
+    for command in inline_commands(page):
+        check_options(command, page.name)
+    return executed
+
+
+def _run_blocks(page: Path, setting: dict[str, Any], service: PageService) -> int:
     namespace, executed = {"__name__": "page", **setting}, 0
-    for block in blocks(page):
+    for written in blocks(page):
+        block = dataclasses.replace(written, text=service.addressed(written.text))
         if block.language not in LANGUAGES:
             raise PageError(f"{block.where}: name the block's language, one of {', '.join(LANGUAGES)}")
         if block.language == "sh":
-            executed += _run_shell(block)
+            executed += _run_shell(block, service)
         elif block.language == "python":
             executed += _run_python(block, namespace)
         elif block.language == "toml":
@@ -117,8 +128,6 @@ def run_page(page: Path, setting: dict[str, Any]) -> int:
         else:
             for line in block.text.splitlines():
                 check_options(line, block.where)
-    for command in inline_commands(page):
-        check_options(command, page.name)
     return executed
 
 
@@ -133,7 +142,7 @@ def _run_python(block: Block, namespace: dict[str, Any]) -> int:
     return 1
 
 
-def _run_shell(block: Block) -> int:
+def _run_shell(block: Block, service: PageService) -> int:
     executed = 0
     for line, words in commands(block):
         where = f"{block.page.name}:{line}"
@@ -141,6 +150,11 @@ def _run_shell(block: Block) -> int:
         if program not in PROGRAMS:
             if not block.needs:
                 raise PageError(f"{where}: {words[0]} is not run here; begin the block with '# needs ...'")
+            continue
+        if block.needs is None and (program, *words[1:2]) == ("ecapa-jax", "serve"):
+            _parsed(words[1:], where)
+            service.start(words[1:])
+            executed += 1
             continue
         executed += PROGRAMS[program](words[1:], where, block.needs is None)
     return executed
@@ -224,11 +238,24 @@ def _pip(words: list[str], where: str, run: bool) -> int:
     return 0
 
 
+def _curl(words: list[str], where: str, run: bool) -> int:
+    """A request to the page's own service; it must be answered with success."""
+    if not run:
+        return 0
+    if not any(FOUND.match(word) for word in words):
+        raise PageError(f"{where}: curl asks elsewhere; begin the block with '# needs ...'")
+    done = subprocess.run(["curl", "-sS", "--fail-with-body", *words], capture_output=True, timeout=120, check=False)
+    if done.returncode:
+        raise PageError(f"{where}: curl ends with {done.returncode}\n{(done.stdout + done.stderr).decode()[-2000:]}")
+    return 1
+
+
 PROGRAMS: dict[str, Callable[[list[str], str, bool], int]] = {
     "ecapa-jax": _ecapa_jax,
     "python": _python,
     "make": _make,
     "pip": _pip,
+    "curl": _curl,
 }
 
 

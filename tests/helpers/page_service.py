@@ -1,0 +1,66 @@
+"""The service that a page starts, so that the page's requests reach it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from types import TracebackType
+
+ADDRESS = "http://127.0.0.1:8000"
+"""What pages say; the service of a test takes a free port."""
+
+FOUND = re.compile(r"http://127\.0\.0\.1:\d+")
+QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAXTYPING_DISABLE": "1"}
+
+
+class PageService:
+    """At most one `ecapa-jax serve`, stopped at the page's end.
+
+    Attributes:
+      address: of the running service; None before one is started.
+    """
+
+    def __init__(self) -> None:
+        self.address: str | None = None
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> PageService:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def addressed(self, text: str) -> str:
+        """A block's text with the running service's address."""
+        return text.replace(ADDRESS, self.address) if self.address else text
+
+    def start(self, arguments: list[str]) -> None:
+        """Starts `ecapa-jax serve` in the place of the one before; returns when it listens."""
+        self.stop()
+        command = [sys.executable, "-m", "ecapa_jax.cli.main", *arguments, "--port", "0"]
+        self._process = subprocess.Popen(command, env={**os.environ, **QUICK}, stderr=subprocess.PIPE, text=True)
+        said = []
+        for line in self._process.stderr:
+            said.append(line)
+            if found := FOUND.search(line):
+                self.address = found[0]
+                return
+        raise AssertionError(f"the service ended before it listened: {''.join(said)[-2000:]}")
+
+    def stop(self) -> None:
+        """Stops it as a user does; it must end by itself, without a fault."""
+        if self._process is None:
+            return
+        process, self._process, self.address = self._process, None, None
+        process.terminate()
+        try:
+            _, rest = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        assert process.returncode == 0, rest[-2000:]
