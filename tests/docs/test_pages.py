@@ -56,7 +56,7 @@ def test_page(page: Path, furnished: Path, tmp_path: Path, monkeypatch: pytest.M
     for name, source in GIVEN.get(page.name, {}).items():
         shutil.copytree(here / source, here / name)
     if "ecapa-jax serve" in page.read_text("utf-8"):
-        for module in ("fastapi", "uvicorn", "python_multipart"):
+        for module in ("fastapi", "fastapi_offline", "uvicorn", "python_multipart"):
             pytest.importorskip(module, reason="the service needs pip install ecapa-jax[serve]")
         if not shutil.which("curl"):
             pytest.skip("the page's requests are made with curl")

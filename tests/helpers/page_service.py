@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from types import TracebackType
 
 ADDRESS = "http://127.0.0.1:8000"
@@ -48,7 +49,9 @@ class PageService:
             said.append(line)
             if found := FOUND.search(line):
                 self.address = found[0]
-                return
+                with urllib.request.urlopen(f"{self.address}/healthz", timeout=60):  # waits until it takes requests
+                    return
+        self._process = None
         raise AssertionError(f"the service ended before it listened: {''.join(said)[-2000:]}")
 
     def stop(self) -> None:
@@ -63,4 +66,4 @@ class PageService:
             process.kill()
             process.communicate()
             raise
-        assert process.returncode == 0, rest[-2000:]
+        assert process.returncode == 0, f"ended with {process.returncode}: {rest[-2000:]}"
