@@ -16,6 +16,10 @@ class AudioError(EcapaError, ValueError):
     """A recording can't be read, or can't be embedded (too short, not finite, not audio)."""
 
 
+class TooLongError(AudioError):
+    """A recording is longer than allowed."""
+
+
 class ConversionError(EcapaError, ValueError):
     """A foreign checkpoint can't be converted without a guess or a loss."""
 

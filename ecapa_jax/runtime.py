@@ -23,6 +23,11 @@ SETTINGS = (
 """Environment variables that change what JAX does; shown by `ecapa-jax doctor` when set."""
 
 
+def token() -> str | None:
+    """The token of `ecapa-jax serve`, kept off the command line, which other users of the machine can read."""
+    return os.environ.get("ECAPA_JAX_TOKEN") or None
+
+
 def versions() -> dict[str, str]:
     """Installed versions of what a result depends on."""
     found = {"python": platform.python_version()}

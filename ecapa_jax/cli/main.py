@@ -24,6 +24,7 @@ from ecapa_jax.cli.export import Export
 from ecapa_jax.cli.identify import Enroll, Identify, List, Remove
 from ecapa_jax.cli.info import Info
 from ecapa_jax.cli.prepare import Prepare
+from ecapa_jax.cli.serve import Serve
 from ecapa_jax.cli.threshold import Threshold
 from ecapa_jax.cli.train import Train
 from ecapa_jax.cli.verify import Verify
@@ -44,6 +45,7 @@ Verb = (
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Prepare, tyro.conf.subcommand("prepare")]
     | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Serve, tyro.conf.subcommand("serve")]
     | Annotated[Info, tyro.conf.subcommand("info")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )

@@ -162,7 +162,7 @@ class SpeakerStore:
             connection.executemany(
                 "INSERT INTO utterance (speaker, source, digest, embedding) "
                 "SELECT id, ?, ?, ? FROM speaker WHERE name = ? ON CONFLICT DO NOTHING",
-                ((source, _digest(row), row.tobytes(), name) for name, row in zip(checked, values, strict=True)),
+                ((source, digest_of(row), row.tobytes(), name) for name, row in zip(checked, values, strict=True)),
             )
             return connection.total_changes - before
 
@@ -182,11 +182,20 @@ class SpeakerStore:
           ConfigError: the threshold is outside [-1, 1].
           StoreError: `top` is less than one, or the store can't be read.
         """
-        threshold = self._scoring.threshold if threshold is None else checked_threshold(threshold)
         if top < 1:
             raise StoreError(f"{top} candidates are asked for; ask for 1 or more")
-        embedding = self.encoder.embed([_read(self.encoder, source, short)])
-        candidates = self.search(embedding, top=top)[0]
+        threshold = None if threshold is None else checked_threshold(threshold)
+        embedding = self.encoder.embed([_read(self.encoder, source, short)])[0]
+        return self.identify_embedding(embedding, top=top, threshold=threshold)
+
+    def identify_embedding(
+        self, embedding: Float[np.ndarray, " embedding"], *, top: int = 5, threshold: float | None = None
+    ) -> Identification:
+        """As `identify`, from an embedding that this store's model made."""
+        if top < 1:
+            raise StoreError(f"{top} candidates are asked for; ask for 1 or more")
+        threshold = self._scoring.threshold if threshold is None else checked_threshold(threshold)
+        candidates = self.search(embedding[None], top=top)[0]
         best = candidates[0] if candidates else None
         decided = best is not None and threshold is not None and best.score >= threshold
         return Identification(best.name if best and decided else None, threshold, tuple(candidates))
@@ -295,7 +304,7 @@ def embed_utterances(
         raise StoreError("no recordings given; give one or more")
     waveforms = [_read(encoder, source, short) for source in sources]
     return [
-        Utterance(name_of(source), _digest(waveform), embedding)
+        Utterance(name_of(source), digest_of(waveform), embedding)
         for source, waveform, embedding in zip(sources, waveforms, encoder.embed(waveforms), strict=True)
     ]
 
@@ -319,5 +328,6 @@ def _unit(rows: Float32[np.ndarray, "n embedding"]) -> Float32[np.ndarray, "n em
     return rows / np.where(lengths > 0, lengths, 1)
 
 
-def _digest(values: Float32[np.ndarray, " n"]) -> bytes:
+def digest_of(values: Float32[np.ndarray, " n"]) -> bytes:
+    """What tells an utterance from the others of its speaker: a hash of its samples."""
     return hashlib.sha256(values.tobytes()).digest()[:16]

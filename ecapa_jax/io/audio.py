@@ -17,7 +17,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from ecapa_jax.errors import AudioError, DownloadError
+from ecapa_jax.errors import AudioError, DownloadError, TooLongError
 from ecapa_jax.io import foreign, hub
 
 
@@ -315,5 +315,6 @@ def _truncated(name: str, detail: str) -> AudioError:
     return AudioError(f"{name}: is truncated or damaged ({detail}); copy or download it again")
 
 
-def _too_long(name: str, max_seconds: float) -> AudioError:
-    return AudioError(f"{name}: is longer than {max_seconds / 3600:g} hours; cut it into parts")
+def _too_long(name: str, max_seconds: float) -> TooLongError:
+    limit = f"{max_seconds / 3600:g} hours" if max_seconds >= 3600 else f"{max_seconds:g} seconds"
+    return TooLongError(f"{name}: is longer than {limit}; cut it into parts")

@@ -1,0 +1,82 @@
+"""`ecapa-jax serve`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import tyro
+
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Serve:
+    """Serve the page and the HTTP API; stop it with Ctrl-C or SIGTERM."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; this machine only unless told otherwise."""
+    port: int = 8000
+    """Port; 0 takes a free one."""
+    store: Annotated[str | None, tyro.conf.arg(metavar="STORE", help_behavior_hint="")] = None
+    """File of enrolled speakers, made where it is not there; without it nobody can be enrolled."""
+    token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN", help_behavior_hint="(default: ECAPA_JAX_TOKEN)")] = None
+    """That requests must bring as Authorization: Bearer TOKEN."""
+    allow_urls: Flag = False
+    """Take recordings by http(s) address too, from public hosts only."""
+    max_mb: float = 20.0
+    """Largest request, megabytes."""
+    max_seconds: float = 60.0
+    """Longest recording, seconds."""
+    max_requests: int = 32
+    """Requests in work at once; more are answered with 429."""
+    body_seconds: float = 30.0
+    """Longest time for a request to arrive, or for its answer to be taken."""
+    stop_seconds: float = 30.0
+    """Longest time for the requests in work after a stop is asked for."""
+    warm_up: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 0.0
+    """Compile for recordings up to this length before listening, rather than when the first of each length comes."""
+    model: ModelOptions = Model()
+    output: OutputOptions = Output()
+
+    def run(self) -> None:
+        """Serves until asked to stop."""
+        from ecapa_jax import api, runtime
+        from ecapa_jax.errors import EcapaError
+        from ecapa_jax.identify.store import SpeakerStore
+        from ecapa_jax.io.bundle import read_operating_points
+
+        try:
+            from ecapa_jax.serve.app import create_app
+            from ecapa_jax.serve.run import address_of, listen, server_of
+            from ecapa_jax.serve.service import Service
+            from ecapa_jax.serve.settings import Settings
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("ecapa_jax"):
+                raise
+            raise EcapaError(f"serve needs {error.name}: pip install 'ecapa-jax[serve]'") from error
+        settings = Settings(
+            host=self.host,
+            max_bytes=round(self.max_mb * 1e6),
+            max_seconds=self.max_seconds,
+            max_requests=self.max_requests,
+            body_seconds=self.body_seconds,
+            token=self.token or runtime.token(),
+            allow_urls=self.allow_urls,
+        )
+        with listen(self.host, self.port) as sock:
+            encoder = self.model.load(quiet=self.output.quiet)
+            service = Service(
+                encoder,
+                settings,
+                name=self.model.name,
+                points=read_operating_points(api.resolve(self.model.model, progress=False)),
+                store=SpeakerStore.open(self.store, encoder) if self.store else None,
+            )
+            if not settings.loopback and settings.token is None:
+                self.output.note("anyone who reaches this address may use it: set --token, or listen on 127.0.0.1")
+            if self.warm_up:
+                self.output.note(f"compiling for recordings up to {self.warm_up:g} s")
+            app = create_app(service, warm_up=self.warm_up)
+            self.output.note(f"{address_of(sock)}   API: {address_of(sock)}docs   stop: Ctrl-C")
+            server_of(app, stop_seconds=self.stop_seconds).run(sockets=[sock])

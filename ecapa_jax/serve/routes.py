@@ -1,0 +1,176 @@
+"""The HTTP API."""
+
+from __future__ import annotations
+
+import base64
+import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, UploadFile
+
+from ecapa_jax.identify.store import SpeakerStore
+from ecapa_jax.serve import schema
+from ecapa_jax.serve.samples import SAMPLES
+from ecapa_jax.serve.service import Service
+from ecapa_jax.serve.uploads import FormRoute, recording, recordings
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": schema.Problem, "description": "The form can't be read."},
+    401: {"model": schema.Problem, "description": "The token is missing or wrong."},
+    403: {"model": schema.Problem, "description": "Addresses are not fetched here, or another site's page asks."},
+    408: {"model": schema.Problem, "description": "The request did not arrive in time."},
+    413: {"model": schema.Problem, "description": "The request or a recording is over a limit."},
+    415: {"model": schema.Problem, "description": "It is no multipart/form-data."},
+    422: {"model": schema.Problem, "description": "A recording or a value can't be used."},
+    429: {"model": schema.Problem, "description": "Too many requests at once; try again."},
+    503: {"model": schema.Problem, "description": "The service is stopping, or its store can't be used."},
+}
+NO_STORE: dict[int | str, dict[str, Any]] = {404: {"model": schema.Problem, "description": "There is no store."}}
+
+router = APIRouter(prefix="/v1", route_class=FormRoute, responses=REFUSALS)
+
+Threshold = Annotated[float | None, Form(description="Accept at this score or above; the model's if left out.")]
+Upload = Annotated[UploadFile | None, File(description="WAV, FLAC, OGG or MP3; any rate, any number of channels.")]
+Uploads = Annotated[list[UploadFile] | None, File(description="Recordings, each as for verify.")]
+Url = Annotated[str | None, Form(description="In place of the file, where --allow-urls is on.")]
+Urls = Annotated[list[str] | None, Form(description="Addresses, where --allow-urls is on.")]
+
+
+def service_of(request: Request) -> Service:
+    """The service that the app was made for."""
+    found: Service = request.app.state.service
+    return found
+
+
+def store_of(service: Annotated[Service, Depends(service_of)]) -> SpeakerStore:
+    """Its store."""
+    if service.store is None:
+        raise HTTPException(404, "this service has no store of speakers: start it with --store FILE")
+    return service.store
+
+
+TheService = Annotated[Service, Depends(service_of)]
+TheStore = Annotated[SpeakerStore, Depends(store_of)]
+
+
+@router.get("/model", tags=["about"])
+async def model(service: TheService) -> schema.ModelAnswer:
+    """The model, what it was measured at, and what this service allows."""
+    encoder, settings = service.encoder, service.settings
+    scoring = encoder.scoring
+    return schema.ModelAnswer(
+        name=service.name,
+        embedding_dim=encoder.config.ecapa.embedding_dim,
+        parameters=service.parameters(),
+        sample_rate=encoder.sample_rate,
+        threshold=scoring.threshold,
+        score_type=scoring.score_type,
+        scale=encoder.scorer.scale,
+        operating_points=[schema.OperatingPoint.model_validate(point) for point in service.points],
+        minimum_seconds=service.minimum_seconds,
+        max_seconds=settings.max_seconds,
+        max_bytes=settings.max_bytes,
+        max_files=settings.max_files,
+        allow_urls=settings.allow_urls,
+        store=service.store is not None,
+        samples=[schema.Sample(name=name, title=title) for name, title in SAMPLES.items()],
+    )
+
+
+@router.post("/verify", tags=["score"])
+async def verify(
+    service: TheService,
+    a: Upload = None,
+    b: Upload = None,
+    a_url: Url = None,
+    b_url: Url = None,
+    threshold: Threshold = None,
+) -> schema.VerifyAnswer:
+    """Scores two recordings: one speaker or two?"""
+    start = time.perf_counter()
+    pair = [
+        await recording(a, a_url, "a", service.settings),
+        await recording(b, b_url, "b", service.settings),
+    ]
+    answer, seconds = await service.verify(*pair, threshold)
+    return schema.VerifyAnswer(
+        score=answer.score,
+        same_speaker=answer.same_speaker,
+        threshold=answer.threshold,
+        score_type=answer.score_type,
+        seconds=seconds,
+        milliseconds=_since(start),
+        model=service.name,
+    )
+
+
+@router.post("/embed", tags=["score"])
+async def embed(service: TheService, file: Uploads = None, file_url: Urls = None) -> schema.EmbedAnswer:
+    """Embeds recordings; equal to what each gives alone."""
+    start = time.perf_counter()
+    found = await recordings(file or [], file_url or [], "file", service.settings)
+    waveforms, rows = await service.embed(found)
+    return schema.EmbedAnswer(
+        embeddings=rows.tolist(),
+        seconds=[len(waveform) / service.encoder.sample_rate for waveform in waveforms],
+        milliseconds=_since(start),
+        model=service.name,
+        fingerprint=service.encoder.fingerprint,
+    )
+
+
+@router.post("/features", tags=["score"])
+async def features(service: TheService, file: Upload = None, file_url: Url = None) -> schema.FeaturesAnswer:
+    """What there is to see of a recording: its waveform, and the log-mel features that the network sees."""
+    picture, seconds = await service.picture(await recording(file, file_url, "file", service.settings))
+    mels, columns = picture.features.shape
+    return schema.FeaturesAnswer(
+        seconds=seconds,
+        peaks=[(round(float(low), 4), round(float(high), 4)) for low, high in picture.peaks],
+        frames=picture.frames,
+        mels=mels,
+        columns=columns,
+        lowest=picture.lowest,
+        highest=picture.highest,
+        image=base64.b64encode(picture.features.tobytes()).decode(),
+    )
+
+
+@router.post("/enroll", tags=["speakers"], responses=NO_STORE)
+async def enroll(
+    service: TheService,
+    store: TheStore,
+    name: Annotated[str, Form(description="The speaker's name.")],
+    file: Uploads = None,
+    file_url: Urls = None,
+) -> schema.EnrollAnswer:
+    """Enrols recordings of a speaker, new or known; all of them or none."""
+    done = await service.enroll(store, name, await recordings(file or [], file_url or [], "file", service.settings))
+    return schema.EnrollAnswer(name=done.name, added=done.added, known=done.known)
+
+
+@router.post("/identify", tags=["speakers"], responses=NO_STORE)
+async def identify(
+    service: TheService,
+    store: TheStore,
+    file: Upload = None,
+    file_url: Url = None,
+    top: Annotated[int, Form(ge=1, le=100, description="Candidates to return.")] = 5,
+    threshold: Threshold = None,
+) -> schema.IdentifyAnswer:
+    """Says which enrolled speaker made a recording, or that none did."""
+    one = await recording(file, file_url, "file", service.settings)
+    found = await service.identify(store, one, top=top, threshold=threshold)
+    candidates = [schema.CandidateAnswer(name=one.name, score=one.score) for one in found.candidates]
+    return schema.IdentifyAnswer(speaker=found.speaker, threshold=found.threshold, candidates=candidates)
+
+
+@router.get("/speakers", tags=["speakers"], responses=NO_STORE)
+async def speakers(service: TheService, store: TheStore) -> list[schema.SpeakerAnswer]:
+    """Everyone enrolled, by name."""
+    everyone = await service.speakers(store)
+    return [schema.SpeakerAnswer(name=one.name, utterances=one.utterances) for one in everyone]
+
+
+def _since(start: float) -> float:
+    return round(1000 * (time.perf_counter() - start), 1)

@@ -1,0 +1,214 @@
+"""What the service does, without HTTP: recordings as bytes in, answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import io
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+import jax
+import numpy as np
+from jaxtyping import Float32
+
+from ecapa_jax.encoder import SpeakerEncoder
+from ecapa_jax.errors import AudioError, ConfigError, StoreError
+from ecapa_jax.identify.database import Speaker, Utterance, checked_name
+from ecapa_jax.identify.store import Enrolment, Identification, SpeakerStore, digest_of
+from ecapa_jax.io.audio import is_silent, load_audio
+from ecapa_jax.scorer import Verification, checked_threshold
+from ecapa_jax.serve.batcher import Batcher
+from ecapa_jax.serve.fetch import fetch_public
+from ecapa_jax.serve.picture import Painter, Picture
+from ecapa_jax.serve.settings import Settings
+
+T = TypeVar("T")
+Waveform = Float32[np.ndarray, " samples"]
+
+_LONGEST_NAME = 80
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A recording of a request: content and name of a file, or an address."""
+
+    name: str
+    content: bytes = b""
+    url: str = ""
+
+
+class _Named(io.BytesIO):
+    """Bytes that bring the name that messages shall show."""
+
+    def __init__(self, content: bytes, name: str):
+        super().__init__(content)
+        self.name = name
+
+
+class Service:
+    """A model, its batcher, and where there is one the store of enrolled speakers.
+
+    Attributes:
+      encoder, name: the model.
+      points: its operating points.
+    """
+
+    def __init__(
+        self,
+        encoder: SpeakerEncoder,
+        settings: Settings,
+        *,
+        name: str = "default",
+        points: Sequence[dict[str, Any]] = (),
+        store: SpeakerStore | None = None,
+    ):
+        self.encoder = encoder
+        self.settings = settings
+        self.name = name
+        self.points = list(points)
+        self.store = store
+        self.batcher = Batcher(encoder)
+        self._painter = Painter(encoder)
+        self._painting = threading.Lock()  # one picture at a time: the processor is for embeddings
+        self._decoding: anyio.CapacityLimiter | None = None
+        self._storing: anyio.CapacityLimiter | None = None
+
+    @property
+    def minimum_seconds(self) -> float:
+        """Of a recording."""
+        return self.encoder.minimum_samples / self.encoder.sample_rate
+
+    async def read(self, recording: Recording) -> Waveform:
+        """The waveform of a recording, as `SpeakerEncoder.read` gives it.
+
+        Raises:
+          AudioError: it is no audio, too short, too long, silent or damaged.
+          DownloadError: its address can't be fetched.
+        """
+        if self._decoding is None:
+            self._decoding = anyio.CapacityLimiter(os.cpu_count() or 1)
+        if recording.url:
+            content = await anyio.to_thread.run_sync(self._fetched, recording.url)
+            recording = dataclasses.replace(recording, content=content, url="")
+        return await anyio.to_thread.run_sync(self._decoded, recording, limiter=self._decoding)
+
+    async def embed_views(self, waveforms: Sequence[Waveform]) -> Float32[np.ndarray, "n views embedding"]:
+        """As `SpeakerEncoder.embed_views`, in batches shared with other requests."""
+        views = [view for waveform in waveforms for view in self.encoder.scorer.views(waveform)]
+        rows = await asyncio.gather(*map(self.batcher.embed, views))
+        return np.stack(rows).reshape(len(waveforms), self.encoder.scorer.n_views, -1)
+
+    async def embed(self, recordings: Sequence[Recording]) -> tuple[list[Waveform], Float32[np.ndarray, "n embedding"]]:
+        """Waveforms and embeddings of recordings."""
+        waveforms = [await self.read(recording) for recording in recordings]
+        return waveforms, np.stack(await asyncio.gather(*map(self.batcher.embed, waveforms)))
+
+    async def verify(self, a: Recording, b: Recording, threshold: float | None) -> tuple[Verification, list[float]]:
+        """The answer to a trial, and the seconds of both recordings.
+
+        Raises:
+          ConfigError: the threshold is out of the score's range.
+        """
+        scorer = self.encoder.scorer
+        threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
+        waveforms = [await self.read(a), await self.read(b)]
+        seconds = [len(waveform) / self.encoder.sample_rate for waveform in waveforms]
+        views = await self.embed_views(waveforms)
+        score = await anyio.to_thread.run_sync(scorer.score, views[0], views[1], seconds)
+        same_speaker = None if threshold is None else score >= threshold
+        return Verification(score, same_speaker, threshold, scorer.scoring.score_type), seconds
+
+    async def picture(self, recording: Recording) -> tuple[Picture, float]:
+        """What the page draws of a recording, and its seconds."""
+        waveform = await self.read(recording)
+        picture = await anyio.to_thread.run_sync(self._painted, waveform)
+        return picture, len(waveform) / self.encoder.sample_rate
+
+    async def enroll(self, store: SpeakerStore, name: str, recordings: Sequence[Recording]) -> Enrolment:
+        """As `SpeakerStore.enroll`."""
+        try:
+            name = checked_name(name)
+        except StoreError as error:  # the only one whose words are for the client
+            raise ConfigError(str(error)) from error
+        waveforms, rows = await self.embed(recordings)
+        utterances = [
+            Utterance(recording.name, digest_of(waveform), row)
+            for recording, waveform, row in zip(recordings, waveforms, rows, strict=True)
+        ]
+        added = await self._with_store(lambda: store.database.enroll(name, utterances))
+        return Enrolment(name, added, len(utterances) - added)
+
+    async def identify(
+        self, store: SpeakerStore, recording: Recording, *, top: int, threshold: float | None
+    ) -> Identification:
+        """As `SpeakerStore.identify`."""
+        threshold = None if threshold is None else checked_threshold(threshold)
+        _, rows = await self.embed([recording])
+        return await self._with_store(lambda: store.identify_embedding(rows[0], top=top, threshold=threshold))
+
+    async def speakers(self, store: SpeakerStore) -> list[Speaker]:
+        """Everyone enrolled."""
+        return await self._with_store(store.speakers)
+
+    def warm_up(self, max_seconds: float) -> int:
+        """Compiles what recordings up to `max_seconds` need; returns how many programs of the encoder there are."""
+        count = self.encoder.warm_up(max_seconds)
+        length = self.encoder.minimum_samples
+        while length <= max_seconds * self.encoder.sample_rate:
+            self._painted(np.zeros(length, np.float32))
+            length += length // 8 + 1  # no bucket is left out: there are four to a doubling
+        score = np.ones((self.encoder.scorer.n_views, self.encoder.config.ecapa.embedding_dim), np.float32)
+        self.encoder.score(score, score, [1.0, 1.0])
+        return count
+
+    def parameters(self) -> int:
+        """Weights of the model."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.encoder.variables["params"]))
+
+    def close(self) -> None:
+        """Ends what runs, and closes the store."""
+        self.batcher.close()
+        if self.store is not None:
+            self.store.close()
+
+    async def _with_store(self, action: Callable[[], T]) -> T:
+        if self._storing is None:
+            self._storing = anyio.CapacityLimiter(1)
+        return await anyio.to_thread.run_sync(action, limiter=self._storing)
+
+    def _fetched(self, url: str) -> bytes:
+        return fetch_public(url, max_bytes=self.settings.max_bytes, seconds=self.settings.body_seconds)
+
+    def _painted(self, waveform: Waveform) -> Picture:
+        with self._painting:
+            return self._painter.picture(waveform)
+
+    def _decoded(self, recording: Recording) -> Waveform:
+        rate, name = self.encoder.sample_rate, recording.name
+        waveform = load_audio(
+            _Named(recording.content, name),
+            sample_rate=None,
+            target_rate=rate,
+            channel=self.encoder.config.fbank.channel,
+            max_seconds=self.settings.max_seconds,
+        )
+        if len(waveform) < self.encoder.minimum_samples:
+            raise AudioError(
+                f"{name}: is too short: {1000 * len(waveform) / rate:.0f} ms, this model needs "
+                f"{1000 * self.minimum_seconds:.0f} ms; record more"
+            )
+        if is_silent(waveform):
+            raise AudioError(f"{name}: is silent (all samples are equal); give a recording of speech")
+        return waveform
+
+
+def shown_name(name: str | None, otherwise: str) -> str:
+    """A file's name as its sender wrote it, fit for one line."""
+    base = (name or "").replace("\\", "/").rpartition("/")[2]
+    shown = "".join(character for character in base if character.isprintable()).strip()
+    return shown[:_LONGEST_NAME] or otherwise

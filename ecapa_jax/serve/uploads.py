@@ -1,0 +1,82 @@
+"""Forms that stay in memory, and the recordings in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from fastapi import HTTPException, Request, Response, UploadFile
+from fastapi.routing import APIRoute
+from starlette.datastructures import FormData
+from starlette.formparsers import MultiPartException, MultiPartParser
+
+from ecapa_jax.serve.service import Recording, shown_name
+from ecapa_jax.serve.settings import LARGEST_BODY, Settings
+
+_MAX_FIELDS = 64
+_MAX_FIELD_BYTES = 16_384
+_LONGEST_URL = 4_096
+
+
+class _Parser(MultiPartParser):
+    spool_max_size = LARGEST_BODY  # what is said into a microphone is never written to a disk
+
+
+class _FormRequest(Request):
+    """A request whose form is parsed in memory, within the limits."""
+
+    async def form(self, **_: Any) -> FormData:  # type: ignore[override, unused-ignore]
+        """The form, once."""
+        if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+            raise HTTPException(415, "send the recordings as multipart/form-data (curl -F name=@file)")
+        settings: Settings = self.app.state.service.settings
+        parser = _Parser(
+            self.headers,
+            self.stream(),
+            max_files=settings.max_files,
+            max_fields=_MAX_FIELDS,
+            max_part_size=_MAX_FIELD_BYTES,
+        )
+        try:
+            return await parser.parse()
+        except MultiPartException as error:
+            raise HTTPException(400, f"the form can't be read: {' '.join(error.message.split())}") from error
+        except (KeyError, LookupError, ValueError) as error:  # no boundary, an unknown charset
+            raise HTTPException(400, "the form can't be read: its headers are wrong; use an HTTP library") from error
+
+
+class FormRoute(APIRoute):
+    """A route that takes forms in this way."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, given another kind of request."""
+        handler = super().get_route_handler()
+
+        async def with_form(request: Request) -> Response:
+            return await handler(_FormRequest(request.scope, request.receive))
+
+        return with_form
+
+
+async def recording(upload: UploadFile | None, url: str | None, field: str, settings: Settings) -> Recording:
+    """The one recording of a field: a file, or an address where these are allowed."""
+    found = await recordings([upload] if upload else [], [url] if url else [], field, settings)
+    if len(found) > 1:
+        raise HTTPException(422, f"{field}: give a file or {field}_url, not both")
+    return found[0]
+
+
+async def recordings(
+    uploads: Sequence[UploadFile], urls: Sequence[str], field: str, settings: Settings
+) -> list[Recording]:
+    """The recordings of a field, at least one: files, then addresses where these are allowed."""
+    if urls and not settings.allow_urls:
+        raise HTTPException(403, "addresses are not fetched here: upload the file, or start with --allow-urls")
+    if any(len(url) > _LONGEST_URL for url in urls):
+        raise HTTPException(422, f"{field}_url: is longer than {_LONGEST_URL} characters; give the file")
+    if not uploads and not urls:
+        raise HTTPException(422, f"{field}: no recording in it; give a file (curl -F {field}=@file)")
+    if len(uploads) + len(urls) > settings.max_files:
+        raise HTTPException(422, f"{field}: more than {settings.max_files} recordings; send several requests")
+    files = [Recording(shown_name(upload.filename, field), await upload.read()) for upload in uploads]
+    return files + [Recording(shown_name(url.partition("?")[0], field), url=url) for url in urls]
