@@ -1,0 +1,23 @@
+// Error rates at any threshold, as far as the bundle's operating points tell: both rates are monotonic in the
+// threshold, so that the measured thresholds on either side bound them.
+
+export function ratesAt(points, threshold) {
+  return [...Map.groupBy(points, (point) => point.trials)].map(([trials, list]) => {
+    const sorted = list.toSorted((one, other) => one.threshold - other.threshold);
+    const below = sorted.findLast((point) => point.threshold <= threshold);
+    const above = sorted.find((point) => point.threshold >= threshold);
+    return {
+      trials,
+      far: [above?.far ?? 0, below?.far ?? 1],
+      frr: [below?.frr ?? 0, above?.frr ?? 1],
+    };
+  });
+}
+
+export function shown([low, high]) {
+  const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}`;
+  if (percent(low) === percent(high)) return `${percent(low)} %`;
+  if (high === 1) return `at least ${percent(low)} %`;
+  if (low === 0) return `at most ${percent(high)} %`;
+  return `${percent(low)} to ${percent(high)} %`;
+}

@@ -1,0 +1,144 @@
+// One of the two recordings: chosen, uploaded, dropped or recorded, then shown.
+
+import { Locked, call } from "./service.js";
+import { Recorder } from "./recorder.js";
+import { drawMel, drawWave } from "./pictures.js";
+
+export class Slot {
+  constructor(root, letter, { onChange, onLocked }) {
+    Object.assign(this, { root, letter, onChange, onLocked, file: null, turn: 0 });
+    root.append(document.getElementById("slot").content.cloneNode(true));
+    this.find = (name) => root.querySelector(`.${name}`);
+    const heading = root.querySelector("h2");
+    heading.textContent = `Recording ${letter}`;
+    heading.id = `title-${letter.toLowerCase()}`;
+    this.find("sample").id = `sample-${letter}`;
+    this.find("sample-label").htmlFor = `sample-${letter}`;
+    this.find("file").setAttribute("aria-label", `Upload a file as recording ${letter}`);
+    this.find("record").setAttribute("aria-label", `Record ${letter} with the microphone`);
+    this.find("level").setAttribute("aria-label", `Level of the microphone for recording ${letter}`);
+    this.listen();
+  }
+
+  listen() {
+    this.find("sample").addEventListener("change", () => this.choose(this.find("sample").value));
+    this.find("file").addEventListener("change", ({ target }) => {
+      if (target.files.length) this.take(target.files[0]);
+      target.value = "";
+    });
+    this.find("record").addEventListener("click", () => this.toggle());
+    this.root.addEventListener("dragover", (event) => { event.preventDefault(); this.root.classList.add("over"); });
+    this.root.addEventListener("dragleave", () => this.root.classList.remove("over"));
+    this.root.addEventListener("drop", (event) => {
+      event.preventDefault();
+      this.root.classList.remove("over");
+      if (event.dataTransfer.files.length) this.take(event.dataTransfer.files[0]);
+    });
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
+  }
+
+  allow(model) {
+    this.model = model;
+    for (const { name, title } of model.samples) this.find("sample").append(new Option(title, name));
+  }
+
+  async choose(name) {
+    if (!name) return;
+    const title = this.find("sample").selectedOptions[0].textContent;
+    const response = await fetch(`/samples/${name}`).catch(() => null);
+    if (!response?.ok) { this.fail("The sample can't be read. Check that the service runs."); return; }
+    await this.take(new File([await response.blob()], name, { type: "audio/flac" }), title);
+  }
+
+  async take(file, title) {
+    this.turn += 1;
+    const turn = this.turn;
+    if (!title) this.find("sample").value = "";
+    this.clear();
+    if (file.size > this.model.max_bytes / 2) {
+      this.fail(`${file.name} is too large: ${megabytes(file.size)}, this service takes ${megabytes(this.model.max_bytes / 2)} a recording. Cut it.`);
+      return;
+    }
+    this.root.setAttribute("aria-busy", "true");
+    try {
+      const features = await call("/v1/features", { file });
+      if (turn !== this.turn) return; // another choice came in between
+      Object.assign(this, { file, features });
+      this.find("name").textContent = `${title || file.name} · ${features.seconds.toFixed(1)} s`;
+      this.url = URL.createObjectURL(file);
+      this.root.querySelector("audio").src = this.url;
+      this.find("pictures").hidden = false;
+      this.draw();
+    } catch (error) {
+      if (turn !== this.turn) return;
+      if (error instanceof Locked) this.onLocked();
+      this.fail(sentence(error.message));
+    } finally {
+      if (turn === this.turn) this.root.removeAttribute("aria-busy");
+      this.onChange();
+    }
+  }
+
+  draw() {
+    if (!this.features) return;
+    const { peaks, frames, mels, seconds } = this.features;
+    drawWave(this.find("wave"), peaks);
+    drawMel(this.find("mel"), this.features);
+    this.find("wave").setAttribute("aria-label", `Waveform of recording ${this.letter}, ${seconds.toFixed(1)} seconds`);
+    this.find("mel").setAttribute("aria-label", `Log-mel picture of recording ${this.letter}`);
+    this.find("mel-caption").textContent = `What the model sees: ${mels} log-mel bands, ${frames} frames`;
+  }
+
+  clear() {
+    Object.assign(this, { file: null, features: null });
+    if (this.url) URL.revokeObjectURL(this.url);
+    this.url = null;
+    this.root.querySelector("audio").removeAttribute("src");
+    this.find("pictures").hidden = true;
+    this.find("message").textContent = "";
+    this.onChange();
+  }
+
+  fail(message) {
+    this.find("message").textContent = message;
+    this.onChange();
+  }
+
+  async toggle() {
+    if (this.recorder) { await this.finish(); return; }
+    this.find("message").textContent = "";
+    this.recorder = new Recorder({
+      maxSeconds: this.model.max_seconds,
+      onLevel: (peak, seconds) => {
+        this.find("level").value = peak;
+        this.find("clock").textContent = `${seconds.toFixed(1)} s`;
+      },
+      onFull: () => this.finish(),
+    });
+    try {
+      await this.recorder.start();
+      this.recorded(true);
+    } catch (error) {
+      this.recorder = null;
+      this.fail(error.message);
+    }
+  }
+
+  async finish() {
+    const recorder = this.recorder;
+    if (!recorder) return;
+    this.recorder = null;
+    this.recorded(false);
+    await this.take(await recorder.stop(`recording ${this.letter}.wav`));
+  }
+
+  recorded(on) {
+    this.find("record").textContent = on ? "Stop" : "Record";
+    this.find("record").setAttribute("aria-pressed", String(on));
+    this.find("record").setAttribute("aria-label", on ? `Stop recording ${this.letter}` : `Record ${this.letter} with the microphone`);
+    this.find("recording").hidden = !on;
+  }
+}
+
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
