@@ -1,20 +1,29 @@
-// The score on a half circle, with the threshold as a mark.
+// The score on a half circle, with the threshold as a mark that a pointer can drag; keys move the slider beside it.
 
 const SVG = "http://www.w3.org/2000/svg";
 const CENTRE = [160, 160];
 const RADIUS = 120;
 
 export class Dial {
-  constructor(svg, [lowest, highest]) {
-    Object.assign(this, { svg, lowest, highest });
-    this.arc = this.add("path", { class: "arc", d: arc() });
+  constructor(svg, [lowest, highest], onThreshold) {
+    Object.assign(this, { svg, lowest, highest, onThreshold });
+    svg.replaceChildren(svg.querySelector("title"));
+    this.add("path", { class: "arc", d: arc() });
+    this.filled = this.add("path", { class: "arc filled", d: arc(), pathLength: 1, "stroke-dasharray": "0 2" });
     for (let step = 0; step <= 4; step += 1) this.tick(lowest + ((highest - lowest) * step) / 4);
-    this.needle = this.add("line", { class: "needle", x1: 160, y1: 62, x2: 160, y2: 92, visibility: "hidden" });
-    this.mark = this.add("line", { class: "mark", x1: 160, y1: 26, x2: 160, y2: 56, visibility: "hidden" });
+    this.needle = this.add("path", { class: "needle", d: "M 160 54 l -7 16 h 14 z", visibility: "hidden" });
+    this.mark = this.add("g", { class: "mark", visibility: "hidden" });
+    this.add("path", { class: "grip", d: "M 146 20 h 28 v 44 h -28 z" }, this.mark);
+    this.add("path", { class: "line", d: "M 160 28 V 54 M 154 26 h 12" }, this.mark);
+    this.mark.addEventListener("pointerdown", (event) => { event.preventDefault(); this.mark.setPointerCapture(event.pointerId); });
+    this.mark.addEventListener("pointermove", (event) => {
+      if (this.mark.hasPointerCapture(event.pointerId)) this.onThreshold(this.valueAt(event));
+    });
   }
 
   show(score, threshold, text) {
     this.turn(this.needle, score);
+    this.filled.setAttribute("stroke-dasharray", `${score === null ? 0 : this.angle(score) / 180} 2`);
     this.turn(this.mark, threshold);
     this.svg.querySelector("title").textContent = text;
   }
@@ -29,6 +38,13 @@ export class Dial {
     return 180 * Math.max(0, Math.min(1, share));
   }
 
+  valueAt({ clientX, clientY }) {
+    const place = new DOMPoint(clientX, clientY).matrixTransform(this.svg.getScreenCTM().inverse());
+    const angle = Math.atan2(CENTRE[1] - place.y, CENTRE[0] - place.x); // 0 on the left, pi on the right
+    const share = angle < -Math.PI / 2 ? 1 : Math.max(0, angle / Math.PI);
+    return this.lowest + share * (this.highest - this.lowest);
+  }
+
   tick(value) {
     const radians = (Math.PI * (180 - this.angle(value))) / 180;
     const text = this.add("text", {
@@ -39,10 +55,10 @@ export class Dial {
     text.textContent = String(Math.round(100 * value) / 100).replace("-", "−");
   }
 
-  add(kind, attributes) {
+  add(kind, attributes, parent = this.svg) {
     const element = document.createElementNS(SVG, kind);
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-    this.svg.append(element);
+    parent.append(element);
     return element;
   }
 }

@@ -23,11 +23,11 @@ async function start() {
   for (const slot of slots) slot.allow(model);
   // An unbounded score has no ends: what matters lies around its threshold.
   const range = ["cosine", "half"].includes(model.score_type) ? [-1, 1] : [(model.threshold ?? 0) - 10, (model.threshold ?? 0) + 10];
-  state.dial = new Dial(at("dial"), range);
+  state.dial = new Dial(at("dial"), range, (value) => { at("threshold").value = value; refresh(); });
   [at("threshold").min, at("threshold").max] = range;
   at("threshold").value = model.threshold ?? (range[0] + range[1]) / 2;
   at("reset").hidden = model.threshold === null;
-  at("scale").textContent = `Score: ${model.scale}`;
+  at("scale").textContent = `Score: ${model.scale}. The red mark is the threshold: drag it.`;
   at("model").textContent = `Model: ${model.name}, ${(model.parameters / 1e6).toFixed(1)} million parameters, voiceprints of ${model.embedding_dim} numbers`;
   refresh();
 }

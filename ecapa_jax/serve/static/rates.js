@@ -2,9 +2,9 @@
 // threshold, so that the measured thresholds on either side bound them.
 
 export function ratesAt(points, threshold) {
-  return [...Map.groupBy(points, (point) => point.trials)].map(([trials, list]) => {
-    const sorted = list.toSorted((one, other) => one.threshold - other.threshold);
-    const below = sorted.findLast((point) => point.threshold <= threshold);
+  return [...new Set(points.map((point) => point.trials))].map((trials) => {
+    const sorted = points.filter((point) => point.trials === trials).sort((one, other) => one.threshold - other.threshold);
+    const below = sorted.filter((point) => point.threshold <= threshold).at(-1);
     const above = sorted.find((point) => point.threshold >= threshold);
     return {
       trials,

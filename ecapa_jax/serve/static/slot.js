@@ -39,6 +39,7 @@ export class Slot {
 
   allow(model) {
     this.model = model;
+    this.find("sample").length = 1;
     for (const { name, title } of model.samples) this.find("sample").append(new Option(title, name));
   }
 
