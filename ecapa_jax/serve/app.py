@@ -86,7 +86,6 @@ def _add_page(app: FastAPI) -> None:
         return FileResponse(_FOLDER / "static" / "index.html")
 
     app.mount("/static", StaticFiles(directory=_FOLDER / "static"))
-    app.mount("/samples", StaticFiles(directory=_FOLDER / "samples"))
 
 
 def _add_errors(app: FastAPI) -> None:

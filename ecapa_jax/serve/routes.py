@@ -10,7 +10,6 @@ from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, Uplo
 
 from ecapa_jax.identify.store import SpeakerStore
 from ecapa_jax.serve import schema
-from ecapa_jax.serve.samples import SAMPLES
 from ecapa_jax.serve.service import Service
 from ecapa_jax.serve.uploads import FormRoute, recording, recordings
 
@@ -26,6 +25,16 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     503: {"model": schema.Problem, "description": "The service is stopping, or its store can't be used."},
 }
 NO_STORE: dict[int | str, dict[str, Any]] = {404: {"model": schema.Problem, "description": "There is no store."}}
+
+SAMPLES = {
+    "slt_1.flac": "Woman, sentence 1",
+    "slt_2.flac": "Woman, sentence 2",
+    "rms_1.flac": "Man, sentence 1",
+    "rms_2.flac": "Man, sentence 2",
+    "awb_1.flac": "Scottish man, sentence 1",
+    "awb_2.flac": "Scottish man, sentence 2",
+}
+"""Files in static/samples and their titles: the recordings of the repository's examples/audio."""
 
 router = APIRouter(prefix="/v1", route_class=FormRoute, responses=REFUSALS)
 

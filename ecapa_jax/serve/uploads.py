@@ -20,6 +20,19 @@ _LONGEST_URL = 4_096
 
 class _Parser(MultiPartParser):
     spool_max_size = LARGEST_BODY  # what is said into a microphone is never written to a disk
+    _ended = False
+
+    def on_end(self) -> None:
+        self._ended = True
+
+    async def parse(self) -> FormData:
+        """The form, if it is there to its last boundary; a part that is cut off would be left out unseen."""
+        form = await super().parse()
+        if not self._ended:
+            for file in self._files_to_close_on_error:
+                file.close()
+            raise MultiPartException("it is cut short")
+        return form
 
 
 class _FormRequest(Request):

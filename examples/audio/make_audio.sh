@@ -7,7 +7,7 @@ say() {
   flite -voice "$1" -t "$3" -o "$1_$2.wav"
   sox -D "$1_$2.wav" -r 16000 -c 1 -b 16 "$1_$2.flac"
   rm "$1_$2.wav"
-  cp "$1_$2.flac" ../../ecapa_jax/serve/samples/ # the page offers them too
+  cp "$1_$2.flac" ../../ecapa_jax/serve/static/samples/ # the page offers them too
 }
 for voice in slt rms awb; do
   say "$voice" 1 "The north wind and the sun were disputing which was the stronger, when a traveller came along."

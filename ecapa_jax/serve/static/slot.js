@@ -46,7 +46,7 @@ export class Slot {
   async choose(name) {
     if (!name) return;
     const title = this.find("sample").selectedOptions[0].textContent;
-    const response = await fetch(`/samples/${name}`).catch(() => null);
+    const response = await fetch(`/static/samples/${name}`).catch(() => null);
     if (!response?.ok) { this.fail("The sample can't be read. Check that the service runs."); return; }
     await this.take(new File([await response.blob()], name, { type: "audio/flac" }), title);
   }

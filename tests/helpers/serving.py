@@ -1,0 +1,62 @@
+"""Services to talk to: in process, or on a port of this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+for needed in ("fastapi", "fastapi_offline", "uvicorn", "python_multipart", "httpx2"):
+    pytest.importorskip(needed, reason="needs the extra serve")
+
+from fastapi.testclient import TestClient
+
+from ecapa_jax.encoder import SpeakerEncoder
+from ecapa_jax.identify.store import SpeakerStore
+from ecapa_jax.serve.app import create_app
+from ecapa_jax.serve.run import address_of, listen, server_of
+from ecapa_jax.serve.service import Service
+from ecapa_jax.serve.settings import Settings
+from helpers.bundles import POINT
+
+
+@contextlib.contextmanager
+def client(encoder: SpeakerEncoder, *, store: SpeakerStore | None = None, **settings: Any) -> Iterator[TestClient]:
+    """A client of an app in this process; every fault of the app is raised."""
+    service = Service(encoder, Settings(**settings), name="small", points=[POINT], store=store)
+    with TestClient(create_app(service), base_url="http://127.0.0.1") as talking:
+        yield talking
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A server in a thread."""
+
+    url: str
+    port: int
+    service: Service
+    server: Any
+
+
+@contextlib.contextmanager
+def running(encoder: SpeakerEncoder, *, stop_seconds: float = 5.0, name: str = "small", **settings: Any) -> Iterator[Running]:
+    """A real server on a free port of this machine, stopped at the end."""
+    service = Service(encoder, Settings(**settings), name=name, points=[POINT, POINT | {"threshold": 0.5, "far": 0.001, "frr": 0.1}])
+    server = server_of(create_app(service), stop_seconds=stop_seconds)
+    with listen("127.0.0.1", 0) as sock:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        try:
+            yield Running(address_of(sock).rstrip("/"), sock.getsockname()[1], service, server)
+        finally:
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive()
