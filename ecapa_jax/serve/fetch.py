@@ -133,8 +133,8 @@ def _body(response: http.client.HTTPResponse, name: str, max_bytes: int, end: fl
     declared = response.length
     body = bytearray()
     while len(body) <= max_bytes and (declared is None or declared <= max_bytes):
-        _left(end)  # each wait is bounded by the socket's timeout, the sum of them here
         block = response.read1(_BLOCK)
+        _left(end)  # else a connection that was cut off here would look like the end
         if not block:
             if declared is not None and len(body) < declared:
                 raise DownloadError(f"{name}: the connection closed after {len(body)} of {declared} bytes; try again")

@@ -44,9 +44,12 @@ class Running:
 
 
 @contextlib.contextmanager
-def running(encoder: SpeakerEncoder, *, stop_seconds: float = 5.0, name: str = "small", **settings: Any) -> Iterator[Running]:
+def running(
+    encoder: SpeakerEncoder, *, stop_seconds: float = 5.0, store: SpeakerStore | None = None, **settings: Any
+) -> Iterator[Running]:
     """A real server on a free port of this machine, stopped at the end."""
-    service = Service(encoder, Settings(**settings), name=name, points=[POINT, POINT | {"threshold": 0.5, "far": 0.001, "frr": 0.1}])
+    points = [POINT, POINT | {"threshold": 0.5, "far": 0.001, "frr": 0.1}]
+    service = Service(encoder, Settings(**settings), name="small", points=points, store=store)
     server = server_of(create_app(service), stop_seconds=stop_seconds)
     with listen("127.0.0.1", 0) as sock:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})

@@ -25,7 +25,7 @@ export class Recorder {
     }
     try {
       this.context = new AudioContext();
-      await this.context.audioWorklet.addModule("/static/worklet.js");
+      await this.context.audioWorklet.addModule("/static/capture.js");
       const source = this.context.createMediaStreamSource(this.stream);
       this.node = new AudioWorkletNode(this.context, "pcm", { numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit" });
       this.node.port.onmessage = ({ data }) => this.take(data);

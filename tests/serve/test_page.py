@@ -1,0 +1,304 @@
+"""The page in Chromium: samples, uploads, a dropped file, a microphone, the threshold, keyboard, phone, dark mode, axe."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("playwright", reason="needs the test group")
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+import ecapa_jax
+from helpers.serving import Running, running
+from helpers.sounds import encode, sound
+
+ROOT = Path(__file__).parents[2]
+AXE = Path(os.environ.get("AXE_JS", ROOT / ".venv" / "axe" / "node_modules" / "axe-core" / "axe.min.js"))
+SHOTS = os.environ.get("SCREENSHOTS")  # a folder: what the tests see is kept there, to be looked at
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+SPEECH = ROOT / "examples" / "audio"
+WAIT = 60_000  # the first of each length compiles
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Running]:
+    with running(ecapa_jax.load(), max_seconds=20.0, max_bytes=2_000_000) as service:
+        service.service.points = ecapa_jax.io.bundle.read_operating_points(ecapa_jax.api.default_bundle())
+        yield service
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory) -> Path:
+    """What the fake microphone hears, in a loop."""
+    path = tmp_path_factory.mktemp("microphone") / "spoken.wav"
+    samples = ecapa_jax.load().read(SPEECH / "slt_2.flac")
+    path.write_bytes(encode(np.repeat(samples, 3), rate=48000))
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(spoken) -> Iterator[Browser]:
+    fake = ["--use-fake-device-for-media-stream", f"--use-file-for-fake-audio-capture={spoken}"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS + fake)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser, server, request) -> Iterator[Page]:
+    """The page, with what a marker or parameter asks of the context; nothing may be left on its console."""
+    options = {"viewport": {"width": 1100, "height": 1000}, **getattr(request, "param", {})}
+    context: BrowserContext = browser.new_context(**options)
+    context.grant_permissions(["microphone"], origin=server.url)
+    page, said, asked = context.new_page(), [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda asked_for: asked.append(asked_for.url))
+    page.goto(server.url)
+    expect(page.locator("#model")).to_contain_text("million")
+    page.said = said
+    yield page
+    if SHOTS:
+        page.screenshot(path=Path(SHOTS) / f"{re.sub('[^a-z0-9]+', '-', request.node.name.lower())}.png", full_page=True)
+    context.close()
+    assert [text for text in said if "status of 4" not in text] == []  # Chromium notes refusals, which the page shows
+    assert all(url.startswith((server.url, "blob:", "data:")) for url in asked), asked
+
+
+def choose(page: Page, a: str = "slt_1.flac", b: str = "slt_2.flac") -> None:
+    page.select_option("#sample-A", a)
+    page.select_option("#sample-B", b)
+    expect(page.locator("#compare")).to_be_enabled(timeout=WAIT)
+
+
+def compare(page: Page) -> None:
+    page.click("#compare")
+    expect(page.locator("#decision")).to_contain_text("speaker", timeout=WAIT)
+
+
+def slot(page: Page, letter: str):
+    return page.locator(f"#slot-{letter}")
+
+
+def test_two_samples_are_compared_as_the_library_does(opened) -> None:
+    choose(opened)
+    compare(opened)
+    encoder = ecapa_jax.load()
+    expected = encoder.verify(SPEECH / "slt_1.flac", SPEECH / "slt_2.flac")
+    assert opened.text_content("#score") == f"{expected.score:.3f}"
+    assert opened.text_content("#decision") == "Same speaker"
+    assert re.search(r"\d+ ms in the service", opened.text_content("#taken"))
+    frames = (len(encoder.read(SPEECH / "slt_1.flac")) - 400) // 160 + 1
+    assert f"80 log-mel bands, {frames} frames" in slot(opened, "a").locator(".mel-caption").text_content()
+    for kind in ("wave", "mel"):
+        painted = slot(opened, "a").locator(f".{kind}").evaluate(
+            "canvas => new Set(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data).size"
+        )
+        assert painted > 20
+
+
+def test_play(opened) -> None:
+    choose(opened)
+    audio = slot(opened, "a").locator("audio")
+    audio.evaluate("sound => sound.play()")
+    opened.wait_for_timeout(300)
+    assert audio.evaluate("sound => sound.currentTime") > 0
+    assert audio.evaluate("sound => sound.duration") == pytest.approx(4.94, abs=0.1)
+
+
+def test_the_threshold_moves_decision_and_error_rates(opened) -> None:
+    choose(opened)
+    compare(opened)
+    row = opened.locator("#rates tbody tr").first
+    assert row.locator("td").all_text_contents() == ["11 %", "11 %"]
+    opened.locator("#threshold").fill("0.25")
+    assert row.locator("td").all_text_contents() == ["4.9 to 11 %", "11 to 20 %"]
+    opened.locator("#threshold").fill("0.99")
+    assert opened.text_content("#decision") == "Different speakers"
+    assert row.locator("td").all_text_contents() == ["at most 1.0 %", "at least 50 %"]
+    opened.click("#reset")
+    assert opened.text_content("#decision") == "Same speaker"
+    assert opened.text_content("#threshold-value") == "0.228"
+
+
+def test_the_mark_on_the_dial_is_dragged(opened) -> None:
+    box = opened.locator("#dial").bounding_box()
+    at = lambda x, y: (box["x"] + x * box["width"] / 320, box["y"] + y * box["height"] / 190)  # noqa: E731
+    mark = opened.locator("#dial .mark .line").bounding_box()
+    opened.mouse.move(mark["x"] + mark["width"] / 2, mark["y"] + mark["height"] / 2)
+    opened.mouse.down()
+    opened.mouse.move(*at(160 - 85, 160 - 85), steps=5)
+    opened.mouse.up()
+    assert opened.text_content("#threshold-value") == "−0.500"
+    opened.mouse.move(*at(160, 20))
+    assert opened.text_content("#threshold-value") == "−0.500"
+
+
+def test_keyboard_alone(opened) -> None:
+    for letter in "AB":
+        opened.locator(f"#sample-{letter}").focus()
+        opened.keyboard.press("ArrowDown")
+        opened.keyboard.press("Enter")
+    expect(opened.locator("#compare")).to_be_enabled(timeout=WAIT)
+    for _ in range(30):
+        if opened.evaluate("() => document.activeElement.id") == "compare":
+            break
+        opened.keyboard.press("Tab")
+    opened.keyboard.press("Enter")
+    expect(opened.locator("#decision")).to_have_text("Same speaker", timeout=WAIT)
+    before = opened.text_content("#threshold-value")
+    opened.locator("#threshold").focus()
+    opened.keyboard.press("ArrowRight")
+    assert float(opened.text_content("#threshold-value")) == pytest.approx(float(before) + 0.001)
+
+
+@pytest.mark.parametrize("kind", ["FLAC", "MP3", "WAV"])
+def test_upload(opened, kind, tmp_path) -> None:
+    path = tmp_path / f"one.{kind.lower()}"
+    path.write_bytes(encode(sound(4.2, rate=44100, channels=2), kind, rate=44100))
+    slot(opened, "a").locator("input[type=file]").set_input_files(path)
+    expect(slot(opened, "a").locator(".name")).to_have_text(re.compile(rf"{path.name} · 4\.[23] s"), timeout=WAIT)
+    opened.select_option("#sample-B", "rms_1.flac")
+    expect(opened.locator("#compare")).to_be_enabled(timeout=WAIT)
+    compare(opened)
+    assert opened.text_content("#decision") == "Different speakers"
+
+
+DROP = """(target, [name, text]) => {
+  const carried = new DataTransfer();
+  carried.items.add(new File([text], name));
+  for (const kind of ["dragover", "drop"])
+    target.dispatchEvent(new DragEvent(kind, { dataTransfer: carried, bubbles: true, cancelable: true }));
+}"""
+
+
+def test_a_dropped_text_file(opened) -> None:
+    choose(opened)
+    slot(opened, "b").evaluate(DROP, ["<b>notes.txt", "dear diary\n" * 99])
+    expect(slot(opened, "b").locator(".message")).to_have_text(re.compile("notes.txt: is not audio"))
+    expect(opened.locator("#compare")).to_be_disabled()
+    assert slot(opened, "b").locator(".message b").count() == 0
+    opened.select_option("#sample-B", "rms_1.flac")
+    expect(opened.locator("#compare")).to_be_enabled(timeout=WAIT)
+    assert slot(opened, "b").locator(".message").text_content() == ""
+
+
+@pytest.mark.parametrize(
+    ("samples", "why"),
+    [
+        (sound(0.01), "too short"),
+        (np.zeros(16000, np.float32), "silent"),
+        (sound(25), "longer than 20 seconds"),
+        (sound(40), "too large: 1.3 MB, this service takes 1.0 MB"),
+    ],
+)
+def test_clear_messages(opened, samples, why, tmp_path) -> None:
+    path = tmp_path / "one.wav"
+    path.write_bytes(encode(samples))
+    slot(opened, "a").locator("input[type=file]").set_input_files(path)
+    expect(slot(opened, "a").locator(".message")).to_contain_text(why, timeout=WAIT)
+
+
+def test_the_microphone(opened, server, monkeypatch) -> None:
+    heard = []
+    decoded = type(server.service)._decoded
+    monkeypatch.setattr(type(server.service), "_decoded", lambda self, one: heard.append(decoded(self, one)) or heard[-1])
+    button = slot(opened, "a").locator(".record")
+    button.click()
+    expect(button).to_have_text("Stop")
+    opened.wait_for_timeout(3000)
+    assert float(slot(opened, "a").locator(".level").get_attribute("value") or slot(opened, "a").locator(".level").evaluate("m => m.value")) > 0
+    assert re.match(r"[23]\.\d s", slot(opened, "a").locator(".clock").text_content())
+    button.click()
+    expect(slot(opened, "a").locator(".name")).to_contain_text("recording A.wav", timeout=WAIT)
+    expect(button).to_have_text("Record")
+    (samples,) = heard
+    assert 2.5 * 16000 < len(samples) < 4 * 16000
+    assert np.abs(samples).max() > 0.05
+    opened.select_option("#sample-B", "slt_2.flac")
+    expect(opened.locator("#compare")).to_be_enabled(timeout=WAIT)
+    compare(opened)
+    assert opened.text_content("#decision") == "Same speaker"
+
+
+def test_the_microphone_refused(browser, server) -> None:
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.add_init_script(
+            "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('no', 'NotAllowedError'));"
+        )
+        page.goto(server.url)
+        expect(page.locator("#model")).to_contain_text("million")
+        slot(page, "a").locator(".record").click()
+        expect(slot(page, "a").locator(".message")).to_contain_text("microphone was refused")
+        expect(slot(page, "a").locator(".record")).to_have_text("Record")
+
+
+def test_a_token_is_asked_for(browser, server, monkeypatch) -> None:
+    monkeypatch.setattr(type(server.service.settings), "admits", lambda _, given: given == "Bearer s3cret")
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(server.url)
+        page.fill("#token", "wrong")
+        page.keyboard.press("Enter")
+        page.fill("#token", "s3cret")
+        page.keyboard.press("Enter")
+        choose(page)
+        compare(page)
+        expect(page.locator("#access")).to_be_hidden()
+
+
+PHONE = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+LOOKS = [pytest.param({}, id="light"), pytest.param({"color_scheme": "dark"}, id="dark"), pytest.param(PHONE, id="phone")]
+
+
+@pytest.mark.parametrize("opened", LOOKS, indirect=True)
+def test_looks(opened, request) -> None:
+    choose(opened)
+    compare(opened)
+    assert opened.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
+    dark = "dark" in request.node.name
+    paper = [int(part) for part in re.findall(r"\d+", opened.evaluate("() => getComputedStyle(document.body).backgroundColor"))]
+    assert (sum(paper) < 200) == dark
+    if "phone" in request.node.name:
+        for control in opened.locator("button:visible, select, .button").all():
+            assert control.bounding_box()["height"] >= 40
+
+
+@pytest.mark.skipif(not AXE.exists(), reason="needs axe-core (npm install --prefix .venv/axe axe-core)")
+@pytest.mark.parametrize("opened", LOOKS, indirect=True)
+def test_axe_finds_nothing_serious(opened, tmp_path) -> None:
+    def violations() -> list[str]:
+        opened.evaluate(AXE.read_text("utf-8"))
+        found = opened.evaluate("() => axe.run().then((result) => result.violations)")
+        return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]
+
+    assert violations() == []
+    choose(opened)
+    compare(opened)
+    slot(opened, "b").evaluate(DROP, ["notes.txt", "dear diary"])
+    expect(slot(opened, "b").locator(".message")).to_contain_text("is not audio")
+    assert violations() == []
+
+
+def test_the_documentation_works_without_a_network(browser, server) -> None:
+    with browser.new_context() as context:
+        page, said = context.new_page(), []
+        page.on("console", lambda message: said.append(message.text))
+        page.goto(f"{server.url}/docs")
+        expect(page.locator(".opblock-summary-path").first).to_be_visible()
+        assert page.locator(".opblock").count() == 8
+        assert said == []
