@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -68,8 +69,33 @@ def create_app(service: Service, *, warm_up: float = 0.0) -> FastAPI:
     app.include_router(router)
     _add_page(app)
     _add_errors(app)
+    _describe(app)
     app.add_middleware(Guard, settings=service.settings)
     return app
+
+
+def _describe(app: FastAPI) -> None:
+    """The OpenAPI, with forms as they are: no field of a form can be null, what is optional is left out."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            for name, component in described()["components"]["schemas"].items():
+                if name.startswith("Body_"):
+                    component["properties"] = {key: _not_null(value) for key, value in component["properties"].items()}
+        return described()
+
+    app.openapi = openapi  # type: ignore[method-assign, unused-ignore]
+
+
+def _not_null(field: dict[str, Any]) -> dict[str, Any]:
+    kinds = [kind for kind in field.pop("anyOf", []) if kind != {"type": "null"}]
+    for kind in kinds:
+        field |= kind
+    for file in (field, field.get("items", {})):
+        if file.pop("contentMediaType", None):
+            file["format"] = "binary"  # which tools know as a file
+    return field
 
 
 def _add_page(app: FastAPI) -> None:

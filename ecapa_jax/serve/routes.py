@@ -135,7 +135,7 @@ async def features(service: TheService, file: Upload = None, file_url: Url = Non
     mels, columns = picture.features.shape
     return schema.FeaturesAnswer(
         seconds=seconds,
-        peaks=[(round(float(low), 4), round(float(high), 4)) for low, high in picture.peaks],
+        peaks=picture.peaks.round(4).astype(float).tolist(),
         frames=picture.frames,
         mels=mels,
         columns=columns,

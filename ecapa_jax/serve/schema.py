@@ -41,7 +41,7 @@ class FeaturesAnswer(BaseModel):
     """What there is to see of a recording."""
 
     seconds: float
-    peaks: list[tuple[float, float]] = Field(description="Lowest and highest sample of each equal part.")
+    peaks: list[list[float]] = Field(description="Lowest and highest sample of each equal part.")
     frames: int = Field(description="Of log-mel features, as the network sees them.")
     mels: int
     columns: int = Field(description="Of the picture; neighbouring frames are averaged in long recordings.")

@@ -14,7 +14,7 @@ export class Dial {
     this.needle = this.add("path", { class: "needle", d: "M 160 54 l -7 16 h 14 z", visibility: "hidden" });
     this.mark = this.add("g", { class: "mark", visibility: "hidden" });
     this.add("path", { class: "grip", d: "M 146 20 h 28 v 44 h -28 z" }, this.mark);
-    this.add("path", { class: "line", d: "M 160 28 V 54 M 154 26 h 12" }, this.mark);
+    for (const kind of ["halo", "line"]) this.add("path", { class: kind, d: "M 160 28 V 54 M 154 26 h 12" }, this.mark);
     this.mark.addEventListener("pointerdown", (event) => { event.preventDefault(); this.mark.setPointerCapture(event.pointerId); });
     this.mark.addEventListener("pointermove", (event) => {
       if (this.mark.hasPointerCapture(event.pointerId)) this.onThreshold(this.valueAt(event));
