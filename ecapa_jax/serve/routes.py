@@ -97,11 +97,9 @@ async def verify(
 ) -> schema.VerifyAnswer:
     """Scores two recordings: one speaker or two?"""
     start = time.perf_counter()
-    pair = [
-        await recording(a, a_url, "a", service.settings),
-        await recording(b, b_url, "b", service.settings),
-    ]
-    answer, seconds = await service.verify(*pair, threshold)
+    one = await recording(a, a_url, "a", service.settings)
+    other = await recording(b, b_url, "b", service.settings)
+    answer, seconds = await service.verify(one, other, threshold)
     return schema.VerifyAnswer(
         score=answer.score,
         same_speaker=answer.same_speaker,

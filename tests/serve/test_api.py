@@ -139,7 +139,8 @@ def test_a_recording_that_can_not_be_used(api, name, content, status, why) -> No
         ({"content": b"--x\r\n\r\n", "headers": {"content-type": "multipart/form-data; boundary=x"}}, 400, "form"),
         ({"content": b'--x\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\nRIFF',
           "headers": {"content-type": "multipart/form-data; boundary=x"}}, 400, "cut short"),
-        ({"content": b"--x--\r\n", "headers": {"content-type": "multipart/form-data; charset=no; boundary=x"}}, 422, "a:"),
+        ({"content": b"--x--\r\n",
+          "headers": {"content-type": "multipart/form-data; charset=no; boundary=x"}}, 422, "a:"),
         ({"files": FILES, "data": {"a_url": "https://example.org/a.wav"}}, 403, "--allow-urls"),
         ({"files": [("a", FILES["a"])] * 40}, 400, "many files"),
         ({"files": {"a": ("a.wav", FILES["a"][1])}, "data": {f"f{i}": "x" for i in range(100)}}, 400, "many fields"),
@@ -162,7 +163,9 @@ def test_too_large_is_refused(encoder) -> None:
         big = encode(sound(4))
         assert "0.05 MB" in problem(small.post("/v1/embed", files={"file": ("a.wav", big)}), 413)
         chunks = (b"x" * 9_000 for _ in range(9))
-        problem(small.post("/v1/embed", content=chunks, headers={"content-type": "multipart/form-data; boundary=x"}), 413)
+        problem(
+            small.post("/v1/embed", content=chunks, headers={"content-type": "multipart/form-data; boundary=x"}), 413
+        )
         assert small.post("/v1/embed", files={"file": ("a.wav", encode(sound()))}).status_code == 200
 
 
@@ -201,7 +204,8 @@ def test_documentation_is_served_from_here(api) -> None:
         assert asset in docs
         assert api.get(asset).status_code == 200
     assert set(api.get("/openapi.json").json()["paths"]) == {
-        "/healthz", "/v1/model", "/v1/verify", "/v1/embed", "/v1/features", "/v1/enroll", "/v1/identify", "/v1/speakers",
+        "/healthz", "/v1/model", "/v1/verify", "/v1/embed", "/v1/features", "/v1/enroll", "/v1/identify",
+        "/v1/speakers",
     }  # fmt: skip
 
 

@@ -48,10 +48,12 @@ def test_public_addresses(address) -> None:
     assert fetch.is_public(address)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "127.1", "0x7f000001", "2130706433", "0"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "127.1", "0x7f000001", "2130706433", "0"]
+)
 def test_private_hosts_are_never_connected_to(host, monkeypatch, hub) -> None:
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
-    with pytest.raises(DownloadError, match="no public address|can't be downloaded"):
+    with pytest.raises(DownloadError, match=r"no public address|can't be downloaded"):
         fetch.fetch_public(f"http://{host}:{hub.url.rpartition(':')[2]}/a.wav", max_bytes=10**6, seconds=5.0)
 
 
@@ -110,7 +112,19 @@ def test_faults(hub, fault, why) -> None:
         get(f"{hub.url}/a.wav")
 
 
-@pytest.mark.parametrize("url", ["ftp://example.org/a.wav", "file:///etc/passwd", "example.org/a.wav", "http://", "http://a:b:c/", "http://[::1/", "gopher://x/", "http://a\r\nX: y/"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://example.org/a.wav",
+        "file:///etc/passwd",
+        "example.org/a.wav",
+        "http://",
+        "http://a:b:c/",
+        "http://[::1/",
+        "gopher://x/",
+        "http://a\r\nX: y/",
+    ],
+)
 def test_other_addresses(url, monkeypatch) -> None:
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
     with pytest.raises(DownloadError):

@@ -20,9 +20,9 @@ import pytest
 
 import ecapa_jax
 from helpers.cli import PROGRAM
-from helpers.serving import httpx2
 from helpers.sounds import encode
 
+httpx2 = pytest.importorskip("httpx2", reason="needs the test group")
 CLIENTS = 64
 SECONDS = float(os.environ.get("LOAD_SECONDS", "120"))
 LENGTHS = (0.7, 1.0, 1.4, 2.0, 2.7, 3.4)  # seconds: six length buckets

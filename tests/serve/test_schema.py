@@ -37,7 +37,9 @@ FIELDS = {
 
 
 def test_no_operation_is_left_out(schema) -> None:
-    assert sorted((found.ok().method.upper(), found.ok().path) for found in schema.get_all_operations()) == sorted(OPERATIONS)
+    assert sorted((found.ok().method.upper(), found.ok().path) for found in schema.get_all_operations()) == sorted(
+        OPERATIONS
+    )
 
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
@@ -48,7 +50,11 @@ def test_the_api_keeps_to_its_schema(schema, method, path, mode) -> None:
     statuses = set()
 
     @hypothesis.settings(
-        max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=25,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(case=strategy, real=hypothesis.strategies.booleans())
     def each(case: schemathesis.Case, real: bool) -> None:

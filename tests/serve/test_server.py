@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from ecapa_jax.errors import EcapaError
-from ecapa_jax.serve import run as serve_run
 from ecapa_jax.scoring.cosine import cosine
+from ecapa_jax.serve import run as serve_run
 from helpers.cli import PROGRAM
 from helpers.serving import Running, listen, running
 from helpers.sounds import encode, sound
@@ -105,7 +105,9 @@ def test_oversize_is_told_before_the_end(quick) -> None:
         assert b" 413 " in received(sock)
 
 
-@pytest.mark.parametrize("bad", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9\r\n\r\n", b"\r\n" * 500, b"X" * 200_000])
+@pytest.mark.parametrize(
+    "bad", [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET / HTTP/9\r\n\r\n", b"\r\n" * 500, b"X" * 200_000]
+)
 def test_what_is_no_http_gets_no_500(quick, bad) -> None:
     with dial(quick) as sock:
         with contextlib.suppress(ConnectionError):
@@ -172,8 +174,12 @@ def test_concurrent_requests_share_batches_and_are_exact(encoder) -> None:
     with running(encoder) as server, concurrent.futures.ThreadPoolExecutor(10) as pool:
         hold = threading.Event()
         embed = encoder.embed
-        server.service.batcher._encoder = type("Held", (), {"plan": encoder.plan, "embed": lambda _, w: hold.wait() and embed(w)})()
-        asked = [pool.submit(httpx2.post, f"{server.url}/v1/embed", files={"file": ("a", one)}, timeout=60) for one in sounds]
+        server.service.batcher._encoder = type(
+            "Held", (), {"plan": encoder.plan, "embed": lambda _, w: hold.wait() and embed(w)}
+        )()
+        asked = [
+            pool.submit(httpx2.post, f"{server.url}/v1/embed", files={"file": ("a", one)}, timeout=60) for one in sounds
+        ]
         deadline = time.monotonic() + 30
         while len(server.service.batcher._jobs) < 9:
             assert time.monotonic() < deadline
