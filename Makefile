@@ -4,6 +4,7 @@
 # make slow   runs the long tests: ten minutes of fuzzing
 # make docs   builds the documentation into build/site
 # make dist   builds wheel and sdist into dist, and checks them
+# make browser  installs what the page's tests need beside: Debian's Chromium, and axe-core from npm
 # make lint   format, lint, types, import layers
 #
 # Another Python: make test PYTHON=python3.13 VENV=.venv-latest
@@ -15,7 +16,7 @@ PIP := $(RUN) -m pip --disable-pip-version-check
 CONSTRAINTS = $(shell $(RUN) -c 'import sys; print("constraints-py311.txt" if sys.version_info < (3, 12) else "constraints-latest.txt")')
 TORCH_VERSION := 2.13.0
 
-.PHONY: demo test peers slow lint docs dist clean
+.PHONY: demo test peers slow browser lint docs dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
@@ -29,6 +30,11 @@ peers: $(VENV)/.peers-ready
 
 slow: $(VENV)/.test-ready
 	$(RUN) -m pytest -n 0 -m slow
+
+# Without them these tests skip and say so.
+browser:
+	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null
+	test -e .venv/axe/node_modules/axe-core/axe.min.js || npm install --silent --prefix .venv/axe axe-core@4
 
 lint: $(VENV)/.lint-ready
 	$(RUN) -m ruff check
