@@ -61,15 +61,13 @@ class Guard:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        self._check_sender(scope, headers)
+        if refused := self._refusal(scope, headers):
+            # A connection that is closed on a sender tells him nothing: what he has to say is taken in, and dropped.
+            await self._body(headers, receive, keep=False)
+            raise refused
         if not scope["path"].startswith("/v1/"):
             await self.app(scope, receive, send)
             return
-        if not self.settings.admits(headers.get("authorization", "")):
-            wanted = {"www-authenticate": "Bearer"}
-            raise _Refused(401, "this service asks for its token: Authorization: Bearer TOKEN", **wanted)
-        if self.running >= self.settings.max_requests:
-            raise _Refused(429, "too many requests at once; try again in a second", **{"retry-after": "1"})
         self.running += 1
         try:
             body = await self._body(headers, receive)
@@ -77,17 +75,23 @@ class Guard:
         finally:
             self.running -= 1
 
-    def _check_sender(self, scope: Scope, headers: Headers) -> None:
-        """No other site may use a visitor's browser to reach this service."""
+    def _refusal(self, scope: Scope, headers: Headers) -> _Refused | None:
         host = headers.get("host", "")
-        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
-        if self.settings.loopback and not is_loopback(name):
-            raise _Refused(403, "this service answers on this machine only: use localhost or 127.0.0.1")
-        origin = headers.get("origin")
+        if self.settings.loopback and not is_loopback(urllib.parse.urlsplit(f"//{host}").hostname or ""):
+            return _Refused(403, "this service answers on this machine only: use localhost or 127.0.0.1")
+        origin = headers.get("origin")  # no other site may use a visitor's browser to reach this service
         if origin is not None and urllib.parse.urlsplit(origin).netloc.lower() != host.lower():
-            raise _Refused(403, "requests of other sites' pages are not taken")
+            return _Refused(403, "requests of other sites' pages are not taken")
+        if not scope["path"].startswith("/v1/"):
+            return None
+        if not self.settings.admits(headers.get("authorization", "")):
+            wanted = {"www-authenticate": "Bearer"}
+            return _Refused(401, "this service asks for its token: Authorization: Bearer TOKEN", **wanted)
+        if self.running >= self.settings.max_requests:
+            return _Refused(429, "too many requests at once; try again in a second", **{"retry-after": "1"})
+        return None
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes:
+    async def _body(self, headers: Headers, receive: Receive, *, keep: bool = True) -> bytes:
         limit, declared = self.settings.max_bytes, headers.get("content-length", "")
         too_large = _Refused(413, f"the request is larger than {limit / 1e6:g} MB; send shorter recordings")
         wanted = int(declared) if declared.isdecimal() else 0
@@ -105,7 +109,7 @@ class Guard:
                     more = message.get("more_body", False)
                     if size > _DRAIN * limit:
                         raise too_large
-                    if max(size, wanted) <= limit:
+                    if keep and max(size, wanted) <= limit:
                         body += message.get("body", b"")
                     else:
                         body.clear()

@@ -122,7 +122,7 @@ async def embed(service: TheService, file: Uploads = None, file_url: Urls = None
         seconds=[len(waveform) / service.encoder.sample_rate for waveform in waveforms],
         milliseconds=_since(start),
         model=service.name,
-        fingerprint=service.encoder.fingerprint,
+        fingerprint=service.fingerprint,
     )
 
 

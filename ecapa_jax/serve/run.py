@@ -71,10 +71,12 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
       EcapaError: it is in use, or not of this machine.
     """
+    if not 0 <= port <= 65535:
+        raise EcapaError(f"port {port} is none; choose another --port, from 0 to 65535")
     try:
         (family, *_), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         reason = getattr(error, "strerror", None) or error
         raise EcapaError(f"can't listen on {host} port {port} ({reason}); choose another --host or --port") from error
 

@@ -56,6 +56,7 @@ class Service:
     Attributes:
       encoder, name: the model.
       points: its operating points.
+      fingerprint: equal ones give embeddings that may be compared.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Service:
         self.points = list(points)
         self.store = store
         self.batcher = Batcher(encoder)
+        self.fingerprint = encoder.fingerprint  # hashes every weight: not while requests wait
         self._painter = Painter(encoder)
         self._painting = threading.Lock()  # one picture at a time: the processor is for embeddings
         self._decoding: anyio.CapacityLimiter | None = None

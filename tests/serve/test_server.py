@@ -26,6 +26,7 @@ from helpers.serving import Running, listen, running
 from helpers.sounds import encode, sound
 
 WAV = encode(sound(1.0))
+LARGE = {name: (name, encode(sound(5.0))) for name in "ab"}
 FORM = {"a": ("a.wav", WAV), "b": ("b.wav", WAV)}
 
 
@@ -157,6 +158,16 @@ def test_more_than_allowed_at_once_get_429(quick) -> None:
         assert b" 408 " in received(one)
         assert b" 408 " in received(two)
     assert httpx2.post(f"{quick.url}/v1/verify", files=FORM, timeout=60).status_code == 200
+
+
+def test_who_is_refused_hears_it_however_much_he_sends(encoder) -> None:
+    with running(encoder, max_requests=1) as server, dial(server) as sock:
+        sock.sendall(head(1000))
+        deadline = time.monotonic() + 10
+        while httpx2.post(f"{server.url}/v1/verify", files=LARGE, timeout=60).status_code != 429:
+            assert time.monotonic() < deadline
+        for _ in range(20):
+            assert httpx2.post(f"{server.url}/v1/verify", files=LARGE, timeout=60).status_code == 429
 
 
 def test_a_client_that_leaves_frees_its_place(quick) -> None:

@@ -40,20 +40,23 @@ function ask() {
 async function compare() {
   const button = at("compare");
   const begin = performance.now();
+  const files = slots.map((slot) => slot.file);
   button.disabled = true;
   button.textContent = "Comparing …";
   at("hint").textContent = "";
   try {
-    const answer = await call("/v1/verify", { a: slots[0].file, b: slots[1].file, threshold: at("threshold").value });
+    const answer = await call("/v1/verify", { a: files[0], b: files[1], threshold: at("threshold").value });
+    if (slots.some((slot, index) => slot.file !== files[index])) return; // of recordings that are no longer there
     state.answer = answer;
     const total = performance.now() - begin;
     at("taken").textContent = `${answer.milliseconds.toFixed(0)} ms in the service, ${total.toFixed(0)} ms with the upload; ${answer.seconds.map((part) => `${part.toFixed(1)} s`).join(" and ")} of sound; model ${answer.model}`;
   } catch (error) {
     if (error instanceof Locked) ask();
     at("hint").textContent = error.message;
+  } finally {
+    button.textContent = "Compare";
+    refresh();
   }
-  button.textContent = "Compare";
-  refresh();
 }
 
 function refresh() {

@@ -52,6 +52,7 @@ export class Slot {
   }
 
   async take(file, title) {
+    if (!this.model) { this.onLocked(); return; }
     this.turn += 1;
     const turn = this.turn;
     if (!title) this.find("sample").value = "";
@@ -107,6 +108,7 @@ export class Slot {
 
   async toggle() {
     if (this.recorder) { await this.finish(); return; }
+    if (!this.model) { this.onLocked(); return; }
     this.find("message").textContent = "";
     this.recorder = new Recorder({
       maxSeconds: this.model.max_seconds,

@@ -1,0 +1,55 @@
+"""What may be asked of a service at its start, and what is told about it."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from ecapa_jax.errors import ConfigError
+from ecapa_jax.serve.settings import Settings, is_loopback
+from helpers.cli import refused, run
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"max_bytes": 0}, "max-mb"),
+        ({"max_bytes": 2**31}, "max-mb"),
+        ({"max_seconds": float("nan")}, "max-seconds"),
+        ({"max_requests": 0}, "max-requests"),
+        ({"body_seconds": 0.0}, "body-seconds"),
+        ({"token": ""}, "token"),
+        ({"token": "two words"}, "token"),
+    ],
+)
+def test_settings_that_make_no_sense(options, why) -> None:
+    with pytest.raises(ConfigError, match=why):
+        Settings(**options)
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [("localhost", True), ("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("[::1]", True),
+     ("0.0.0.0", False), ("::", False), ("192.168.0.2", False), ("localhost.evil.example", False), ("", False)],
+)  # fmt: skip
+def test_loopback(host, own) -> None:
+    assert is_loopback(host) == own
+
+
+def test_the_command_refuses_in_one_line(capsys, tmp_path) -> None:
+    pytest.importorskip("fastapi_offline", reason="needs the extra serve")
+    assert "max-mb" in refused(capsys, tmp_path, "serve", "--max-mb", 0)
+    assert "choose another" in refused(capsys, tmp_path, "serve", "--host", "203.0.113.7")
+    assert "from 0 to 65535" in refused(capsys, tmp_path, "serve", "--port", 99999)
+    assert "no-model" in refused(capsys, tmp_path, "serve", "--port", 0, "--model", tmp_path / "no-model")
+    assert "directory" in refused(capsys, tmp_path, "serve", "--port", 0, "--store", tmp_path)
+
+
+def test_without_the_extra(capsys, monkeypatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("ecapa_jax.serve.app", "ecapa_jax.serve.run"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    result = run(capsys, "serve", "--port", 0)
+    assert (result.code, result.out) == (2, "")
+    assert "pip install 'ecapa-jax[serve]'" in result.err
