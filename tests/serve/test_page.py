@@ -60,7 +60,7 @@ def browser(spoken) -> Iterator[Browser]:
 @pytest.fixture
 def opened(browser, server, request) -> Iterator[Page]:
     """The page, with what a marker or parameter asks of the context; nothing may be left on its console."""
-    options = {"viewport": {"width": 1100, "height": 1000}, **getattr(request, "param", {})}
+    options = {"viewport": {"width": 1100, "height": 1000}, "reduced_motion": "reduce", **getattr(request, "param", {})}
     context: BrowserContext = browser.new_context(**options)
     context.grant_permissions(["microphone"], origin=server.url)
     page, said, asked = context.new_page(), [], []
