@@ -231,7 +231,7 @@ def test_the_card_says_what_the_model_is(saved, tmp_path):
         "## Published figures",
         "- EER %: 0.9",
         "- note: of another",
-        "| 0.2500 | 1.00 | 2.00 | dev |",
+        "| 0.2500 | 1.00 | 2.00 |  | dev |",
     ):
         assert f"\n{line}\n" in text
     named = {"name": "Mañana", "notes": ["First.", "Second."]}

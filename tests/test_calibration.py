@@ -82,7 +82,8 @@ def test_no_other_map_has_a_lower_cllr(seed, offset, weight):
 @given(st.integers(0, 2**31), st.floats(0.01, 100), st.floats(-10, 10))
 def test_scale_and_shift_of_the_scores_do_not_matter(seed, scale, shift):
     scores, labels, *_ = trials(seed, 60, 120)
-    fitted, changed = fit(scores, labels), fit(scale * scores + shift, labels)
+    # With a ridge: among all seeds there are trials that nothing confuses.
+    fitted, changed = fit(scores, labels, ridge=1e-3), fit(scale * scores + shift, labels, ridge=1e-3)
     ratios = fitted.offset + fitted.weight * scores
     np.testing.assert_allclose(changed.offset + changed.weight * (scale * scores + shift), ratios, atol=1e-5)
 
@@ -91,7 +92,7 @@ def test_scale_and_shift_of_the_scores_do_not_matter(seed, scale, shift):
 @given(st.integers(0, 2**31), st.lists(st.floats(-1, 1, width=32), min_size=8, max_size=8))
 def test_a_higher_score_is_never_a_lower_ratio(seed, scores):
     values, labels, seconds, _ = trials(seed, 60, 120)
-    fitted = fit(values, labels, quality(*seconds), measures=("duration",))
+    fitted = fit(values, labels, quality(*seconds), measures=("duration",), ridge=1e-3)
     same = quality(np.full(8, 2.0), np.full(8, 5.0))
     ratios = calibrate(fitted, np.sort(np.array(scores, np.float32)), same)
     assert (np.diff(ratios) >= 0).all()
