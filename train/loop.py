@@ -24,7 +24,7 @@ from ecapa_jax.train.finish import final_bundle
 from ecapa_jax.train.record import METRICS, Record, plain, plot_curves, read_lines
 from ecapa_jax.train.rooms import room_bank
 from ecapa_jax.train.schedules import Clock, learning_rate, margin
-from ecapa_jax.train.start import CHECKPOINTS, Start, claim, start
+from ecapa_jax.train.start import CHECKPOINTS, Start, claim, placed, start
 from ecapa_jax.train.state import State, model_variables, zero_sums
 from ecapa_jax.train.step import Plan, compiled_step
 
@@ -169,7 +169,7 @@ class _Run:
         figures["learning_rate"] = learning_rate(self.config.optim, self.plan.clock, done)
         figures["margin"] = margin(self.config.loss, self.plan.clock, done)
         line = {"step": self.step, **plain(figures)}
-        self.state["sums"] = zero_sums()
+        self.state["sums"] = placed(zero_sums())
         self.record.metrics(line)
         self._time(line)
         for name, problem in self.loader.problems.items():

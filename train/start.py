@@ -98,22 +98,28 @@ def start(config: TrainConfig, manifest: Manifest, checkpoints: RunCheckpoints) 
       BundleError: the bundle can't be read.
     """
     n_classes = len(manifest.speakers) * len(config.data.class_speeds)
-    abstract = _placed(jax.eval_shape(lambda: init_state(config, n_classes)))
+    abstract = _placement(jax.eval_shape(lambda: init_state(config, n_classes)))
     found, problems = checkpoints.newest(abstract)
     notes = [f"{problem}: going back to the one before" for problem in problems]
     if found is not None:
         step, state, document = found
         return Start(state, step, document.get("best"), (*notes, f"resumed at step {step}"))
     if config.start.run:
-        state = _from_run(config, manifest, n_classes)
-        return Start(state, 0, None, (*notes, f"weights and classifier of {config.start.run}"))
-    if config.start.bundle:
+        state, note = _from_run(config, manifest, n_classes), f"weights and classifier of {config.start.run}"
+    elif config.start.bundle:
         variables = _bundle_variables(config.start.bundle, config.model)
-        return Start(init_state(config, n_classes, variables), 0, None, (*notes, f"weights of {config.start.bundle}"))
-    return Start(init_state(config, n_classes), 0, None, (*notes, "random weights"))
+        state, note = init_state(config, n_classes, variables), f"weights of {config.start.bundle}"
+    else:
+        state, note = init_state(config, n_classes), "random weights"
+    return Start(placed(state), 0, None, (*notes, note))
 
 
-def _placed(abstract: Any) -> Any:
+def placed(state: Any) -> Any:
+    """The arrays committed to the device, as restored ones are: a step is compiled once for both."""
+    return jax.device_put(state, jax.local_devices()[0])
+
+
+def _placement(abstract: Any) -> Any:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
 
@@ -133,7 +139,7 @@ def _from_run(config: TrainConfig, manifest: Manifest, n_classes: int) -> State:
     if other.model != config.model:
         raise TrainingError(f"start.run: {directory} trains another model than [model] says")
     old_speakers, old_speeds = before["speakers"], other.data.class_speeds
-    abstract = _placed(jax.eval_shape(lambda: init_state(other, len(old_speakers) * len(old_speeds))))
+    abstract = _placement(jax.eval_shape(lambda: init_state(other, len(old_speakers) * len(old_speeds))))
     with RunCheckpoints(directory / CHECKPOINTS, other.run.keep) as checkpoints:
         found, problems = checkpoints.newest(abstract, remove=False)
     if found is None:
