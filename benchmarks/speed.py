@@ -55,7 +55,7 @@ def main() -> None:
 def engines(width: int) -> tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]:
     """Ours and theirs, with the same weights: [B, S] to [B, 192]."""
     base = PRESETS["3dspeaker"]
-    ecapa = dataclasses.replace(base.ecapa, channels=(width,) * 4, mfa_channels=min(3 * width, 1536))
+    ecapa = dataclasses.replace(base.ecapa, channels=(width,) * 4, mfa_channels=3 * width)
     config = dataclasses.replace(base, ecapa=ecapa)
     variables = functional.init(config, jax.random.key(0))
     embed = jax.jit(functional.embed, static_argnums=0)

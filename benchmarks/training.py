@@ -54,7 +54,7 @@ def ours(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
     """One step of this library; the state is on the device."""
     config = build_config(
         {
-            "model": {"ecapa": {"channels": [arguments.width] * 4, "mfa_channels": mfa_channels(arguments.width)}},
+            "model": {"ecapa": {"channels": [arguments.width] * 4, "mfa_channels": 3 * arguments.width}},
             "data": {"batch_size": arguments.batch, "crop_seconds": arguments.seconds},
             "loss": {"scale": 30.0},
             "optim": {"name": "adamw", "peak": 1e-3, "weight_decay": 0.02, "clip_norm": 5.0},
@@ -82,7 +82,7 @@ def ours(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
 def theirs(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
     """One step of PyTorch."""
     width = arguments.width
-    network = ECAPA_TDNN(80, lin_neurons=192, channels=[width] * 4 + [mfa_channels(width)]).train()
+    network = ECAPA_TDNN(80, lin_neurons=192, channels=[width] * 4 + [3 * width]).train()
     classifier, loss = CosineClassifier(192, out_neurons=SPEAKERS), ArcMarginLoss(scale=30.0, margin=0.2)
     parameters = [*network.parameters(), *classifier.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02)
@@ -100,11 +100,6 @@ def theirs(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
         optimizer.step()
 
     return take
-
-
-def mfa_channels(width: int) -> int:
-    """3 C, the published 1536 at most."""
-    return min(3 * width, 1536)
 
 
 def report(arguments: argparse.Namespace, times: dict[str, list[float]]) -> None:
