@@ -16,7 +16,7 @@ import optax
 from ecapa_jax.errors import TrainingError
 from ecapa_jax.io.run_checkpoints import RunCheckpoints
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import Manifest, read_manifest
+from ecapa_jax.train.data.manifest import Manifest, check_installed, read_manifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
 from ecapa_jax.train.dev import DevResult, DevTrials, dev_trials
@@ -72,6 +72,7 @@ def train(config: TrainConfig, directory: Path, watcher: Watcher, stop: Callable
       TrainingError: the directory is in use or another run's; a loss is not finite.
       ConfigError, AudioError, BundleError: what is named can't be used; a checkpoint can't be written.
     """
+    check_installed("pyarrow", "grain")
     directory.mkdir(parents=True, exist_ok=True)
     with _claimed(directory):
         manifest = read_manifest(config.data.manifest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import shutil
 from pathlib import Path
 
@@ -138,3 +139,10 @@ def test_a_changed_speed_moves_tones(factor):
     spectrum = np.abs(np.fft.rfft(changed * np.hanning(len(changed))))
     assert np.argmax(spectrum) * RATE / len(changed) == pytest.approx(1000 * factor, abs=2)
     assert change_speed(tone, 1.0) is tone
+
+
+def test_without_the_extra_it_is_said_what_to_install(monkeypatch, collection, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(TrainingError, match=r"needs pyarrow and array_record: pip install 'ecapa-jax\[train\]'"):
+        prepare(collection, tmp_path / "out", shard_utterances=2)
+    assert not (tmp_path / "out").exists()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32, Int64
 
-from ecapa_jax.errors import ConfigError
+from ecapa_jax.errors import ConfigError, TrainingError
 
 COLUMNS = {
     "id": "string",
@@ -56,6 +57,16 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+def check_installed(*modules: str) -> None:
+    """Refuses to begin without what the extra `train` brings.
+
+    Raises:
+      TrainingError: one of the modules is not installed.
+    """
+    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+        raise TrainingError(f"training needs {' and '.join(missing)}: pip install 'ecapa-jax[train]'")
 
 
 def write_manifest(path: Path, rows: list[dict[str, Any]], rate: int) -> None:

@@ -18,7 +18,7 @@ from ecapa_jax.errors import AudioError, TrainingError
 from ecapa_jax.io.audio import is_silent, load_audio
 from ecapa_jax.io.segments import to_flac, to_int16
 from ecapa_jax.train.data.layouts import Layout, Recording, find_recordings
-from ecapa_jax.train.data.manifest import write_manifest
+from ecapa_jax.train.data.manifest import check_installed, write_manifest
 
 MANIFEST, PROBLEMS = "manifest.parquet", "problems.csv"
 
@@ -72,6 +72,7 @@ def prepare(
     Raises:
       TrainingError: the source is malformed, the output exists, or nothing is left.
     """
+    check_installed("pyarrow", *(["array_record"] if shard_utterances else []))
     recordings = find_recordings(source, layout, rate=rate)
     if (output / MANIFEST).exists():
         raise TrainingError(f"{output / MANIFEST} exists: choose another output, or remove it")
