@@ -61,7 +61,7 @@ def ours(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
             "step": {"dtype": dtype},
         }
     )
-    step = compiled_step(Plan(config, Clock.of(config.run, 1)))
+    step = compiled_step(Plan.of(config, Clock.of(config.run, 1)))
     generator = np.random.default_rng(0)
     n_samples = round(arguments.seconds * RATE)
     batch = jax.device_put(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         ScoringError,
     )
     from ecapa_jax.features.fbank import fbank
-    from ecapa_jax.functional import abstract, apply, embed, init, minimum_samples
+    from ecapa_jax.functional import abstract, apply, embed, fold, init, minimum_samples
     from ecapa_jax.presets import PRESETS
     from ecapa_jax.scorer import Scorer, Verification
     from ecapa_jax.scoring.cosine import cosine, score_matrix
@@ -43,7 +43,7 @@ _HOME = {
         "ScoringError",
     ),
     "ecapa_jax.features.fbank": ("fbank",),
-    "ecapa_jax.functional": ("abstract", "apply", "embed", "init", "minimum_samples"),
+    "ecapa_jax.functional": ("abstract", "apply", "embed", "fold", "init", "minimum_samples"),
     "ecapa_jax.presets": ("PRESETS",),
     "ecapa_jax.scorer": ("Scorer", "Verification"),
     "ecapa_jax.scoring.cosine": ("cosine", "score_matrix"),

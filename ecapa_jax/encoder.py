@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
+import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,38 +16,24 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32
 
-from ecapa_jax import functional
+from ecapa_jax import functional, runtime
+from ecapa_jax.ahead import map_ahead
+from ecapa_jax.batches import Batch, Buckets
 from ecapa_jax.config import ModelConfig, to_dict
 from ecapa_jax.errors import AudioError, ConfigError
 from ecapa_jax.functional import Variables
 from ecapa_jax.io.audio import AudioSource, is_silent, load_audio, name_of
 from ecapa_jax.io.bundle import Bundle
 from ecapa_jax.io.scoring_arrays import Cohort
-from ecapa_jax.masks import bucket_length
 from ecapa_jax.scorer import Scorer, ScoringName, Verification, checked_threshold
 from ecapa_jax.scoring_config import Scoring
 
-BATCH_SIZES = (16, 4, 1)
-"""Batch buckets for one device. Any number of utterances splits into them without a padding row."""
-
-SMALLEST_BUCKET_SECONDS = 1.0
-MAX_BATCH_SECONDS = 160.0
-"""Padded audio of one batch on one device; longer utterances go in smaller batches."""
-
 Short = Literal["error", "repeat"]
+Dtype = Literal["float32", "bfloat16", "auto"]
 
 
 class SilenceWarning(UserWarning):
     """A recording has no signal: its embedding says nothing about a speaker."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """One call of the compiled function: which utterances, at which padded shape."""
-
-    indices: tuple[int, ...]
-    rows: int
-    samples: int
 
 
 class SpeakerEncoder:
@@ -56,8 +41,10 @@ class SpeakerEncoder:
 
     Attributes:
       config: front end and network.
-      variables: nested dict of arrays, replicated over `devices`.
+      variables: nested dict of arrays, replicated over `devices`; as given, not folded.
+      dtype: compute dtype, float32 or bfloat16.
       scorer: from embeddings to scores.
+      buckets: the shapes that are compiled.
       compile_count: compilations so far; bounded by the number of buckets met.
     """
 
@@ -70,18 +57,24 @@ class SpeakerEncoder:
         embedding_mean: Float[np.ndarray, " embedding"] | None = None,
         cohort: Cohort | None = None,
         devices: Sequence[jax.Device] | None = None,
+        dtype: Dtype = "float32",
     ):
         self.config = config
         self.scorer = Scorer(scoring or Scoring(), embedding_mean, cohort)
         mesh = Mesh(np.asarray(devices or jax.local_devices()), ("data",))
-        self._n_devices = mesh.size
+        self.dtype = runtime.fastest_dtype(mesh.devices.flat[0]) if dtype == "auto" else dtype
+        self.buckets = Buckets(config.fbank.sample_rate, mesh.size)
         self._sharding = NamedSharding(mesh, PartitionSpec("data"))
         self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+        self._folded = functional.fold(config, self.variables, self.dtype)
+        self._real, self._padded = 0, 0
         self.compile_count = 0
         self._embed = jax.jit(self._counted)
 
     @classmethod
-    def from_bundle(cls, bundle: Bundle, *, devices: Sequence[jax.Device] | None = None) -> SpeakerEncoder:
+    def from_bundle(
+        cls, bundle: Bundle, *, devices: Sequence[jax.Device] | None = None, dtype: Dtype = "float32"
+    ) -> SpeakerEncoder:
         """The encoder of a bundle, with its scoring."""
         return cls(
             bundle.config,
@@ -90,6 +83,19 @@ class SpeakerEncoder:
             embedding_mean=bundle.embedding_mean,
             cohort=bundle.cohort,
             devices=devices,
+            dtype=dtype,
+        )
+
+    def with_dtype(self, dtype: Dtype) -> SpeakerEncoder:
+        """This model computing in another dtype: weights on the device are shared, where they stay the same."""
+        return SpeakerEncoder(
+            self.config,
+            self.variables,
+            scoring=self.scoring,
+            embedding_mean=self.embedding_mean,
+            cohort=self.scorer.cohort,
+            devices=list(self._sharding.mesh.devices.flat),
+            dtype=dtype,
         )
 
     @property
@@ -108,7 +114,7 @@ class SpeakerEncoder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Sha256 over configuration and variables: equal ones give embeddings that may be compared."""
+        """Sha256 over configuration, variables and dtype: equal ones give embeddings that may be compared."""
         digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
         leaves = {
             jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables)
@@ -116,6 +122,8 @@ class SpeakerEncoder:
         for name, leaf in sorted(leaves.items()):
             digest.update(f"{name}{leaf.shape}".encode())
             digest.update(np.asarray(leaf, np.float32).tobytes())
+        if self.dtype != "float32":
+            digest.update(self.dtype.encode())
         return digest.hexdigest()
 
     @property
@@ -144,7 +152,7 @@ class SpeakerEncoder:
         Raises:
           AudioError: a source can't be read, is too short, or holds NaN; nothing is embedded then.
         """
-        return self._embed_waveforms(self._read_all(sources, sample_rate, short))
+        return self._embed_waveforms(self._read_ahead(sources, sample_rate, short))
 
     def embed_views(
         self,
@@ -160,31 +168,34 @@ class SpeakerEncoder:
           sources, sample_rate, short: as for `embed`.
           scorer: None is the model's.
         """
-        return self._embed_views(self._read_all(sources, sample_rate, short), scorer or self.scorer)
+        return self._embed_views(list(self._read_ahead(sources, sample_rate, short)), scorer or self.scorer)
 
     def _embed_views(self, waveforms: Sequence[np.ndarray], scorer: Scorer) -> Float32[np.ndarray, "n views embedding"]:
-        rows = self._embed_waveforms([view for waveform in waveforms for view in scorer.views(waveform)])
+        rows = self._embed_waveforms(view for waveform in waveforms for view in scorer.views(waveform))
         return rows.reshape(len(waveforms), scorer.n_views, -1)
 
-    def _read_all(
+    def _read_ahead(
         self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | None, short: Short
-    ) -> list[Float32[np.ndarray, " samples"]]:
+    ) -> Iterator[Float32[np.ndarray, " samples"]]:
+        """The recordings in order, decoded by threads while the device is busy with those before."""
         if short not in ("error", "repeat"):
             raise ConfigError(f"short is {short!r}; it must be 'error' or 'repeat'")
-        waveforms = []
-        for source in _as_list(sources):
-            waveforms.append(self.read(source, sample_rate, short=short))
-            if is_silent(waveforms[-1]):
-                message = f"{name_of(source)} has no signal (all samples are equal): its embedding means nothing"
-                warnings.warn(message, SilenceWarning, stacklevel=3)
-        return waveforms
+        listed = _as_list(sources)
+        read = functools.partial(self.read, sample_rate=sample_rate, short=short)
+        with contextlib.closing(map_ahead(read, listed)) as waveforms:
+            for source, waveform in zip(listed, waveforms, strict=True):
+                if is_silent(waveform):
+                    message = f"{name_of(source)} has no signal (all samples are equal): its embedding means nothing"
+                    warnings.warn(message, SilenceWarning, stacklevel=2)
+                yield waveform
 
-    def _embed_waveforms(self, waveforms: Sequence[np.ndarray]) -> Float32[np.ndarray, "n embedding"]:
-        embeddings = np.empty((len(waveforms), self.config.ecapa.embedding_dim), np.float32)
-        for batch in self.plan([len(waveform) for waveform in waveforms]):
-            rows = self._run(batch, [waveforms[index] for index in batch.indices])
-            embeddings[list(batch.indices)] = rows[: len(batch.indices)]
-        return embeddings
+    def _embed_waveforms(self, waveforms: Iterable[np.ndarray]) -> Float32[np.ndarray, "n embedding"]:
+        rows: dict[int, np.ndarray] = {}
+        for indices, embeddings in self.embed_stream(waveforms):
+            rows.update(zip(indices, embeddings, strict=True))
+        if not rows:
+            return np.empty((0, self.config.ecapa.embedding_dim), np.float32)
+        return np.stack([rows[index] for index in range(len(rows))])
 
     def read(
         self, source: AudioSource, sample_rate: int | None = None, *, short: Short = "error"
@@ -224,7 +235,7 @@ class SpeakerEncoder:
           batch follows from their order and lengths alone: the same stream gives the same bits.
         """
         running: collections.deque[tuple[tuple[int, ...], jax.Array]] = collections.deque()
-        for batch, rows in self._batches(waveforms):
+        for batch, rows in self.buckets.stream(waveforms):
             running.append((batch.indices, self._dispatch(batch, rows)))
             if len(running) > 1:  # one computes while the next is read
                 indices, embeddings = running.popleft()
@@ -255,7 +266,7 @@ class SpeakerEncoder:
         """
         scorer = self.scorer.named(scoring)
         threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
-        waveforms = self._read_all([a, b], None, short)
+        waveforms = list(self._read_ahead([a, b], None, short))
         seconds = [len(waveform) / self.sample_rate for waveform in waveforms]
         views = self._embed_views(waveforms, scorer)
         score = scorer.score(views[0], views[1], seconds)
@@ -273,62 +284,15 @@ class SpeakerEncoder:
 
     def warm_up(self, max_seconds: float) -> int:
         """Compiles every bucket that utterances up to `max_seconds` can meet; returns how many there are."""
-        longest = self._bucket(int(max_seconds * self.sample_rate))
-        lengths = itertools.takewhile(lambda length: length <= longest, self._bucket_lengths())
-        batches = [Batch((), rows, length) for length in lengths for rows in self._batch_rows(length)]
+        batches = self.buckets.up_to(int(max_seconds * self.sample_rate))
         for batch in batches:
             self._run(batch, [])
         return len(batches)
 
-    def plan(self, lengths: Sequence[int]) -> list[Batch]:
-        """Groups utterances by length bucket, and each group into batch buckets.
-
-        Args:
-          lengths: samples of each utterance.
-
-        Returns:
-          Batches that hold every index once, shortest first.
-        """
-        batches: list[Batch] = []
-        order = sorted(range(len(lengths)), key=lambda index: lengths[index])
-        for samples, group in itertools.groupby(order, key=lambda index: self._bucket(lengths[index])):
-            indices = list(group)
-            for rows in self._batch_rows(samples):
-                while len(indices) >= rows or (indices and rows == self._n_devices):
-                    batches.append(Batch(tuple(indices[:rows]), rows, samples))
-                    del indices[:rows]
-        return batches
-
-    def _batches(
-        self, waveforms: Iterable[Float32[np.ndarray, " samples"]]
-    ) -> Iterator[tuple[Batch, list[Float32[np.ndarray, " samples"]]]]:
-        """Full batches of a stream as soon as there are, the rest at its end."""
-        waiting: dict[int, dict[int, np.ndarray]] = collections.defaultdict(dict)  # by length bucket, by position
-        for index, waveform in enumerate(waveforms):
-            samples = self._bucket(len(waveform))
-            waiting[samples][index] = waveform
-            if len(waiting[samples]) == self._batch_rows(samples)[0]:
-                group = waiting.pop(samples)
-                yield Batch(tuple(group), len(group), samples), list(group.values())
-        for samples in sorted(waiting):
-            indices, rest = zip(*waiting.pop(samples).items(), strict=True)
-            for batch in self.plan([len(waveform) for waveform in rest]):
-                positions = tuple(indices[at] for at in batch.indices)
-                yield dataclasses.replace(batch, indices=positions), [rest[at] for at in batch.indices]
-
-    def _batch_rows(self, samples: int) -> list[int]:
-        """Batch buckets of a length bucket, largest first."""
-        fitting = MAX_BATCH_SECONDS * self.sample_rate / samples
-        return [size * self._n_devices for size in BATCH_SIZES if size == 1 or size <= fitting]
-
-    def _bucket(self, n_samples: int) -> int:
-        return bucket_length(n_samples, int(SMALLEST_BUCKET_SECONDS * self.sample_rate) & ~3)
-
-    def _bucket_lengths(self) -> Iterator[int]:
-        length = self._bucket(0)
-        while True:
-            yield length
-            length = self._bucket(length + 1)
+    @property
+    def padding_waste(self) -> float:
+        """Share of the samples computed so far that were padding: of length buckets and of rows without a recording."""
+        return 1 - self._real / self._padded if self._padded else 0.0
 
     def _run(self, batch: Batch, waveforms: Sequence[np.ndarray]) -> Float32[np.ndarray, "rows embedding"]:
         return np.asarray(self._dispatch(batch, waveforms))
@@ -339,8 +303,10 @@ class SpeakerEncoder:
         for row, waveform in enumerate(waveforms):
             padded[row, : len(waveform)] = waveform
             lengths[row] = len(waveform)
+        self._real += int(lengths.sum())
+        self._padded += padded.size
         placed = jax.device_put((padded, lengths), self._sharding)
-        return self._embed(self.variables, *placed)
+        return self._embed(self._folded, *placed)
 
 
 def _as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:

@@ -123,7 +123,7 @@ class _Run:
         self.config, self.directory, self.checkpoints, self.watcher = config, directory, checkpoints, watcher
         self.order = Order(config.data, manifest, config.run.seed)
         self.manifest = manifest
-        self.plan = Plan(config, Clock.of(config.run, self.order.steps_per_epoch))
+        self.plan = Plan.of(config, Clock.of(config.run, self.order.steps_per_epoch))
         self.rows = Rows(0, config.data.batch_size)
         self.loader = Loader(config.data, config.augment, manifest, self.order, self.rows)
         self.batches = Batches(self.loader, self.rows, config.data, begin.step)

@@ -19,7 +19,7 @@ from ecapa_jax import functional
 from ecapa_jax.config import EcapaConfig
 from ecapa_jax.features.fbank import fbank
 from ecapa_jax.train.augment import Banks, augment, spec_augment
-from ecapa_jax.train.config import TrainConfig
+from ecapa_jax.train.config import DataConfig, RunConfig, StartConfig, TrainConfig
 from ecapa_jax.train.losses import cosines, cross_entropy, margin_logits
 from ecapa_jax.train.optim import apply_updates, moved_average, optimizer
 from ecapa_jax.train.schedules import Clock, learning_rate, margin
@@ -36,10 +36,17 @@ noise: [B, S] int16, where a folder of noises is named; noise_kind: [B] int32, w
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is static in a step."""
+    """What is static in a step; made by `of`."""
 
     config: TrainConfig
     clock: Clock
+
+    @classmethod
+    def of(cls, config: TrainConfig, clock: Clock) -> Plan:
+        """Without what no step depends on: runs that differ in their files or reports only share one compilation."""
+        run = RunConfig(seed=config.run.seed)
+        data = DataConfig(batch_size=config.data.batch_size)
+        return cls(dataclasses.replace(config, data=data, run=run, start=StartConfig()), clock)
 
 
 @functools.cache

@@ -31,11 +31,13 @@ class Train:
 
     def run(self) -> None:
         """Trains to the end, or until asked to stop."""
+        from ecapa_jax import runtime
         from ecapa_jax.cli.progress import TrainProgress, stop_signals
         from ecapa_jax.errors import Stopped
         from ecapa_jax.train.loop import train
         from ecapa_jax.train.settings import load_config
 
+        runtime.use_compile_cache()
         config = load_config(self.config, self.set)
         with stop_signals() as stop, TrainProgress(quiet=self.output.quiet) as progress:
             result = train(config, Path(self.out), progress, stop.is_set)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import functools
-import itertools
-import os
 import pickle
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from ecapa_jax.ahead import map_ahead
 from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped
 from ecapa_jax.io.audio import AudioSource, is_silent, name_of
-
-MAX_WORKERS = 16
 
 Advance = Callable[[int, float], None]
 """Told how many recordings and seconds of speech more are done."""
@@ -61,7 +56,7 @@ def embed_recordings(
     Args:
       encoder: the model.
       sources, sample_rate, short: as for `SpeakerEncoder.embed`.
-      workers: decoding threads; None is one a core, at most `MAX_WORKERS`.
+      workers: decoding threads; None is one a core, at most `ahead.MAX_WORKERS`.
       advance: told of progress.
       stop: checked before each recording and after each batch.
 
@@ -87,7 +82,8 @@ def embed_recordings(
             result.seconds[index] = len(waveform) / encoder.sample_rate
             yield waveform
 
-    with contextlib.closing(_decoded(encoder, sources, sample_rate, short, workers)) as decoded:
+    read = functools.partial(_read, encoder, sample_rate, short)
+    with contextlib.closing(map_ahead(read, sources, workers)) as decoded:
         for positions, embeddings in encoder.embed_stream(readable()):
             indices = [order[position] for position in positions]
             result.embeddings[indices] = embeddings
@@ -105,25 +101,6 @@ def _check(stop: threading.Event | None) -> None:
 
 
 Decoded = tuple[Float32[np.ndarray, " samples"] | None, str | None]
-
-
-def _decoded(
-    encoder: SpeakerEncoder, sources: Iterable[AudioSource], sample_rate: int | None, short: Short, workers: int | None
-) -> Generator[Decoded, None, None]:
-    """Waveform or error of each source in order, a few decoded ahead."""
-    workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
-    read = functools.partial(_read, encoder, sample_rate, short)
-    remaining = iter(sources)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        ahead: collections.deque[Future[Decoded]] = collections.deque()
-        try:
-            ahead.extend(pool.submit(read, source) for source in itertools.islice(remaining, 2 * workers))
-            while ahead:
-                done = ahead.popleft().result()
-                ahead.extend(pool.submit(read, source) for source in itertools.islice(remaining, 1))
-                yield done
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _read(encoder: SpeakerEncoder, sample_rate: int | None, short: Short, source: AudioSource) -> Decoded:

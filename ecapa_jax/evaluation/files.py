@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from ecapa_jax.ahead import map_ahead
 from ecapa_jax.encoder import Short, SilenceWarning, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped, TrialError
 from ecapa_jax.evaluation.cache import EmbeddingCache, Entry
 from ecapa_jax.io.audio import is_silent
 
 THREADS = 4
-AHEAD = 64
 """Recordings that are decoded before they are needed."""
 
 Progress = Callable[[str, int, int], None]
@@ -160,19 +161,6 @@ def _decoded(
         except AudioError as error:
             return error
 
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        queue: collections.deque[tuple[bytes, Path, Future]] = collections.deque()
-        for digest, path in wanted.items():
-            queue.append((digest, path, pool.submit(read, path)))
-            if len(queue) > AHEAD:
-                yield _next(queue)
-        while queue:
-            yield _next(queue)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _next(queue: collections.deque[tuple[bytes, Path, Future]]) -> tuple[bytes, Path, np.ndarray | AudioError]:
-    digest, path, future = queue.popleft()
-    return digest, path, future.result()
+    with contextlib.closing(map_ahead(read, wanted.values(), THREADS)) as waveforms:
+        for (digest, path), waveform in zip(wanted.items(), waveforms, strict=True):
+            yield digest, path, waveform

@@ -55,7 +55,7 @@ class TdnnBlock(nnx.Module):
         groups: int = 1,
         norm: bool = True,
         activation: Activation,
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         self.activation = activation
         self.conv = Conv1d(
@@ -82,7 +82,7 @@ class Res2Conv(nnx.Module):
     (last), NeMo (grouped).
     """
 
-    def __init__(self, config: EcapaConfig, block: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: EcapaConfig, block: int, *, rngs: nnx.Rngs | None):
         self.scale, self.order = config.res2_scale, config.multiscale
         channels, kernel = config.channels[block + 1], config.kernel_sizes[block + 1]
         layer = functools.partial(
@@ -120,7 +120,7 @@ class SqueezeExcite(nnx.Module):
     Reference: the paper's section 3.2, after Hu et al. 2018.
     """
 
-    def __init__(self, config: EcapaConfig, channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: EcapaConfig, channels: int, *, rngs: nnx.Rngs | None):
         self.activation = inner_activation(config)
         self.squeeze = Conv1d(channels, config.se_channels, rngs=rngs)
         self.norm = batch_norm(config, config.se_channels) if config.se_norm else None
@@ -140,7 +140,7 @@ class SeRes2Block(nnx.Module):
     Reference: the paper's figure 2.
     """
 
-    def __init__(self, config: EcapaConfig, block: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: EcapaConfig, block: int, *, rngs: nnx.Rngs | None):
         in_channels, channels = config.channels[block], config.channels[block + 1]
         activation = outer_activation(config)
         self.tdnn_in = TdnnBlock(config, in_channels, channels, activation=activation, rngs=rngs)

@@ -67,14 +67,14 @@ class Conv1d(nnx.Module):
         dilation: int = 1,
         groups: int = 1,
         padding: str = "zeros",
-        rngs: nnx.Rngs,
+        rngs: nnx.Rngs | None,
     ):
         self.dilation, self.groups, self.padding = dilation, groups, padding
         shape = (kernel_size, in_channels // groups, out_channels)
         # PyTorch's default initialisation, so that a recipe written for it starts from the same distribution.
         bound = (kernel_size * shape[1]) ** -0.5
-        self.kernel = nnx.Param(jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound))
-        self.bias = nnx.Param(jax.random.uniform(rngs.params(), (out_channels,), minval=-bound, maxval=bound))
+        self.kernel = nnx.Param(_drawn(rngs, shape, bound))
+        self.bias = nnx.Param(_drawn(rngs, (out_channels,), bound))
 
     def __call__(
         self, x: Float[Array, "batch time channels"], mask: Bool[Array, "batch time"]
@@ -83,9 +83,19 @@ class Conv1d(nnx.Module):
         kernel = self.kernel[...]
         if kernel.shape[0] == 1 and self.groups == 1:
             return contract(x, kernel[0]) + self.bias[...]
-        x = pad_time(x, mask, self.dilation * (kernel.shape[0] - 1) // 2, self.padding)
-        y = lax.conv_general_dilated(
-            x.astype(kernel.dtype),
+        x = pad_time(x.astype(kernel.dtype), mask, self.dilation * (kernel.shape[0] - 1) // 2, self.padding)
+        if kernel.dtype.itemsize < 4 and self.groups == 1:
+            # XLA's CPU convolution of low precision runs at the speed of float32, its dot does not.
+            y = lax.platform_dependent(x, kernel, cpu=self._unfold, default=self._convolve)
+        else:
+            y = self._convolve(x, kernel)
+        return y + self.bias[...]
+
+    def _convolve(
+        self, x: Float[Array, "batch padded channels"], kernel: Float[Array, "taps group out"]
+    ) -> Float[Array, "batch time out"]:
+        return lax.conv_general_dilated(
+            x,
             kernel,
             window_strides=(1,),
             padding="VALID",
@@ -95,4 +105,17 @@ class Conv1d(nnx.Module):
             precision=_precision(kernel),
             preferred_element_type=jnp.promote_types(kernel.dtype, jnp.float32),
         )
-        return y + self.bias[...]
+
+    def _unfold(
+        self, x: Float[Array, "batch padded channels"], kernel: Float[Array, "taps channels out"]
+    ) -> Float[Array, "batch time out"]:
+        """The same as one product: the frames under all taps side by side."""
+        taps, _, out = kernel.shape
+        time = x.shape[1] - self.dilation * (taps - 1)
+        parts = [x[:, tap * self.dilation :][:, :time] for tap in range(taps)]
+        return contract(jnp.concatenate(parts, axis=-1), kernel.reshape(-1, out))
+
+
+def _drawn(rngs: nnx.Rngs | None, shape: tuple[int, ...], bound: float) -> Array:
+    """Uniform in [-bound, bound]; zeros where only shapes are wanted, since drawing takes long to trace."""
+    return jnp.zeros(shape) if rngs is None else jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)

@@ -40,7 +40,7 @@ class EcapaTdnn(nnx.Module):
     Reference: Desplanques et al. 2020 (arXiv 2005.07143), figure 2 and section 3.
     """
 
-    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs | None):
         self.config = config
         activation = outer_activation(config)
         self.stem = TdnnBlock(

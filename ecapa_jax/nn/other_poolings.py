@@ -32,7 +32,7 @@ class HeadPooling(nnx.Module):
       logits: 1x1 convolution of the bottleneck to a weight per frame, or per frame and channel.
     """
 
-    def __init__(self, config: EcapaConfig, share: int, *, per_channel: bool, rngs: nnx.Rngs):
+    def __init__(self, config: EcapaConfig, share: int, *, per_channel: bool, rngs: nnx.Rngs | None):
         self.config = config
         self.hidden = Conv1d(share, config.attention_channels, rngs=rngs)
         self.logits = Conv1d(config.attention_channels, share if per_channel else 1, rngs=rngs)
@@ -52,7 +52,7 @@ class MultiHeadPooling(nnx.Module):
     Reference: India et al. 2019 (arXiv 1906.09890), Zhao et al. 2021 (arXiv 2110.05042); WeSpeaker's MHASTP, MQMHASTP.
     """
 
-    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs | None):
         self.queries, self.heads, per_channel = SHAPES[config.pooling]
         share = config.mfa_channels // self.heads
         for query in range(self.queries):
@@ -81,7 +81,7 @@ class PosteriorPooling(nnx.Module):
     Reference: Lee et al. 2021 (xi-vector, arXiv 2108.05679), equations 6 to 8; WeSpeaker's XI.
     """
 
-    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs | None):
         channels, bottleneck = config.mfa_channels, config.attention_channels
         self.prior_mean = nnx.Param(jnp.zeros((1, channels)))
         self.prior_log_precision = nnx.Param(jnp.zeros((1, channels)))

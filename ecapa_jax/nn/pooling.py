@@ -80,7 +80,7 @@ class AttentiveStatisticsPooling(nnx.Module):
     Reference: the paper's section 3.1.
     """
 
-    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs | None):
         channels, bottleneck = config.mfa_channels, config.attention_channels
         self.config = config
         self.hidden = Conv1d(channels * (3 if config.global_context else 1), bottleneck, rngs=rngs)

@@ -15,7 +15,6 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-import scipy.special
 from jaxtyping import Array, Float, Float64
 
 from ecapa_jax.errors import ScoringError
@@ -128,6 +127,8 @@ def _solve(
 
     Of columns that say the same, the least-squares step gives each the same weight.
     """
+    from scipy.special import expit  # scoring does without it, and should not wait for it
+
     design = np.column_stack([np.ones(len(columns)), columns])
     sign = np.where(targets, 1.0, -1.0)
     share = np.where(targets, cost.miss / targets.sum(), cost.false_alarm / (~targets).sum())
@@ -143,7 +144,7 @@ def _solve(
 
     weights = np.zeros(design.shape[1])
     for _ in range(MAX_STEPS):
-        wrong = scipy.special.expit(-margins(weights))
+        wrong = expit(-margins(weights))
         gradient = pull * weights - design.T @ (share * sign * wrong)
         if np.abs(gradient).max() < GRADIENT:
             break

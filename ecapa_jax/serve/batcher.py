@@ -82,7 +82,7 @@ class Batcher:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._closed)
-                plan = self._encoder.plan([len(job.waveform) for job in self._jobs])
+                plan = self._encoder.buckets.plan([len(job.waveform) for job in self._jobs])
                 chosen = next((set(batch.indices) for batch in plan if 0 in batch.indices), set())
                 jobs = [job for index, job in enumerate(self._jobs) if index in chosen]
                 self._jobs = [job for index, job in enumerate(self._jobs) if index not in chosen]

@@ -33,7 +33,7 @@ CONFIG = TrainConfig(
     optim=OptimConfig(peak=1e-3, floor=5e-5, warmup=4.0, weight_decay=1e-4),
     run=RunConfig(length=float(STEPS)),
 )
-PLAN = Plan(CONFIG, Clock.of(CONFIG.run, 1))
+PLAN = Plan.of(CONFIG, Clock.of(CONFIG.run, 1))
 
 
 def batches() -> list[dict[str, np.ndarray]]:

@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
 
 
 def test_nothing_moves_after_a_bad_step(config):
-    plan = Plan(config, Clock(1, STEPS))
+    plan = Plan.of(config, Clock(1, STEPS))
     state = init_state(config, 5)
     wave = np.random.default_rng(0).standard_normal((4, 8000)).astype(np.float32)
     batch = {"waveforms": wave, "lengths": np.full(4, 8000, np.int32), "labels": np.arange(4, dtype=np.int32)}
@@ -183,7 +183,7 @@ def test_ways_to_compute_a_step(config, change):
     for settings in ({}, change):
         run = dataclasses.replace(calm, step=dataclasses.replace(calm.step, **settings))
         state = init_state(run, 5)
-        states.append(loop.weights(compiled_step(Plan(run, Clock(1, STEPS)))({}, state, batch)["params"]))
+        states.append(loop.weights(compiled_step(Plan.of(run, Clock(1, STEPS)))({}, state, batch)["params"]))
     plain, other = states
     worst = max(float(np.abs(plain[name] - other[name]).max()) for name in plain)
     print(f"{change}: largest difference of a weight after one step {worst:.1e}")

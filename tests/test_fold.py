@@ -1,0 +1,126 @@
+"""Folded variables: the same embeddings in float32, embeddings as good in bfloat16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import soundfile
+
+import ecapa_jax
+from ecapa_jax import functional, runtime
+from ecapa_jax.batches import Buckets
+from ecapa_jax.config import ModelConfig
+from ecapa_jax.errors import ConfigError
+from ecapa_jax.nn.conv import Conv1d
+from helpers import families
+from helpers.weights import random_tensors, small_config, variables_of
+
+AUDIO = Path(__file__).parents[1] / "examples" / "audio"
+EMBED = jax.jit(functional.embed, static_argnums=0)
+
+
+def model(name: str) -> tuple[ModelConfig, functional.Variables]:
+    """A preset, or another family's network, at 16 channels with random weights and statistics."""
+    if name in families.SEEDS:
+        return families.config(name), families.variables(name)
+    config = small_config(name, width=16)
+    return config, variables_of(config.ecapa, random_tensors(config.ecapa))
+
+
+def speech() -> tuple[np.ndarray, np.ndarray]:
+    waves = [soundfile.read(path, dtype="float32")[0][:12000] for path in sorted(AUDIO.glob("*_1.flac"))]
+    return np.stack(waves), np.array([12000, 9001, 11111], np.int32)
+
+
+@pytest.mark.parametrize("preset", ["3dspeaker", "wespeaker", "nemo-2.5", "espnet", "mvector"])
+def test_folded_equals_unfolded(preset: str) -> None:
+    config, variables = model(preset)
+    waveforms, lengths = speech()
+    expected = np.asarray(EMBED(config, variables, waveforms, lengths))
+    folded = np.asarray(EMBED(config, functional.fold(config, variables), waveforms, lengths))
+    error = np.abs(folded - expected).max() / np.abs(expected).max()
+    print(f"{preset}: largest difference {error:.1e} of the largest value")
+    assert error <= 1e-5
+
+
+def test_folding_leaves_no_work_for_the_norms_about_the_projection() -> None:
+    config, variables = model("wespeaker")
+    folded = functional.fold(config, variables)
+    assert jax.tree.structure(folded) == jax.tree.structure(variables)
+    assert not np.any(folded["batch_stats"]["pooled_norm"]["mean"])
+    assert np.all(folded["params"]["pooled_norm"]["scale"] == 1)
+    assert not np.any(folded["params"]["pooling"]["logits"]["bias"])
+    assert np.any(variables["params"]["pooling"]["logits"]["bias"])  # the given ones are as they were
+
+
+def test_bfloat16_kernels_are_those_of_frames() -> None:
+    config, variables = model("3dspeaker")
+    folded = functional.fold(config, variables, "bfloat16")["params"]
+    low = {jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(folded)
+           if leaf.dtype == jnp.bfloat16}  # fmt: skip
+    assert all(name.endswith("['kernel']") for name in low)
+    assert not any("se" in name.split("'") or "projection" in name for name in low)
+    assert "['stem']['conv']['kernel']" in low
+    assert "['mfa']['conv']['kernel']" in low
+    assert folded["projection"]["kernel"].dtype == jnp.float32
+
+
+def test_another_dtype_is_refused() -> None:
+    config, variables = model("3dspeaker")
+    with pytest.raises(ConfigError, match="built: float32, bfloat16"):
+        functional.fold(config, variables, "float16")
+
+
+def test_bfloat16_scores_as_float32() -> None:
+    """The packaged model on real and synthetic voices: DESIGN's row, cosine >= 0.999 and scores within 5e-3."""
+    files = sorted(AUDIO.glob("*.flac"))
+    encoder = ecapa_jax.load()
+    low = encoder.with_dtype("bfloat16")
+    a, b = encoder.embed(files), low.embed(files)
+    cosines = np.diag(np.asarray(ecapa_jax.score_matrix(a, b)))
+    gaps = np.abs(np.asarray(ecapa_jax.score_matrix(a, a)) - np.asarray(ecapa_jax.score_matrix(b, b)))
+    print(f"smallest cosine {cosines.min():.6f}, largest score change {gaps.max():.1e}")
+    assert 0.999 <= cosines.min() < 1
+    assert gaps.max() <= 5e-3
+    assert low.fingerprint != encoder.fingerprint
+    assert encoder.with_dtype("float32").fingerprint == encoder.fingerprint
+
+
+@pytest.mark.parametrize(("kernel_size", "dilation", "padding"), [(5, 1, "zeros"), (3, 3, "reflect")])
+def test_the_two_lowerings_of_a_convolution_agree(kernel_size: int, dilation: int, padding: str) -> None:
+    """On operands that are exact in bfloat16, with sums that float32 holds."""
+    layer = Conv1d(4, 6, kernel_size, dilation=dilation, padding=padding, rngs=None)
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.integers(-8, 9, (2, 40, 4)), jnp.bfloat16)
+    kernel = jnp.asarray(generator.integers(-8, 9, (kernel_size, 4, 6)), jnp.bfloat16)
+    assert np.array_equal(layer._unfold(x, kernel), layer._convolve(x, kernel))
+
+
+class Device:
+    def __init__(self, platform: str, capability: str = ""):
+        self.platform, self.compute_capability = platform, capability
+
+
+def test_auto_goes_by_what_the_device_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset({"avx512f", "amx_bf16"}))
+    assert runtime.fastest_dtype(Device("cpu")) == "bfloat16"
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset({"avx2"}))
+    assert runtime.fastest_dtype(Device("cpu")) == "float32"
+    assert runtime.fastest_dtype(Device("gpu", "7.5")) == "float32"
+    assert runtime.fastest_dtype(Device("gpu", "9.0")) == "bfloat16"
+    assert runtime.fastest_dtype(Device("tpu")) == "bfloat16"
+
+
+def test_padding_is_bounded_and_told() -> None:
+    """Buckets waste at most a fifth; what was wasted is told."""
+    for length in range(16000, 400_000, 997):
+        assert 1 - length / Buckets(16000).length(length) <= 0.2
+    config, variables = model("3dspeaker")
+    encoder = ecapa_jax.SpeakerEncoder(config, variables)
+    assert encoder.padding_waste == 0
+    encoder.embed([np.float32(0.1) * np.sin(np.arange(n, dtype=np.float32)) for n in (16000, 12000)])
+    assert encoder.padding_waste == pytest.approx(1 - 28000 / 32000)
