@@ -41,7 +41,6 @@ class SpeakerEncoder:
 
     Attributes:
       config: front end and network.
-      variables: nested dict of arrays, replicated over `devices`; as given, not folded.
       dtype: compute dtype, float32 or bfloat16.
       scorer: from embeddings to scores.
       buckets: the shapes that are compiled.
@@ -65,8 +64,8 @@ class SpeakerEncoder:
         self.dtype = runtime.fastest_dtype(mesh.devices.flat[0]) if dtype == "auto" else dtype
         self.buckets = Buckets(config.fbank.sample_rate, mesh.size)
         self._sharding = NamedSharding(mesh, PartitionSpec("data"))
-        self.variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-        self._folded = functional.fold(config, self.variables, self.dtype)
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self.variables = variables
         self._real, self._padded = 0, 0
         self.compile_count = 0
         self._embed = jax.jit(self._counted)
@@ -97,6 +96,17 @@ class SpeakerEncoder:
             devices=list(self._sharding.mesh.devices.flat),
             dtype=dtype,
         )
+
+    @property
+    def variables(self) -> Variables:
+        """The model's weights and statistics as given, on every device; set them to embed with others."""
+        return self._variables
+
+    @variables.setter
+    def variables(self, variables: Variables) -> None:
+        self._variables = jax.device_put(variables, self._everywhere)
+        self._folded = functional.fold(self.config, self._variables, self.dtype)
+        self.__dict__.pop("fingerprint", None)
 
     @property
     def scoring(self) -> Scoring:

@@ -310,6 +310,19 @@ def test_load_says_what_it_can_not_do(untyped: None, tmp_path: Path) -> None:
         ecapa_jax.load(tmp_path / "nothing")
 
 
+def test_other_variables_are_embedded_with_at_once(encoder: SpeakerEncoder) -> None:
+    """What was folded of those before is not kept; nothing compiles again."""
+    changed = SpeakerEncoder(encoder.config, encoder.variables)
+    before, fingerprint = changed.embed(noise(RATE)), changed.fingerprint
+    other = variables_of(encoder.config.ecapa, random_tensors(encoder.config.ecapa, seed=1))
+    changed.variables = other
+    assert not close(changed.embed(noise(RATE)), before, 0.1)
+    assert changed.fingerprint != fingerprint
+    changed.variables = encoder.variables
+    assert np.array_equal(changed.embed(noise(RATE)), before)
+    assert changed.compile_count == 1
+
+
 def test_the_fingerprint_says_which_embeddings_compare(tmp_path):
     """Equal for two copies of one model, another for other weights or another front end."""
     bundle, other = make(), make(seed=1)
