@@ -1,0 +1,111 @@
+"""Engines in PyTorch: 3D-Speaker's module and SpeechBrain's, and what the exported ones share with them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+
+from benchmarks.speed.engines import Call, Engine
+from benchmarks.speed.model import Model, cores
+
+torch.set_num_threads(cores())
+
+
+def kaldi_features(waveforms: np.ndarray) -> np.ndarray:
+    """[B, S] to [B, T, 80]: torchaudio's Kaldi fbank of each utterance less its mean, as 3D-Speaker makes them."""
+    from torchaudio.compliance import kaldi
+
+    rows = [kaldi.fbank(wave[None], num_mel_bins=80) for wave in torch.from_numpy(waveforms)]
+    return torch.stack([row - row.mean(0, keepdim=True) for row in rows]).numpy()
+
+
+def three_d_speaker(model: Model, mode: str) -> Engine:
+    """3D-Speaker's ECAPA_TDNN.
+
+    Args:
+      mode: `eager`; `compile`, for any batch and length; `bfloat16`, under autocast.
+    """
+    run: Callable[..., torch.Tensor] = three_d_speaker_module(model)
+    if mode == "compile":
+        import torch._inductor.config as inductor
+
+        inductor.compile_threads = 1  # its workers are forks, and JAX's threads do not survive a fork
+        run = torch.compile(run, dynamic=True)
+    return _engine(run, kaldi_features, autocast=mode == "bfloat16")
+
+
+def three_d_speaker_module(model: Model) -> torch.nn.Module:
+    """With the model's weights, for inference."""
+    from speakerlab.models.ecapa_tdnn.ECAPA_TDNN import ECAPA_TDNN
+
+    return filled(ECAPA_TDNN(80, **_sizes(model)), model)
+
+
+def speechbrain(model: Model) -> Engine:
+    """SpeechBrain's front end and ECAPA_TDNN, as its EncoderClassifier calls them."""
+    from speechbrain.lobes.features import Fbank
+    from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
+    from speechbrain.processing.features import InputNormalization
+
+    network = filled(ECAPA_TDNN(80, **_sizes(model)), model)
+    fbank, normalize = Fbank(n_mels=80), InputNormalization(norm_type="sentence", std_norm=False)
+
+    def features(waveforms: np.ndarray) -> np.ndarray:
+        return normalize(fbank(torch.from_numpy(waveforms)), torch.ones(len(waveforms))).numpy()
+
+    return _engine(network, features, family="speechbrain")
+
+
+def filled(network: torch.nn.Module, model: Model) -> torch.nn.Module:
+    """Takes the model's weights; only counters of batches are not among them."""
+    tensors = {name: torch.from_numpy(tensor) for name, tensor in model.tensors().items()}
+    left = network.load_state_dict(tensors, strict=False)
+    wrong = [name for name in left.missing_keys if not name.endswith("num_batches_tracked")] + left.unexpected_keys
+    if wrong:
+        raise ValueError(f"these tensors have no partner: {', '.join(wrong)}")
+    return network.eval()
+
+
+def export(model: Model) -> None:
+    """Writes 3D-Speaker's network as ONNX, for any batch and length."""
+    from speakerlab.models.ecapa_tdnn import ECAPA_TDNN as module
+
+    def mask(length: torch.Tensor, max_len: torch.Tensor, device: torch.device) -> torch.Tensor:
+        return torch.arange(max_len, device=device) < length[:, None]
+
+    # Theirs asks for the batch's size as a Python number, which would become a constant of the graph.
+    with mock.patch.object(module, "length_to_mask", mask), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter that needs no further package is called deprecated
+        torch.onnx.export(
+            three_d_speaker_module(model),
+            (torch.zeros(2, 200, 80),),
+            str(model.onnx),
+            input_names=["features"],
+            output_names=["embedding"],
+            dynamic_axes={"features": {0: "batch", 1: "time"}, "embedding": {0: "batch"}},
+            opset_version=17,
+            dynamo=False,
+        )
+
+
+def _sizes(model: Model) -> dict[str, Any]:
+    ecapa = model.config().ecapa
+    return {"channels": [*ecapa.channels, ecapa.mfa_channels], "lin_neurons": ecapa.embedding_dim}
+
+
+def _engine(run: Callable[..., torch.Tensor], front_end: Call, *, autocast: bool = False, **settings: Any) -> Engine:
+    def network(features: np.ndarray) -> np.ndarray:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return run(torch.from_numpy(features)).float().reshape(len(features), -1).numpy()
+
+    def embed(waveforms: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            features = front_end(waveforms)
+        return network(features)
+
+    return Engine(network=network, embed=embed, **settings)
