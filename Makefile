@@ -1,6 +1,7 @@
 # make demo   sets everything up and scores six recordings
 # make test   sets everything up and runs the tests
 # make peers  adds PyTorch and the original toolkits, and runs the comparisons with them
+# make bench  times everything beside PyTorch, ONNX Runtime, OpenVINO in an environment of its own; BENCH="--quick": less
 # make slow   runs the long tests: ten minutes of fuzzing
 # make docs   builds the documentation into build/site
 # make dist   builds wheel and sdist into dist, and checks them
@@ -15,8 +16,11 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 CONSTRAINTS = $(shell $(RUN) -c 'import sys; print("constraints-py311.txt" if sys.version_info < (3, 12) else "constraints-latest.txt")')
 TORCH_VERSION := 2.13.0
+OPENVINO_VERSION := 2026.4.1
+FLAXSPEAKER_VERSION := 0.4.0
+BENCH :=
 
-.PHONY: demo test peers slow browser lint docs dist clean
+.PHONY: demo test peers bench slow browser lint docs dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
@@ -27,6 +31,11 @@ test: $(VENV)/.test-ready
 
 peers: $(VENV)/.peers-ready
 	$(RUN) -m pytest -m "peers and not slow"
+
+# On an idle machine; docs/speed.md says how to read it.
+bench:
+	$(MAKE) --no-print-directory VENV=.venv-bench .venv-bench/.bench-ready
+	.venv-bench/bin/python -m benchmarks.speed $(BENCH)
 
 slow: $(VENV)/.test-ready
 	$(RUN) -m pytest -n 0 -m slow
@@ -88,5 +97,14 @@ $(VENV)/.peers-ready: requirements-peers.txt $(VENV)/.test-ready
 	rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
 	touch $@
 
+# OpenVINO's one dependency beside NumPy reports its use to the makers; FlaxSpeaker's are what training needs.
+$(VENV)/.bench-ready: requirements-bench.txt requirements-peers.txt $(VENV)/.demo-ready
+	$(RUN) -c "import torch" 2>/dev/null || $(PIP) install -qq torch==$(TORCH_VERSION)
+	$(PIP) install -qq -c $(CONSTRAINTS) -r requirements-bench.txt
+	$(PIP) install -qq --no-deps -c requirements-peers.txt speakerlab speechbrain torchaudio HyperPyYAML \
+		openvino==$(OPENVINO_VERSION) flaxspeaker==$(FLAXSPEAKER_VERSION)
+	rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
+	touch $@
+
 clean:
-	rm -rf .venv .venv-latest build dist *.egg-info
+	rm -rf .venv .venv-latest .venv-bench build dist *.egg-info

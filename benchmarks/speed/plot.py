@@ -53,8 +53,9 @@ def _panel(axes: Any, rows: list[dict[str, Any]]) -> None:
     names = [name for name in ENGINES if any(name in row["engines"] for row in rows)]
     width = 0.84 / len(names)
     for index, name in enumerate(names):
-        places = [at + (index - (len(names) - 1) / 2) * width for at, row in enumerate(rows) if name in row["engines"]]
-        heights = [1 / row["engines"][name]["than_eager"] for row in rows if name in row["engines"]]
+        ratios = {at: row["engines"].get(name, {}).get("than_eager") for at, row in enumerate(rows)}
+        places = [at + (index - (len(names) - 1) / 2) * width for at, ratio in ratios.items() if ratio]
+        heights = [1 / ratio for ratio in ratios.values() if ratio]
         axes.bar(places, np.minimum(heights, TOP), width, color=COLOURS[name], label=ENGINES[name].title)
         for place, height in zip(places, heights, strict=True):
             axes.annotate(f"{height:.2f}", (place, min(height, TOP)), (0, 2), textcoords="offset points", fontsize=6,
