@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import ecapa_jax
 from benchmarks.speed.engines import Engine
 from benchmarks.speed.model import Model
 from ecapa_jax import functional
@@ -19,14 +20,10 @@ from ecapa_jax.convert.rules import apply_rules
 from ecapa_jax.convert.sources import sb_layout
 
 
-def fold(config: Any, variables: Any, dtype: str) -> Any:
-    return variables
-
-
 def ours(model: Model, dtype: str) -> Engine:
     """This library, as a user's own jit has it: folded weights, one compiled function a shape."""
     config = model.config()
-    folded = jax.device_put(fold(config, variables_of(model, "3dspeaker"), dtype))
+    folded = jax.device_put(ecapa_jax.fold(config, variables_of(model, "3dspeaker"), dtype))
     apply = jax.jit(lambda variables, x, mask: functional.apply(config.ecapa, variables, x, mask)[0])
     embed = jax.jit(functional.embed, static_argnums=0)
 

@@ -12,7 +12,7 @@ import soundfile
 
 import ecapa_jax
 from benchmarks.speed import turns
-from benchmarks.speed.engines_jax import fold, variables_of
+from benchmarks.speed.engines_jax import variables_of
 from benchmarks.speed.model import RATE, Model
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.io.bundle import Bundle, save_bundle
@@ -29,7 +29,7 @@ def measure(folder: Path, width: int, n_files: int, n_turns: int) -> Iterator[di
     bundle = save_bundle(Bundle(config=model.config(), variables=variables), folder / f"bundle-c{width}", force=True)
     for dtype in ("float32", "bfloat16"):
         encoder = ecapa_jax.load(bundle, dtype=dtype)
-        folded = jax.device_put(fold(encoder.config, variables, dtype))
+        folded = jax.device_put(ecapa_jax.fold(encoder.config, variables, dtype))
         yield {"dtype": dtype, "width": width, **_compare(encoder, folded, paths, waveforms, n_turns)}
 
 
@@ -69,13 +69,13 @@ def _compare(
 def padded(
     encoder: SpeakerEncoder, waveforms: list[np.ndarray]
 ) -> list[tuple[tuple[int, ...], np.ndarray, np.ndarray]]:
-    """The batches that the encoder makes: indices, [B, S] samples, [B] lengths."""
+    """The batches that `embed` makes of them: indices, [B, S] samples, [B] lengths."""
     batches = []
-    for batch in encoder.plan([len(waveform) for waveform in waveforms]):
+    for batch, members in encoder.buckets.stream(waveforms):
         rows, lengths = np.zeros((batch.rows, batch.samples), np.float32), np.zeros(batch.rows, np.int32)
-        for row, index in enumerate(batch.indices):
-            lengths[row] = len(waveforms[index])
-            rows[row, : lengths[row]] = waveforms[index]
+        for row, waveform in enumerate(members):
+            lengths[row] = len(waveform)
+            rows[row, : len(waveform)] = waveform
         batches.append((batch.indices, rows, lengths))
     return batches
 

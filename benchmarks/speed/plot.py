@@ -60,7 +60,7 @@ def _panel(axes: Any, rows: list[dict[str, Any]]) -> None:
         for place, height in zip(places, heights, strict=True):
             axes.annotate(f"{height:.2f}", (place, min(height, TOP)), (0, 2), textcoords="offset points", fontsize=6,
                           ha="center", rotation=90)  # fmt: skip
-    axes.axhline(1, color="black", linewidth=0.6, linestyle="--")
+    axes.axhline(1, color="black", linewidth=0.6, linestyle="--", zorder=0)
     axes.set_ylim(0, 1.2 * TOP)
     axes.set_xticks(range(len(rows)), [f"{row['batch']} x {row['seconds']:g} s" for row in rows])
     axes.spines[["top", "right"]].set_visible(False)

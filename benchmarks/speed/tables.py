@@ -100,8 +100,8 @@ def _detail(row: dict[str, Any], peaks: dict[str, dict[str, float]]) -> str:
     head = [
         "engine",
         "ms",
-        f"than {ENGINES[EAGER].title}",
-        f"than {ENGINES[OURS].title}",
+        f"as fast as {ENGINES[EAGER].title}",
+        f"as fast as {ENGINES[OURS].title}",
         "hours of audio an hour, core",
     ]
     head += ["GFLOP/s", "of the peak"] * counted + ["largest difference"]
