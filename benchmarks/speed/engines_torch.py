@@ -32,9 +32,12 @@ def three_d_speaker(model: Model, mode: str) -> Engine:
     """
     run: Callable[..., torch.Tensor] = three_d_speaker_module(model)
     if mode == "compile":
+        import torch._dynamo.config as dynamo
         import torch._inductor.config as inductor
 
         inductor.compile_threads = 1  # its workers are forks, and JAX's threads do not survive a fork
+        dynamo.recompile_limit = 64  # each block, for one recording and for more
+        dynamo.fail_on_recompile_limit_hit = True  # or it would run eagerly from then on, without a word
         run = torch.compile(run, dynamic=True)
     return _engine(run, kaldi_features, autocast=mode == "bfloat16")
 
