@@ -147,7 +147,7 @@ def bare_seconds(encoder: SpeakerEncoder, manifest: Manifest) -> tuple[float, fl
     noise = np.random.default_rng(0).standard_normal(int(2 * RATE * SECONDS[1])).astype(np.float32)
     for first, last in shard_bounds(len(manifest), SHARD_SIZE):
         lengths = [soundfile.info(path).frames for path in manifest.rows(first, last)[1]]
-        for batch, rows in encoder._batches(noise[:length] for length in lengths):
+        for batch, rows in encoder.buckets.stream(noise[:length] for length in lengths):
             padded = np.zeros((batch.rows, batch.samples), np.float32)
             placed = jax.device_put((padded, np.array([len(row) for row in rows], np.int32)), encoder._sharding)
             start, cpu_start = time.perf_counter(), time.process_time()

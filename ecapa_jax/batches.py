@@ -6,23 +6,27 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float32
 
 from ecapa_jax.masks import bucket_length
 
+Blocks: TypeAlias = Iterable[Float32[np.ndarray, " _"]]
+"""Consecutive samples of one utterance."""
+
 BATCH_SIZES = (16, 4, 1)
 """Batch buckets for one device. Any number of utterances splits into them without a padding row."""
 
 SMALLEST_BUCKET_SECONDS = 1.0
 MAX_BATCH_SECONDS = 160.0
-"""Padded audio of one batch on one device; longer utterances go in smaller batches."""
+"""Padded audio of one batch on one device: longer utterances go in smaller batches, still longer ones in chunks."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One call of the compiled function: which utterances, at which padded shape."""
+    """One call of the compiled function: which utterances, at which padded shape; no samples: one, chunk by chunk."""
 
     indices: tuple[int, ...]
     rows: int
@@ -45,6 +49,10 @@ class Buckets:
         """The padded length of an utterance."""
         return bucket_length(n_samples, int(SMALLEST_BUCKET_SECONDS * self.sample_rate) & ~3)
 
+    def is_long(self, n_samples: int) -> bool:
+        """Whether an utterance is too long to be computed in one piece."""
+        return self.length(n_samples) > MAX_BATCH_SECONDS * self.sample_rate
+
     def lengths(self) -> Iterator[int]:
         """All padded lengths, without end."""
         length = self.length(0)
@@ -58,9 +66,9 @@ class Buckets:
         return [size * self.n_devices for size in BATCH_SIZES if size == 1 or size <= fitting]
 
     def up_to(self, n_samples: int) -> list[Batch]:
-        """An empty batch of every shape that utterances of up to `n_samples` can meet."""
+        """An empty batch of every shape that utterances of up to `n_samples` can meet; none for long ones."""
         longest = self.length(n_samples)
-        lengths = itertools.takewhile(lambda length: length <= longest, self.lengths())
+        lengths = itertools.takewhile(lambda length: length <= longest and not self.is_long(length), self.lengths())
         return [Batch((), rows, length) for length in lengths for rows in self.rows(length)]
 
     def plan(self, lengths: Sequence[int]) -> list[Batch]:
@@ -83,11 +91,21 @@ class Buckets:
         return batches
 
     def stream(
-        self, waveforms: Iterable[Float32[np.ndarray, " samples"]]
-    ) -> Iterator[tuple[Batch, list[Float32[np.ndarray, " samples"]]]]:
-        """Full batches of a stream as soon as there are, the rest at its end."""
+        self, waveforms: Iterable[Float32[np.ndarray, " _"] | Blocks]
+    ) -> Iterator[tuple[Batch, list[Float32[np.ndarray, " _"]] | list[Blocks]]]:
+        """Full batches of a stream as soon as there are, the rest at its end; at once, alone, what is long.
+
+        Args:
+          waveforms: whole, or in blocks, which counts as long.
+        """
         waiting: dict[int, dict[int, np.ndarray]] = collections.defaultdict(dict)  # by padded length, by position
         for index, waveform in enumerate(waveforms):
+            if not isinstance(waveform, np.ndarray):
+                yield Batch((index,), 1, 0), [waveform]
+                continue
+            if self.is_long(len(waveform)):
+                yield Batch((index,), 1, 0), [[waveform]]
+                continue
             samples = self.length(len(waveform))
             waiting[samples][index] = waveform
             if len(waiting[samples]) == self.rows(samples)[0]:

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import hashlib
 import json
-import warnings
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -16,24 +16,22 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32
 
-from ecapa_jax import functional, runtime
+from ecapa_jax import functional, long, runtime
 from ecapa_jax.ahead import map_ahead
-from ecapa_jax.batches import Batch, Buckets
+from ecapa_jax.batches import MAX_BATCH_SECONDS, Batch, Blocks, Buckets
 from ecapa_jax.config import ModelConfig, to_dict
-from ecapa_jax.errors import AudioError, ConfigError
 from ecapa_jax.functional import Variables
-from ecapa_jax.io.audio import AudioSource, is_silent, load_audio, name_of
+from ecapa_jax.io.audio import AudioSource, LongAudio
 from ecapa_jax.io.bundle import Bundle
 from ecapa_jax.io.scoring_arrays import Cohort
+from ecapa_jax.recordings import Short as Short
+from ecapa_jax.recordings import SilenceWarning as SilenceWarning
+from ecapa_jax.recordings import as_list, open_recording, warn_of_silence
 from ecapa_jax.scorer import Scorer, ScoringName, Verification, checked_threshold
 from ecapa_jax.scoring_config import Scoring
+from ecapa_jax.windows import Windows, embed_windows, samples_of
 
-Short = Literal["error", "repeat"]
 Dtype = Literal["float32", "bfloat16", "auto"]
-
-
-class SilenceWarning(UserWarning):
-    """A recording has no signal: its embedding says nothing about a speaker."""
 
 
 class SpeakerEncoder:
@@ -153,6 +151,8 @@ class SpeakerEncoder:
 
         Args:
           sources: paths, http(s) URLs, bytes, binary files, or arrays [samples] or [samples, channels]; one or many.
+            Those longer than `MAX_BATCH_SECONDS` are embedded chunk by chunk and from a path never held whole: three
+            times the work a second, in bounded memory (`ecapa_jax.long`).
           sample_rate: of the arrays, Hz; None means the model's.
           short: what to do with an utterance below `minimum_samples`: an error, or repeat it until it is long enough.
 
@@ -162,7 +162,37 @@ class SpeakerEncoder:
         Raises:
           AudioError: a source can't be read, is too short, or holds NaN; nothing is embedded then.
         """
-        return self._embed_waveforms(self._read_ahead(sources, sample_rate, short))
+        return self._embed_waveforms(self._read_ahead(sources, sample_rate, short, MAX_BATCH_SECONDS))
+
+    def embed_windows(
+        self,
+        source: AudioSource,
+        window: float = 3.0,
+        hop: float | None = None,
+        sample_rate: int | None = None,
+        *,
+        short: Short = "error",
+    ) -> Windows:
+        """Embeds a recording window by window; of a file, memory holds what a batch of windows needs.
+
+        Windows begin every `hop` seconds; if something is left after the last whole one, one more ends with the
+        recording. A recording shorter than a window is one.
+
+        Args:
+          source, sample_rate, short: as for `embed`, one recording.
+          window, hop: seconds; the hop is half a window where none is given.
+
+        Raises:
+          AudioError: as `embed`.
+          ConfigError: the window is too short for the model, or the hop longer than it.
+        """
+        hop = window / 2 if hop is None else hop
+        size, step = samples_of(window, hop, self.sample_rate, self.minimum_samples)
+        audio = open_recording(self.config, source, sample_rate, short, MAX_BATCH_SECONDS)
+        blocks = audio if isinstance(audio, LongAudio) else [audio]
+        found = embed_windows(self.embed_stream, blocks, size, step, self.sample_rate)
+        warn_of_silence(source, audio)
+        return found
 
     def embed_views(
         self,
@@ -178,28 +208,40 @@ class SpeakerEncoder:
           sources, sample_rate, short: as for `embed`.
           scorer: None is the model's.
         """
-        return self._embed_views(list(self._read_ahead(sources, sample_rate, short)), scorer or self.scorer)
+        return self._embed_views(self._read_whole(sources, sample_rate, short), scorer or self.scorer)
 
     def _embed_views(self, waveforms: Sequence[np.ndarray], scorer: Scorer) -> Float32[np.ndarray, "n views embedding"]:
         rows = self._embed_waveforms(view for waveform in waveforms for view in scorer.views(waveform))
         return rows.reshape(len(waveforms), scorer.n_views, -1)
 
     def _read_ahead(
-        self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | None, short: Short
-    ) -> Iterator[Float32[np.ndarray, " samples"]]:
-        """The recordings in order, decoded by threads while the device is busy with those before."""
-        if short not in ("error", "repeat"):
-            raise ConfigError(f"short is {short!r}; it must be 'error' or 'repeat'")
-        listed = _as_list(sources)
-        read = functools.partial(self.read, sample_rate=sample_rate, short=short)
-        with contextlib.closing(map_ahead(read, listed)) as waveforms:
-            for source, waveform in zip(listed, waveforms, strict=True):
-                if is_silent(waveform):
-                    message = f"{name_of(source)} has no signal (all samples are equal): its embedding means nothing"
-                    warnings.warn(message, SilenceWarning, stacklevel=2)
-                yield waveform
+        self,
+        sources: AudioSource | Iterable[AudioSource],
+        sample_rate: int | None,
+        short: Short,
+        longest: float = math.inf,
+    ) -> Iterator[Float32[np.ndarray, " _"] | LongAudio]:
+        """The recordings in order, decoded by threads while the device is busy with those before.
 
-    def _embed_waveforms(self, waveforms: Iterable[np.ndarray]) -> Float32[np.ndarray, "n embedding"]:
+        What is longer than `longest` seconds is left to whoever takes it, who reads it before he takes the next.
+        """
+        listed = as_list(sources)
+        read = functools.partial(open_recording, self.config, sample_rate=sample_rate, short=short, longest=longest)
+        with contextlib.closing(map_ahead(read, listed)) as recordings:
+            for source, audio in zip(listed, recordings, strict=True):
+                if isinstance(audio, LongAudio):
+                    yield audio
+                    warn_of_silence(source, audio)
+                else:
+                    warn_of_silence(source, audio)
+                    yield audio
+
+    def _read_whole(
+        self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | None, short: Short
+    ) -> list[Float32[np.ndarray, " _"]]:
+        return [audio for audio in self._read_ahead(sources, sample_rate, short) if not isinstance(audio, LongAudio)]
+
+    def _embed_waveforms(self, waveforms: Iterable[np.ndarray | LongAudio]) -> Float32[np.ndarray, "n embedding"]:
         rows: dict[int, np.ndarray] = {}
         for indices, embeddings in self.embed_stream(waveforms):
             rows.update(zip(indices, embeddings, strict=True))
@@ -218,35 +260,25 @@ class SpeakerEncoder:
         Raises:
           AudioError: the source can't be read, is too short, or holds NaN.
         """
-        waveform = load_audio(
-            source, sample_rate=sample_rate, target_rate=self.sample_rate, channel=self.config.fbank.channel
-        )
-        minimum = self.minimum_samples
-        if len(waveform) < minimum:
-            if short == "error":
-                raise AudioError(
-                    f"{name_of(source)} is too short: {len(waveform)} samples at {self.sample_rate} Hz, this model "
-                    f"needs {minimum} ({1000 * minimum / self.sample_rate:.0f} ms); record more, or repeat it "
-                    f"(short='repeat', --short repeat)"
-                )
-            waveform = np.resize(waveform, minimum)
+        waveform = open_recording(self.config, source, sample_rate, short)
+        assert not isinstance(waveform, LongAudio)
         return waveform
 
     def embed_stream(
-        self, waveforms: Iterable[Float32[np.ndarray, " samples"]]
+        self, waveforms: Iterable[Float32[np.ndarray, " _"] | LongAudio]
     ) -> Iterator[tuple[tuple[int, ...], Float32[np.ndarray, "rows embedding"]]]:
         """Embeds waveforms while they come in; memory holds one unfinished batch a length bucket, however many come.
 
         Args:
-          waveforms: as `read` gives them.
+          waveforms: as `read` gives them; long ones go chunk by chunk.
 
         Yields:
           Positions in the stream and their embeddings, batch after batch, every position once. Which waveforms share a
           batch follows from their order and lengths alone: the same stream gives the same bits.
         """
-        running: collections.deque[tuple[tuple[int, ...], jax.Array]] = collections.deque()
+        running: collections.deque[tuple[tuple[int, ...], jax.Array | np.ndarray]] = collections.deque()
         for batch, rows in self.buckets.stream(waveforms):
-            running.append((batch.indices, self._dispatch(batch, rows)))
+            running.append((batch.indices, self._dispatch(batch, rows) if batch.samples else self._embed_long(rows[0])))
             if len(running) > 1:  # one computes while the next is read
                 indices, embeddings = running.popleft()
                 yield indices, np.asarray(embeddings)[: len(indices)]
@@ -276,7 +308,7 @@ class SpeakerEncoder:
         """
         scorer = self.scorer.named(scoring)
         threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
-        waveforms = list(self._read_ahead([a, b], None, short))
+        waveforms = self._read_whole([a, b], None, short)
         seconds = [len(waveform) / self.sample_rate for waveform in waveforms]
         views = self._embed_views(waveforms, scorer)
         score = scorer.score(views[0], views[1], seconds)
@@ -304,6 +336,10 @@ class SpeakerEncoder:
         """Share of the samples computed so far that were padding: of length buckets and of rows without a recording."""
         return 1 - self._real / self._padded if self._padded else 0.0
 
+    def _embed_long(self, blocks: Blocks) -> Float32[np.ndarray, "1 embedding"]:
+        place = functools.partial(jax.device_put, device=self._sharding)
+        return long.embed(self.config, self._folded, blocks, rows=self.buckets.n_devices, place=place)[None]
+
     def _run(self, batch: Batch, waveforms: Sequence[np.ndarray]) -> Float32[np.ndarray, "rows embedding"]:
         return np.asarray(self._dispatch(batch, waveforms))
 
@@ -317,10 +353,3 @@ class SpeakerEncoder:
         self._padded += padded.size
         placed = jax.device_put((padded, lengths), self._sharding)
         return self._embed(self._folded, *placed)
-
-
-def _as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
-    one = isinstance(sources, str | bytes | bytearray) or hasattr(sources, "__fspath__")
-    if one or hasattr(sources, "read") or hasattr(sources, "__array__"):
-        return [sources]  # type: ignore[list-item]
-    return list(sources)  # type: ignore[arg-type]

@@ -65,9 +65,7 @@ def apply(
       embeddings: [B, embedding_dim].
       batch_stats: the running statistics; moved if `train`, else as given.
     """
-    graph, _, _ = _structure(config)
-    params, batch_stats = jax.tree.map(jnp.asarray, (variables["params"], variables["batch_stats"]))
-    model = nnx.merge(graph, params, batch_stats)
+    model = network(config, variables)
     seen = None if seen is None else jnp.asarray(seen)
     embeddings = model(jnp.asarray(features), jnp.asarray(mask), train=train, seen=seen)
     if not train:
@@ -174,12 +172,17 @@ def stages(
       features [B, T, M]; stem, block_0, ..., mfa [B, T, C]; pooled [B, 2 C]; embedding [B, D]. Beyond an utterance's
       frames they are unspecified.
     """
-    graph, _, _ = _structure(config.ecapa)
-    model = nnx.merge(graph, *jax.tree.map(jnp.asarray, (variables["params"], variables["batch_stats"])))
+    model = network(config.ecapa, variables)
     features, mask = fbank(config.fbank, waveforms, lengths, variables["constants"])
     taps = {"features": features}
     embeddings = model(features, mask, seen=seen_mask(config.fbank, mask), taps=taps)
     return {**taps, "embedding": embeddings}
+
+
+def network(config: EcapaConfig, variables: Variables) -> EcapaTdnn:
+    """The network with these variables, for use inside the traced function that was given them."""
+    graph, _, _ = _structure(config)
+    return nnx.merge(graph, *jax.tree.map(jnp.asarray, (variables["params"], variables["batch_stats"])))
 
 
 @functools.cache

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ecapa_jax.io import audio
+from ecapa_jax.io import audio, decoding
 from ecapa_jax.io.audio import is_silent, name_of
 from helpers.sounds import COMPLETE, RATE, encode, load, refuse_unchecked, refused, sound
 
@@ -90,7 +90,7 @@ def test_channels_of_files(kind, channels):
 def test_blocks_join_without_a_seam(monkeypatch, kind):
     data = encode(sound(channels=2), kind)
     expected = load(data, channel="mean")
-    monkeypatch.setattr(audio, "_BLOCK", 2001)
+    monkeypatch.setattr(decoding, "_BLOCK", 2001)
     np.testing.assert_array_equal(load(data, channel="mean"), expected)
 
 

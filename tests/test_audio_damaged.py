@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ecapa_jax.errors import AudioError
-from ecapa_jax.io import audio
+from ecapa_jax.io import audio, decoding
 from helpers.sounds import COMPLETE, RATE, encode, load, refused, sound
 
 
@@ -62,7 +62,7 @@ def test_au_written_to_a_pipe():
 def test_flac_written_to_a_pipe(monkeypatch):
     data = without_length(COMPLETE["flac"])
     np.testing.assert_array_equal(load(data), load(COMPLETE["flac"]))
-    monkeypatch.setattr(audio, "_BLOCK", 1000)
+    monkeypatch.setattr(decoding, "_BLOCK", 1000)
     np.testing.assert_array_equal(load(data), load(COMPLETE["flac"]))
     refused(data[:-100], "truncated")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -37,6 +38,12 @@ class Embed:
     """Recordings of one Parquet file."""
     retry_errors: Flag = False
     """Make the Parquet files that hold errors again."""
+    window: Annotated[float | None, tyro.conf.arg(metavar="SECONDS", help_behavior_hint="(default: no windows)")] = None
+    """One embedding for every window of so many seconds, and the mean of each recording's: the .npz then has
+    `embeddings` [windows, embedding_dim], of each its recording `names` and its begin `starts` in seconds, and `means`
+    [n, embedding_dim] of the recordings `files`."""
+    hop: Annotated[float | None, tyro.conf.arg(metavar="SECONDS", help_behavior_hint="(default: half a window)")] = None
+    """From the begin of a window to that of the next. What is left at the end is in one more window."""
     short: Short = "error"
     model: ModelOptions = Model()
     output: OutputOptions = Output()
@@ -45,10 +52,14 @@ class Embed:
         """Writes the embeddings."""
         from ecapa_jax.errors import EcapaError
 
+        if self.hop is not None and self.window is None:
+            raise EcapaError("a hop needs a window: ecapa-jax embed FILES... -o OUT.npz --window 3 --hop 1.5")
         if self.manifest is None and self.folder is None:
             self._embed_files()
         elif self.manifest is None or self.folder is None or self.files or self.out is not None:
             raise EcapaError("a manifest goes to a directory, and alone: ecapa-jax embed --manifest M --output DIR")
+        elif self.window is not None:
+            raise EcapaError("windows are for files: ecapa-jax embed FILES... -o OUT.npz --window 3 --hop 1.5")
         else:
             self._embed_corpus(self.manifest, self.folder)
 
@@ -67,11 +78,35 @@ class Embed:
         if os.path.lexists(path) and (os.path.isdir(path) or not self.force):
             remedy = "choose another output" + ("" if os.path.isdir(path) else " or pass --force")
             raise EcapaError(f"{path} exists: {remedy}")
+        if self.window is not None:
+            self._embed_windows(path, self.window)
+            return
         embeddings = self.model.load(quiet=self.output.quiet).embed(self.files, short=self.short)
         replace_whole(path, lambda to: np.savez(to, names=np.array(self.files), embeddings=embeddings))
         self.output.result(
             {"out": str(path), "n": len(embeddings), "embedding_dim": embeddings.shape[1], "model": self.model.name},
             f"{path}: {len(embeddings)} embeddings of {embeddings.shape[1]}",
+        )
+
+    def _embed_windows(self, path: Path, window: float) -> None:
+        import numpy as np
+
+        encoder = self.model.load(quiet=self.output.quiet)
+        hop = window / 2 if self.hop is None else self.hop
+        found = [encoder.embed_windows(file, window, hop, short=self.short) for file in self.files]
+        arrays: dict[str, Any] = {
+            "names": np.repeat(self.files, [len(windows.starts) for windows in found]),
+            "starts": np.concatenate([windows.starts for windows in found]),
+            "embeddings": np.concatenate([windows.embeddings for windows in found]),
+            "files": np.array(self.files),
+            "means": np.stack([windows.mean for windows in found]),
+        }
+        replace_whole(path, lambda to: np.savez(to, **arrays))
+        n, dim = arrays["embeddings"].shape
+        sizes = {"n": len(found), "windows": n, "embedding_dim": dim}
+        self.output.result(
+            {"out": str(path), **sizes, "window": window, "hop": hop, "model": self.model.name},
+            f"{path}: {n} windows of {len(found)} recording{'s' * (len(found) > 1)}, embeddings of {dim}",
         )
 
     def _embed_corpus(self, manifest: str, folder: str) -> None:

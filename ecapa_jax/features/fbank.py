@@ -5,6 +5,7 @@ Letters: B batch, S samples, T frames, M mel bands.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from ecapa_jax.masks import length_mask, mask_lengths, masked_mean
 AnyArray = Array | np.ndarray
 Frames = Float[Array, "batch frames mels"]
 Mask = Bool[Array, "batch frames"]
+Bands = Float[Array, "batch mels"]
 
 STD_EPSILON = 1e-5
 """Of the normalisations `mean_std` and `instance`; NeMo's and torch.nn.InstanceNorm1d's."""
@@ -54,17 +56,48 @@ def fbank(
       `speechbrain.processing.features.InputNormalization(norm_type="sentence", std_norm=False)`, NeMo's
       `FilterbankFeatures`.
     """
-    shape, mel = _constants(config, constants)
-    waveforms, lengths = jnp.asarray(waveforms), jnp.asarray(lengths)
-    n_frames = frame_count(config, waveforms.shape[1])
-    mask = length_mask(frame_count(config, lengths), n_frames)
-    frames = frame(config, waveforms, lengths) * config.waveform_scale
-    power = power_spectrum(config, frames, jnp.asarray(shape, frames.dtype))
-    energy = jnp.dot(power, jnp.asarray(mel, power.dtype), precision=lax.Precision.HIGHEST)
-    features = _normalize(config, _compress(config, energy, mask), mask)
+    features, mask = log_mels(config, waveforms, lengths, constants)
+    if config.top_db is not None:
+        peak = jnp.max(jnp.where(mask[..., None], features, -jnp.inf), axis=(1, 2), keepdims=True)
+        features = jnp.maximum(features, peak - dynamic_range(config))
+    features = _normalize(config, features, mask)
+    n_frames = mask.shape[1]
     blank = seen_count(config, n_frames) - n_frames
     features = jnp.pad(jnp.where(mask[..., None], features, 0), ((0, 0), (0, blank), (0, 0)))
     return features, jnp.pad(mask, ((0, 0), (0, blank)))
+
+
+def log_mels(
+    config: FbankConfig,
+    waveforms: Float[AnyArray, "batch samples"],
+    lengths: Int[AnyArray, " batch"],
+    constants: Mapping[str, AnyArray] | None = None,
+) -> tuple[Float[Array, "batch frames mels"], Bool[Array, "batch frames"]]:
+    """The stage of `fbank` that is local in time: log energies before their range and mean, without blank frames."""
+    shape, mel = _constants(config, constants)
+    waveforms, lengths = jnp.asarray(waveforms), jnp.asarray(lengths)
+    mask = length_mask(frame_count(config, lengths), frame_count(config, waveforms.shape[1]))
+    frames = frame(config, waveforms, lengths) * config.waveform_scale
+    power = power_spectrum(config, frames, jnp.asarray(shape, frames.dtype))
+    energy = jnp.dot(power, jnp.asarray(mel, power.dtype), precision=lax.Precision.HIGHEST)
+    energy = energy + config.floor if config.floor_mode == "add" else jnp.maximum(energy, config.floor)
+    return (10.0 * jnp.log10(energy) if config.log == "db" else jnp.log(energy)), mask
+
+
+def dynamic_range(config: FbankConfig) -> float:
+    """`top_db` on the scale of the features; infinite if the model has none."""
+    if config.top_db is None:
+        return math.inf
+    return config.top_db if config.log == "db" else config.top_db * math.log(10) / 10
+
+
+def deviation(config: FbankConfig, variance: Bands, count: Float[Array, "batch 1"]) -> Bands:
+    """What the normalisations `mean_std` and `instance` divide by: from the biased variance of `count` frames."""
+    if config.normalization == "instance":
+        return jnp.sqrt(variance + STD_EPSILON)
+    variance = variance * count / jnp.maximum(count - 1, 1)
+    constant = variance == 0  # the gradient of a root at zero is infinite
+    return jnp.where(constant, 0, jnp.sqrt(jnp.where(constant, 1, variance))) + STD_EPSILON
 
 
 def seen_mask(config: FbankConfig, mask: Bool[AnyArray, "batch frames"]) -> Bool[Array, "batch frames"]:
@@ -86,15 +119,6 @@ def _constants(config: FbankConfig, given: Mapping[str, AnyArray] | None) -> tup
     return given["window"], given["mel_matrix"]
 
 
-def _compress(config: FbankConfig, energy: Frames, mask: Mask) -> Frames:
-    energy = energy + config.floor if config.floor_mode == "add" else jnp.maximum(energy, config.floor)
-    features = 10.0 * jnp.log10(energy) if config.log == "db" else jnp.log(energy)
-    if config.top_db is None:
-        return features
-    peak = jnp.max(jnp.where(mask[..., None], features, -jnp.inf), axis=(1, 2), keepdims=True)
-    return jnp.maximum(features, peak - (config.top_db if config.log == "db" else config.top_db * np.log(10) / 10))
-
-
 def _normalize(config: FbankConfig, features: Frames, mask: Mask) -> Frames:
     if config.normalization == "none":
         return features
@@ -104,10 +128,5 @@ def _normalize(config: FbankConfig, features: Frames, mask: Mask) -> Frames:
     # Once more: what rounding left of a constant band is divided by little more than 1e-5.
     features = features - masked_mean(features, mask)[:, None]
     variance = masked_mean(jnp.square(features), mask)
-    if config.normalization == "instance":
-        return features * lax.rsqrt(variance + STD_EPSILON)[:, None]
     count = mask_lengths(mask).astype(features.dtype)[:, None]
-    variance = variance * count / jnp.maximum(count - 1, 1)
-    constant = variance == 0  # the gradient of a root at zero is infinite
-    deviation = jnp.where(constant, 0, jnp.sqrt(jnp.where(constant, 1, variance)))
-    return features / (deviation + STD_EPSILON)[:, None]
+    return features / deviation(config, variance, count)[:, None]

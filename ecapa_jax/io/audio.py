@@ -5,20 +5,21 @@ The decoders are imported on first use, so that work on arrays needs none of the
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import io
+import math
 import os
 import re
-import struct
-import threading
-from collections.abc import Iterator
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+import stat
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from ecapa_jax.errors import AudioError, DownloadError, TooLongError
-from ecapa_jax.io import foreign, hub
+from ecapa_jax.errors import AudioError, DownloadError
+from ecapa_jax.io import hub
+from ecapa_jax.io.decoding import Block, Channel, checked_rate, decode, mono
 
 
 @runtime_checkable
@@ -36,17 +37,12 @@ class SupportsArray(Protocol):
 
 
 AudioSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | SupportsRead | SupportsArray
-Channel: TypeAlias = Literal["first", "mean"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_RATES = (100, 1_000_000)  # Hz
 _UNSCALED = 1000.0  # no gain mistake reaches it, 16-bit samples without their 1/32768 do
 _MAX_BYTES = 1 << 32  # of a file: six hours in any ordinary coding
-_BLOCK = 1 << 20  # samples of all channels that are decoded at a time
-_UNKNOWN = 2**63 - 1  # what libsndfile says when the header gives no number of frames
-_MPEG_FRAME = 1152  # samples
+_BLOCK = 1 << 20  # samples of a long array that are converted at a time
 _INTEGERS = {"i1": (0, 2.0**7), "u1": (128, 2.0**7), "i2": (0, 2.0**15), "i4": (0, 2.0**31)}  # offset, divisor
-_CHUNK_ORDER = {b"RIFF": "<", b"RF64": "<", b"RIFX": ">", b"FORM": ">"}
 
 
 def name_of(source: object) -> str:
@@ -91,20 +87,119 @@ def load_audio(
         WAV that was written to a pipe do not say how long they are, so that one of these that ends early is only
         noticed where the cut goes through a frame.
     """
-    name = name_of(source)
+    waveform = _read(source, sample_rate, target_rate, channel, math.inf, max_seconds)
+    assert not isinstance(waveform, LongAudio)
+    return waveform
+
+
+def open_audio(
+    source: AudioSource,
+    *,
+    sample_rate: int | None,
+    target_rate: int,
+    channel: Channel,
+    longest: float,
+    max_seconds: float = 48 * 3600.0,
+) -> Float32[np.ndarray, " samples"] | LongAudio:
+    """As `load_audio`, but what is longer than `longest` seconds stays where it is, to be read as a stream.
+
+    Of a path nothing is held; bytes, and what a URL or an open file gives, are held as they are, decoded as a stream.
+
+    Raises:
+      AudioError: as `load_audio`, as far as it has been read.
+    """
+    return _read(source, sample_rate, target_rate, channel, longest, max_seconds)
+
+
+def _read(
+    source: object, sample_rate: int | None, target_rate: int, channel: Channel, longest: float, max_seconds: float
+) -> Float32[np.ndarray, " samples"] | LongAudio:
+    """The recording, or where it is longer than `longest` seconds, the way to read it."""
+    name, whole = name_of(source), longest == math.inf
+    reader: Callable[[], Generator[Block]]
     # A string or bytes taken out of a NumPy array is an array too.
     if hasattr(source, "__array__") and not isinstance(source, str | bytes):
-        samples = _mono(_array(source, name), channel)
-        rate = _checked_rate(target_rate if sample_rate is None else sample_rate, name)
-    else:
-        samples, rate = _decode(_content(source, name), name, channel, max_seconds)
-    waveform = _checked(samples, name)
-    if rate != _checked_rate(target_rate, "target_rate"):
-        import soxr
+        array, rate = _array(source, name), checked_rate(target_rate if sample_rate is None else sample_rate, name)
+        step = len(array) if whole else _BLOCK
 
-        waveform = soxr.resample(waveform, rate, target_rate, quality="HQ")
-        if waveform.size == 0:
-            raise AudioError(f"{name}: {samples.size} samples at {rate} Hz are too short; give a longer recording")
+        def reader() -> Generator[Block]:
+            for start in range(0, len(array), step):
+                yield rate, mono(_floats(array[start : start + step]), channel)
+    else:
+        kept = source if _is_path(source) else _file(source, name, whole=whole).read()
+
+        def reader() -> Generator[Block]:
+            with _file(kept, name, whole=whole) as file:
+                yield from decode(file, name, channel, max_seconds)
+
+    checked_rate(target_rate, "target_rate")
+    parts, n_samples = [], 0
+    for rate, block in (blocks := reader()):
+        parts.append(block)
+        n_samples += len(block)
+        if n_samples > longest * rate:
+            blocks.close()
+            return LongAudio(name, target_rate, reader)
+    return _resampled(_checked(parts[0] if len(parts) == 1 else np.concatenate(parts), name), rate, target_rate, name)
+
+
+@dataclasses.dataclass
+class LongAudio:
+    """A recording too long to be held whole: each iteration reads it from its beginning, in blocks at `rate`.
+
+    The samples are those that `load_audio` gives, to the bit: its resampler is the same stream.
+
+    Attributes:
+      name: for messages.
+      rate: of the samples, Hz.
+      reader: gives the blocks as they are stored, at a rate of their own.
+      is_silent: whether all samples of the last iteration were equal.
+    """
+
+    name: str
+    rate: int
+    reader: Callable[[], Generator[Block]]
+    is_silent: bool = False
+
+    def __iter__(self) -> Iterator[Float32[np.ndarray, " _"]]:
+        """Blocks of samples, none empty.
+
+        Raises:
+          AudioError: the recording is damaged here, or holds samples that are not finite or never scaled.
+        """
+        first, self.is_silent = None, True
+        for block in filter(len, self._blocks()):
+            first = block[0] if first is None else first
+            self.is_silent = self.is_silent and bool((block == first).all())
+            yield block
+
+    def _blocks(self) -> Iterator[Float32[np.ndarray, " _"]]:
+        stream, at = None, 0
+        for rate, block in self.reader():
+            samples = _checked(block, self.name, at) if len(block) else block.astype(np.float32)
+            at += len(block)
+            if rate == self.rate:
+                yield samples
+                continue
+            if stream is None:
+                import soxr
+
+                stream = soxr.ResampleStream(rate, self.rate, 1, dtype="float32", quality="HQ")
+            yield stream.resample_chunk(samples)
+        if stream is not None:
+            yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _resampled(
+    samples: Float32[np.ndarray, " _"], rate: int, target_rate: int, name: str
+) -> Float32[np.ndarray, " samples"]:
+    if rate == target_rate:
+        return samples
+    import soxr
+
+    waveform = soxr.resample(samples, rate, target_rate, quality="HQ")
+    if waveform.size == 0:
+        raise AudioError(f"{name}: {samples.size} samples at {rate} Hz are too short; give a longer recording")
     return waveform
 
 
@@ -114,7 +209,7 @@ def is_silent(waveform: Float32[np.ndarray, " samples"]) -> bool:
 
 
 def _array(source: object, name: str) -> Shaped[np.ndarray, "samples channels"]:
-    """The source as floats, [samples, channels]."""
+    """The source as it is, [samples, channels]."""
     try:
         array = np.asarray(source)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -125,49 +220,43 @@ def _array(source: object, name: str) -> Shaped[np.ndarray, "samples channels"]:
         raise AudioError(f"{name}: shape {array.shape} holds no samples; give some")
     if array.ndim == 2 and array.shape[0] < array.shape[1] and array.shape[0] <= 32:
         raise AudioError(f"{name}: shape {array.shape} looks like [channels, samples]; transpose it")
-    if array.dtype.str[1:] in _INTEGERS:
-        offset, divisor = _INTEGERS[array.dtype.str[1:]]
-        array = (array.astype(np.float32) - np.float32(offset)) / np.float32(divisor)
-    elif not np.issubdtype(array.dtype, np.floating):
+    if array.dtype.str[1:] not in _INTEGERS and not np.issubdtype(array.dtype, np.floating):
         raise AudioError(f"{name}: dtype {array.dtype}; give int8, int16, int32, uint8 or a float dtype of NumPy")
     return array.reshape(len(array), -1)
 
 
-def _mono(samples: Shaped[np.ndarray, "samples channels"], channel: Channel) -> Shaped[np.ndarray, " samples"]:
-    if channel == "mean" and samples.shape[1] > 1:
-        return samples.mean(axis=1, dtype=np.float64)
-    return np.ascontiguousarray(samples[:, 0])
+def _floats(array: Shaped[np.ndarray, "samples channels"]) -> Shaped[np.ndarray, "samples channels"]:
+    """Samples in [-1, 1]."""
+    if array.dtype.str[1:] not in _INTEGERS:
+        return array
+    offset, divisor = _INTEGERS[array.dtype.str[1:]]
+    return (array.astype(np.float32) - np.float32(offset)) / np.float32(divisor)
 
 
-def _checked(samples: Shaped[np.ndarray, " samples"], name: str) -> Float32[np.ndarray, " samples"]:
-    """The samples as float32, if they are samples of sound."""
+def _checked(samples: Shaped[np.ndarray, " samples"], name: str, first: int = 0) -> Float32[np.ndarray, " samples"]:
+    """The samples, of which `first` is the first, as float32, if they are samples of sound."""
     if samples.size == 0:
         raise AudioError(f"{name}: no samples in it (an unfinished recording?); give one with sound")
     if not np.isfinite(samples).all():
         at = int(np.flatnonzero(~np.isfinite(samples))[0])
-        raise AudioError(f"{name}: sample {at} is {samples[at]}; repair or cut out samples that are not finite")
+        raise AudioError(f"{name}: sample {first + at} is {samples[at]}; repair or cut out samples that are not finite")
     peak = float(np.abs(samples).max())
     if peak >= _UNSCALED:
         raise AudioError(f"{name}: samples reach {peak:g}, so they look like unscaled integers; divide by 32768")
     return samples.astype(np.float32, copy=False)
 
 
-def _checked_rate(rate: int, name: str) -> int:
-    if not _RATES[0] <= rate <= _RATES[1]:
-        raise AudioError(f"{name}: sample rate {rate} Hz is outside {_RATES[0]} to {_RATES[1]} Hz; check it")
-    return rate
+def _is_path(source: object) -> bool:
+    return isinstance(source, os.PathLike) or (isinstance(source, str) and not _URL.match(source))
 
 
-def _content(source: object, name: str) -> bytes:
-    """The bytes of an audio file."""
+def _file(source: object, name: str, *, whole: bool) -> io.BufferedIOBase:
+    """The audio file, opened or held; if it will be held `whole`, not larger than memory should take."""
     try:
         if isinstance(source, str) and _URL.match(source):
-            return hub.fetch(source)
+            return io.BytesIO(hub.fetch(source))
         if isinstance(source, str | os.PathLike):
-            with open(source, "rb") as stream:
-                if os.fstat(stream.fileno()).st_size > _MAX_BYTES:
-                    raise AudioError(f"{name}: is larger than {_MAX_BYTES / 2**30:g} GiB; cut it into parts")
-                return stream.read()
+            return _opened(open(source, "rb"), name, whole=whole)
         content = source.read() if hasattr(source, "read") else source
     except AudioError:
         raise
@@ -185,136 +274,16 @@ def _content(source: object, name: str) -> bytes:
     if not isinstance(content, bytes | bytearray | memoryview):
         kinds = "a path, a URL, bytes, a file opened in binary mode, or an array (numpy.asarray of a list)"
         raise AudioError(f"{name}: can't take audio from {type(content).__name__}; give {kinds}")
-    return bytes(content)
+    return io.BytesIO(content)
 
 
-class _Stream(io.BytesIO):
-    """Bytes for soundfile, which prints any exception of a callback: a damaged header makes it seek anywhere."""
-
-    def seek(self, offset: int, whence: int = 0, /) -> int:
-        """As in the base class, but stays where it is rather than leave the file."""
-        with contextlib.suppress(ValueError, OverflowError):
-            return super().seek(offset, whence)
-        return self.tell()
-
-
-def _decode(
-    content: bytes, name: str, channel: Channel, max_seconds: float
-) -> tuple[Float32[np.ndarray, " samples"], int]:
-    """Channel and rate of an audio file."""
-    import soundfile
-
-    if not content:
-        raise AudioError(f"{name}: is empty; give an audio file")
-    _check_end(content, name)
-    try:
-        with soundfile.SoundFile(_Stream(content)) as sound:
-            if sound.format != "MP3":
-                return _read(sound, name, channel, max_seconds), sound.samplerate
-        with _piped(content) as pipe, soundfile.SoundFile(pipe, closefd=False) as sound:
-            return _read(sound, name, channel, max_seconds), sound.samplerate
-    except soundfile.LibsndfileError as error:
-        if kind := foreign.kind_of(content):
-            samples, rate = foreign.decode(content, name, kind, max_seconds + 1)
-            if len(samples) > max_seconds * _checked_rate(rate, name):
-                raise _too_long(name, max_seconds) from error
-            return _mono(samples, channel).astype(np.float32, copy=False), rate
-        if error.code == 1:  # format not recognised
-            raise AudioError(f"{name}: is not audio in a known format; give WAV, FLAC, OGG or MP3") from error
-        reason = f"truncated, damaged or in an unknown coding: {hub.one_line(error.error_string)}"
-        raise AudioError(f"{name}: can't be decoded ({reason}); get it again or convert it to WAV") from error
-
-
-def _read(sound: Any, name: str, channel: Channel, max_seconds: float) -> Float32[np.ndarray, " samples"]:
-    """One channel of an opened file, in blocks, so that memory follows what is there and not what a header says."""
-    limit = max_seconds * _checked_rate(sound.samplerate, name)
-    if limit < sound.frames < _UNKNOWN:
-        raise _too_long(name, max_seconds)
-    # soundfile seeks after each read if it thinks it can, which a pipe and a FLAC without a length do not survive.
-    sound.seekable = lambda: False
-    parts, n_frames = [np.zeros(0, np.float32)], 0
-    step = max(1, _BLOCK // sound.channels)
-    # Never past the last frame: a tag may follow, which a decoder takes for a damaged frame.
-    while len(block := sound.read(min(step, sound.frames - n_frames), dtype="float32", always_2d=True)):
-        parts.append(_mono(block, channel).astype(np.float32, copy=False))
-        n_frames += len(block)
-        if n_frames > limit:
-            raise _too_long(name, max_seconds)
-    # Some MP3 encoders count the frame that holds the count.
-    slack = _MPEG_FRAME if sound.format == "MP3" else 0
-    if n_frames + slack < sound.frames < _UNKNOWN:
-        raise _truncated(name, f"{n_frames} of {sound.frames} frames are there")
-    return np.concatenate(parts)
-
-
-@contextlib.contextmanager
-def _piped(content: bytes) -> Iterator[int]:
-    """A descriptor that gives an MP3 without its ID3v2 tags, and can't seek.
-
-    Where an MP3 has no length header, libsndfile guesses the length from the first frame and stops there: half of a
-    recording with variable bit rate can be lost unseen. In a pipe it has nothing to guess from and reads to the end.
-    """
-    # libsndfile does not get over a tag with a picture in a pipe. Sizes are in 7-bit bytes.
-    start = 0
-    while (tag := content[start : start + 10]).startswith(b"ID3") and len(tag) == 10:
-        start += 10 + (tag[6] << 21 | tag[7] << 14 | tag[8] << 7 | tag[9])
-    output, feed = os.pipe()
-
-    def write() -> None:
-        # The reader stops at the declared length, whatever follows.
-        with contextlib.suppress(BrokenPipeError), os.fdopen(feed, "wb") as sink:
-            sink.write(memoryview(content)[start:])
-
-    writer = threading.Thread(target=write, daemon=True)
-    writer.start()
-    try:
-        yield output
-    finally:
-        os.close(output)
-        writer.join()
-
-
-def _check_end(content: bytes, name: str) -> None:
-    """Refuses a WAV, AIFF, AU or Ogg file that ends too early: libsndfile reads these to the end and says nothing."""
-    if content.startswith(b"OggS"):
-        page = content[content.rfind(b"OggS\0") :]  # the last one
-        header = 27 + (page[26] if len(page) > 26 else 0)
-        if len(page) < header + sum(page[27:header]) or not page[5] & 4:
-            raise _truncated(name, "the Ogg page that ends the stream is missing")
-    end = _declared_end(content)
-    if end is not None and len(content) < end:
-        raise _truncated(name, f"{len(content)} of at least {end} bytes are there")
-
-
-def _declared_end(content: bytes) -> int | None:
-    """Offset at which the samples of a RIFF, AIFF or AU file should end; None if no header tells."""
-    if content.startswith(b".snd") and len(content) >= 12:
-        position, length = struct.unpack_from(">II", content, 4)
-        return None if _from_pipe(length) else position + length
-    order = _CHUNK_ORDER.get(content[:4])
-    position, wide = 12, None
-    while order and position + 8 <= len(content):
-        kind, length = struct.unpack_from(order + "4sI", content, position)
-        position += 8
-        if kind == b"ds64":  # of RF64, whose data chunk has no room for the length
-            wide = int.from_bytes(content[position + 8 : position + 16], "little")
-        if kind in (b"data", b"SSND"):
-            if wide is not None:
-                return position + wide
-            return None if _from_pipe(length) else position + length
-        position += length + length % 2
-    return None
-
-
-def _from_pipe(length: int) -> bool:
-    """Whether a writer that could not know the length left about 2^31 or 2^32 in its place."""
-    return abs(length - 2**31) < 2**16 or length > 2**32 - 2**16
-
-
-def _truncated(name: str, detail: str) -> AudioError:
-    return AudioError(f"{name}: is truncated or damaged ({detail}); copy or download it again")
-
-
-def _too_long(name: str, max_seconds: float) -> TooLongError:
-    limit = f"{max_seconds / 3600:g} hours" if max_seconds >= 3600 else f"{max_seconds:g} seconds"
-    return TooLongError(f"{name}: is longer than {limit}; cut it into parts")
+def _opened(file: io.BufferedIOBase, name: str, *, whole: bool) -> io.BufferedIOBase:
+    """The file itself, or where it can't be sought its contents."""
+    status = os.fstat(file.fileno())
+    too_large = whole and status.st_size > _MAX_BYTES
+    if stat.S_ISREG(status.st_mode) and not too_large:
+        return file
+    with file:
+        if too_large:
+            raise AudioError(f"{name}: is larger than {_MAX_BYTES / 2**30:g} GiB; cut it into parts")
+        return io.BytesIO(file.read())

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import itertools
+import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float32
@@ -23,18 +26,24 @@ _KINDS: dict[str, tuple[int, bytes | tuple[bytes, ...], str]] = {
 }
 
 
+HEAD = 12
+"""Bytes that tell."""
+
+
 def kind_of(content: bytes) -> str | None:
     """The format of a file's bytes, if it is one of those."""
     return next((kind for kind, (at, magic, _) in _KINDS.items() if content.startswith(magic, at)), None)
 
 
 def decode(
-    content: bytes, name: str, kind: str, max_seconds: float
-) -> tuple[Float32[np.ndarray, "samples channels"], int]:
-    """Samples and rate of a file; what comes after `max_seconds` is left out.
+    file: io.BufferedIOBase, name: str, kind: str, max_seconds: float
+) -> Iterator[tuple[int, Float32[np.ndarray, "samples channels"]]]:
+    """Rate and samples of a file, in blocks; what comes after `max_seconds` is left out.
+
+    PyAV gives one block a packet; librosa, which asks ffmpeg, the whole recording.
 
     Args:
-      content: the file.
+      file: at its beginning; can be sought.
       name: of the file, for messages.
       kind: what `kind_of` says.
       max_seconds: most that is decoded.
@@ -44,36 +53,38 @@ def decode(
     """
     with_av = importlib.util.find_spec("av") is not None
     try:
-        return _by_av(content, kind, max_seconds) if with_av else _by_librosa(content, max_seconds)
+        yield from _by_av(file, kind, max_seconds) if with_av else _by_librosa(file, max_seconds)
     except Exception as error:  # decoders raise whatever they like, at import too
         missing = "" if with_av else ", or its decoder is missing: pip install 'ecapa-jax[av]'"
         reason = f"{type(error).__name__}: it is damaged{missing}"
         raise AudioError(f"{name}: this {kind} can't be decoded here ({reason}); convert it to WAV") from error
 
 
-def _by_av(content: bytes, kind: str, max_seconds: float) -> tuple[Float32[np.ndarray, "samples channels"], int]:
+def _by_av(
+    file: io.BufferedIOBase, kind: str, max_seconds: float
+) -> Iterator[tuple[int, Float32[np.ndarray, "samples channels"]]]:
     import av
 
-    with av.open(io.BytesIO(content), "r", format=_KINDS[kind][2]) as container:
+    with av.open(file, "r", format=_KINDS[kind][2]) as container:
         stream = container.streams.audio[0]
         to_float = av.AudioResampler(format="fltp", layout=stream.layout, rate=stream.rate)
-        blocks: list[np.ndarray] = []
         n_samples = 0
-        for frame in container.decode(stream):
-            blocks += [block.to_ndarray() for block in to_float.resample(frame)]
-            n_samples += frame.samples
+        for frame in itertools.chain(container.decode(stream), [None]):
+            for block in to_float.resample(frame):
+                yield stream.rate, np.ascontiguousarray(block.to_ndarray().T)
+            n_samples += frame.samples if frame is not None else 0
             if n_samples > max_seconds * stream.rate:
-                break
-        blocks += [block.to_ndarray() for block in to_float.resample(None)]
-        return np.ascontiguousarray(np.concatenate(blocks, axis=1).T), stream.rate
+                return
 
 
-def _by_librosa(content: bytes, max_seconds: float) -> tuple[Float32[np.ndarray, "samples channels"], int]:
+def _by_librosa(
+    file: io.BufferedIOBase, max_seconds: float
+) -> Iterator[tuple[int, Float32[np.ndarray, "samples channels"]]]:
     import librosa
 
     with tempfile.NamedTemporaryFile(suffix=".audio") as copy, warnings.catch_warnings():
-        copy.write(content)
+        shutil.copyfileobj(file, copy)
         copy.flush()
         warnings.simplefilter("ignore")  # it warns whenever it takes this way
         samples, rate = librosa.load(copy.name, sr=None, mono=False, duration=max_seconds)
-    return np.ascontiguousarray(np.atleast_2d(samples).T.astype(np.float32, copy=False)), int(rate)
+    yield int(rate), np.ascontiguousarray(np.atleast_2d(samples).T.astype(np.float32, copy=False))

@@ -39,11 +39,15 @@ class HeadPooling(nnx.Module):
 
     def __call__(self, x: Frames, mask: Mask) -> Float[Array, "batch pooled"]:
         """[B, T, M / H] -> mean and standard deviation, [B, 2 M / H]."""
-        weights = softmax_over_time(self.logits(jnp.tanh(self.hidden(x, mask)), mask), mask)
+        weights = softmax_over_time(self.attention(x, mask), mask)
         kept = jnp.where(mask[..., None], x, 0)
         return jnp.concatenate(
             weighted_statistics(self.config.pooled_std, kept, jnp.broadcast_to(weights, x.shape)), -1
         )
+
+    def attention(self, x: Frames, mask: Mask) -> Float[Array, "batch time weights"]:
+        """Logits of each frame, [B, T, 1], or of each frame and channel, [B, T, M / H]."""
+        return self.logits(jnp.tanh(self.hidden(x, mask)), mask)
 
 
 class MultiHeadPooling(nnx.Module):
@@ -91,12 +95,16 @@ class PosteriorPooling(nnx.Module):
 
     def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> Float[Array, "batch channels"]:
         """[B, T, M] -> [B, M]."""
-        hidden = self.norm(jax.nn.relu(self.hidden(x, mask)), mask, train=train)
-        precision = jnp.maximum(jax.nn.softplus(self.precision(hidden, mask)), 1e-30)
-        logits = jnp.clip(2 * jnp.log(precision), -15, 15)
+        logits = self.attention(x, mask, train=train)
         prior = jnp.broadcast_to(self.prior_log_precision[...], (x.shape[0], 1, x.shape[2]))
         values = jnp.broadcast_to(self.prior_mean[...], prior.shape)
         seen = jnp.concatenate([jnp.ones((x.shape[0], 1), bool), mask], axis=1)
         weights = softmax_over_time(jnp.concatenate([prior, logits], axis=1), seen)
         frames = jnp.concatenate([values, jnp.where(mask[..., None], x, 0)], axis=1)
         return jnp.sum(weights * frames, axis=1)
+
+    def attention(self, x: Frames, mask: Mask, *, train: bool = False) -> Frames:
+        """Logits of each frame and channel, its log precision, [B, T, M]."""
+        hidden = self.norm(jax.nn.relu(self.hidden(x, mask)), mask, train=train)
+        precision = jnp.maximum(jax.nn.softplus(self.precision(hidden, mask)), 1e-30)
+        return jnp.clip(2 * jnp.log(precision), -15, 15)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ecapa_jax.config import EcapaConfig, StdConfig
 from ecapa_jax.masks import mask_lengths, masked_mean
@@ -37,10 +37,15 @@ def context_statistics(config: StdConfig, x: Frames, mask: Mask) -> tuple[Stat, 
         variance = masked_mean(jnp.square(x - mean[:, None]), mask)
     else:
         variance = masked_mean(jnp.square(x), mask) - jnp.square(mean)
+    return mean, std_of_frames(config, variance, mask_lengths(mask))
+
+
+def std_of_frames(config: StdConfig, variance: Stat, count: Int[Array, " batch"]) -> Stat:
+    """Standard deviation from the biased variance of `count` frames."""
     if config.unbiased:
-        count = mask_lengths(mask).astype(x.dtype)[:, None]
-        variance = variance * count / (count - 1)
-    return mean, floored_std(config, variance)
+        frames = count.astype(variance.dtype)[:, None]
+        variance = variance * frames / (frames - 1)
+    return floored_std(config, variance)
 
 
 def plain_statistics(config: EcapaConfig, x: Frames, mask: Mask) -> Float[Array, "batch pooled"]:
@@ -48,7 +53,11 @@ def plain_statistics(config: EcapaConfig, x: Frames, mask: Mask) -> Float[Array,
 
     Reference: the x-vector's statistics pooling (Snyder et al. 2018); WeSpeaker's TAP, TSDP and TSTP.
     """
-    mean, std = context_statistics(config.context_std, x, mask)
+    return plain_parts(config, *context_statistics(config.context_std, x, mask))
+
+
+def plain_parts(config: EcapaConfig, mean: Stat, std: Stat) -> Float[Array, "batch pooled"]:
+    """What a plain pooling keeps of mean and standard deviation."""
     parts = {"mean": (mean,), "std": (std,), "mean_std": (mean, std)}
     return jnp.concatenate(parts[config.pooling], axis=-1)
 

@@ -125,6 +125,45 @@ def test_embed_replaces_when_told(capsys, tmp_path, model, wav):
     assert np.load(out)["embeddings"].shape == (1, 192)
 
 
+@pytest.mark.usefixtures("one_encoder")
+def test_embed_writes_windows(capsys, tmp_path, model, encoder):
+    files = [write_wav(tmp_path / name, sound(seconds)) for name, seconds in (("a.wav", 2.2), ("b.wav", 0.5))]
+    out = tmp_path / "out.npz"
+    result = run(capsys, "embed", *files, "-o", out, "--model", model, "--window", "1", "--hop", "0.75")
+    assert (result.code, result.out, result.err) == (0, f"{out}: 4 windows of 2 recordings, embeddings of 192\n", "")
+    with np.load(out, allow_pickle=False) as written:
+        assert written["names"].tolist() == [str(files[0])] * 3 + [str(files[1])]
+        np.testing.assert_allclose(written["starts"], [0, 0.75, 1.2, 0])
+        assert written["files"].tolist() == [str(path) for path in files]
+        windows = [encoder.embed_windows(path, 1.0, 0.75) for path in files]
+        np.testing.assert_array_equal(written["embeddings"], np.concatenate([found.embeddings for found in windows]))
+        np.testing.assert_array_equal(written["means"], np.stack([found.mean for found in windows]))
+    result = run(capsys, "embed", files[1], "-o", out, "--force", "--model", model, "--window", "1", "--json")
+    expected = {"out": str(out), "n": 1, "windows": 1, "embedding_dim": 192, "window": 1.0, "hop": 0.5}
+    assert result.json == {**expected, "model": "bundle"}
+
+
+@pytest.mark.usefixtures("one_encoder")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--hop", "1"], "a hop needs a window"),
+        (["--window", "0.01"], "too short: this model needs"),
+        (["--window", "nan"], "too short"),
+        (["--window", "1", "--hop", "2"], "at most the window"),
+        (["--window", "1", "--hop", "-1"], "above 0"),
+    ],
+)
+def test_windows_that_cannot_be(capsys, tmp_path, model, wav, options, words):
+    arguments = ["embed", wav, "-o", tmp_path / "out.npz", "--model", model, *options]
+    assert words in refused(capsys, tmp_path, *arguments)
+
+
+def test_windows_are_not_for_a_manifest(capsys, tmp_path):
+    arguments = ["embed", "--manifest", "m.csv", "--output", tmp_path / "out", "--window", "3"]
+    assert "windows are for files" in refused(capsys, tmp_path, *arguments)
+
+
 def test_convert_writes_a_bundle(capsys, tmp_path):
     source, out = modelscope(tmp_path / "published"), tmp_path / "bundle"
     result = run(capsys, "convert", source, "-o", out)

@@ -1,0 +1,155 @@
+"""Windows of a recording, and the encoder's ways with long recordings."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecapa_jax import batches
+from ecapa_jax import encoder as encoder_module
+from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder
+from ecapa_jax.errors import AudioError, ConfigError
+from ecapa_jax.windows import cut
+from helpers import parity
+from helpers.long_models import RATE, random_variables, small_mels, sound
+
+
+@given(
+    n_samples=st.integers(1, 60),
+    size=st.integers(1, 20),
+    hop=st.integers(1, 20),
+    cuts=st.lists(st.integers(0, 60), max_size=6),
+)
+def test_windows_of_a_stream(n_samples, size, hop, cuts):
+    """Whole ones at every hop, and one at the end if samples are left; a recording shorter than one is one."""
+    hop = min(hop, size)
+    samples = np.arange(n_samples, dtype=np.float32)
+    found = list(cut(np.split(samples, sorted(cuts)), size, hop))
+    starts = list(range(0, n_samples - size + 1, hop))
+    if not starts or starts[-1] + size < n_samples:
+        starts.append(max(n_samples - size, 0))
+    assert [start for start, _ in found] == starts
+    for start, window in found:
+        np.testing.assert_array_equal(window, samples[start : start + size])
+    assert set(np.concatenate([window for _, window in found])) == set(samples)
+
+
+def test_little_is_held_of_a_stream():
+    blocks = (np.zeros(1000, np.float32) for _ in range(1000))
+    assert max(len(window.base) for _, window in cut(blocks, 300, 100)) <= 2000
+
+
+@pytest.fixture(scope="module")
+def encoder() -> SpeakerEncoder:
+    config = small_mels(framing="snip_edges")
+    return SpeakerEncoder(config, random_variables(config))
+
+
+def test_each_window_is_embedded(encoder, tmp_path):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, sound(3.2), RATE)
+    waveform = encoder.read(path)
+    found = encoder.embed_windows(path, 1.0, 0.5)
+    starts = [0, 0.5, 1.0, 1.5, 2.0, 2.2]
+    assert found.starts.tolist() == starts
+    expected = encoder.embed([waveform[round(start * RATE) : round((start + 1) * RATE)] for start in starts])
+    np.testing.assert_allclose(found.embeddings, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(found.mean, expected.mean(axis=0), rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    short = encoder.embed_windows(waveform[:5000], 1.0)
+    assert (short.starts.tolist(), short.embeddings.shape) == ([0.0], (1, 12))
+
+
+@pytest.mark.parametrize(
+    ("window", "hop", "match"),
+    [
+        (0.001, 0.001, "too short: this model needs"),
+        (float("nan"), 1.0, "too short"),
+        (-1.0, -1.0, "too short"),
+        (float("inf"), 1.0, "too short"),
+        (1.0, 0.0, "above 0 and at most the window"),
+        (1.0, 1e-9, "above 0"),
+        (1.0, 1.5, "at most the window, 1 s"),
+        (1.0, float("nan"), "above 0"),
+    ],
+)
+def test_windows_that_cannot_be(encoder, window, hop, match):
+    with pytest.raises(ConfigError, match=match):
+        encoder.embed_windows(sound(2.0), window, hop)
+
+
+@pytest.fixture
+def one_second_is_long(monkeypatch):
+    """So that a test need not embed minutes."""
+    for module in (batches, encoder_module):
+        monkeypatch.setattr(module, "MAX_BATCH_SECONDS", 1.0)
+
+
+@pytest.fixture(scope="module")
+def whole_embeddings(encoder, tmp_path_factory):
+    """Files of several lengths and rates, and what the one-pass function makes of them."""
+    folder = tmp_path_factory.mktemp("recordings")
+    waveform, paths = sound(4.0), []
+    for name, samples, rate in [
+        ("long.flac", waveform, 16000),
+        ("short.wav", waveform[20000:30000], 16000),
+        ("stereo.wav", np.stack([waveform, -waveform], axis=1)[:40000], 44100),
+        ("low.wav", waveform[:24000], 8000),
+    ]:
+        paths.append(folder / name)
+        soundfile.write(paths[-1], samples, rate)
+    return paths, encoder.embed(paths)
+
+
+def close(found, expected):
+    errors = [parity.relative_error(a, b) for a, b in zip(found, expected, strict=True)]
+    print("largest error of", len(errors), f"recordings: {max(errors):.1e} of the largest")
+    return all(parity.same_embedding(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.usefixtures("one_second_is_long")
+def test_long_files_are_embedded_without_being_asked(encoder, whole_embeddings, monkeypatch):
+    paths, expected = whole_embeddings
+    n_long = 0
+    embed_long = encoder._embed_long
+
+    def counted(blocks):
+        nonlocal n_long
+        n_long += 1
+        return embed_long(blocks)
+
+    monkeypatch.setattr(encoder, "_embed_long", counted)
+    assert close(encoder.embed(paths), expected)
+    assert n_long == 2  # the stereo file has 0.9 s
+    waveforms = [encoder.read(path) for path in paths]
+    assert close(encoder.embed(waveforms), expected)
+    assert close(encoder.embed_views(paths)[:, 0], expected)
+    rows = {
+        at: row
+        for indices, part in encoder.embed_stream(iter(waveforms))
+        for at, row in zip(indices, part, strict=True)
+    }
+    assert close([rows[index] for index in range(4)], expected)
+    assert n_long == 8
+    assert encoder.verify(paths[0], paths[0], threshold=0.5).score == pytest.approx(1.0)
+
+
+@pytest.mark.usefixtures("one_second_is_long")
+def test_what_is_wrong_with_long_recordings_is_said(encoder, tmp_path):
+    waveform = sound(3.0).copy()
+    waveform[40000] = np.inf
+    with pytest.raises(AudioError, match="sample 40000 is inf"):
+        encoder.embed(waveform)
+    with pytest.raises(AudioError, match="sample 40000 is inf"):
+        encoder.embed_windows(waveform, 1.0)
+    with pytest.warns(SilenceWarning, match="array has no signal"):
+        encoder.embed(np.full(40000, 0.1, np.float32))
+    with pytest.warns(SilenceWarning, match="array has no signal"):
+        encoder.embed_windows(np.zeros(40000, np.float32), 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.embed(sound(3.0))
