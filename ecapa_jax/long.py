@@ -1,17 +1,18 @@
 """Recordings of any length: the embedding that the whole would give, in the memory of a chunk.
 
-The recording is read once, as a stream. Its log energies go to a temporary file (115 MB an hour with 80 bands: half of
-what the samples would take, and no later pass transforms them again); then the network runs over them once for each of
-its global reductions, each time from the first layer on:
+The recording is read once, as a stream. Its log energies are kept, in memory and from half an hour on in a temporary
+file (115 MB an hour with 80 bands: half of what the samples would take, and no later pass transforms them again). The
+network runs over them once for each of its global reductions, each time from the first layer on. Multiplications a
+frame for the published network at C = 1024, where one pass has 18.0 million:
 
-| pass | of one pass of the network, C = 1024 |
-|---|---|
-| mean of each of three blocks: stem and blocks so far | 2.9, 5.3 and 7.7 of 18.0 MFLOP / 2 a frame |
-| context: stem, blocks, MFA | 17.2 of 18.0 |
-| pooling: everything | 18.0 of 18.0 |
+| pass | computes | millions |
+|---|---|--:|
+| mean of block 0, 1, 2 | stem, blocks up to it | 2.9, 5.3, 7.7 |
+| context | stem, blocks, MFA | 17.2 |
+| pooling | everything | 18.0 |
 
-which is 2.84 times the one pass of a short recording, and 2.95 times with the halos of 30 s chunks. Keeping what the
-blocks and the MFA compute would make it 1.0, with 24 kB a frame on disk: 8.6 GB an hour.
+That is 2.84 times one pass, 2.95 with the halos of 30 s chunks. To keep what the blocks and the MFA compute would make
+it 1.0, at 24 kB a frame: 8.6 GB an hour.
 """
 
 from __future__ import annotations
