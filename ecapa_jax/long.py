@@ -180,14 +180,14 @@ def _refilled(
     held: Float32[np.ndarray, " _"], stream: Iterator[Float32[np.ndarray, " _"]], size: int
 ) -> tuple[Float32[np.ndarray, " _"], bool]:
     """At least `size` samples, if the stream has them; and whether it has ended."""
-    parts, n_samples = [held], len(held)
-    while n_samples < size:
+    parts, n_samples, ended = [held] if len(held) else [], len(held), False
+    while n_samples < size and not ended:
         block = next(stream, None)
-        if block is None:
-            return np.concatenate(parts), True
-        parts.append(block)
-        n_samples += len(block)
-    return np.concatenate(parts) if len(parts) > 1 else held, False
+        ended = block is None
+        if block is not None:
+            parts.append(block)
+            n_samples += len(block)
+    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.float32), *parts]), ended
 
 
 class _Passes:

@@ -1,5 +1,6 @@
 """Long recordings read as a stream: the samples of load_audio to the bit, and nothing held."""
 
+import os
 import tracemalloc
 import warnings
 
@@ -63,6 +64,19 @@ def test_resampled_as_a_stream(tmp_path, rate):
 @pytest.mark.parametrize(("container", "codec"), [("ipod", "aac"), ("matroska", "aac")])
 def test_what_pyav_decodes(container, codec):
     agree(encoded(tone(channels=2), container, codec), channel="mean")
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_pipe_of_the_shell():
+    """It can be read once, a stream any number of times."""
+    output, feed = os.pipe()
+    with os.fdopen(output, "rb"):
+        with os.fdopen(feed, "wb") as sink:
+            sink.write(COMPLETE["flac"])
+        options = {"sample_rate": None, "target_rate": RATE, "channel": "first"}
+        stream = open_audio(f"/dev/fd/{output}", longest=0.3, **options)
+        for _ in range(2):
+            np.testing.assert_array_equal(np.concatenate(list(stream)), load_audio(COMPLETE["flac"], **options))
 
 
 @pytest.mark.usefixtures("small_blocks")

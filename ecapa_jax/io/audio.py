@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Generator, Iterator
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -126,7 +126,8 @@ def _read(
             for start in range(0, len(array), step):
                 yield rate, mono(_floats(array[start : start + step]), channel)
     else:
-        kept = source if _is_path(source) else _file(source, name, whole=whole).read()
+        # What is no ordinary file, such as a pipe of the shell, can be read once.
+        kept = source if _is_path(source) and os.path.isfile(source) else _file(source, name, whole=whole).read()
 
         def reader() -> Generator[Block]:
             with _file(kept, name, whole=whole) as file:
@@ -246,7 +247,7 @@ def _checked(samples: Shaped[np.ndarray, " samples"], name: str, first: int = 0)
     return samples.astype(np.float32, copy=False)
 
 
-def _is_path(source: object) -> bool:
+def _is_path(source: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(source, os.PathLike) or (isinstance(source, str) and not _URL.match(source))
 
 
