@@ -151,8 +151,7 @@ class SpeakerEncoder:
 
         Args:
           sources: paths, http(s) URLs, bytes, binary files, or arrays [samples] or [samples, channels]; one or many.
-            Those longer than `MAX_BATCH_SECONDS` are embedded chunk by chunk and from a path never held whole: three
-            times the work a second, in bounded memory (`ecapa_jax.long`).
+            Those longer than `MAX_BATCH_SECONDS` take three times the work and bounded memory: `ecapa_jax.long`.
           sample_rate: of the arrays, Hz; None means the model's.
           short: what to do with an utterance below `minimum_samples`: an error, or repeat it until it is long enough.
 
@@ -229,12 +228,8 @@ class SpeakerEncoder:
         read = functools.partial(open_recording, self.config, sample_rate=sample_rate, short=short, longest=longest)
         with contextlib.closing(map_ahead(read, listed)) as recordings:
             for source, audio in zip(listed, recordings, strict=True):
-                if isinstance(audio, LongAudio):
-                    yield audio
-                    warn_of_silence(source, audio)
-                else:
-                    warn_of_silence(source, audio)
-                    yield audio
+                yield audio
+                warn_of_silence(source, audio)  # of which a stream knows at its end
 
     def _read_whole(
         self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | None, short: Short
