@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32
@@ -90,10 +90,8 @@ class Buckets:
                     del indices[:rows]
         return batches
 
-    def stream(
-        self, waveforms: Iterable[Float32[np.ndarray, " _"] | Blocks]
-    ) -> Iterator[tuple[Batch, list[Float32[np.ndarray, " _"]] | list[Blocks]]]:
-        """Full batches of a stream as soon as there are, the rest at its end; at once, alone, what is long.
+    def stream(self, waveforms: Iterable[Float32[np.ndarray, " _"] | Blocks]) -> Iterator[tuple[Batch, list[Any]]]:
+        """Full batches of a stream as soon as there are, the rest at its end; at once, alone, the blocks of a long one.
 
         Args:
           waveforms: whole, or in blocks, which counts as long.
