@@ -77,7 +77,7 @@ def use_compile_cache() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if not jax.config.read("jax_compilation_cache_dir"):
         folder = compile_cache_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
