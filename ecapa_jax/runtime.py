@@ -77,7 +77,7 @@ def use_compile_cache() -> None:
     """
     import jax
 
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         folder = compile_cache_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)

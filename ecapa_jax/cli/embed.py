@@ -81,10 +81,12 @@ class Embed:
         if self.window is not None:
             self._embed_windows(path, self.window)
             return
-        embeddings = self.model.load(quiet=self.output.quiet).embed(self.files, short=self.short)
+        encoder = self.model.load(quiet=self.output.quiet)
+        embeddings = encoder.embed(self.files, short=self.short)
         replace_whole(path, lambda to: np.savez(to, names=np.array(self.files), embeddings=embeddings))
+        sizes = {"n": len(embeddings), "embedding_dim": embeddings.shape[1]}
         self.output.result(
-            {"out": str(path), "n": len(embeddings), "embedding_dim": embeddings.shape[1], "model": self.model.name},
+            {"out": str(path), **sizes, "padding": round(encoder.padding_waste, 4), "model": self.model.name},
             f"{path}: {len(embeddings)} embeddings of {embeddings.shape[1]}",
         )
 

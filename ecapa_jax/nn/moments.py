@@ -61,8 +61,8 @@ def _log_count(keep: Mask, like: Stat) -> Stat:
     return jnp.broadcast_to(jnp.log(mask_lengths(keep).astype(like.dtype))[:, None], like.shape)
 
 
-def attention_moments(logits: Frames, x: Frames, keep: Mask) -> Moments:
-    """Of the frames that `keep` has: each weighs exp(logit)."""
+def attention_moments(logits: Float[Array, "batch time columns"], x: Frames, keep: Mask) -> Moments:
+    """Of the frames that `keep` has: each weighs exp(logit); one column of logits serves all channels."""
     keep_each = keep[..., None]
     logits = jnp.where(keep_each, jnp.broadcast_to(logits, x.shape), jnp.finfo(logits.dtype).min)
     x = jnp.where(keep_each, x, 0)

@@ -186,7 +186,7 @@ def test_concurrent_requests_share_batches_and_are_exact(encoder) -> None:
         hold = threading.Event()
         embed = encoder.embed
         server.service.batcher._encoder = type(
-            "Held", (), {"plan": encoder.plan, "embed": lambda _, w: hold.wait() and embed(w)}
+            "Held", (), {"buckets": encoder.buckets, "embed": lambda _, w: hold.wait() and embed(w)}
         )()
         asked = [
             pool.submit(httpx2.post, f"{server.url}/v1/embed", files={"file": ("a", one)}, timeout=60) for one in sounds
