@@ -24,6 +24,10 @@ MAX_BATCH_SECONDS = 160.0
 """Padded audio of one batch on one device: longer utterances go in smaller batches, still longer ones in chunks."""
 
 
+GROUP_SECONDS = 6.0
+"""Padded audio that a processor computes at a time: more leaves its caches."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Batch:
     """One call of the compiled function: which utterances, at which padded shape; no samples: one, chunk by chunk."""
@@ -40,14 +44,23 @@ class Buckets:
     Attributes:
       sample_rate: of the waveforms, Hz.
       n_devices: that share a batch.
+      platform: of the devices, as JAX calls it.
     """
 
     sample_rate: int
     n_devices: int = 1
+    platform: str = "cpu"
 
     def length(self, n_samples: int) -> int:
         """The padded length of an utterance."""
         return bucket_length(n_samples, int(SMALLEST_BUCKET_SECONDS * self.sample_rate) & ~3)
+
+    def group(self, rows: int, samples: int) -> int:
+        """Utterances of a batch that are computed at a time: a divisor of `rows`, all of them but on a processor."""
+        if self.platform != "cpu" or self.n_devices > 1:
+            return rows
+        fitting = max(GROUP_SECONDS * self.sample_rate / samples, 1)
+        return next(size for size in (16, 8, 4, 2, 1) if size <= fitting and rows % size == 0)
 
     def is_long(self, n_samples: int) -> bool:
         """Whether an utterance is too long to be computed in one piece."""

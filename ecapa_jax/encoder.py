@@ -41,8 +41,7 @@ class SpeakerEncoder:
       config: front end and network.
       dtype: compute dtype, float32 or bfloat16.
       scorer: from embeddings to scores.
-      buckets: the shapes that are compiled.
-      compile_count: compilations so far; bounded by the number of buckets met.
+      buckets, compile_count: the shapes that are compiled when met, and compilations so far.
     """
 
     def __init__(
@@ -59,13 +58,12 @@ class SpeakerEncoder:
         self.config = config
         self.scorer = Scorer(scoring or Scoring(), embedding_mean, cohort)
         mesh = Mesh(np.asarray(devices or jax.local_devices()), ("data",))
-        self.dtype = runtime.fastest_dtype(mesh.devices.flat[0]) if dtype == "auto" else dtype
-        self.buckets = Buckets(config.fbank.sample_rate, mesh.size)
-        self._sharding = NamedSharding(mesh, PartitionSpec("data"))
-        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        first: jax.Device = mesh.devices.flat[0]
+        self.dtype = runtime.fastest_dtype(first) if dtype == "auto" else dtype
+        self.buckets = Buckets(config.fbank.sample_rate, mesh.size, first.platform)
+        self._sharding, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
         self.variables = variables
-        self._real, self._padded = 0, 0
-        self.compile_count = 0
+        self._real = self._padded = self.compile_count = 0
         self._embed = jax.jit(self._counted)
 
     @classmethod
@@ -97,7 +95,7 @@ class SpeakerEncoder:
 
     @property
     def variables(self) -> Variables:
-        """The model's weights and statistics as given, on every device; set them to embed with others."""
+        """Weights and statistics as given, on every device; set them to embed with others."""
         return self._variables
 
     @variables.setter
@@ -118,7 +116,9 @@ class SpeakerEncoder:
 
     def _counted(self, variables: Variables, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
         self.compile_count += 1  # runs when jax traces, once per shape
-        return functional.embed(self.config, variables, waveforms, lengths)
+        return functional.embed_in_groups(
+            self.config, variables, waveforms, lengths, self.buckets.group(*waveforms.shape)
+        )
 
     @functools.cached_property
     def fingerprint(self) -> str:

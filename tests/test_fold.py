@@ -115,6 +115,26 @@ def test_auto_goes_by_what_the_device_can_do(monkeypatch: pytest.MonkeyPatch) ->
     assert runtime.fastest_dtype(Device("tpu")) == "bfloat16"
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_groups_give_what_the_batch_gives(rows: int) -> None:
+    config, variables = model("3dspeaker")
+    waveforms, lengths = (np.concatenate([part, part])[:4] for part in speech())
+    whole = np.asarray(EMBED(config, variables, waveforms, lengths))
+    in_groups = jax.jit(functional.embed_in_groups, static_argnums=(0, 4))
+    grouped = np.asarray(in_groups(config, variables, waveforms, lengths, rows))
+    error = np.abs(grouped - whole).max() / np.abs(whole).max()
+    print(f"groups of {rows}: largest difference {error:.1e} of the largest value")
+    assert error <= 1e-5
+
+
+def test_a_processor_computes_a_few_seconds_at_a_time() -> None:
+    on_processor, elsewhere = Buckets(16000), Buckets(16000, platform="gpu")
+    assert [on_processor.group(16, 16000 * seconds) for seconds in (1, 3, 4, 10)] == [4, 2, 1, 1]
+    assert on_processor.group(1, 16000) == 1
+    assert elsewhere.group(16, 48000) == 16
+    assert Buckets(16000, n_devices=8).group(32, 48000) == 32
+
+
 def test_padding_is_bounded_and_told() -> None:
     """Buckets waste at most a fifth; what was wasted is told."""
     for length in range(16000, 400_000, 997):

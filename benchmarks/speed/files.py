@@ -14,6 +14,7 @@ import ecapa_jax
 from benchmarks.speed import turns
 from benchmarks.speed.engines_jax import variables_of
 from benchmarks.speed.model import RATE, Model
+from ecapa_jax import functional
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.io.bundle import Bundle, save_bundle
 
@@ -38,10 +39,10 @@ def _compare(
 ) -> dict[str, Any]:
     """Seconds of both ways, in turn."""
     batches = padded(encoder, waveforms)
-    embed = jax.jit(ecapa_jax.embed, static_argnums=0)
+    embed = jax.jit(functional.embed_in_groups, static_argnums=(0, 4))
 
     def bare() -> np.ndarray:
-        rows = [embed(encoder.config, folded, *batch) for _, *batch in batches]
+        rows = [embed(encoder.config, folded, *batch, encoder.buckets.group(*batch[0].shape)) for _, *batch in batches]
         found = np.empty((len(paths), encoder.config.ecapa.embedding_dim), np.float32)
         for (indices, *_), row in zip(batches, rows, strict=True):
             found[list(indices)] = np.asarray(row)[: len(indices)]
