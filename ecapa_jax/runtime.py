@@ -35,7 +35,7 @@ def token() -> str | None:
     return os.environ.get("ECAPA_JAX_TOKEN") or None
 
 
-FAST_BFLOAT16_CPU = ("amx_bf16",)
+FAST_BFLOAT16_CPU = ("amx_bf16", "avx512_bf16")
 """Linux's names of the instructions with which bfloat16 products are the faster ones."""
 
 _FAST_BFLOAT16_CUDA = 8.0  # compute capability
