@@ -31,8 +31,15 @@ CHUNK = 90
 embed = jax.jit(functional.embed, static_argnums=0)
 
 
+@pytest.fixture(scope="module")
+def programs() -> Iterator[None]:
+    """The programs of `quick_compilation` go with this file: they round otherwise, random weights for one."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
-def quick_compilation() -> Iterator[None]:
+def quick_compilation(programs: None) -> Iterator[None]:
     """XLA with few optimisations: most of the time would be its own."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield

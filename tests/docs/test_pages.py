@@ -35,6 +35,7 @@ def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+    jax.clear_caches()  # what was compiled so rounds otherwise: random weights, for one
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def config(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainC
     return build_config(tiny_document(collection, tmp_path_factory.mktemp("config")))
 
 
-@pytest.fixture(scope="module")  # of one compilation with the runs that it is compared with
+@pytest.fixture(scope="session")
 def finished(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
