@@ -23,7 +23,6 @@ SMALLEST_BUCKET_SECONDS = 1.0
 MAX_BATCH_SECONDS = 160.0
 """Padded audio of one batch on one device: longer utterances go in smaller batches, still longer ones in chunks."""
 
-
 GROUP_SECONDS = 6.0
 """Padded audio that a processor computes at a time: more leaves its caches."""
 

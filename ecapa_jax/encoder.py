@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import jax
 import numpy as np
@@ -234,7 +234,7 @@ class SpeakerEncoder:
     def _read_whole(
         self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | None, short: Short
     ) -> list[Float32[np.ndarray, " _"]]:
-        return [audio for audio in self._read_ahead(sources, sample_rate, short) if not isinstance(audio, LongAudio)]
+        return cast("list[np.ndarray]", list(self._read_ahead(sources, sample_rate, short)))
 
     def _embed_waveforms(self, waveforms: Iterable[np.ndarray | LongAudio]) -> Float32[np.ndarray, "n embedding"]:
         rows: dict[int, np.ndarray] = {}

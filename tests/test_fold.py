@@ -15,11 +15,14 @@ from ecapa_jax import functional, runtime
 from ecapa_jax.batches import Buckets
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import ConfigError
+from ecapa_jax.evaluation.trials import read_trials
 from ecapa_jax.nn.conv import Conv1d
+from ecapa_jax.scoring.metrics import eer
 from helpers import families
 from helpers.weights import random_tensors, small_config, variables_of
 
 AUDIO = Path(__file__).parents[1] / "examples" / "audio"
+DATA = Path(__file__).parents[2] / "shared" / "data"
 EMBED = jax.jit(functional.embed, static_argnums=0)
 
 
@@ -88,6 +91,25 @@ def test_bfloat16_scores_as_float32() -> None:
     assert gaps.max() <= 5e-3
     assert low.fingerprint != encoder.fingerprint
     assert encoder.with_dtype("float32").fingerprint == encoder.fingerprint
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.skipif(not DATA.exists(), reason="needs the speech of ../shared")
+@pytest.mark.parametrize("name", sorted(path.stem for path in (DATA / "lists").glob("*.txt")) or ["none"])
+def test_bfloat16_decides_as_float32(name: str) -> None:
+    """The packaged model on real speech: the EER moves by two target trials at most."""
+    trials = read_trials(DATA / "lists" / f"{name}.txt")
+    encoder = ecapa_jax.load()
+    unit = [one.embed([DATA / file for file in trials.names]) for one in (encoder, encoder.with_dtype("bfloat16"))]
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in unit]
+    scores = [np.einsum("td,td->t", rows[trials.enrol], rows[trials.test]) for rows in unit]
+    rates = [eer(score, trials.known_labels) for score in scores]
+    cosine, change = np.sum(unit[0] * unit[1], axis=1).min(), np.abs(scores[0] - scores[1]).max()
+    print(f"{name}: cosine >= {cosine:.6f}, scores within {change:.1e}, EER {rates[0]:.4%} and {rates[1]:.4%}")
+    assert cosine >= 0.999
+    assert change <= 5e-3
+    assert abs(rates[0] - rates[1]) * np.sum(trials.known_labels) <= 2
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation", "padding"), [(5, 1, "zeros"), (3, 3, "reflect")])
