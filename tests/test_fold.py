@@ -16,7 +16,7 @@ from ecapa_jax.batches import Buckets
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.evaluation.trials import read_trials
-from ecapa_jax.nn.conv import Conv1d
+from ecapa_jax.nn.conv import Conv1d, contract
 from ecapa_jax.scoring.metrics import eer
 from helpers import families
 from helpers.weights import random_tensors, small_config, variables_of
@@ -120,6 +120,21 @@ def test_the_two_lowerings_of_a_convolution_agree(kernel_size: int, dilation: in
     x = jnp.asarray(generator.integers(-8, 9, (2, 40, 4)), jnp.bfloat16)
     kernel = jnp.asarray(generator.integers(-8, 9, (kernel_size, 4, 6)), jnp.bfloat16)
     assert np.array_equal(layer._unfold(x, kernel), layer._convolve(x, kernel))
+
+
+@pytest.mark.parametrize(("frames", "channels", "out"), [(1, 3, 1), (7, 4, 5), (40, 4, 6)])
+def test_gradients_of_a_low_precision_product(frames: int, channels: int, out: int) -> None:
+    """Those of float32, on integers whose sums float32 holds; they come in the dtypes of what they are gradients of."""
+    generator = np.random.default_rng(1)
+    x, kernel, cotangent = (
+        jnp.asarray(generator.integers(-4, 5, shape), jnp.float32)
+        for shape in [(2, frames, channels), (channels, out), (2, frames, out)]
+    )
+    exact = jax.vjp(contract, x, kernel)[1](cotangent)
+    low = jax.vjp(contract, x, kernel.astype(jnp.bfloat16))[1](cotangent)
+    assert [leaf.dtype for leaf in low] == [jnp.float32, jnp.bfloat16]
+    assert np.array_equal(low[0], exact[0])
+    assert np.array_equal(low[1], exact[1].astype(jnp.bfloat16))
 
 
 class Device:

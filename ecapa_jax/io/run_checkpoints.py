@@ -31,10 +31,9 @@ class RunCheckpoints:
         import orbax.checkpoint as ocp
         from orbax.checkpoint import checkpoint_managers as policies
 
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: -metrics["dev_eer"], n=1, keep_checkpoints_without_metrics=False
-        )
+        best = policies.BestN(get_metric_fn=_goodness, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
+            best_fn=_goodness,  # without it metrics are not on disk, and a resumed run forgets which was best
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
@@ -114,6 +113,10 @@ class RunCheckpoints:
                 if remove:
                     self._manager.delete(step)
         return None, problems
+
+
+def _goodness(metrics: dict[str, float]) -> float:
+    return -metrics["dev_eer"]
 
 
 @contextlib.contextmanager

@@ -16,12 +16,48 @@ from ecapa_jax.masks import mask_lengths
 
 def contract(x: Float[Array, "*rows channels"], kernel: Float[Array, "channels out"]) -> Float[Array, "*rows out"]:
     """`x @ kernel` in the kernel's dtype, accumulated in at least float32."""
-    return jnp.dot(
-        x.astype(kernel.dtype),
-        kernel,
-        precision=_precision(kernel),
-        preferred_element_type=jnp.promote_types(kernel.dtype, jnp.float32),
-    )
+    return _low_dot(x, kernel) if kernel.dtype.itemsize < 4 else _dot(x.astype(kernel.dtype), kernel)
+
+
+def _dot(x: Float[Array, "*rows channels"], kernel: Float[Array, "channels out"]) -> Float[Array, "*rows out"]:
+    accumulated = jnp.promote_types(kernel.dtype, jnp.float32)
+    return jnp.dot(x, kernel, precision=_precision(kernel), preferred_element_type=accumulated)
+
+
+@jax.custom_vjp
+def _low_dot(x: Float[Array, "*rows channels"], kernel: Float[Array, "channels out"]) -> Float[Array, "*rows out"]:
+    """`_dot` whose gradients are products of low precision as well: a float32 cotangent would make them float32's."""
+    return _dot(x.astype(kernel.dtype), kernel)
+
+
+def _low_dot_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    low = x.astype(kernel.dtype)
+    return _dot(low, kernel), (low, kernel, jnp.zeros((), x.dtype))
+
+
+def _low_dot_backward(kept: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    x, kernel, like = kept
+    rows = cotangent.astype(kernel.dtype).reshape(-1, cotangent.shape[-1])
+    frames = x.reshape(-1, x.shape[-1])
+    of_x = lax.platform_dependent(rows, kernel, cpu=_times_transposed_on_cpu, default=lambda y, k: _dot(y, k.T))
+    of_kernel = lax.platform_dependent(frames, rows, cpu=_transposed_times_on_cpu, default=lambda x, y: _dot(x.T, y))
+    return of_x.reshape(x.shape).astype(like.dtype), of_kernel.astype(kernel.dtype)
+
+
+_low_dot.defvjp(_low_dot_forward, _low_dot_backward)
+
+# XLA's CPU dot of low precision halves its speed when a transposition is folded into it; slicing prevents that.
+
+
+def _times_transposed_on_cpu(rows: Float[Array, "rows out"], kernel: Float[Array, "channels out"]) -> Array:
+    half = -(-kernel.shape[1] // 2)
+    return _dot(rows[:, :half], kernel.T[:half]) + _dot(rows[:, half:], kernel.T[half:])
+
+
+def _transposed_times_on_cpu(frames: Float[Array, "rows channels"], rows: Float[Array, "rows out"]) -> Array:
+    size = -(-frames.shape[0] // 4)
+    starts = range(0, frames.shape[0], size)
+    return sum(_dot(frames[at : at + size].T, rows[at : at + size]) for at in starts)
 
 
 def _precision(kernel: Array) -> lax.Precision:

@@ -21,6 +21,7 @@ import pytest
 import soundfile
 
 from ecapa_jax.errors import AudioError, BundleError
+from ecapa_jax.io.run_checkpoints import RunCheckpoints
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.prepare import prepare
 from ecapa_jax.train.loop import history, train
@@ -212,3 +213,14 @@ def test_a_speaker_with_one_utterance_is_a_class(config, tmp_path):
     assert train(changed, tmp_path / "run", Silent()).finished
     centres = state_of(changed, tmp_path / "run")[1]["['params']['centres']"]
     assert centres.shape[0] == 5
+
+
+def test_the_best_checkpoint_stays_through_a_resumed_run(tmp_path: Path) -> None:
+    """As do the newest; those with a worse dev EER and those without one go."""
+    state = {"weights": np.arange(3.0)}
+    for steps in ({1: 0.3, 2: 0.1, 3: None}, {4: 0.2, 5: None, 6: None, 7: 0.15, 8: None}):
+        with RunCheckpoints(tmp_path, keep=2) as checkpoints:
+            for step, eer in steps.items():
+                checkpoints.save(step, state, {"dev_eer": eer})
+            checkpoints.wait()
+            assert checkpoints.steps == sorted({2, *list(steps)[-2:]})
