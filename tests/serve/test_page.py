@@ -137,7 +137,7 @@ def test_the_threshold_moves_decision_and_error_rates(opened) -> None:
     assert row.locator("td").all_text_contents() == ["at most 1.0 %", "at least 50 %"]
     opened.click("#reset")
     assert opened.text_content("#decision") == "Same speaker"
-    assert opened.text_content("#threshold-value") == "0.228"
+    assert opened.text_content("#threshold-value") == "0.297"
 
 
 def test_the_mark_on_the_dial_is_dragged(opened) -> None:
