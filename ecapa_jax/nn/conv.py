@@ -5,6 +5,8 @@ Letters: B batch, T frames, C channels, K kernel.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -57,7 +59,7 @@ def _times_transposed_on_cpu(rows: Float[Array, "rows out"], kernel: Float[Array
 def _transposed_times_on_cpu(frames: Float[Array, "rows channels"], rows: Float[Array, "rows out"]) -> Array:
     size = -(-frames.shape[0] // 4)
     starts = range(0, frames.shape[0], size)
-    return sum(_dot(frames[at : at + size].T, rows[at : at + size]) for at in starts)
+    return functools.reduce(jnp.add, [_dot(frames[at : at + size].T, rows[at : at + size]) for at in starts])
 
 
 def _precision(kernel: Array) -> lax.Precision:
