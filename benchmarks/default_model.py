@@ -93,7 +93,7 @@ def operating_points(lists: dict[str, Trials], scores: dict[str, np.ndarray]) ->
     """Every list at each threshold of the dev list, with the EER's 95 % interval by speaker."""
     labels = {name: trials.known_labels for name, trials in lists.items()}
     rules = [Rule(eer=True), *(Rule(far=far) for far in STRICTER)]
-    thresholds = [math.ceil(1e4 * choose_threshold(scores[DEV], labels[DEV], rule)) / 1e4 for rule in rules]
+    thresholds = [math.ceil(1e3 * choose_threshold(scores[DEV], labels[DEV], rule)) / 1e3 for rule in rules]
     spreads = {name: eer_interval(trials, scores[name]) for name, trials in lists.items()}
     return [
         operating_point(threshold, scores[name], labels[name], trials=name) | {"eer_interval": spreads[name]}

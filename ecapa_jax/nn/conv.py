@@ -6,6 +6,7 @@ Letters: B batch, T frames, C channels, K kernel.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def _low_dot_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
     return _dot(low, kernel), (low, kernel, jnp.zeros((), x.dtype))
 
 
-def _low_dot_backward(kept: tuple[Array, Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _low_dot_backward(kept: tuple[Any, ...], cotangent: Array) -> tuple[Array, Array]:
     x, kernel, like = kept
     rows = cotangent.astype(kernel.dtype).reshape(-1, cotangent.shape[-1])
     frames = x.reshape(-1, x.shape[-1])

@@ -129,15 +129,15 @@ def test_the_threshold_moves_decision_and_error_rates(opened) -> None:
     choose(opened)
     compare(opened)
     row = opened.locator("#rates tbody tr").first
-    assert row.locator("td").all_text_contents() == ["11 %", "11 %"]
-    opened.locator("#threshold").fill("0.25")
-    assert row.locator("td").all_text_contents() == ["4.9 to 11 %", "11 to 20 %"]
+    assert row.locator("td").all_text_contents() == ["9.3 %", "9.3 %"]
+    opened.locator("#threshold").fill("0.32")
+    assert row.locator("td").all_text_contents() == ["5.0 to 9.3 %", "9.3 to 20 %"]
     opened.locator("#threshold").fill("0.99")
     assert opened.text_content("#decision") == "Different speakers"
-    assert row.locator("td").all_text_contents() == ["at most 1.0 %", "at least 50 %"]
+    assert row.locator("td").all_text_contents() == ["at most 1.0 %", "at least 44 %"]
     opened.click("#reset")
     assert opened.text_content("#decision") == "Same speaker"
-    assert opened.text_content("#threshold-value") == "0.297"
+    assert opened.text_content("#threshold-value") == "0.298"
 
 
 def test_the_mark_on_the_dial_is_dragged(opened) -> None:
