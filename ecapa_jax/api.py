@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from importlib import resources
@@ -17,6 +18,7 @@ from ecapa_jax.io.address import is_address
 from ecapa_jax.io.audio import AudioSource
 from ecapa_jax.io.bundle import load_bundle
 from ecapa_jax.presets import PRESETS
+from ecapa_jax.programs import kept_shapes
 from ecapa_jax.scorer import ScoringName, checked_threshold
 
 
@@ -67,6 +69,7 @@ def load(
     scoring: ScoringName = "publisher",
     devices: Sequence[jax.Device] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    programs_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> SpeakerEncoder:
     """Loads a model.
@@ -77,6 +80,8 @@ def load(
       scoring: the model's own (`publisher`), or `cosine`, `cosine_less_mean`, `half` or `two_views` in its place.
       devices: devices that share each batch; None is all local ones.
       cache_dir: where models of addresses are kept; None is the user's cache folder.
+      programs_dir: where compiled programs are kept for the next process; None keeps none. Files in it are run: it must
+        be yours alone to write.
       progress: show a bar while one is fetched, on a terminal.
 
     Raises:
@@ -84,8 +89,10 @@ def load(
       ConfigError: there is no such dtype, or the scoring needs what the model does not bring.
       DownloadError, ConversionError: as `resolve`.
     """
-    bundle = load_bundle(resolve(model, cache_dir=cache_dir, progress=progress))
-    encoder = SpeakerEncoder.from_bundle(bundle, devices=devices, dtype=dtype)
+    programs = None if programs_dir is None else Path(programs_dir)
+    shapes = None if programs is None else functools.partial(kept_shapes, programs)
+    bundle = load_bundle(resolve(model, cache_dir=cache_dir, progress=progress), abstract=shapes)
+    encoder = SpeakerEncoder.from_bundle(bundle, devices=devices, dtype=dtype, programs=programs)
     encoder.scorer = encoder.scorer.named(scoring)
     return encoder
 

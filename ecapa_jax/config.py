@@ -16,6 +16,9 @@ from ecapa_jax.errors import ConfigError
 
 SCHEMA = 1
 
+Variables = dict[str, Any]
+"""A model's arrays: `{"params": ..., "batch_stats": ..., "constants": ...}`, nested dicts with string keys."""
+
 _T = TypeVar("_T")
 
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, cast
+from pathlib import Path
+from typing import cast
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32
 
-from ecapa_jax import functional, long, runtime
 from ecapa_jax.ahead import map_ahead
-from ecapa_jax.batches import MAX_BATCH_SECONDS, Batch, Blocks, Buckets
-from ecapa_jax.config import ModelConfig, to_dict
-from ecapa_jax.functional import Variables
+from ecapa_jax.batches import MAX_BATCH_SECONDS, Buckets
+from ecapa_jax.config import ModelConfig, Variables
+from ecapa_jax.embedder import Dtype as Dtype
+from ecapa_jax.embedder import Embedder
 from ecapa_jax.io.audio import AudioSource, LongAudio
 from ecapa_jax.io.bundle import Bundle
 from ecapa_jax.io.scoring_arrays import Cohort
+from ecapa_jax.lengths import minimum_samples
 from ecapa_jax.recordings import Short as Short
 from ecapa_jax.recordings import SilenceWarning as SilenceWarning
 from ecapa_jax.recordings import as_list, open_recording, warn_of_silence
@@ -31,17 +29,12 @@ from ecapa_jax.scorer import Scorer, ScoringName, Verification, checked_threshol
 from ecapa_jax.scoring_config import Scoring
 from ecapa_jax.windows import Windows, embed_windows, samples_of
 
-Dtype = Literal["float32", "bfloat16", "auto"]
-
 
 class SpeakerEncoder:
     """A model ready to score: decoding, bucketed batches, one compiled function, decisions.
 
     Attributes:
-      config: front end and network.
-      dtype: compute dtype, float32 or bfloat16.
       scorer: from embeddings to scores.
-      buckets, compile_count: the shapes that are compiled when met, and compilations so far.
     """
 
     def __init__(
@@ -54,21 +47,20 @@ class SpeakerEncoder:
         cohort: Cohort | None = None,
         devices: Sequence[jax.Device] | None = None,
         dtype: Dtype = "float32",
+        programs: Path | None = None,
     ):
-        self.config = config
+        self._embedder = Embedder(config, variables, devices, dtype, programs)
+        self._programs = programs
         self.scorer = Scorer(scoring or Scoring(), embedding_mean, cohort)
-        mesh = Mesh(np.asarray(devices or jax.local_devices()), ("data",))
-        first: jax.Device = mesh.devices.flat[0]
-        self.dtype = runtime.fastest_dtype(first) if dtype == "auto" else dtype
-        self.buckets = Buckets(config.fbank.sample_rate, mesh.size, first.platform)
-        self._sharding, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-        self.variables = variables
-        self._real = self._padded = self.compile_count = 0
-        self._embed = jax.jit(self._counted)
 
     @classmethod
     def from_bundle(
-        cls, bundle: Bundle, *, devices: Sequence[jax.Device] | None = None, dtype: Dtype = "float32"
+        cls,
+        bundle: Bundle,
+        *,
+        devices: Sequence[jax.Device] | None = None,
+        dtype: Dtype = "float32",
+        programs: Path | None = None,
     ) -> SpeakerEncoder:
         """The encoder of a bundle, with its scoring."""
         return cls(
@@ -79,6 +71,7 @@ class SpeakerEncoder:
             cohort=bundle.cohort,
             devices=devices,
             dtype=dtype,
+            programs=programs,
         )
 
     def with_dtype(self, dtype: Dtype) -> SpeakerEncoder:
@@ -89,20 +82,34 @@ class SpeakerEncoder:
             scoring=self.scoring,
             embedding_mean=self.embedding_mean,
             cohort=self.scorer.cohort,
-            devices=list(self._sharding.mesh.devices.flat),
+            devices=self._embedder.devices,
             dtype=dtype,
+            programs=self._programs,
         )
+
+    @property
+    def config(self) -> ModelConfig:
+        """Front end and network."""
+        return self._embedder.config
+
+    @property
+    def dtype(self) -> str:
+        """Compute dtype, float32 or bfloat16."""
+        return self._embedder.dtype
+
+    @property
+    def buckets(self) -> Buckets:
+        """The shapes that are compiled when met."""
+        return self._embedder.buckets
 
     @property
     def variables(self) -> Variables:
         """Weights and statistics as given, on every device; set them to embed with others."""
-        return self._variables
+        return self._embedder.variables
 
     @variables.setter
     def variables(self, variables: Variables) -> None:
-        self._variables = jax.device_put(variables, self._everywhere)
-        self._folded = functional.fold(self.config, self._variables, self.dtype)
-        self.__dict__.pop("fingerprint", None)
+        self._embedder.variables = variables
 
     @property
     def scoring(self) -> Scoring:
@@ -114,25 +121,15 @@ class SpeakerEncoder:
         """Mean embedding of a training set, where the model brings one."""
         return self.scorer.embedding_mean
 
-    def _counted(self, variables: Variables, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
-        self.compile_count += 1  # runs when jax traces, once per shape
-        return functional.embed_in_groups(
-            self.config, variables, waveforms, lengths, self.buckets.group(*waveforms.shape)
-        )
+    @property
+    def compile_count(self) -> int:
+        """Compilations so far; programs of an earlier process are not among them."""
+        return self._embedder.programs.compile_count
 
-    @functools.cached_property
+    @property
     def fingerprint(self) -> str:
         """Sha256 over configuration, variables and dtype: equal ones give embeddings that may be compared."""
-        digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
-        leaves = {
-            jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables)
-        }
-        for name, leaf in sorted(leaves.items()):
-            digest.update(f"{name}{leaf.shape}".encode())
-            digest.update(np.asarray(leaf, np.float32).tobytes())
-        if self.dtype != "float32":
-            digest.update(self.dtype.encode())
-        return digest.hexdigest()
+        return self._embedder.fingerprint
 
     @property
     def sample_rate(self) -> int:
@@ -142,7 +139,7 @@ class SpeakerEncoder:
     @property
     def minimum_samples(self) -> int:
         """Fewest samples of an utterance at the model's rate."""
-        return functional.minimum_samples(self.config)
+        return minimum_samples(self.config)
 
     def embed(
         self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | None = None, *, short: Short = "error"
@@ -210,7 +207,9 @@ class SpeakerEncoder:
         return self._embed_views(self._read_whole(sources, sample_rate, short), scorer or self.scorer)
 
     def _embed_views(self, waveforms: Sequence[np.ndarray], scorer: Scorer) -> Float32[np.ndarray, "n views embedding"]:
-        rows = self._embed_waveforms(view for waveform in waveforms for view in scorer.views(waveform))
+        views = [view for waveform in waveforms for view in scorer.views(waveform)]
+        self._embedder.fetch([len(view) for view in views if not self.buckets.is_long(len(view))])
+        rows = self._embed_waveforms(views)
         return rows.reshape(len(waveforms), scorer.n_views, -1)
 
     def _read_ahead(
@@ -267,18 +266,11 @@ class SpeakerEncoder:
         Args:
           waveforms: as `read` gives them; long ones go chunk by chunk.
 
-        Yields:
-          Positions in the stream and their embeddings, batch after batch, every position once. Which waveforms share a
-          batch follows from their order and lengths alone: the same stream gives the same bits.
+        Returns:
+          An iterator over positions in the stream and their embeddings, batch after batch, every position once. Which
+          waveforms share a batch follows from their order and lengths alone: the same stream gives the same bits.
         """
-        running: collections.deque[tuple[tuple[int, ...], jax.Array | np.ndarray]] = collections.deque()
-        for batch, rows in self.buckets.stream(waveforms):
-            running.append((batch.indices, self._dispatch(batch, rows) if batch.samples else self._embed_long(rows[0])))
-            if len(running) > 1:  # one computes while the next is read
-                indices, embeddings = running.popleft()
-                yield indices, np.asarray(embeddings)[: len(indices)]
-        for indices, embeddings in running:
-            yield indices, np.asarray(embeddings)[: len(indices)]
+        return self._embedder.stream(waveforms)
 
     def verify(
         self,
@@ -323,28 +315,10 @@ class SpeakerEncoder:
         """Compiles every bucket that utterances up to `max_seconds` can meet; returns how many there are."""
         batches = self.buckets.up_to(int(max_seconds * self.sample_rate))
         for batch in batches:
-            self._run(batch, [])
+            self._embedder.dispatch(batch, []).block_until_ready()
         return len(batches)
 
     @property
     def padding_waste(self) -> float:
         """Share of the samples computed so far that were padding: of length buckets and of rows without a recording."""
-        return 1 - self._real / self._padded if self._padded else 0.0
-
-    def _embed_long(self, blocks: Blocks) -> Float32[np.ndarray, "1 embedding"]:
-        place = functools.partial(jax.device_put, device=self._sharding)
-        return long.embed(self.config, self._folded, blocks, rows=self.buckets.n_devices, place=place)[None]
-
-    def _run(self, batch: Batch, waveforms: Sequence[np.ndarray]) -> Float32[np.ndarray, "rows embedding"]:
-        return np.asarray(self._dispatch(batch, waveforms))
-
-    def _dispatch(self, batch: Batch, waveforms: Sequence[np.ndarray]) -> Float32[jax.Array, "rows embedding"]:
-        padded = np.zeros((batch.rows, batch.samples), np.float32)
-        lengths = np.zeros(batch.rows, np.int32)
-        for row, waveform in enumerate(waveforms):
-            padded[row, : len(waveform)] = waveform
-            lengths[row] = len(waveform)
-        self._real += int(lengths.sum())
-        self._padded += padded.size
-        placed = jax.device_put((padded, lengths), self._sharding)
-        return self._embed(self._folded, *placed)
+        return self._embedder.padding_waste

@@ -16,16 +16,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ecapa_jax.config import EcapaConfig, ModelConfig
-from ecapa_jax.errors import ConfigError
+from ecapa_jax.config import Variables as Variables
 from ecapa_jax.features.constants import stored as _stored
 from ecapa_jax.features.fbank import AnyArray, fbank, seen_mask
-from ecapa_jax.features.frames import minimum_samples as _front_end_minimum
+from ecapa_jax.folding import fold as fold
+from ecapa_jax.lengths import minimum_samples as minimum_samples
+from ecapa_jax.nn.batchnorm import BatchNorm
 from ecapa_jax.nn.ecapa import EcapaTdnn
-
-Variables = dict[str, Any]
-
-DTYPES = ("float32", "bfloat16")
-"""Compute dtypes of `fold`."""
 
 
 def init(config: ModelConfig, key: PRNGKeyArray) -> Variables:
@@ -50,6 +47,7 @@ def apply(
     *,
     train: bool = False,
     seen: Bool[AnyArray, "batch time"] | None = None,
+    statistics_over: tuple[str, ...] = (),
 ) -> tuple[Float[Array, "batch embedding"], PyTree]:
     """The network: features and mask to embeddings.
 
@@ -60,80 +58,22 @@ def apply(
       mask: [B, T], True at real frames, a prefix of each row.
       train: normalise with the batch's statistics and move the running ones.
       seen: [B, T], as from `seen_mask`, for a front end that adds blank frames; None means `mask`.
+      statistics_over: with `train` inside `jax.shard_map`, the mesh axes over which the batch is spread: its statistics
+        are taken over all of it. Without, each part normalises with its own.
 
     Returns:
       embeddings: [B, embedding_dim].
       batch_stats: the running statistics; moved if `train`, else as given.
     """
     model = network(config, variables)
+    for _, module in nnx.iter_modules(model) if statistics_over else ():
+        if isinstance(module, BatchNorm):
+            module.axes = statistics_over
     seen = None if seen is None else jnp.asarray(seen)
     embeddings = model(jnp.asarray(features), jnp.asarray(mask), train=train, seen=seen)
     if not train:
         return embeddings, variables["batch_stats"]
     return embeddings, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-
-
-def fold(config: ModelConfig, variables: Variables, dtype: str = "float32") -> Variables:
-    """Variables for inference, which the same `embed` takes: what can be computed once is computed once.
-
-    Kernels that multiply frames are in the compute dtype; what is done once an utterance (SE, projection), biases,
-    normalisations and the mel matrix stay float32. The normalisations about the projection are part of it, and the
-    bias of the attention's logits, which a softmax over time cancels, is zero. Not for training: running statistics
-    are no longer where they were.
-
-    Args:
-      config: the model.
-      variables: as from `init` or a bundle.
-      dtype: `float32` or `bfloat16`, of the products; they are summed in float32.
-
-    Raises:
-      ConfigError: another dtype.
-    """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is not built; built: {', '.join(DTYPES)}")
-    params, batch_stats = dict(variables["params"]), dict(variables["batch_stats"])
-    _fold_projection(config.ecapa, params, batch_stats)
-    if config.ecapa.pooling == "attentive":
-        logits = params["pooling"]["logits"]
-        params["pooling"] = {**params["pooling"], "logits": {**logits, "bias": jnp.zeros_like(logits["bias"])}}
-    if dtype != "float32":
-        params = {name: part if name == "projection" else _lower(part, dtype) for name, part in params.items()}
-    return {"params": params, "batch_stats": batch_stats, "constants": variables["constants"]}
-
-
-def _lower(part: PyTree, dtype: str) -> PyTree:
-    """Kernels in the compute dtype, but for those of squeeze-excitation."""
-    if not isinstance(part, dict):
-        return part.astype(dtype) if part.ndim == 3 else part
-    return {name: leaf if name == "se" else _lower(leaf, dtype) for name, leaf in part.items()}
-
-
-def _fold_projection(config: EcapaConfig, params: Variables, batch_stats: Variables) -> None:
-    """Makes the normalisations before and after the projection part of it; in their places they do nothing."""
-    kernel, bias = params["projection"]["kernel"], params["projection"]["bias"]
-    if "pooled_norm" in params:
-        factor, shift = _affine(config, params, batch_stats, "pooled_norm")
-        bias = bias + jnp.dot(shift, kernel[0], precision=lax.Precision.HIGHEST)
-        kernel = kernel * factor[:, None]
-    if "embedding_norm" in params:
-        factor, shift = _affine(config, params, batch_stats, "embedding_norm")
-        kernel, bias = kernel * factor, bias * factor + shift
-    params["projection"] = {"kernel": kernel, "bias": bias}
-
-
-def _affine(config: EcapaConfig, params: Variables, batch_stats: Variables, name: str) -> tuple[Array, Array]:
-    """A normalisation as factor and shift; in its place one that changes nothing is left."""
-    norm, stats = params[name], batch_stats[name]
-    factor = norm["scale"] * lax.rsqrt(stats["var"] + config.norm_epsilon)
-    shift = norm["bias"] - stats["mean"] * factor
-    params[name] = {"scale": jnp.ones_like(factor), "bias": jnp.zeros_like(shift)}
-    batch_stats[name] = {"mean": jnp.zeros_like(shift), "var": jnp.full_like(factor, 1 - config.norm_epsilon)}
-    return factor, shift
-
-
-def minimum_samples(config: ModelConfig) -> int:
-    """Fewest samples that an utterance may have: enough frames for its normalisation and its reflect padding."""
-    return _front_end_minimum(config.fbank, max(config.ecapa.minimum_frames, config.fbank.minimum_frames))
 
 
 def embed(

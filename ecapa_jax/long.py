@@ -29,11 +29,11 @@ from jaxtyping import Float32, Float64
 
 from ecapa_jax import chunked
 from ecapa_jax.chunked import Window
-from ecapa_jax.config import FbankConfig, ModelConfig
+from ecapa_jax.config import FbankConfig, ModelConfig, Variables
 from ecapa_jax.errors import AudioError, EcapaError
 from ecapa_jax.features.fbank import deviation, dynamic_range
 from ecapa_jax.features.frames import frame_count, seen_count
-from ecapa_jax.functional import Variables, minimum_samples
+from ecapa_jax.lengths import minimum_samples
 from ecapa_jax.nn.moments import Moments, needs_context
 
 CHUNK_SECONDS = 30.0

@@ -12,8 +12,8 @@ from jaxtyping import Float32
 
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import AudioError, ConfigError
-from ecapa_jax.functional import minimum_samples
 from ecapa_jax.io.audio import AudioSource, LongAudio, is_silent, load_audio, name_of, open_audio
+from ecapa_jax.lengths import minimum_samples
 
 Short = Literal["error", "repeat"]
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -164,18 +165,30 @@ def test_a_failure_leaves_the_old_bundle(copy, monkeypatch, step, error):
     assert load_bundle(copy).config == CONFIG
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path):
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1 << 30, free=3_100_000))
+    with pytest.raises(BundleError) as error:
+        checkpoint.save_variables(tmp_path / "c", {"params": {"x": np.zeros(1 << 20, np.float32)}})
+    needs = f"4.2 MB are needed, 3.1 MB are free in {tmp_path}"
+    assert str(error.value) == f"the weights can't be written (No space left on device: {needs})"
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path):
+    """Not even what Orbax writes after the error that it ends with: each of thirty arrays is too large."""
     code = (
-        "import resource, sys; from pathlib import Path; import numpy as np\n"
+        "import resource, sys, time; from pathlib import Path; import numpy as np\n"
         "from ecapa_jax.errors import BundleError; from ecapa_jax.io.checkpoint import save_variables\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))\n"
-        "try: save_variables(Path(sys.argv[1]), {'params': {'x': np.random.rand(1 << 17)}})\n"
-        "except BundleError as error: print(error)"
+        "for turn in range(4):\n"
+        "  try: save_variables(Path(sys.argv[1]), {f'x{i}': np.random.rand(1 << 14) for i in range(30)})\n"
+        "  except BundleError as error: print(error)\n"
+        "  time.sleep(0.3)"
     )
     command = [sys.executable, "-c", code, tmp_path / "c"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout.startswith("the weights can't be written (")
-    assert done.stdout.count("\n") == 1
+    assert done.stdout.count("the weights can't be written (") == done.stdout.count("\n") == 4
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_folder_that_may_not_be_written_to_is_told():

@@ -60,8 +60,14 @@ SIZE = 24001
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def FBANK(config: FbankConfig, waveforms: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _fbank(config: FbankConfig, waveforms: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
     return fbank(config, waveforms, lengths, stored(config))
+
+
+def FBANK(config: FbankConfig, waveforms: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """NumPy's, as each slice of a jax array is a program to compile."""
+    features, mask = _fbank(config, waveforms, lengths)
+    return np.asarray(features), np.asarray(mask)
 
 
 @pytest.fixture(scope="module")
@@ -227,19 +233,16 @@ def test_minimum_samples_is_the_inverse(name: str, n_frames: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(FRAMINGS),
-    length=st.sampled_from([400, 401, 1777, 4000]),  # few: each alone is a shape
+    length=st.sampled_from([400, 401, 4000]),  # few: each alone is a shape
     mates=st.lists(st.integers(1, 4000), min_size=3, max_size=3),
-    size=st.sampled_from([4000, 5003]),
     padding=st.sampled_from([0.0, np.nan, np.inf, -np.inf, 1e30, -0.7]),
 )
-def test_padding_and_batch_mates_change_nothing(
-    name: str, length: int, mates: list[int], size: int, padding: float
-) -> None:
+def test_padding_and_batch_mates_change_nothing(name: str, length: int, mates: list[int], padding: float) -> None:
     """Not a bit in a batch of the same shape; in another shape XLA adds in another order."""
     config, waveform = CONFIGS[name], parity.noise(length)
     others = [parity.noise(mate, seed=mate) for mate in mates]
-    together, mask = FBANK(config, *parity.pad_batch([waveform, *others], size, padding))
-    elsewhere, _ = FBANK(config, *parity.pad_batch([waveform] * 4, size, 0.0))
+    together, mask = FBANK(config, *parity.pad_batch([waveform, *others], 5003, padding))
+    elsewhere, _ = FBANK(config, *parity.pad_batch([waveform] * 4, 5003, 0.0))
     np.testing.assert_array_equal(together[0], elsewhere[0])
     alone, _ = FBANK(config, waveform[None], np.array([length], np.int32))
     frames = frame_count(config, length)

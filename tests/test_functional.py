@@ -43,7 +43,7 @@ def _error(a: jax.Array, b: jax.Array) -> float:
 @pytest.mark.parametrize("preset", CONFIGS)
 @settings(max_examples=25, deadline=None)
 @given(
-    lengths=st.lists(st.sampled_from([1040, 1041, 3999, 7777, 8000]), min_size=1, max_size=4),
+    lengths=st.lists(st.sampled_from([1040, 1041, 7777]), min_size=1, max_size=4),
     padding=st.sampled_from([float("nan"), float("inf"), 1e30, -0.5]),
     seed=st.integers(0, 2),
 )
@@ -169,9 +169,9 @@ import sys, numpy as np, jax
 sys.path.insert(0, sys.argv[1])
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.encoder import SpeakerEncoder
-from helpers.weights import random_tensors, small_config, variables_of
+from helpers.weights import random_tensors, shallow_config, variables_of
 assert len(jax.local_devices()) == 8
-config = small_config(width=16, se_channels=8, attention_channels=8)
+config = shallow_config()
 variables = variables_of(config.ecapa, random_tensors(config.ecapa))
 noise = np.random.default_rng(0).standard_normal(40000).astype(np.float32) / 10
 waveforms = [noise[: 1040 + 400 * i] for i in range(35)]

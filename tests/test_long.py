@@ -146,9 +146,8 @@ def test_the_halo_is_what_a_frame_sees():
     other[:, 50] += 1
     means = tuple(jnp.full((1, 16), 0.3) for _ in range(2))
     seen = jnp.ones((1, 101), bool)
-    frames = [
-        np.asarray(chunked.moments.mfa_frames(model, x, seen, means))[0] for x in map(jnp.asarray, (features, other))
-    ]
+    mfa_frames = jax.jit(lambda x: chunked.moments.mfa_frames(model, x, seen, means))
+    frames = [np.asarray(mfa_frames(x))[0] for x in (features, other)]
     changed = np.flatnonzero(np.abs(frames[0] - frames[1]).max(axis=1))
     assert (changed[0], changed[-1]) == (50 - reach, 50 + reach)
 

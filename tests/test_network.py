@@ -22,6 +22,10 @@ from helpers.weights import random_tensors, small_config, variables_of
 
 BASE = dataclasses.replace(small_config(width=32).ecapa, n_mels=20, se_channels=16, attention_channels=24)
 
+# Not optimised: what is compiled here runs once.
+QUICK = {"xla_backend_optimization_level": 0}
+APPLY = jax.jit(functional.apply, static_argnums=0, static_argnames="train", compiler_options=QUICK)
+
 VARIANTS = {
     "reference": {},
     "zeros": {"padding": "zeros"},
@@ -64,7 +68,7 @@ def test_equals_the_oracle(name: str) -> None:
     tensors = random_tensors(config, seed=1)
     lengths = (config.minimum_frames, config.minimum_frames + 1, 61)
     features, mask = _features(lengths, config.n_mels, padding=1e6)
-    embeddings, _ = jax.jit(functional.apply, static_argnums=0)(config, variables_of(config, tensors), features, mask)
+    embeddings, _ = APPLY(config, variables_of(config, tensors), features, mask)
     oracle = Oracle(config, tensors)
     for row, length in enumerate(lengths):
         expected = oracle(features[row, :length])
@@ -89,10 +93,8 @@ def test_each_flag_matters(name: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    lengths=st.lists(
-        st.sampled_from([5, 6, 9, 14, 31, 60]), min_size=1, max_size=4
-    ),  # few: each alone is a compilation
-    size=st.sampled_from([60, 80]),
+    lengths=st.lists(st.sampled_from([5, 6, 31]), min_size=1, max_size=4),  # few: each alone is a compilation
+    size=st.sampled_from([31, 60]),
     padding=st.sampled_from([0.0, 1e30, -5.0, float("inf")]),
     seed=st.integers(0, 3),
 )
@@ -108,9 +110,6 @@ def test_padding_and_batch_mates_change_nothing(lengths: list[int], size: int, p
     for row, length in enumerate(rows[: len(lengths)]):
         alone, _ = APPLY(config, variables, features[row : row + 1, :length], mask[row : row + 1, :length])
         assert np.abs(together[row] - alone[0]).max() <= 1e-5 * np.abs(alone).max()
-
-
-APPLY = jax.jit(functional.apply, static_argnums=0)
 
 
 def _cached_reference() -> tuple[EcapaConfig, dict]:
@@ -146,12 +145,16 @@ def test_running_variance_is_pytorchs() -> None:
 def test_training_moves_the_statistics_only() -> None:
     config, variables = _cached_reference()
     features, mask = _features((20, 31), config.n_mels, padding=0)
-    _, kept = functional.apply(config, variables, features, mask)
-    _, moved = functional.apply(config, variables, features, mask, train=True)
-    assert kept is variables["batch_stats"]
+    _, moved = APPLY(config, variables, features, mask, train=True)
+    kept = variables["batch_stats"]
     assert jax.tree.structure(moved) == jax.tree.structure(kept)
     changed = [bool(np.any(a != b)) for a, b in zip(jax.tree.leaves(moved), jax.tree.leaves(kept), strict=True)]
     assert all(changed)
+
+    def inference(variables: dict) -> None:
+        assert functional.apply(config, variables, features, mask)[1] is variables["batch_stats"]
+
+    jax.eval_shape(inference, variables)
 
 
 @pytest.mark.parametrize(

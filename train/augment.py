@@ -40,9 +40,12 @@ def augment(
       banks: impulse responses.
       key: of this step; each example's is folded in.
       waveforms: [B, S] in [-1, 1].
-      batch: `lengths`; `noise` and `noise_kind` where a folder of noises is used.
+      batch: `lengths`; `noise` and `noise_kind` where a folder of noises is used; `rows` [B], the place of each example
+        in the whole batch, where this is a part of it.
+
+    Babble comes from the examples that are given: where they are a part of a batch, from that part.
     """
-    rows = jnp.arange(waveforms.shape[0])
+    rows = batch.get("rows", jnp.arange(waveforms.shape[0]))
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(rows)
     valid = rows[:, None] * 0 + jnp.arange(waveforms.shape[1]) < batch["lengths"][:, None]
     x = waveforms

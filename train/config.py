@@ -216,6 +216,25 @@ class StepConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig(Checked):
+    """How a step is spread over devices. The batch is split over all of them.
+
+    Attributes:
+      data, model: the devices as a grid. The classifier is split over the `model` axis, and each of its parts stands
+        `data` times. `data = 0` is all devices that there are, divided by `model`.
+      batch_norm: statistics of the whole batch (`global`, the same numbers on any number of devices), or of each
+        device's part (`replica`, as PyTorch's DistributedDataParallel has them: fewer messages).
+    """
+
+    data: int = 1
+    model: int = 1
+    batch_norm: Literal["global", "replica"] = "global"
+
+    def _check(self) -> None:
+        self._require(self.data >= 0 and self.model > 0, "data must not be negative, model must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):
     """Length, seed, and what happens every so many steps.
 
@@ -271,6 +290,7 @@ class TrainConfig(Checked):
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
     step: StepConfig = StepConfig()
+    mesh: MeshConfig = MeshConfig()
     run: RunConfig = RunConfig()
     start: StartConfig = StartConfig()
 

@@ -12,23 +12,30 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
-from ecapa_jax.errors import TrainingError
+from ecapa_jax.errors import BundleError, TrainingError
+from ecapa_jax.functional import Variables
 from ecapa_jax.io.run_checkpoints import RunCheckpoints
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import Manifest, check_installed, read_manifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
-from ecapa_jax.train.dev import DevResult, DevTrials, dev_trials
+from ecapa_jax.train.dev import DevResult, dev_trials
 from ecapa_jax.train.finish import final_bundle
+from ecapa_jax.train.mesh import global_batch, make_mesh, mesh_size, process_rows, replicated
+from ecapa_jax.train.processes import any_process, is_first, on_first
 from ecapa_jax.train.record import METRICS, Record, plain, plot_curves, read_lines
 from ecapa_jax.train.rooms import room_bank
 from ecapa_jax.train.schedules import Clock, learning_rate, margin
-from ecapa_jax.train.start import CHECKPOINTS, Start, claim, placed, start
+from ecapa_jax.train.start import CHECKPOINTS, Start, abstract_state, claim, start
 from ecapa_jax.train.state import State, model_variables, zero_sums
 from ecapa_jax.train.step import Plan, compiled_step
 
-BUNDLE = "bundle"
+BUNDLE, BEST_BUNDLE = "bundle", "best_bundle"
+
+AGREE_EVERY = 10
+"""Steps between the questions of several processes to each other whether one of them was asked to stop."""
 
 
 @runtime_checkable
@@ -51,12 +58,16 @@ class Result:
       finished: False where it was asked to stop; run again to go on.
       bundle: the trained model, when finished.
       dev: the last dev evaluation.
+      best_bundle: the model of an earlier checkpoint, where that one was better on the dev trials.
+      best_dev: its evaluation.
     """
 
     step: int
     finished: bool
     bundle: Path | None = None
     dev: DevResult | None = None
+    best_bundle: Path | None = None
+    best_dev: DevResult | None = None
 
 
 def train(config: TrainConfig, directory: Path, watcher: Watcher, stop: Callable[[], bool] = lambda: False) -> Result:
@@ -73,16 +84,37 @@ def train(config: TrainConfig, directory: Path, watcher: Watcher, stop: Callable
       ConfigError, AudioError, BundleError: what is named can't be used; a checkpoint can't be written.
     """
     check_installed("pyarrow", "grain")
+    mesh = make_mesh(config)
     directory.mkdir(parents=True, exist_ok=True)
-    with _claimed(directory):
+    with contextlib.ExitStack() as held:
+        on_first(lambda: held.enter_context(_claimed(directory)))
         manifest = read_manifest(config.data.manifest)
         _check_rate(config, manifest)
-        claim(directory, config, manifest)
-        with RunCheckpoints(directory / CHECKPOINTS, config.run.keep) as checkpoints:
-            begin = start(config, manifest, checkpoints)
-            for note in begin.notes:
-                watcher.note(note)
-            return _Run(config, directory, manifest, checkpoints, begin, watcher).go(stop)
+        on_first(lambda: claim(directory, config, manifest))
+        checkpoints = held.enter_context(RunCheckpoints(directory / CHECKPOINTS, config.run.keep))
+        begin = start(config, manifest, checkpoints, mesh)
+        for note in (*begin.notes, *_idle(mesh)) if is_first() else ():
+            watcher.note(note)
+        watcher = watcher if is_first() else _Elsewhere(watcher)
+        return _Run(config, directory, manifest, checkpoints, begin, watcher, mesh).go(stop)
+
+
+def _idle(mesh: Mesh | None) -> list[str]:
+    used, there = mesh_size(mesh), len(jax.devices())
+    return [f"{used} of {there} devices used; mesh.data=0 takes all"] if used < there else []
+
+
+class _Elsewhere:
+    """Passes on the remarks of a process that is not the first: it alone sees its part of the data."""
+
+    def __init__(self, watcher: Watcher):
+        self._watcher = watcher
+
+    def note(self, text: str) -> None:
+        self._watcher.note(f"process {jax.process_index()}: {text}")
+
+    def progress(self, step: int, total: int, line: dict[str, Any]) -> None:
+        pass
 
 
 @contextlib.contextmanager
@@ -119,20 +151,24 @@ class _Run:
         checkpoints: RunCheckpoints,
         begin: Start,
         watcher: Watcher,
+        mesh: Mesh | None,
     ):
         self.config, self.directory, self.checkpoints, self.watcher = config, directory, checkpoints, watcher
         self.order = Order(config.data, manifest, config.run.seed)
-        self.manifest = manifest
-        self.plan = Plan.of(config, Clock.of(config.run, self.order.steps_per_epoch))
-        self.rows = Rows(0, config.data.batch_size)
+        self.manifest, self.mesh = manifest, mesh
+        self.n_classes = len(manifest.speakers) * len(config.data.class_speeds)
+        clock = Clock.of(config.run, self.order.steps_per_epoch)
+        self.plan = Plan.of(config, clock, mesh, 0 if mesh is None else self.n_classes)
+        self.rows = Rows(process_rows(mesh, config.data.batch_size, config.step.micro_batches))
         self.loader = Loader(config.data, config.augment, manifest, self.order, self.rows)
         self.batches = Batches(self.loader, self.rows, config.data, begin.step)
-        self.banks = jax.tree.map(jax.numpy.asarray, room_bank(config.augment, manifest.rate, config.run.seed))
+        self.banks = replicated(mesh, room_bank(config.augment, manifest.rate, config.run.seed))
         self.state, self.step, self.best = begin.state, begin.step, begin.best
-        self.dev = dev_trials(config) if config.run.dev_trials else None
+        self.dev_name = on_first(lambda: dev_trials(config).name) if config.run.dev_trials else ""
         self.result: DevResult | None = None
-        self.record = Record(directory, begin.step)
+        self.record = Record(directory, begin.step) if is_first() else None
         self.problems: set[str] = set()
+        self.asked = False
 
     def go(self, stop: Callable[[], bool]) -> Result:
         """Steps until the end, or until asked to stop."""
@@ -145,20 +181,28 @@ class _Run:
             self.step += 1
             # The next batch travels while the device is busy with this one.
             batch = self._next_batch() if self.step < total else None
-            stopped = stop()
+            stopped = self._asked(stop)
             last = self.step == total
             if last or self.step % self.config.run.log_every == 0:
                 self._log()
-            if self.dev and (last or (self.config.run.dev_every and self.step % self.config.run.dev_every == 0)):
-                self._evaluate(self.dev)
+            if self.dev_name and self._dev_step():
+                self._evaluate()
             if last or stopped or self.step % self.config.run.save_every == 0:
                 self._save()
         self.checkpoints.wait()
-        self.record.close()
+        if self.record:
+            self.record.close()
         return self._ended(self.step == total)
 
     def _next_batch(self) -> dict[str, jax.Array]:
-        return jax.device_put(next(self.batches))
+        return global_batch(self.mesh, next(self.batches), self.config.data.batch_size)
+
+    def _asked(self, stop: Callable[[], bool]) -> bool:
+        """Whether to stop now: with several processes all at the same step, so not at once."""
+        self.asked = stop() or self.asked
+        if jax.process_count() > 1 and self.step % AGREE_EVERY:
+            return False
+        return any_process(self.asked)
 
     def _log(self) -> None:
         """Looks at the device for the first time since the last line."""
@@ -170,13 +214,17 @@ class _Run:
         figures["learning_rate"] = learning_rate(self.config.optim, self.plan.clock, done)
         figures["margin"] = margin(self.config.loss, self.plan.clock, done)
         line = {"step": self.step, **plain(figures)}
-        self.state["sums"] = placed(zero_sums())
-        self.record.metrics(line)
+        self.state["sums"] = replicated(self.mesh, zero_sums())
+        self._write(line)
         self._time(line)
         for name, problem in self.loader.problems.items():
             if name not in self.problems:
                 self.watcher.note(f"another utterance was taken: {problem}")
         self.problems.update(self.loader.problems)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.record:
+            self.record.metrics(line)
 
     def _time(self, line: dict[str, Any]) -> None:
         now = time.perf_counter()
@@ -188,7 +236,8 @@ class _Run:
             "speech_seconds_per_second": rate,
             "starvation": self.batches.waited / seconds,
         }
-        self.record.timings(times)
+        if self.record:
+            self.record.timings(times)
         self.began, self.began_step, self.batches.waited = now, self.step, 0.0
         self.watcher.progress(self.step, self.plan.clock.total, {**line, **times})
 
@@ -198,39 +247,71 @@ class _Run:
             return
         ids = [self.manifest.ids[self.order.example(bad, row).utterance] for row in range(self.config.data.batch_size)]
         path = self.directory / f"bad_batch_step_{bad}.txt"
-        path.write_text("\n".join(ids) + "\n", "utf-8")
+        if is_first():
+            path.write_text("\n".join(ids) + "\n", "utf-8")
         raise TrainingError(
             f"the loss or gradient of step {bad} is not finite; its batch: {', '.join(ids[:4])}, ... (all in {path}); "
             "look at these recordings, or lower optim.peak; checkpoints before it stand"
         )
 
-    def _evaluate(self, dev: DevTrials) -> None:
+    def _dev_step(self) -> bool:
+        every = self.config.run.dev_every
+        return self.step == self.plan.clock.total or bool(every and self.step % every == 0)
+
+    def _judged(self) -> DevResult:
+        """The dev result of the weights as they are; the first process scores."""
+        found = on_first(lambda: dataclasses.asdict(dev_trials(self.config).evaluate(self._scored())))
+        return DevResult(**found)
+
+    def _scored(self) -> Variables:
+        """Variables to score with, on this process alone."""
+        variables = model_variables(self.state)
+        return variables if self.mesh is None else jax.tree.map(np.asarray, variables)
+
+    def _evaluate(self) -> None:
         self._check_finite()
-        self.result = dev.evaluate(model_variables(self.state))
+        self.result = self._judged()
         line = {"step": self.step, "dev_eer": self.result.eer, "dev_min_dcf": self.result.min_dcf}
-        self.record.metrics(line)
+        self._write(line)
         if self.best is None or self.result.eer < self.best["dev_eer"]:
             self.best = line
         self.watcher.progress(self.step, self.plan.clock.total, line)
 
     def _save(self) -> None:
         self._check_finite()
-        eer = self.result.eer if self.result and self._just_evaluated() else None
+        eer = self.result.eer if self.result and self._dev_step() else None
         self.checkpoints.save(self.step, self.state, {"best": self.best, "dev_eer": eer})
-
-    def _just_evaluated(self) -> bool:
-        every = self.config.run.dev_every
-        return self.step == self.plan.clock.total or bool(every and self.step % every == 0)
 
     def _ended(self, finished: bool) -> Result:
         if not finished:
             return Result(self.step, False)
-        plot_curves(self.directory)
-        if self.dev and self.result is None:  # resumed at the very end
-            self.result = self.dev.evaluate(model_variables(self.state))
-        name = self.dev.name if self.dev else ""
-        bundle = final_bundle(self.config, self.state, self.manifest, self.directory / BUNDLE, self.result, name)
-        return Result(self.step, True, bundle, self.result)
+        if self.dev_name and self.result is None:  # resumed at the very end
+            self.result = self._judged()
+        on_first(lambda: str(plot_curves(self.directory)))
+        last = self._write_bundle(BUNDLE, self.result)
+        best = self._best()
+        return Result(
+            self.step, True, last, self.result, None if best is None else self._write_bundle(BEST_BUNDLE, best), best
+        )
+
+    def _best(self) -> DevResult | None:
+        """Goes back to the checkpoint with the lowest dev EER, unless it is the last one or can't be read."""
+        # Asked of the first process: to others the newest checkpoint may not be visible yet.
+        step = on_first(lambda: self.checkpoints.best_step) if self.dev_name else None
+        if step in (None, self.step):
+            return None
+        try:
+            self.state, _ = self.checkpoints.restore(step, abstract_state(self.config, self.n_classes, self.mesh))
+        except BundleError as error:
+            self.watcher.note(f"no {BEST_BUNDLE}: {error}")
+            return None
+        return self._judged()
+
+    def _write_bundle(self, name: str, dev: DevResult | None) -> Path:
+        path = self.directory / name
+        # As a string: what the first process returns is told to the others.
+        on_first(lambda: str(final_bundle(self.config, self.state, self.manifest, path, dev, self.dev_name)))
+        return path
 
 
 def history(directory: Path) -> list[dict[str, Any]]:

@@ -27,14 +27,21 @@ def cosines(
     return jnp.max(every, axis=-1)
 
 
-def margin_logits(config: LossConfig, cosine: Logits, labels: Int[Array, " batch"], margin: Float[Array, ""]) -> Logits:
+def margin_logits(
+    config: LossConfig,
+    cosine: Logits,
+    labels: Int[Array, " batch"],
+    margin: Float[Array, ""],
+    nearest: Int[Array, "batch top_k"] | None = None,
+) -> Logits:
     """Scaled cosines, the target's with the margin taken off.
 
     Args:
       config: kind of margin, scale, fallback, inter-top-K.
       cosine: [B, K].
-      labels: [B] class of each row.
+      labels: [B] class of each row; one outside [0, K) where the columns are a part of the speakers.
       margin: in radians for `aam`, of the cosine for `am`.
+      nearest: [B, top_k] the other speakers that inter-top-K pulls, outside [0, K) likewise; None finds them here.
 
     Reference: Deng et al. 2019 (ArcFace) equation 3, Wang et al. 2018 (AM-softmax) equation 6, Zhao et al. 2021
       (inter-top-K) equation 6; `speakerlab.loss.margin_loss`, `speechbrain.nnet.losses`.
@@ -43,8 +50,19 @@ def margin_logits(config: LossConfig, cosine: Logits, labels: Int[Array, " batch
     if config.kind == "softmax":
         return config.scale * cosine
     moved = cosine - margin if config.kind == "am" else _angle_added(config, cosine, margin)
-    others = _pulled(config, cosine, target) if config.top_k else cosine
-    return config.scale * jnp.where(target, moved, others)
+    if not config.top_k:
+        return config.scale * jnp.where(target, moved, cosine)
+    nearest = nearest_others(cosine, target, min(config.top_k, cosine.shape[1] - 1))[1] if nearest is None else nearest
+    return config.scale * jnp.where(target, moved, _pulled(config, cosine, nearest))
+
+
+def nearest_others(
+    cosine: Logits, left_out: Bool[Array, "batch speakers"], number: int
+) -> tuple[Float[Array, "batch top_k"], Int[Array, "batch top_k"]]:
+    """Cosine and column of each row's nearest speakers; those that are left out come last, at -inf."""
+    others = lax.stop_gradient(jnp.where(left_out, -jnp.inf, cosine))
+    values, columns = lax.top_k(others, min(number, cosine.shape[1]))
+    return values, columns
 
 
 def cross_entropy(logits: Logits, labels: Int[Array, " batch"]) -> Float[Array, " batch"]:
@@ -61,10 +79,8 @@ def _angle_added(config: LossConfig, cosine: Logits, margin: Float[Array, ""]) -
     return jnp.where(cosine > turn, moved, cosine - taken)
 
 
-def _pulled(config: LossConfig, cosine: Logits, target: Bool[Array, "batch speakers"]) -> Logits:
+def _pulled(config: LossConfig, cosine: Logits, nearest: Int[Array, "batch top_k"]) -> Logits:
     """The top-K other speakers' cosines, as if nearer by the margin."""
-    others = jnp.where(target, -jnp.inf, cosine)
-    _, nearest = lax.top_k(lax.stop_gradient(others), min(config.top_k, cosine.shape[1] - 1))
     chosen = jnp.any(nearest[:, :, None] == jnp.arange(cosine.shape[1]), axis=1)
     nearer = cosine * jnp.cos(config.top_k_margin) + _sine(cosine) * jnp.sin(config.top_k_margin)
     return jnp.where(chosen, nearer, cosine)

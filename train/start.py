@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float32
 
 from ecapa_jax.config import ModelConfig
@@ -18,14 +19,15 @@ from ecapa_jax.io.bundle import load_bundle
 from ecapa_jax.io.run_checkpoints import RunCheckpoints
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import Manifest
+from ecapa_jax.train.mesh import EVERYWHERE, padded, replicated, state_shardings
 from ecapa_jax.train.settings import build_config, config_document
-from ecapa_jax.train.state import State, init_state
+from ecapa_jax.train.state import State, drawn_centres, init_state
 
 RUN_FILE, CHECKPOINTS = "run.json", "checkpoints"
 
 FREE = {("data", "threads"), ("data", "prefetch"), ("data", "cache_gigabytes"), ("run", "keep"), ("data", "manifest")}
-FREE |= {("run", "dev_root"), ("augment", "musan"), ("augment", "rirs")}
-"""What may change between an interrupted run and its continuation: how fast, and where the same files are."""
+FREE |= {("run", "dev_root"), ("augment", "musan"), ("augment", "rirs"), ("mesh", "data"), ("mesh", "model")}
+"""What may change between an interrupted run and its continuation: how fast, on what, and where the same files are."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Start:
     """The state to go on from.
 
     Attributes:
-      state: on the default device.
+      state: on the devices of the run.
       step: steps done.
       best: the checkpoint document's record of the best dev result so far; None before the first.
       notes: what happened, one line each, for the log.
@@ -90,38 +92,65 @@ def _difference(before: Any, after: Any, where: tuple[str, ...] = ()) -> str:
     return next(filter(None, (_difference(before.get(key), after.get(key), (*where, key)) for key in keys)), "")
 
 
-def start(config: TrainConfig, manifest: Manifest, checkpoints: RunCheckpoints) -> Start:
+def start(config: TrainConfig, manifest: Manifest, checkpoints: RunCheckpoints, mesh: Mesh | None = None) -> Start:
     """Finds where to begin.
+
+    Args:
+      config: the run.
+      manifest: its data.
+      checkpoints: of its directory; what was saved on any number of devices is taken.
+      mesh: the devices; None is one.
 
     Raises:
       TrainingError: another run or a bundle is named that does not fit this one.
       BundleError: the bundle can't be read.
     """
     n_classes = len(manifest.speakers) * len(config.data.class_speeds)
-    abstract = _placement(jax.eval_shape(lambda: init_state(config, n_classes)))
-    found, problems = checkpoints.newest(abstract)
+    found, problems = checkpoints.newest(abstract_state(config, n_classes, mesh))
     notes = [f"{problem}: going back to the one before" for problem in problems]
     if found is not None:
         step, state, document = found
         return Start(state, step, document.get("best"), (*notes, f"resumed at step {step}"))
     if config.start.run:
-        state, note = _from_run(config, manifest, n_classes), f"weights and classifier of {config.start.run}"
+        variables, centres = _from_run(config, manifest, n_classes, mesh)
+        note = f"weights and classifier of {config.start.run}"
     elif config.start.bundle:
-        variables = _bundle_variables(config.start.bundle, config.model)
-        state, note = init_state(config, n_classes, variables), f"weights of {config.start.bundle}"
+        variables, centres = _bundle_variables(config.start.bundle, config.model), None
+        note = f"weights of {config.start.bundle}"
     else:
-        state, note = init_state(config, n_classes), "random weights"
-    return Start(placed(state), 0, None, (*notes, note))
+        variables, centres, note = None, None, "random weights"
+    return Start(fresh_state(config, n_classes, mesh, variables, centres), 0, None, (*notes, note))
 
 
-def placed(state: Any) -> Any:
-    """The arrays committed to the device, as restored ones are: a step is compiled once for both."""
-    return jax.device_put(state, jax.local_devices()[0])
+def fresh_state(
+    config: TrainConfig,
+    n_classes: int,
+    mesh: Mesh | None,
+    variables: Variables | None = None,
+    centres: np.ndarray | None = None,
+) -> State:
+    """The state before the first step, on its devices; drawn where it is to be, so that no device has all speakers."""
+    if mesh is None:
+        return replicated(None, init_state(config, n_classes, variables, centres))
+
+    def make(variables: Variables | None, centres: np.ndarray | None) -> State:
+        return padded(mesh, init_state(config, n_classes, variables, centres))
+
+    host = jax.tree.map(np.asarray, (variables, centres))
+    shardings = state_shardings(mesh, jax.eval_shape(make, *host))
+    return jax.jit(make, out_shardings=shardings)(*host)
 
 
-def _placement(abstract: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
+def abstract_state(config: TrainConfig, n_classes: int, mesh: Mesh | None) -> State:
+    """Shapes, dtypes and places of a run's state; nothing is computed."""
+    abstract = jax.eval_shape(lambda: padded(mesh, init_state(config, n_classes)))
+    return _placed(abstract, state_shardings(mesh, abstract))
+
+
+def _placed(abstract: Any, shardings: Any) -> Any:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )
 
 
 def _bundle_variables(name: str, model: ModelConfig) -> Variables:
@@ -131,7 +160,9 @@ def _bundle_variables(name: str, model: ModelConfig) -> Variables:
     return bundle.variables
 
 
-def _from_run(config: TrainConfig, manifest: Manifest, n_classes: int) -> State:
+def _from_run(
+    config: TrainConfig, manifest: Manifest, n_classes: int, mesh: Mesh | None
+) -> tuple[Variables, np.ndarray]:
     """Network of another run's newest checkpoint, and the classifier rows of the speakers that are still there."""
     directory = Path(config.start.run)
     before = _document(directory)
@@ -139,31 +170,33 @@ def _from_run(config: TrainConfig, manifest: Manifest, n_classes: int) -> State:
     if other.model != config.model:
         raise TrainingError(f"start.run: {directory} trains another model than [model] says")
     old_speakers, old_speeds = before["speakers"], other.data.class_speeds
-    abstract = _placement(jax.eval_shape(lambda: init_state(other, len(old_speakers) * len(old_speeds))))
+    abstract = jax.eval_shape(lambda: init_state(other, len(old_speakers) * len(old_speeds)))
+    everywhere = state_shardings(mesh, abstract)
+    if mesh is not None:  # its number of speakers need not suit this mesh
+        everywhere = jax.tree.map(lambda _: NamedSharding(mesh, EVERYWHERE), abstract)
     with RunCheckpoints(directory / CHECKPOINTS, other.run.keep) as checkpoints:
-        found, problems = checkpoints.newest(abstract, remove=False)
+        found, problems = checkpoints.newest(_placed(abstract, everywhere), remove=False)
     if found is None:
         raise TrainingError(f"start.run: {directory} holds no whole checkpoint {'; '.join(problems)}".rstrip())
-    state = found[1]
+    state = jax.tree.map(np.asarray, {name: found[1][name] for name in ("params", "batch_stats", "constants")})
     variables = {"params": state["params"]["network"], **{k: state[k] for k in ("batch_stats", "constants")}}
-    drawn = init_state(config, n_classes, variables)
-    old = np.asarray(state["params"]["centres"])
+    old = state["params"]["centres"]
     rows = {
         (speaker, speed): old[place * len(old_speakers) + index]
         for place, speed in enumerate(old_speeds)
         for index, speaker in enumerate(old_speakers)
     }
-    return {**drawn, "params": {**drawn["params"], "centres": _kept(config, manifest, rows, drawn)}}
+    return variables, _kept(config, manifest, rows, drawn_centres(config, n_classes))
 
 
 def _kept(
-    config: TrainConfig, manifest: Manifest, rows: dict[tuple[str, float], np.ndarray], drawn: State
-) -> Float32[jax.Array, "speakers sub_centres embedding"]:
+    config: TrainConfig, manifest: Manifest, rows: dict[tuple[str, float], np.ndarray], drawn: jax.Array
+) -> Float32[np.ndarray, "speakers sub_centres embedding"]:
     """The new classifier: a row of the same speaker and speed where there was one, else the drawn one."""
-    centres = np.array(drawn["params"]["centres"])
+    centres = np.array(drawn)
     for place, speed in enumerate(config.data.class_speeds):
         for index, speaker in enumerate(manifest.speakers):
             row = rows.get((speaker, speed))
             if row is not None and row.shape == centres.shape[1:]:
                 centres[place * len(manifest.speakers) + index] = row
-    return jax.numpy.asarray(centres)
+    return centres

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ecapa_jax import functional
+from ecapa_jax.features.fbank import AnyArray
 from ecapa_jax.functional import Variables
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.optim import optimizer
@@ -31,7 +32,7 @@ def init_state(
     config: TrainConfig,
     n_speakers: int,
     variables: Variables | None = None,
-    centres: Float[Array, "speakers sub_centres embedding"] | None = None,
+    centres: Float[AnyArray, "speakers sub_centres embedding"] | None = None,
 ) -> State:
     """The state before the first step.
 
@@ -41,10 +42,9 @@ def init_state(
       variables: of a network to start from; None draws them.
       centres: of a classifier to start from; None draws them (Xavier-uniform, as `speakerlab` does).
     """
-    network_key, centre_key = jax.random.split(jax.random.key(config.run.seed))
+    network_key = jax.random.split(jax.random.key(config.run.seed))[0]
     variables = functional.init(config.model, network_key) if variables is None else variables
-    if centres is None:
-        centres = init_centres(centre_key, n_speakers, config.loss.sub_centres, config.model.ecapa.embedding_dim)
+    centres = drawn_centres(config, n_speakers) if centres is None else centres
     params = jax.tree.map(jnp.array, {"network": variables["params"], "centres": centres})
     batch_stats = jax.tree.map(jnp.array, variables["batch_stats"])
     average = {"params": params["network"], "batch_stats": batch_stats} if config.optim.ema else {}
@@ -58,6 +58,12 @@ def init_state(
         "sums": zero_sums(),
         "bad_step": jnp.full((), -1, jnp.int32),
     }
+
+
+def drawn_centres(config: TrainConfig, n_speakers: int) -> Float[Array, "speakers sub_centres embedding"]:
+    """The classifier that a run's seed stands for."""
+    key = jax.random.split(jax.random.key(config.run.seed))[1]
+    return init_centres(key, n_speakers, config.loss.sub_centres, config.model.ecapa.embedding_dim)
 
 
 def init_centres(

@@ -59,8 +59,8 @@ class Model:
         """The encoder; a model that is not on this machine yet is fetched, with a progress bar unless `quiet`."""
         from ecapa_jax import api, runtime
 
-        runtime.use_compile_cache()
-        return api.load(self.model, dtype=self.dtype, scoring=scoring, progress=not quiet)
+        kept = runtime.use_compile_cache()
+        return api.load(self.model, dtype=self.dtype, scoring=scoring, programs_dir=kept, progress=not quiet)
 
     def fetch(self, *, quiet: bool) -> None:
         """Gets the model onto this machine: what may take minutes and be interrupted, before anything is begun."""

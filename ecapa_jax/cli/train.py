@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from ecapa_jax.cli.common import Output, OutputOptions
+
+if TYPE_CHECKING:
+    from ecapa_jax.train.dev import DevResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,30 +26,76 @@ class Train:
     """TOML file, or the name of a packaged recipe: voxceleb2_3dspeaker, voxceleb2_wespeaker, voxceleb2_wespeaker_lm,
     voxceleb_speechbrain, mini, smoke."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="RUN_DIR")]
-    """Folder of the run: checkpoints, metrics.jsonl, timings.jsonl, tensorboard, curves.png, bundle."""
+    """Folder of the run: checkpoints, metrics.jsonl, timings.jsonl, tensorboard, curves.png, bundle, best_bundle."""
     set: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="SECTION.KEY=VALUE", help_behavior_hint="")
     ] = ()
     """Change a value of the configuration, as in --set data.manifest=M; may be given again."""
+    processes: Annotated[int, tyro.conf.arg(help_behavior_hint="(default: 1)")] = 1
+    """Start so many processes on this machine. One process can use all of its devices, by mesh.data=0."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
+    """Address of process 0, where each machine has its process and neither Slurm, GKE nor a TPU-VM tells it."""
+    process_count: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
+    """How many processes the run has, over all machines."""
+    process_index: Annotated[int | None, tyro.conf.arg(metavar="I", help_behavior_hint="")] = None
+    """Which of them this is, from 0."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
         """Trains to the end, or until asked to stop."""
+        from ecapa_jax.cli.progress import stop_signals
+        from ecapa_jax.errors import ConfigError
+        from ecapa_jax.runtime import join_cluster, keep_memory
+        from ecapa_jax.train.launch import launch
+        from ecapa_jax.train.settings import load_config
+
+        load_config(self.config, self.set)
+        placed = any(flag is not None for flag in (self.coordinator, self.process_count, self.process_index))
+        if self.processes < 1 or (self.processes > 1 and placed):
+            raise ConfigError(
+                "--processes starts one or more processes on this machine, and tells each its place: "
+                "without --coordinator, --process-count and --process-index"
+            )
+        if self.processes > 1:
+            with stop_signals() as stop:
+                launch(self._command(), self.processes, stop.is_set)
+            return
+        keep_memory()
+        join_cluster(self.coordinator, self.process_count, self.process_index)
+        self._train()
+
+    def _command(self) -> list[str]:
+        """This command for one of several processes."""
+        changes = [part for change in self.set for part in ("--set", change)]
+        options = [f"--{name}" for name in ("json", "quiet", "debug") if getattr(self.output, name)]
+        program = [sys.executable, "-m", "ecapa_jax.cli.main", "train"]
+        return [*program, self.config, "--out", self.out, *changes, *options]
+
+    def _train(self) -> None:
         from ecapa_jax import runtime
         from ecapa_jax.cli.progress import TrainProgress, stop_signals
         from ecapa_jax.errors import Stopped
         from ecapa_jax.train.loop import train
+        from ecapa_jax.train.processes import processes_told
         from ecapa_jax.train.settings import load_config
 
-        runtime.use_compile_cache()
+        runtime.use_compile_cache(shortest=0.1)
         config = load_config(self.config, self.set)
-        with stop_signals() as stop, TrainProgress(quiet=self.output.quiet) as progress:
+        with stop_signals() as stop, TrainProgress(quiet=self.output.quiet) as progress, processes_told():
             result = train(config, Path(self.out), progress, stop.is_set)
         if not result.finished:
             raise Stopped(f"stopped at step {result.step}, saved in {self.out}; run the same command to go on")
-        dev = None if result.dev is None else dataclasses.asdict(result.dev)
-        figures = "" if result.dev is None else f"; dev EER {result.dev.eer:.2%}, minDCF {result.dev.min_dcf:.3f}"
-        self.output.result(
-            {"bundle": str(result.bundle), "steps": result.step, "dev": dev},
-            f"{result.bundle}: trained {result.step} steps{figures}",
-        )
+        found = {"bundle": str(result.bundle), "steps": result.step, "dev": _document(result.dev)}
+        told = f"{result.bundle}: trained {result.step} steps{_figures(result.dev)}"
+        if result.best_bundle:
+            found |= {"best_bundle": str(result.best_bundle), "best_dev": _document(result.best_dev)}
+            told += f"\n{result.best_bundle}: the best checkpoint{_figures(result.best_dev)}"
+        self.output.result(found, told)
+
+
+def _document(dev: DevResult | None) -> dict[str, Any] | None:
+    return None if dev is None else dataclasses.asdict(dev)
+
+
+def _figures(dev: DevResult | None) -> str:
+    return "" if dev is None else f"; dev EER {dev.eer:.2%}, minDCF {dev.min_dcf:.3f}"

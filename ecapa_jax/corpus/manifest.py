@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax.errors import CorpusError
-from ecapa_jax.io import hub
+from ecapa_jax.io.messages import one_line
 
 _BLOCK = 1 << 16  # rows that are Python strings at a time
 
@@ -70,7 +70,7 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
             ids, paths = zip(*block, strict=True)
             blocks.append(pa.table({"id": ids, "path": paths}, schema=_schema()))
     except (OSError, UnicodeError, pa.ArrowException) as error:
-        reason = getattr(error, "strerror", None) or hub.one_line(error)
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise CorpusError(f"{path}: can't be read as a manifest ({reason}); check the file and its suffix") from error
     manifest = Manifest(pa.concat_tables(blocks).combine_chunks())
     if not len(manifest):
@@ -136,7 +136,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise CorpusError(f"{path}:{number}: is not JSON ({hub.one_line(error)})") from error
+            raise CorpusError(f"{path}:{number}: is not JSON ({one_line(error)})") from error
         if not isinstance(value, dict):
             raise CorpusError(f'{path}:{number}: is no object; write {{"id": ..., "path": ...}}')
         yield _row(f"{path}:{number}", value.get("id", value.get("path")), value.get("path"))

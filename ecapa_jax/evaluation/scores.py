@@ -29,7 +29,14 @@ def speaker_vectors(
     mean is the second part, because the mean of all products is the product of the means.
     """
     mean = encoder.embedding_mean if encoder.scoring.subtract_mean else None
-    vectors = unit(embeddings if mean is None else embeddings - mean)
+    return _parts(embeddings if mean is None else embeddings - mean)
+
+
+@jax.jit
+def _parts(
+    embeddings: Float[np.ndarray | Array, "files views embedding"],
+) -> Float[Array, "files parts embedding"]:
+    vectors = unit(embeddings)
     if vectors.shape[1] == 1:
         return vectors
     return jnp.stack([vectors[:, 0], vectors[:, 1:].mean(axis=1)], axis=1)
@@ -46,8 +53,18 @@ def enrolled(
     """
     flat = np.concatenate([np.asarray(group, np.int64) for group in rows])
     model = np.repeat(np.arange(len(rows)), [len(group) for group in rows])
-    sums = jax.ops.segment_sum(vectors[flat], model, num_segments=len(rows))
-    means = sums / np.array([len(group) for group in rows], np.float32)[:, None, None]
+    return _means(vectors, flat, model, np.bincount(model).astype(np.float32))
+
+
+@jax.jit
+def _means(
+    vectors: Float[Array, "files parts embedding"],
+    flat: Int[np.ndarray | Array, " utterances"],
+    model: Int[np.ndarray | Array, " utterances"],
+    sizes: Float[np.ndarray | Array, " models"],
+) -> Float[Array, "models parts embedding"]:
+    sums = jax.ops.segment_sum(vectors[flat], model, num_segments=len(sizes))
+    means = sums / sizes[:, None, None]
     return means.at[:, 0].set(unit(means[:, 0]))
 
 

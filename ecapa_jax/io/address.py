@@ -8,7 +8,7 @@ import re
 import urllib.parse
 
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.io.hub import without_secrets
+from ecapa_jax.io.messages import without_secrets
 
 HUBS = ("hf", "modelscope")
 WEB = ("https", "http")

@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from ecapa_jax.errors import AudioError, DownloadError
-from ecapa_jax.io import hub
 from ecapa_jax.io.decoding import Block, Channel, checked_rate, decode, mono
+from ecapa_jax.io.messages import one_line, without_secrets
 
 
 @runtime_checkable
@@ -49,7 +49,7 @@ def name_of(source: object) -> str:
     """A short name for messages: the path, the URL without its query, a file's name, or what the source is."""
     if isinstance(source, str | os.PathLike):
         path = os.fsdecode(source)
-        return hub.without_secrets(path) if _URL.match(path) else path
+        return without_secrets(path) if _URL.match(path) else path
     if isinstance(source, bytes | bytearray | memoryview):
         return "bytes"
     if hasattr(source, "__array__"):
@@ -214,7 +214,7 @@ def _array(source: object, name: str) -> Shaped[np.ndarray, "samples channels"]:
     try:
         array = np.asarray(source)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise AudioError(f"{name}: NumPy can't read it ({hub.one_line(error)}); give a NumPy array") from error
+        raise AudioError(f"{name}: NumPy can't read it ({one_line(error)}); give a NumPy array") from error
     if array.ndim not in (1, 2):
         raise AudioError(f"{name}: shape {array.shape}; give [samples] or [samples, channels]")
     if array.size == 0:
@@ -255,7 +255,9 @@ def _file(source: object, name: str, *, whole: bool) -> io.BufferedIOBase:
     """The audio file, opened or held; if it will be held `whole`, not larger than memory should take."""
     try:
         if isinstance(source, str) and _URL.match(source):
-            return io.BytesIO(hub.fetch(source))
+            from ecapa_jax.io.hub import fetch  # urllib takes long to import
+
+            return io.BytesIO(fetch(source))
         if isinstance(source, str | os.PathLike):
             return _opened(open(source, "rb"), name, whole=whole)
         content = source.read() if hasattr(source, "read") else source
@@ -270,7 +272,7 @@ def _file(source: object, name: str, *, whole: bool) -> io.BufferedIOBase:
     except PermissionError as error:
         raise AudioError(f"{name}: may not be read (permission denied); change its access rights") from error
     except (OSError, ValueError) as error:  # the latter from a closed file, or from audio opened as text
-        reason = getattr(error, "strerror", None) or hub.one_line(error)
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise AudioError(f"{name}: can't be read ({reason}); give a path that can, or an open binary file") from error
     if not isinstance(content, bytes | bytearray | memoryview):
         kinds = "a path, a URL, bytes, a file opened in binary mode, or an array (numpy.asarray of a list)"

@@ -17,16 +17,14 @@ import json
 import os
 import shutil
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from ecapa_jax import functional
-from ecapa_jax.config import SCHEMA, ModelConfig, from_dict, to_dict
+from ecapa_jax.config import SCHEMA, ModelConfig, Variables, from_dict, to_dict
 from ecapa_jax.errors import BundleError, ConfigError
 from ecapa_jax.io.card import card
 from ecapa_jax.io.checkpoint import restore_variables, save_variables
@@ -40,7 +38,6 @@ FILES = {
 """All that a bundle may hold; only model.json and checkpoint/ are always there."""
 
 _AGAIN = "convert the model again"
-_REMOVALS = 30
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -150,16 +147,7 @@ def _sibling(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise BundleError(f"{target} can't be written: {error.strerror or error}") from error
     finally:
-        _remove(temporary)
-
-
-def _remove(folder: Path) -> None:
-    """Removes a folder into which what failed may write for a moment longer: orbax ends at its first error."""
-    for _ in range(_REMOVALS):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(bundle: Bundle, path: Path) -> None:
@@ -189,8 +177,17 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
-def load_bundle(path: str | os.PathLike[str], sharding: jax.sharding.Sharding | None = None) -> Bundle:
-    """Reads a bundle; its variables come as float32 arrays placed by `sharding` (default: the first device).
+def load_bundle(
+    path: str | os.PathLike[str],
+    sharding: jax.sharding.Sharding | None = None,
+    abstract: Callable[[ModelConfig], Variables] | None = None,
+) -> Bundle:
+    """Reads a bundle.
+
+    Args:
+      path: its directory.
+      sharding: of its variables, which come as float32 arrays; None is the first device.
+      abstract: shapes and dtypes of a model's variables; None is `functional.abstract`.
 
     Raises:
       BundleError: naming the file that is missing, damaged, of another schema, or does not fit the rest.
@@ -215,9 +212,15 @@ def load_bundle(path: str | os.PathLike[str], sharding: jax.sharding.Sharding | 
         source=_read_json(root / "source.json", {}),
     )
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = functional.abstract(config)
-    variables = restore_variables(root / "checkpoint", abstract, sharding, document["checkpoint"])
+    shapes = (abstract or _abstract)(config)
+    variables = restore_variables(root / "checkpoint", shapes, sharding, document["checkpoint"])
     return dataclasses.replace(bundle, variables=variables)
+
+
+def _abstract(config: ModelConfig) -> Variables:
+    from ecapa_jax.functional import abstract  # takes flax, which who knows the shapes does without
+
+    return abstract(config)
 
 
 def load_scoring(root: Path) -> tuple[Scoring, np.ndarray | None, Cohort | None]:

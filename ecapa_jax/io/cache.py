@@ -16,7 +16,7 @@ import filelock
 import platformdirs
 
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.io.hub import one_line
+from ecapa_jax.io.messages import one_line
 
 PATIENCE = 3600.0
 """Seconds to wait for another process; a slow line needs an hour for a model."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import jax
 import numpy as np
 
 from ecapa_jax.errors import BundleError
+from ecapa_jax.io.ocdbt import read_arrays
 
 _COMMIT_NOTE = "commit_success.txt"
 _FILE_SIZE = 4 << 20  # of the files that weights go to, about: orbax holds back what is to go to one
+_REMOVALS, _ABSENT = 100, 20  # looks, each 0.05 s after the one before; and how many in a row must find nothing
 
 
 def save_variables(path: Path, variables: dict[str, Any]) -> dict[str, str]:
@@ -29,15 +33,49 @@ def save_variables(path: Path, variables: dict[str, Any]) -> dict[str, str]:
     """
     import orbax.checkpoint as ocp
 
+    if missing := lacking_room(path.parent, variables):
+        raise BundleError(f"the weights can't be written ({missing})")
     try:
-        with ocp.Checkpointer(_writer()) as checkpointer, no_log():
+        with ocp.Checkpointer(_writer(), multiprocessing_options=_alone()) as checkpointer, no_log():
             saved = ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=_FILE_SIZE)
             checkpointer.save(path.absolute(), saved)
     except Exception as error:  # as in restore_variables
+        _remove_unfinished(path)
         raise BundleError(f"the weights can't be written ({first_line(error)})") from error
     # It holds the absolute path of the writer's machine and is read on object stores only.
     (path / _COMMIT_NOTE).unlink(missing_ok=True)
     return {file.relative_to(path).as_posix(): _sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+def lacking_room(folder: Path, arrays: Any) -> str:
+    """What to say where the arrays do not fit on the folder's disk, else nothing.
+
+    Asked first, as Orbax, when its disk fills up, prints a traceback for every array that it still writes.
+    """
+    try:
+        disk = shutil.disk_usage(folder)
+    except OSError:
+        return ""
+    need = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
+    if not disk.total or disk.free >= need:  # some network file systems tell nothing
+        return ""
+    return f"No space left on device: {need / 1e6:.1f} MB are needed, {disk.free / 1e6:.1f} MB are free in {folder}"
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Removes what a failed save left beside `path`, until it stays away.
+
+    Orbax ends at its first error while its other writes go on for a moment, and these make their folders anew.
+    """
+    absent = 0
+    for _ in range(_REMOVALS):
+        left = list(path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"))
+        absent = 0 if left else absent + 1
+        if absent == _ABSENT:
+            return
+        for folder in left:
+            shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _writer() -> Any:
@@ -48,7 +86,19 @@ def _writer() -> Any:
     arrays = types.create_type_handler_registry(
         (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, types.ArrayHandler())
     )
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=arrays)
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=arrays, multiprocessing_options=_alone())
+
+
+def _alone() -> Any:
+    """Whoever saves or restores variables waits for no other process of a run."""
+    import orbax.checkpoint as ocp
+
+    here = jax.process_index()
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process_{here}"
+    )
 
 
 def restore_variables(
@@ -68,24 +118,43 @@ def restore_variables(
     Raises:
       BundleError: a file is missing or damaged, or the arrays have other names or shapes, or are not finite.
     """
-    import orbax.checkpoint as ocp
-
     for name, digest in digests.items():
         if not (path / name).is_file():
             raise BundleError(f"{path / name} is missing: convert the model again")
         if _sha256(path / name) != digest:
             raise BundleError(f"{path / name} is damaged (its sha256 differs): convert the model again")
+    try:
+        arrays = read_arrays(path)
+    except Exception:  # another layout; or damage, of which orbax tells
+        variables = _restored(path, abstract, sharding)
+    else:
+        _check_shapes(path, {name: array.shape for name, array in arrays.items()}, abstract)
+        variables = jax.device_put(_arranged(arrays, abstract), sharding)
+    _check_finite(path, variables)
+    return variables
+
+
+def _arranged(arrays: dict[str, np.ndarray], abstract: dict[str, Any]) -> dict[str, Any]:
+    """The arrays as the tree and in the dtypes of `abstract`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: arrays[_name(keys)].astype(leaf.dtype, copy=False), abstract
+    )
+
+
+def _restored(path: Path, abstract: dict[str, Any], sharding: jax.sharding.Sharding) -> dict[str, Any]:
+    """What orbax reads."""
+    import orbax.checkpoint as ocp
+
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
     try:
-        with ocp.StandardCheckpointer() as checkpointer, no_log():
-            _check_shapes(path, checkpointer.metadata(path.absolute()).item_metadata, abstract)
-            variables = checkpointer.restore(path.absolute(), placed)
+        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer, no_log():
+            stored = _leaves(checkpointer.metadata(path.absolute()).item_metadata)
+            _check_shapes(path, {_name(keys): tuple(leaf.shape) for keys, leaf in stored}, abstract)
+            return checkpointer.restore(path.absolute(), placed)
     except BundleError:
         raise
     except Exception as error:  # orbax and tensorstore raise many types for a damaged directory
         raise BundleError(f"{path} can't be read ({first_line(error)}): convert the model again") from error
-    _check_finite(path, variables)
-    return variables
 
 
 @contextlib.contextmanager
@@ -113,8 +182,7 @@ def first_line(error: Exception) -> str:
     return first[:200] or type(error).__name__
 
 
-def _check_shapes(path: Path, metadata: Any, abstract: dict[str, Any]) -> None:
-    stored = {_name(keys): tuple(leaf.shape) for keys, leaf in _leaves(metadata)}
+def _check_shapes(path: Path, stored: dict[str, tuple[int, ...]], abstract: dict[str, Any]) -> None:
     wanted = {_name(keys): tuple(leaf.shape) for keys, leaf in _leaves(abstract)}
     wrong = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
     if wrong:

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 
 from ecapa_jax.errors import AudioError, TooLongError
-from ecapa_jax.io import foreign, hub
+from ecapa_jax.io import foreign
+from ecapa_jax.io.messages import one_line
 
 Channel: TypeAlias = Literal["first", "mean"]
 Block: TypeAlias = tuple[int, Float32[np.ndarray, " samples"]]
@@ -83,7 +84,7 @@ def mono(samples: Shaped[np.ndarray, "samples channels"], channel: Channel) -> S
 def _undecodable(error: Any, name: str) -> AudioError:
     if error.code == 1:  # format not recognised
         return AudioError(f"{name}: is not audio in a known format; give WAV, FLAC, OGG or MP3")
-    reason = f"truncated, damaged or in an unknown coding: {hub.one_line(error.error_string)}"
+    reason = f"truncated, damaged or in an unknown coding: {one_line(error.error_string)}"
     return AudioError(f"{name}: can't be decoded ({reason}); get it again or convert it to WAV")
 
 

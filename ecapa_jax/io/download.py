@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.io.hub import explained, one_line, open_url, without_secrets
+from ecapa_jax.io.hub import explained, open_url
+from ecapa_jax.io.messages import one_line, without_secrets
 
 Report = Callable[[int, int | None], None]
 """Called with the bytes that are there, and all there will be where that is known."""

@@ -12,21 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from ecapa_jax.errors import DownloadError
+from ecapa_jax.io.messages import one_line, without_secrets
 
 _SCHEMES = ("http", "https")
 _BLOCK = 1 << 16
-
-
-def without_secrets(url: str) -> str:
-    """The URL less its user, password, query and fragment, which may hold keys: fit for messages and logs."""
-    scheme, _, rest = one_line(url).partition("://")
-    host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
-
-
-def one_line(error: object) -> str:
-    """What an error says, without line breaks; its type if it says nothing."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def fetch(url: str, *, max_bytes: int = 200_000_000, timeout: float = 30.0) -> bytes:

@@ -15,7 +15,7 @@ from typing import Any
 from ecapa_jax.errors import DownloadError
 from ecapa_jax.io.address import Address
 from ecapa_jax.io.download import Passing, Policy, no_room, retried
-from ecapa_jax.io.hub import one_line
+from ecapa_jax.io.messages import one_line
 from ecapa_jax.io.progress import on_terminal
 
 

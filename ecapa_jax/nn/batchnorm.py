@@ -18,12 +18,14 @@ class BatchNorm(nnx.Module):
     Attributes:
       scale, bias: [C].
       mean, var: [C] running statistics.
+      axes: names of mesh axes, inside `jax.shard_map`, over which the batch is spread.
 
     Parity: `torch.nn.BatchNorm1d` on the concatenated real frames.
     """
 
     def __init__(self, channels: int, *, epsilon: float = 1e-5, momentum: float = 0.1):
         self.epsilon, self.momentum = epsilon, momentum
+        self.axes: tuple[str, ...] = ()
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
@@ -40,10 +42,13 @@ class BatchNorm(nnx.Module):
         self, x: Float[Array, "batch time channels"], mask: Bool[Array, "batch time"]
     ) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
         keep = mask[..., None]
-        count = jnp.maximum(jnp.sum(mask), 1).astype(x.dtype)
-        mean = jnp.sum(jnp.where(keep, x, 0), axis=(0, 1)) / count
-        var = jnp.sum(jnp.where(keep, jnp.square(x - mean), 0), axis=(0, 1)) / count
+        count = jnp.maximum(self._everywhere(jnp.sum(mask)), 1).astype(x.dtype)
+        mean = self._everywhere(jnp.sum(jnp.where(keep, x, 0), axis=(0, 1))) / count
+        var = self._everywhere(jnp.sum(jnp.where(keep, jnp.square(x - mean), 0), axis=(0, 1))) / count
         unbiased = var * count / jnp.maximum(count - 1, 1)
         self.mean[...] += self.momentum * (lax.stop_gradient(mean) - self.mean[...])
         self.var[...] += self.momentum * (lax.stop_gradient(unbiased) - self.var[...])
         return mean, var
+
+    def _everywhere(self, part: Array) -> Array:
+        return lax.psum(part, self.axes) if self.axes else part

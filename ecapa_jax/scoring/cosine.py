@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -13,6 +14,7 @@ EPSILON = 1e-6
 """Smallest product of two lengths that is divided by, as in `torch.nn.CosineSimilarity(eps=1e-6)`."""
 
 
+@jax.jit
 def cosine(a: Float[AnyArray, "*batch embedding"], b: Float[AnyArray, "*batch embedding"]) -> Float[Array, "*batch"]:
     """Cosine of corresponding embeddings, in [-1, 1] up to rounding; 0 where one is zero."""
     a, b = jnp.asarray(a), jnp.asarray(b)
@@ -21,6 +23,7 @@ def cosine(a: Float[AnyArray, "*batch embedding"], b: Float[AnyArray, "*batch em
     return dot / jnp.maximum(lengths, EPSILON)
 
 
+@jax.jit
 def score_matrix(a: Float[AnyArray, "n embedding"], b: Float[AnyArray, "m embedding"]) -> Float[Array, "n m"]:
     """Cosine of every embedding of `a` with every one of `b`: [n, D], [m, D] -> [n, m]."""
     a, b = jnp.asarray(a), jnp.asarray(b)
@@ -29,6 +32,7 @@ def score_matrix(a: Float[AnyArray, "n embedding"], b: Float[AnyArray, "m embedd
     return dot / jnp.maximum(lengths, EPSILON)
 
 
+@jax.jit
 def unit(embeddings: Float[AnyArray, "*batch embedding"]) -> Float[Array, "*batch embedding"]:
     """Embeddings scaled to length 1, so that their dot products are cosines; zero stays zero."""
     embeddings = jnp.asarray(embeddings)

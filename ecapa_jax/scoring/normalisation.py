@@ -103,6 +103,7 @@ def cohort_statistics(
     return CohortStatistics(mean, jnp.sqrt(correction * variance))
 
 
+@jax.jit
 def _moments(
     rows: Float[Array, "n embedding"], cohort: Float[Array, "m embedding"]
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
@@ -114,6 +115,7 @@ def _moments(
     return dot(rows, centre), jnp.maximum(jnp.sum(dot(rows, covariance) * rows, axis=1), 0.0)
 
 
+@functools.partial(jax.jit, static_argnames=("size", "block"))
 def _top_moments(
     rows: Float[Array, "n embedding"], cohort: Float[Array, "m embedding"], size: int, block: int
 ) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
@@ -135,6 +137,7 @@ def t_norm(scores: Float[AnyArray, "*batch"], test: CohortStatistics) -> Float[A
     return z_norm(scores, test)
 
 
+@jax.jit
 def s_norm(
     scores: Float[AnyArray, "*batch"], enrolment: CohortStatistics, test: CohortStatistics
 ) -> Float[Array, "*batch"]:

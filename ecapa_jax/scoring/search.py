@@ -47,7 +47,7 @@ def search(
     size = len(enrolled)
     if not 1 <= k <= size:
         raise ScoringError(f"{k} best of {size} enrolled embeddings are asked for; ask for 1 to {size}")
-    queries, enrolled = unit(queries), jnp.asarray(enrolled)
+    directions, enrolled = unit(queries), jnp.asarray(enrolled)
     real = None if count is None else jnp.arange(size) < count
 
     def some(block: Float[Array, "b embedding"]) -> tuple[Float[Array, "b k"], Int[Array, "b k"]]:
@@ -56,9 +56,9 @@ def search(
         return best, at
 
     rows = max(1, BLOCK_SCORES // size)
-    if len(queries) <= rows:
-        return some(queries)
-    top = lax.map(lambda query: jax.tree.map(lambda x: x[0], some(query[None])), queries, batch_size=rows)
+    if len(directions) <= rows:
+        return some(directions)
+    top = lax.map(lambda query: jax.tree.map(lambda x: x[0], some(query[None])), directions, batch_size=rows)
     return top[0], top[1]
 
 

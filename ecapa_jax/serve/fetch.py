@@ -18,7 +18,7 @@ import urllib.parse
 from collections.abc import Callable, Iterator
 
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.io.hub import one_line, without_secrets
+from ecapa_jax.io.messages import one_line, without_secrets
 
 Check = Callable[[str], bool]
 

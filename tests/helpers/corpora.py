@@ -8,7 +8,7 @@ import numpy as np
 import soundfile
 
 from ecapa_jax.io.bundle import Bundle, Scoring, save_bundle
-from helpers.weights import random_tensors, small_config, variables_of
+from helpers.weights import random_tensors, shallow_config, variables_of
 
 RATE = 16000
 
@@ -28,7 +28,7 @@ BAD = {
 
 def small_bundle(path: Path) -> Path:
     """A bundle of random weights, 16 channels wide, with the threshold 0.5."""
-    config = small_config(width=16, se_channels=8, attention_channels=8)
+    config = shallow_config(blocks=2)
     variables = variables_of(config.ecapa, random_tensors(config.ecapa))
     whole = Bundle(config=config, variables=variables, scoring=Scoring(threshold=0.5), provenance={"family": "none"})
     return save_bundle(whole, path)

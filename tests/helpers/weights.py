@@ -21,11 +21,16 @@ def small_config(preset: str = "3dspeaker", width: int = 64, **ecapa: object) ->
     return ModelConfig(fbank=dataclasses.replace(base.fbank, n_mels=network.n_mels), ecapa=network)
 
 
-def shallow_config() -> ModelConfig:
-    """One block only: for what is about batches and shapes, where each one is compiled."""
-    base = small_config(width=16, se_channels=8, attention_channels=8)
+def shallow_config(preset: str = "3dspeaker", blocks: int = 1) -> ModelConfig:
+    """Few blocks of few parts: for what is about batches and shapes, where each one is compiled."""
+    base = small_config(preset, width=16, se_channels=8, attention_channels=8)
     network = dataclasses.replace(
-        base.ecapa, channels=(16, 16), kernel_sizes=(5, 3), dilations=(4,), mfa_channels=48, embedding_dim=192
+        base.ecapa,
+        channels=(16,) * (blocks + 1),
+        kernel_sizes=(5, *(3,) * blocks),
+        dilations=(2, 4)[-blocks:],
+        res2_scale=4,
+        embedding_dim=192,
     )
     return dataclasses.replace(base, ecapa=network)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from typing import Any
 
 import jax
@@ -69,6 +70,37 @@ def test_what_a_run_leaves_behind(config, finished):
     kernel = encoder.variables["params"]["stem"]["conv"]["kernel"]
     np.testing.assert_array_equal(kernel, state["['average']['params']['stem']['conv']['kernel']"])
     assert encoder.scoring.threshold == pytest.approx(np.clip(encoder.scoring.threshold, -1, 1))
+
+
+def test_the_best_checkpoint_has_a_bundle_where_it_is_not_the_last(config, tmp_path, monkeypatch):
+    """The dev EERs are made to be 10 % at step 6 and 20 % at step 12, then 10 % again: of the checkpoint read back."""
+    evaluate, eers = DevTrials.evaluate, iter([0.1, 0.2, 0.1, 0.1])
+    monkeypatch.setattr(
+        DevTrials,
+        "evaluate",
+        lambda self, variables: dataclasses.replace(evaluate(self, variables), eer=next(eers)),
+    )
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, save_every=6, keep=1))
+    result = train(config, tmp_path / "run", Silent())
+    assert (result.bundle, result.best_bundle) == (tmp_path / "run" / "bundle", tmp_path / "run" / "best_bundle")
+    assert (result.dev.eer, result.best_dev.eer) == (0.2, 0.1)
+    document = json.loads((result.best_bundle / "model.json").read_text())
+    assert document["provenance"]["training"]["steps"] == 6
+    assert document["scoring"]["threshold"] == pytest.approx(np.clip(result.best_dev.threshold, -1, 1))
+    assert not train(config, tmp_path / "stopped", Silent(), stop_after(6)).finished
+    _, state = state_of(config, tmp_path / "stopped")
+    kernel = ecapa_jax.load(result.best_bundle).variables["params"]["stem"]["conv"]["kernel"]
+    np.testing.assert_array_equal(kernel, state["['average']['params']['stem']['conv']['kernel']"])
+
+
+def test_a_best_checkpoint_that_is_damaged_costs_only_its_bundle(config, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(RunCheckpoints, "best_step", property(lambda self: 3))
+    shutil.copytree(finished, tmp_path / "run")
+    watcher = Silent()
+    result = train(config, tmp_path / "run", watcher)
+    assert result.bundle is not None
+    assert result.best_bundle is None
+    assert any("no best_bundle: the checkpoint of step 3 can't be read" in note for note in watcher.notes)
 
 
 def test_a_finished_run_is_finished(config, finished):
@@ -171,20 +203,32 @@ def test_a_bundle_gives_its_network(config, finished, tmp_path):
         start(wrong, manifest, checkpoints)
 
 
-@pytest.mark.parametrize("change", [{"micro_batches": 2}, {"rematerialize": True}, {"dtype": "bfloat16"}])
-def test_ways_to_compute_a_step(config, change):
-    """Rematerialised it is the same step; in bfloat16 and in micro-batches (whose batch norm differs) a near one."""
+@pytest.fixture(scope="module")
+def one_step(config):
+    """Weights after one calm step on a batch of noise, computed in the way that the settings say."""
     calm = dataclasses.replace(
         config, augment=type(config.augment)(), loss=type(config.loss)(kind="softmax", scale=5.0)
     )
     wave = np.random.default_rng(0).standard_normal((4, 8000)).astype(np.float32)
     batch = {"waveforms": wave, "lengths": np.full(4, 8000, np.int32), "labels": np.arange(4, dtype=np.int32)}
-    states = []
-    for settings in ({}, change):
-        run = dataclasses.replace(calm, step=dataclasses.replace(calm.step, **settings))
-        state = init_state(run, 5)
-        states.append(loop.weights(compiled_step(Plan.of(run, Clock(1, STEPS)))({}, state, batch)["params"]))
-    plain, other = states
+
+    def run(**settings):
+        changed = dataclasses.replace(calm, step=dataclasses.replace(calm.step, **settings))
+        state = compiled_step(Plan.of(changed, Clock(1, STEPS)))({}, init_state(changed, 5), batch)
+        return loop.weights(state["params"])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def plain_step(one_step):
+    return one_step()
+
+
+@pytest.mark.parametrize("change", [{"micro_batches": 2}, {"rematerialize": True}, {"dtype": "bfloat16"}])
+def test_ways_to_compute_a_step(one_step, plain_step, change):
+    """Rematerialised it is the same step; in bfloat16 and in micro-batches (whose batch norm differs) a near one."""
+    plain, other = plain_step, one_step(**change)
     worst = max(float(np.abs(plain[name] - other[name]).max()) for name in plain)
     print(f"{change}: largest difference of a weight after one step {worst:.1e}")
     assert all(leaf.dtype == np.float32 for leaf in other.values())

@@ -93,7 +93,7 @@ def test_gradients_are_finite_where_vectors_coincide_or_vanish(top_k):
         logits = margin_logits(config, cosines(embeddings, centres), jnp.zeros(2, int), jnp.float32(0.2))
         return jnp.mean(cross_entropy(logits, jnp.zeros(2, int)))
 
-    for gradient in jax.grad(loss, argnums=(0, 1))(embeddings, centres):
+    for gradient in jax.jit(jax.grad(loss, argnums=(0, 1)))(embeddings, centres):
         assert np.isfinite(gradient).all()
 
 

@@ -81,7 +81,7 @@ DATA = DataConfig(batch_size=4, crop_seconds=0.8, speeds=(1.0, 0.9, 1.1), thread
 
 
 def loader(prepared, data=DATA, rows=None, augment=None):
-    rows = rows or Rows(0, data.batch_size)
+    rows = rows or Rows.span(0, data.batch_size)
     order = Order(data, prepared, 0)
     made = Loader(data, augment or AugmentConfig(), prepared, order, rows)
     return made, lambda step: Batches(made, rows, data, step)
@@ -98,7 +98,7 @@ def test_batches_begin_at_any_step_and_split_between_processes(prepared):
     later = begin(3)
     assert same(next(later), batches[3])
     assert same(next(later), batches[4])
-    halves = [next(loader(prepared, rows=Rows(first, 2))[1](2)) for first in (0, 2)]
+    halves = [next(loader(prepared, rows=Rows.span(first, 2))[1](2)) for first in (0, 2)]
     joined = {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}
     assert same(joined, batches[2])
 

@@ -29,10 +29,19 @@ HostBatch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The part of each global batch that this process reads: rows `first` to `first + number`."""
+    """The part of each global batch that this process reads: which rows, in which order."""
 
-    first: int
-    number: int
+    places: tuple[int, ...]
+
+    @classmethod
+    def span(cls, first: int, number: int) -> Rows:
+        """Rows `first` to `first + number`."""
+        return cls(tuple(range(first, first + number)))
+
+    @property
+    def number(self) -> int:
+        """How many."""
+        return len(self.places)
 
 
 class Loader:
@@ -59,7 +68,7 @@ class Loader:
     def __getitem__(self, place: int) -> HostBatch:
         """One example, every array without the batch axis."""
         step, local = divmod(int(place), self._rows.number)
-        row = self._rows.first + local
+        row = self._rows.places[local]
         example = self._order.example(step, row)
         waveform, utterance = self._readable(step, row, example)
         speed_class = example.speed if self._data.speed_speakers else 0

@@ -1,0 +1,193 @@
+"""Compiled programs kept for the next process: found again, never taken for another, and done without where damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import ecapa_jax
+from ecapa_jax import functional, programs
+from ecapa_jax.encoder import SpeakerEncoder
+from ecapa_jax.programs import Programs, kept_shapes
+from helpers.weights import random_tensors, shallow_config, variables_of
+
+AUDIO = sorted((Path(__file__).parents[1] / "examples" / "audio").glob("*.flac"))
+CONFIG = shallow_config()
+
+
+def encoder(folder: Path | None, **changes: Any) -> SpeakerEncoder:
+    return SpeakerEncoder(
+        CONFIG, variables_of(CONFIG.ecapa, random_tensors(CONFIG.ecapa)), **{"programs": folder, **changes}
+    )
+
+
+def waveforms() -> list[np.ndarray]:
+    rng = np.random.default_rng(3)
+    return [rng.standard_normal(samples).astype(np.float32) for samples in (16000, 30000)]
+
+
+def squares(folder: Path) -> Programs:
+    """Of a small function: how programs are kept does not depend on what they compute."""
+    return Programs(lambda x: (x @ x.T).sum(0), "squares", folder)
+
+
+MATRIX = jax.numpy.arange(12.0).reshape(3, 4)
+EXPECTED = (np.asarray(MATRIX) @ np.asarray(MATRIX).T).sum(0)
+
+
+def programs_in(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("shapes-"))
+
+
+def test_the_next_encoder_compiles_nothing(tmp_path: Path) -> None:
+    """The same bits as the program just made, and as an encoder without a folder; of a trial both are read at once."""
+    first, second = encoder(tmp_path), encoder(tmp_path)
+    made = first.embed(waveforms())
+    assert (first.compile_count, len(programs_in(tmp_path))) == (2, 2)
+    second._embedder.fetch([len(waveform) for waveform in waveforms()])
+    assert len(second._embedder.programs._ready) == 2
+    np.testing.assert_array_equal(second.embed(waveforms()), made)
+    assert second.compile_count == 0
+    np.testing.assert_array_equal(encoder(None).embed(waveforms()), made)
+
+
+def test_another_model_dtype_or_shape_has_its_own_program(tmp_path: Path) -> None:
+    encoder(tmp_path).embed(waveforms()[0])
+    other = dataclasses.replace(CONFIG, fbank=dataclasses.replace(CONFIG.fbank, window="hamming"))
+    variables = variables_of(other.ecapa, random_tensors(other.ecapa))
+    others = [
+        SpeakerEncoder(other, variables, programs=tmp_path),
+        encoder(tmp_path, dtype="bfloat16"),
+        encoder(tmp_path),
+    ]
+    for number, each in enumerate(others[:2], 2):
+        each.embed(waveforms()[0])
+        assert (each.compile_count, len(programs_in(tmp_path))) == (1, number)
+    others[2].embed([waveforms()[0]] * 4)
+    assert (others[2].compile_count, len(programs_in(tmp_path))) == (1, 4)
+
+
+def test_weights_are_no_part_of_a_program(tmp_path: Path) -> None:
+    first = encoder(tmp_path)
+    before = first.embed(waveforms()[0])
+    first.variables = variables_of(CONFIG.ecapa, random_tensors(CONFIG.ecapa, seed=9))
+    again = encoder(tmp_path)
+    again.variables = first.variables
+    after = again.embed(waveforms()[0])
+    assert (first.compile_count, again.compile_count) == (1, 0)
+    np.testing.assert_array_equal(first.embed(waveforms()[0]), after)
+    assert np.abs(after - before).max() > 0.1
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "another", "a folder"])
+def test_a_damaged_program_is_made_again(tmp_path: Path, damage: str) -> None:
+    squares(tmp_path)(MATRIX)
+    (path,) = programs_in(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    else:
+        whole = Path(path.parent, "x")
+        programs._keep(whole, b"no program")
+        kinds = {"cut": content[:1000], "flipped": content, "empty": b"", "another": whole.read_bytes()}
+        whole.unlink()
+        path.write_bytes(kinds[damage])
+    again = squares(tmp_path)
+    np.testing.assert_array_equal(again(MATRIX), EXPECTED)
+    assert again.compile_count == 1
+    assert not list(tmp_path.glob("*.partial-*"))
+
+
+def test_a_folder_that_can_not_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        np.testing.assert_array_equal(squares(folder)(MATRIX), EXPECTED)
+
+
+def test_other_code_or_settings_make_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squares(tmp_path)(MATRIX)
+    monkeypatch.setattr(programs, "_compiler", lambda: "other")
+    again = squares(tmp_path)
+    again(MATRIX)
+    assert again.compile_count == 1
+
+
+def test_the_compiler_is_described_by_source_versions_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = programs._compiler()
+    assert all(word in before for word in (jax.__version__, "jax_enable_x64"))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+    assert "--xla_cpu_enable_fast_math=false" in programs._compiler()
+    monkeypatch.undo()
+    assert programs._compiler() == before
+    with jax.numpy_rank_promotion("raise"):
+        assert programs._compiler() != before
+
+
+def test_programs_used_longest_ago_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_KEPT_BYTES", 250)
+    for name in "abcd":
+        programs._keep(tmp_path / name, bytes(60))
+    assert {path.name for path in tmp_path.iterdir()} <= {"b", "c", "d"}
+    assert (tmp_path / "d").exists()
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 250
+
+
+def test_shapes_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = functional.abstract(CONFIG)
+    assert kept_shapes(tmp_path, CONFIG) == expected
+    monkeypatch.setattr(functional, "abstract", None)
+    assert kept_shapes(tmp_path, CONFIG) == expected
+
+
+def test_any_function_can_be_kept(tmp_path: Path) -> None:
+    for count in (1, 0):
+        doubled = Programs(lambda tree: 2 * tree["a"], "double", tmp_path)
+        np.testing.assert_array_equal(doubled({"a": jax.numpy.arange(3)}), [0, 2, 4])
+        assert doubled.compile_count == count
+
+
+SCRIPT = """
+import json, sys
+from ecapa_jax.cli.main import main
+code = main(["verify", *sys.argv[1:], "--json"])
+print(json.dumps({"code": code, "modules": [name for name in ("flax", "orbax", "jax") if name in sys.modules]}))
+"""
+
+
+def test_the_second_command_traces_nothing(tmp_path: Path) -> None:
+    """Other processes, as a user starts them: the same answer, and neither flax nor orbax is imported for it."""
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "PATH": "/usr/bin", "HOME": str(tmp_path)}
+    answers = []
+    for _ in range(2):
+        command = [sys.executable, "-c", SCRIPT, str(AUDIO[0]), str(AUDIO[-1])]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+        answers.append([json.loads(line) for line in done.stdout.splitlines()])
+    assert answers[0][0] == answers[1][0]
+    assert "flax" in answers[0][1]["modules"]
+    assert answers[1][1] == {"code": 0, "modules": ["jax"]}
+
+
+def test_a_switched_off_cache_keeps_nothing(tmp_path: Path) -> None:
+    settings = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    environment = {**settings, "PATH": "/usr/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", SCRIPT, str(AUDIO[0]), str(AUDIO[-1])]
+    subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    assert not list(tmp_path.rglob("programs"))
+
+
+def test_load_takes_a_folder(tmp_path: Path) -> None:
+    expected = ecapa_jax.load().embed(AUDIO[:1])
+    for count in (1, 0):
+        loaded = ecapa_jax.load(programs_dir=str(tmp_path))
+        np.testing.assert_array_equal(loaded.embed(AUDIO[:1]), expected)
+        assert loaded.compile_count == count
