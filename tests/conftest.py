@@ -1,5 +1,5 @@
-"""Makes `helpers` importable (pytest's importlib mode leaves sys.path alone), hypothesis safe from speechbrain, and a
-process that compiles thousands of programs safe from running out of memory maps.
+"""Makes `helpers` importable (pytest's importlib mode leaves sys.path alone), hypothesis safe from speechbrain, a process
+that compiles thousands of programs safe from running out of memory maps, and compiles none of them twice.
 """
 
 import gc
@@ -27,6 +27,19 @@ def _forget_lazy_modules() -> None:
     for name, module in list(sys.modules.items()):
         if type(module).__module__ == "speechbrain.utils.importutils":
             del sys.modules[name]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Compiling is most of a run's time, and a program that is traced anew would be compiled anew.
+
+    Each process has a folder of its own: JAX writes these files in place, and one that a test kills could leave half a file.
+    """
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_compilation_cache_max_size", 1 << 30)  # a size given, threads wait for each other's writing
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @pytest.fixture(autouse=True, scope="module")
