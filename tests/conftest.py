@@ -1,5 +1,5 @@
-"""Makes `helpers` importable (pytest's importlib mode leaves sys.path alone), hypothesis safe from speechbrain, a process
-that compiles thousands of programs safe from running out of memory maps, and compiles none of them twice.
+"""Makes `helpers` importable (pytest's importlib mode leaves sys.path alone) and hypothesis safe from speechbrain; has
+no program compiled twice in a process, nor a process that compiles thousands run out of memory maps.
 """
 
 import gc
@@ -33,7 +33,7 @@ def _forget_lazy_modules() -> None:
 def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Compiling is most of a run's time, and a program that is traced anew would be compiled anew.
 
-    Each process has a folder of its own: JAX writes these files in place, and one that a test kills could leave half a file.
+    Each process has a folder of its own: JAX writes these files in place, and one that is killed may leave half a file.
     """
     import jax
 
