@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import glob
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import sys
 import threading
 import time
@@ -64,6 +66,7 @@ _M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _MADV_HUGEPAGE = -8, -3, -1,
 _BLOCK, _LARGE_PAGE = 2**31 - 1, 1 << 21  # mallopt takes no more
 _FAST_BFLOAT16_CUDA = 8.0  # compute capability
 _CACHE_BYTES = 1 << 30
+_UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for '([^']+)'")
 
 
 def fastest_dtype(device: jax.Device) -> str:
@@ -122,6 +125,25 @@ def use_compile_cache(shortest: float = 0.0) -> Path | None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     on = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     return Path(folder) / "programs" if on and "://" not in str(folder) else None
+
+
+def forget_unreadable(warning: str) -> bool:
+    """Removes the compiled programs that JAX warns it can't read: it never writes one again whose file is there.
+
+    JAX writes its files in place, so that a process that is killed may leave half of one.
+
+    Returns:
+      Whether the warning was of that kind; nothing is then wrong any more.
+    """
+    if not (found := _UNREADABLE.match(warning)):
+        return False
+    import jax
+
+    folder = str(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+    for path in Path(folder).glob(f"{glob.escape(found[1])}-*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return True
 
 
 _one_at_a_time = threading.Lock()

@@ -177,6 +177,33 @@ def test_the_second_command_traces_nothing(tmp_path: Path) -> None:
     assert answers[1][1] == {"code": 0, "modules": ["jax"]}
 
 
+JITTED = """
+import warnings, jax
+from ecapa_jax import runtime
+from ecapa_jax.cli import main
+runtime.use_compile_cache()
+warnings.simplefilter("always")
+warnings.showwarning = main._warn
+jax.jit(lambda x: 2 * x + 1)(1.0)
+"""
+
+
+def test_a_program_that_jax_wrote_half_is_made_again(tmp_path: Path) -> None:
+    """JAX alone warns of it in every process from then on, and compiles anew each time."""
+    environment = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "PATH": "/usr/bin", "HOME": str(tmp_path)}
+    sizes = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", JITTED], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+        (kept,) = (tmp_path / "cache").glob("*lambda*-cache")
+        sizes.append(kept.stat().st_size)
+        kept.write_bytes(kept.read_bytes()[:50])
+    assert sizes == [sizes[0]] * 3
+    assert sizes[0] > 50
+
+
 def test_a_switched_off_cache_keeps_nothing(tmp_path: Path) -> None:
     settings = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     environment = {**settings, "PATH": "/usr/bin", "HOME": str(tmp_path)}

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from ecapa_jax import runtime
 from ecapa_jax.cli.calibrate import Calibrate
 from ecapa_jax.cli.cohort import MakeCohort
 from ecapa_jax.cli.convert import Convert
@@ -96,11 +97,13 @@ def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    print(f"ecapa-jax: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    if not runtime.forget_unreadable(str(message)):
+        print(f"ecapa-jax: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
-def _ignore(*_: object, **__: object) -> None:
+def _ignore(message: Warning | str, *_: object, **__: object) -> None:
     """No warning with --quiet."""
+    runtime.forget_unreadable(str(message))
 
 
 def program() -> None:
