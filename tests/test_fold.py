@@ -140,11 +140,22 @@ class Device:
         self.platform, self.compute_capability = platform, capability
 
 
-def test_auto_goes_by_what_the_device_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset({"avx512f", "amx_bf16"}))
-    assert runtime.fastest_dtype(Device("cpu")) == "bfloat16"
-    monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset({"avx2"}))
-    assert runtime.fastest_dtype(Device("cpu")) == "float32"
+@pytest.mark.parametrize(
+    ("flag", "vendor", "dtype"),
+    [
+        ("amx_bf16", "GenuineIntel", "bfloat16"),
+        ("avx512_bf16", "AuthenticAMD", "bfloat16"),
+        ("avx512_bf16", "GenuineIntel", "float32"),
+        ("avx2", "AuthenticAMD", "float32"),
+    ],
+)
+def test_auto_goes_by_the_processor(monkeypatch: pytest.MonkeyPatch, flag: str, vendor: str, dtype: str) -> None:
+    monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset({"avx512f", flag}))
+    monkeypatch.setattr(runtime, "cpu_vendor", lambda: vendor)
+    assert runtime.fastest_dtype(Device("cpu")) == dtype
+
+
+def test_auto_goes_by_the_accelerator() -> None:
     assert runtime.fastest_dtype(Device("gpu", "7.5")) == "float32"
     assert runtime.fastest_dtype(Device("gpu", "9.0")) == "bfloat16"
     assert runtime.fastest_dtype(Device("tpu")) == "bfloat16"
