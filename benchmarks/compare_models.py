@@ -21,10 +21,10 @@ import numpy as np
 from jaxtyping import Float
 
 from ecapa_jax.api import load
+from ecapa_jax.audio.load import load_audio
 from ecapa_jax.convert.run import convert
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.evaluation.trials import Trials, read_trials
-from ecapa_jax.io.audio import load_audio
 from ecapa_jax.scoring.bootstrap import Units, differences, intervals, resample
 from ecapa_jax.scoring.counts import Cost, Counts, SortedTrials
 

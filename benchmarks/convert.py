@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ecapa_jax import runtime
 from ecapa_jax.presets import PRESETS
+from ecapa_jax.runtime import machine
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
@@ -48,8 +48,8 @@ def main() -> None:
             "largest": max(run["peak_bytes"] for run in runs) / size,
         },
         "torch_imported": any(run["torch"] for run in runs),
-        "versions": runtime.versions(),
-        "machine": runtime.machine(),
+        "versions": machine.versions(),
+        "machine": machine.machine(),
     }
     print(json.dumps(report, indent=2))
 

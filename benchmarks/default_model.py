@@ -19,13 +19,13 @@ import jax
 import numpy as np
 
 from ecapa_jax.api import load
+from ecapa_jax.bundle.bundle import Bundle, load_bundle, save_bundle
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.evaluation.operating import Rule, choose_threshold, operating_point
 from ecapa_jax.evaluation.trials import Trials, read_trials
-from ecapa_jax.io.bundle import Bundle, load_bundle, save_bundle
 from ecapa_jax.scoring.bootstrap import Units, intervals, resample
+from ecapa_jax.scoring.config import Scoring
 from ecapa_jax.scoring.counts import SortedTrials
-from ecapa_jax.scoring_config import Scoring
 
 DEV = "dev_speechocean762_same_gender_age"
 EVAL = ("eval_librispeech_test_other", "eval_speechocean762_same_gender_age")

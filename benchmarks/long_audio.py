@@ -28,9 +28,10 @@ import numpy as np
 import soundfile
 
 import ecapa_jax
-from ecapa_jax import functional, long
+from ecapa_jax import functional
+from ecapa_jax.audio.load import load_audio, open_audio
 from ecapa_jax.encoder import SpeakerEncoder
-from ecapa_jax.io.audio import load_audio, open_audio
+from ecapa_jax.long import passes
 from ecapa_jax.presets import PRESETS
 
 RATE, STORED_RATE = 16000, 44100
@@ -65,7 +66,7 @@ def report(encoder: SpeakerEncoder, path: Path, packaged: bool, arguments: argpa
     done = subprocess.run([*command, *["--packaged"] * packaged], capture_output=True, text=True, check=True)
     before, peak = json.loads(done.stdout)
     clip = clip_seconds(encoder, arguments.turns)
-    encoder._embed_long([noise(int(2 * long.CHUNK_SECONDS), 1)])  # compiles
+    encoder._embed_long([noise(int(2 * passes.CHUNK_SECONDS), 1)])  # compiles
     start = time.perf_counter()
     encoder.embed(path) if arguments.seconds > 160 else encoder._embed_long(blocks(path))
     took = time.perf_counter() - start
@@ -129,7 +130,7 @@ def one_pass(encoder: SpeakerEncoder, waveform: np.ndarray) -> np.ndarray:
 
 def embed_by(encoder: SpeakerEncoder, path: Path, chunk_frames: int) -> np.ndarray:
     """The embedding by chunks of so many frames."""
-    return long.embed(encoder.config, encoder.variables, blocks(path), chunk_frames=chunk_frames)
+    return passes.embed(encoder.config, encoder.variables, blocks(path), chunk_frames=chunk_frames)
 
 
 def difference(what: str, seconds: float, found: np.ndarray, expected: np.ndarray) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 from ecapa_jax import functional
 from ecapa_jax.convert import parity
 from ecapa_jax.convert.family import Family
-from ecapa_jax.convert.readers import read_checkpoint
+from ecapa_jax.convert.readers.checkpoint import read_checkpoint
 from ecapa_jax.convert.rules import apply_rules, invert_rules
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.convert.torch_writer import write_torch_zip

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax.errors import EcapaError
-from ecapa_jax.train.plan import plan_step
+from ecapa_jax.train.scale.plan import plan_step
 from ecapa_jax.train.settings import load_config
 
 EACH = 32  # utterances of 3 s a chip

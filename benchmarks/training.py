@@ -27,7 +27,7 @@ from speakerlab.loss.margin_loss import ArcMarginLoss
 from speakerlab.models.campplus.classifier import CosineClassifier
 from speakerlab.models.ecapa_tdnn.ECAPA_TDNN import ECAPA_TDNN
 
-from ecapa_jax import runtime
+from ecapa_jax.runtime import machine
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.settings import build_config
 from ecapa_jax.train.state import init_state
@@ -79,7 +79,7 @@ def serve(pipe: Any, who: str, arguments: argparse.Namespace, dtype: str) -> Non
 
 def ours(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
     """One step of this library; the state is on the device."""
-    runtime.keep_memory()
+    machine.keep_memory()
     config = build_config(
         {
             "model": {"ecapa": {"channels": [arguments.width] * 4, "mfa_channels": 3 * arguments.width}},

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ecapa_jax.convert.family import Family, Source
-from ecapa_jax.convert.pickle_machine import show
+from ecapa_jax.convert.readers.pickle_machine import show
 from ecapa_jax.convert.rules import Tensors
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.errors import ConversionError

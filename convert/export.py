@@ -12,17 +12,17 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
+from ecapa_jax.bundle.bundle import Bundle, load_bundle
 from ecapa_jax.config import EcapaConfig
 from ecapa_jax.convert.family import Family
-from ecapa_jax.convert.nemo import CONFIG, WEIGHTS
 from ecapa_jax.convert.parity import preset_of
-from ecapa_jax.convert.readers import read_checkpoint
+from ecapa_jax.convert.readers.checkpoint import read_checkpoint
+from ecapa_jax.convert.readers.nemo_archive import CONFIG, WEIGHTS
 from ecapa_jax.convert.rules import flatten, invert_rules
 from ecapa_jax.convert.run import with_dilations
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.convert.torch_writer import write_torch_zip
 from ecapa_jax.errors import BundleError, ConfigError, ConversionError
-from ecapa_jax.io.bundle import Bundle, load_bundle
 
 DEFAULT_FAMILY = "3dspeaker"
 """The layout of a model that was trained here, or of no source: the one of `speakerlab` and `speechbrain` both."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax import functional
+from ecapa_jax.bundle.bundle import Bundle
 from ecapa_jax.errors import ConfigError
-from ecapa_jax.io.bundle import Bundle
-from ecapa_jax.scorer import Scorer
+from ecapa_jax.scoring.scorer import Scorer
 
 ARTEFACT, METADATA, CARD = "embed.jax_export", "metadata.json", "README.md"
 FILES = {ARTEFACT, METADATA, CARD}

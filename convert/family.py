@@ -11,7 +11,7 @@ import numpy as np
 
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.rules import Rule, Tensors
-from ecapa_jax.scoring_config import Scoring
+from ecapa_jax.scoring.config import Scoring
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

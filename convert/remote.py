@@ -11,16 +11,16 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from ecapa_jax.bundle.bundle import FILES, Bundle, save_bundle
 from ecapa_jax.config import SCHEMA
 from ecapa_jax.convert.published import Entry, entry_of
 from ecapa_jax.convert.run import convert
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.errors import ConversionError, DownloadError
-from ecapa_jax.io import cache as caches
-from ecapa_jax.io.address import HUBS, Address, is_address, parse
-from ecapa_jax.io.bundle import FILES, Bundle, save_bundle
-from ecapa_jax.io.download import described
-from ecapa_jax.io.repository import Fetched, Wanted, fetch
+from ecapa_jax.hub import cache as caches
+from ecapa_jax.hub.address import HUBS, Address, is_address, parse
+from ecapa_jax.hub.download import described
+from ecapa_jax.hub.repository import Fetched, Wanted, fetch
 
 COMPANIONS = ("configuration.json", "hyperparams.yaml", "mean_var_norm_emb.ckpt", "config.yaml", "model_config.yaml")
 """What families read beside the weights; taken from a repository that is not in the table, where it is there."""

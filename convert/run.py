@@ -14,16 +14,16 @@ import jax
 import numpy as np
 
 from ecapa_jax import functional
+from ecapa_jax.bundle.bundle import Bundle
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.detect import choose_family, find_network, find_weights
 from ecapa_jax.convert.family import Companions, Family, Source
 from ecapa_jax.convert.parity import compiled, forget_compiled, full_report, quick_report
-from ecapa_jax.convert.readers import Checkpoint, find_tensors, read_checkpoint
+from ecapa_jax.convert.readers.checkpoint import Checkpoint, find_tensors, read_checkpoint
 from ecapa_jax.convert.rules import Rule, Tensors, check_rules, flatten, move_tensors
 from ecapa_jax.errors import ConfigError, ConversionError
-from ecapa_jax.io.bundle import Bundle
 from ecapa_jax.presets import PRESETS
-from ecapa_jax.scoring_config import Scoring
+from ecapa_jax.scoring.config import Scoring
 
 PROBE_SECONDS = 2
 KEEP_COMPILED = 1_000_000
@@ -39,7 +39,7 @@ def convert(
     embedding_mean: np.ndarray | None = None,
     verify: bool = False,
 ) -> Bundle:
-    """Converts a checkpoint; `io.bundle.save_bundle` writes the result.
+    """Converts a checkpoint; `bundle.bundle.save_bundle` writes the result.
 
     Args:
       source: a weight file, or a directory with one of the published names and its companions.

@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ecapa_jax.api import SpeakerVerificationPipeline, load, pipeline
+    from ecapa_jax.api import load
+    from ecapa_jax.compat.modelscope import SpeakerVerificationPipeline, pipeline
     from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig, StdConfig
     from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder
     from ecapa_jax.errors import (
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     from ecapa_jax.features.fbank import fbank
     from ecapa_jax.functional import abstract, apply, embed, fold, init, minimum_samples
     from ecapa_jax.presets import PRESETS
-    from ecapa_jax.scorer import Scorer, Verification
     from ecapa_jax.scoring.cosine import cosine, score_matrix
     from ecapa_jax.scoring.normalisation import CohortStatistics, as_norm, cohort_statistics, s_norm, t_norm, z_norm
+    from ecapa_jax.scoring.scorer import Scorer, Verification
     from ecapa_jax.scoring.search import search
 
 _HOME = {
-    "ecapa_jax.api": ("SpeakerVerificationPipeline", "load", "pipeline"),
+    "ecapa_jax.api": ("load",),
+    "ecapa_jax.compat.modelscope": ("SpeakerVerificationPipeline", "pipeline"),
     "ecapa_jax.config": ("EcapaConfig", "FbankConfig", "ModelConfig", "StdConfig"),
     "ecapa_jax.encoder": ("SilenceWarning", "SpeakerEncoder"),
     "ecapa_jax.errors": (
@@ -45,7 +47,7 @@ _HOME = {
     "ecapa_jax.features.fbank": ("fbank",),
     "ecapa_jax.functional": ("abstract", "apply", "embed", "fold", "init", "minimum_samples"),
     "ecapa_jax.presets": ("PRESETS",),
-    "ecapa_jax.scorer": ("Scorer", "Verification"),
+    "ecapa_jax.scoring.scorer": ("Scorer", "Verification"),
     "ecapa_jax.scoring.cosine": ("cosine", "score_matrix"),
     "ecapa_jax.scoring.normalisation": (
         "CohortStatistics",

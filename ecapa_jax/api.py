@@ -7,19 +7,16 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
 
 import jax
-import numpy as np
 
+from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.encoder import Dtype, SpeakerEncoder
-from ecapa_jax.errors import AudioError, BundleError, ConfigError
-from ecapa_jax.io.address import is_address
-from ecapa_jax.io.audio import AudioSource
-from ecapa_jax.io.bundle import load_bundle
+from ecapa_jax.errors import BundleError
+from ecapa_jax.hub.address import is_address
 from ecapa_jax.presets import PRESETS
-from ecapa_jax.programs import kept_shapes
-from ecapa_jax.scorer import ScoringName, checked_threshold
+from ecapa_jax.runtime.programs import kept_shapes
+from ecapa_jax.scoring.scorer import ScoringName
 
 
 def default_bundle() -> Path:
@@ -95,87 +92,3 @@ def load(
     encoder = SpeakerEncoder.from_bundle(bundle, devices=devices, dtype=dtype, programs=programs)
     encoder.scorer = encoder.scorer.named(scoring)
     return encoder
-
-
-class SpeakerVerificationPipeline:
-    """ModelScope's speaker-verification pipeline: its call and its result.
-
-    Reference: `modelscope.pipelines.audio.speaker_verification_light_pipeline.SpeakerVerificationPipeline`. Unlike
-    there, `thr` holds for one call only.
-    """
-
-    def __init__(self, encoder: SpeakerEncoder):
-        self.encoder = encoder
-
-    def __call__(
-        self,
-        in_audios: Sequence[str | os.PathLike[str] | np.ndarray],
-        save_dir: str | None = None,
-        output_emb: bool = False,
-        thr: float | None = None,
-    ) -> dict[str, Any]:
-        """Scores two recordings.
-
-        Args:
-          in_audios: paths, URLs, or 1-D arrays at the model's rate (integers are divided by 32768).
-          save_dir: writes each path's embedding to `save_dir/<file name without suffix>.npy`.
-          output_emb: returns `{"outputs": result, "embs": [n, embedding_dim]}`.
-          thr: threshold on the scale of the score, for a cosine in [-1, 1]; None takes the model's.
-
-        Returns:
-          `{"score": the model's score rounded to 5 digits, "text": "yes" or "no"}`; for other than two inputs
-          `{"text": "No similarity score output"}`.
-
-        Raises:
-          ConfigError: (a ValueError) `thr` is out of the score's range, or neither given nor known to the model.
-          AudioError: (a ValueError) an input can't be read or is of another type.
-        """
-        threshold = self.encoder.scoring.threshold if thr is None else checked_threshold(thr, self.encoder.scoring)
-        if threshold is None:
-            raise ConfigError("this model publishes no threshold: pass thr, a score in [-1, 1]")
-        views = self.encoder.embed_views([_modelscope_input(audio) for audio in in_audios])
-        embeddings = views[:, 0]
-        if save_dir is not None:
-            _save(Path(save_dir), in_audios, embeddings)
-        result: dict[str, Any] = {"text": "No similarity score output"}
-        if len(views) == 2:
-            score = round(self.encoder.score(views[0], views[1]), 5)
-            result = {"score": score, "text": "yes" if score >= threshold else "no"}
-        return {"outputs": result, "embs": embeddings} if output_emb else result
-
-
-def pipeline(
-    task: Literal["speaker-verification"], model: str | os.PathLike[str] | None = None
-) -> SpeakerVerificationPipeline:
-    """ModelScope's `pipeline("speaker-verification", model=...)` on a bundle.
-
-    Raises:
-      ConfigError: another task is asked for.
-      BundleError: there is no whole bundle.
-    """
-    if task != "speaker-verification":
-        raise ConfigError(f"task {task!r} is not built; built: speaker-verification")
-    return SpeakerVerificationPipeline(load(model))
-
-
-def _modelscope_input(audio: Any) -> AudioSource:
-    if isinstance(audio, np.ndarray):
-        if audio.ndim != 1:
-            raise AudioError(f"an array input has shape {audio.shape}; the pipeline takes [samples]")
-        return (audio / 32768.0).astype(np.float32) if audio.dtype.kind == "i" else audio.astype(np.float32)
-    if isinstance(audio, str | os.PathLike):
-        return audio
-    raise AudioError(f"an input is a {type(audio).__name__}; the pipeline takes paths, URLs and NumPy arrays")
-
-
-def _save(directory: Path, audios: Sequence[Any], embeddings: np.ndarray) -> None:
-    names = {
-        index: os.path.basename(os.fspath(audio)).rsplit(".", 1)[0]
-        for index, audio in enumerate(audios)
-        if isinstance(audio, str | os.PathLike)
-    }
-    if len(set(names.values())) < len(names):
-        raise ConfigError(f"two inputs have one file name ({', '.join(names.values())}): one would be lost")
-    directory.mkdir(parents=True, exist_ok=True)
-    for index, name in names.items():
-        np.save(directory / f"{name}.npy", embeddings[index])

@@ -15,12 +15,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float32
 
-from ecapa_jax import runtime
-from ecapa_jax.batches import Batch, Blocks, Buckets
+from ecapa_jax.audio.load import LongAudio
+from ecapa_jax.batching import Batch, Blocks, Buckets
 from ecapa_jax.config import ModelConfig, Variables, to_dict
 from ecapa_jax.folding import fold
-from ecapa_jax.io.audio import LongAudio
-from ecapa_jax.programs import Programs
+from ecapa_jax.runtime import machine
+from ecapa_jax.runtime.programs import Programs
 
 Dtype = Literal["float32", "bfloat16", "auto"]
 
@@ -46,7 +46,7 @@ class Embedder:
     ):
         self.config = config
         self.devices = list(devices or jax.local_devices())
-        self.dtype = runtime.fastest_dtype(self.devices[0]) if dtype == "auto" else dtype
+        self.dtype = machine.fastest_dtype(self.devices[0]) if dtype == "auto" else dtype
         self.buckets = Buckets(config.fbank.sample_rate, len(self.devices), self.devices[0].platform)
         mesh = Mesh(np.asarray(self.devices), ("data",))
         self.sharding, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
@@ -116,10 +116,10 @@ class Embedder:
 
     def embed_long(self, blocks: Blocks) -> Float32[np.ndarray, "1 embedding"]:
         """Embeds what is too long for a batch, chunk by chunk."""
-        from ecapa_jax import long
+        from ecapa_jax.long import passes
 
         place = functools.partial(jax.device_put, device=self.sharding)
-        return long.embed(self.config, self._folded, blocks, rows=self.buckets.n_devices, place=place)[None]
+        return passes.embed(self.config, self._folded, blocks, rows=self.buckets.n_devices, place=place)[None]
 
     def fetch(self, lengths: Sequence[int]) -> None:
         """Reads the kept programs, if any, of the batches that waveforms of these lengths will make."""

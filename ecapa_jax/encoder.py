@@ -13,21 +13,19 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
-from ecapa_jax.ahead import map_ahead
-from ecapa_jax.batches import MAX_BATCH_SECONDS, Buckets
+from ecapa_jax.audio.load import AudioSource, LongAudio
+from ecapa_jax.audio.prefetch import map_ahead
+from ecapa_jax.audio.recordings import Short as Short
+from ecapa_jax.audio.recordings import SilenceWarning as SilenceWarning
+from ecapa_jax.audio.recordings import as_list, open_recording, warn_of_silence
+from ecapa_jax.audio.windows import Windows, embed_windows, samples_of
+from ecapa_jax.batching import MAX_BATCH_SECONDS, Buckets, minimum_samples
+from ecapa_jax.bundle.bundle import Bundle
 from ecapa_jax.config import ModelConfig, Variables
 from ecapa_jax.embedder import Dtype as Dtype
 from ecapa_jax.embedder import Embedder
-from ecapa_jax.io.audio import AudioSource, LongAudio
-from ecapa_jax.io.bundle import Bundle
-from ecapa_jax.io.scoring_arrays import Cohort
-from ecapa_jax.lengths import minimum_samples
-from ecapa_jax.recordings import Short as Short
-from ecapa_jax.recordings import SilenceWarning as SilenceWarning
-from ecapa_jax.recordings import as_list, open_recording, warn_of_silence
-from ecapa_jax.scorer import Scorer, ScoringName, Verification, checked_threshold
-from ecapa_jax.scoring_config import Scoring
-from ecapa_jax.windows import Windows, embed_windows, samples_of
+from ecapa_jax.scoring.config import Cohort, Scoring
+from ecapa_jax.scoring.scorer import Scorer, ScoringName, Verification, checked_threshold
 
 
 class SpeakerEncoder:
@@ -198,7 +196,7 @@ class SpeakerEncoder:
         short: Short = "error",
         scorer: Scorer | None = None,
     ) -> Float32[np.ndarray, "n views embedding"]:
-        """The embeddings that `scorer.score` takes of each recording: first the whole's, then those of its windows.
+        """The embeddings that `Scorer.score` takes of each recording: first the whole's, then those of its windows.
 
         Args:
           sources, sample_rate, short: as for `embed`.

@@ -15,12 +15,12 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from ecapa_jax.batching import minimum_samples as minimum_samples
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.config import Variables as Variables
 from ecapa_jax.features.constants import stored as _stored
 from ecapa_jax.features.fbank import AnyArray, fbank, seen_mask
 from ecapa_jax.folding import fold as fold
-from ecapa_jax.lengths import minimum_samples as minimum_samples
 from ecapa_jax.nn.batchnorm import BatchNorm
 from ecapa_jax.nn.ecapa import EcapaTdnn
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax.api import resolve
-from ecapa_jax.io.bundle import load_bundle
+from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.train.config import (
     AugmentConfig,
     DataConfig,

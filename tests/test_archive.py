@@ -8,7 +8,7 @@ import zipfile
 import pytest
 
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.io import archive
+from ecapa_jax.hub import archive
 
 
 def names(folder):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ecapa_jax.io import audio, decoding
-from ecapa_jax.io.audio import is_silent, name_of
+from ecapa_jax.audio import decoding
+from ecapa_jax.audio import load as audio
+from ecapa_jax.audio.load import is_silent, name_of
 from helpers.sounds import COMPLETE, RATE, encode, load, refuse_unchecked, refused, sound
 
 # Decoding
@@ -103,7 +104,7 @@ def test_decoding_from_threads():
 
 def test_the_audio_libraries_are_imported_late():
     names = "{'soundfile', 'soxr', 'librosa'}"
-    code = f"import sys, ecapa_jax.io.audio; assert not {names} & set(sys.modules)"
+    code = f"import sys, ecapa_jax.audio.load; assert not {names} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

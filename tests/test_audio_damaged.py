@@ -13,8 +13,9 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ecapa_jax.audio import decoding
+from ecapa_jax.audio import load as audio
 from ecapa_jax.errors import AudioError
-from ecapa_jax.io import audio, decoding
 from helpers.sounds import COMPLETE, RATE, encode, load, refused, sound
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from ecapa_jax.audio import decoding, load
+from ecapa_jax.audio.load import LongAudio, load_audio, open_audio
 from ecapa_jax.errors import AudioError
-from ecapa_jax.io import audio, decoding
-from ecapa_jax.io.audio import LongAudio, load_audio, open_audio
 from helpers.av_files import encoded, tone
 from helpers.sounds import COMPLETE, RATE, encode, sound
 
@@ -34,7 +34,7 @@ def agree(source, **options):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(decoding, "_BLOCK", 2001)
-    monkeypatch.setattr(audio, "_BLOCK", 1999)
+    monkeypatch.setattr(load, "_BLOCK", 1999)
 
 
 @pytest.mark.usefixtures("small_blocks")

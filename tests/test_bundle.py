@@ -15,11 +15,11 @@ import pytest
 import safetensors.numpy
 
 from ecapa_jax.api import default_bundle
+from ecapa_jax.bundle import bundle as bundle_module
+from ecapa_jax.bundle import checkpoint
+from ecapa_jax.bundle.bundle import FILES, Bundle, load_bundle, read_document, save_bundle
 from ecapa_jax.errors import BundleError
-from ecapa_jax.io import bundle as bundle_module
-from ecapa_jax.io import checkpoint
-from ecapa_jax.io.bundle import FILES, Bundle, load_bundle, read_document, save_bundle
-from ecapa_jax.scoring_config import Scoring
+from ecapa_jax.scoring.config import Scoring
 from helpers.bundles import contents, make
 from helpers.checkpoints import CONFIG, SB_CONFIG
 from helpers.privileges import unprivileged
@@ -178,7 +178,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     """Not even what Orbax writes after the error that it ends with: each of thirty arrays is too large."""
     code = (
         "import resource, sys, time; from pathlib import Path; import numpy as np\n"
-        "from ecapa_jax.errors import BundleError; from ecapa_jax.io.checkpoint import save_variables\n"
+        "from ecapa_jax.errors import BundleError; from ecapa_jax.bundle.checkpoint import save_variables\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, resource.RLIM_INFINITY))\n"
         "for turn in range(4):\n"
         "  try: save_variables(Path(sys.argv[1]), {f'x{i}': np.random.rand(1 << 14) for i in range(30)})\n"
@@ -208,7 +208,7 @@ import os, sys
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={sys.argv[1]}"
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ecapa_jax.io.bundle import Bundle, load_bundle, save_bundle
+from ecapa_jax.bundle.bundle import Bundle, load_bundle, save_bundle
 import dataclasses
 mesh = Mesh(np.asarray(jax.devices()), ("data",))
 assert mesh.size == int(sys.argv[1])

@@ -4,8 +4,8 @@ import shutil
 import numpy as np
 import pytest
 
+from ecapa_jax.bundle.bundle import load_bundle, save_bundle
 from ecapa_jax.errors import BundleError
-from ecapa_jax.io.bundle import load_bundle, save_bundle
 from helpers.bundles import POINT, contents, make
 from helpers.checkpoints import CONFIG
 

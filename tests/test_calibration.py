@@ -9,9 +9,9 @@ from sklearn.linear_model import LogisticRegression
 
 from ecapa_jax.errors import ConfigError, ScoringError
 from ecapa_jax.scoring.calibration import calibrate, fit, quality
+from ecapa_jax.scoring.config import Calibration
 from ecapa_jax.scoring.counts import Cost
 from ecapa_jax.scoring.llr import cllr, min_cllr
-from ecapa_jax.scoring_config import Calibration
 
 quick = settings(max_examples=40, deadline=None)
 COSTS = [Cost(p_target=0.5), Cost(p_target=0.01), Cost(p_target=0.05, c_miss=10.0)]

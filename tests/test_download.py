@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.io import download, hub, progress
+from ecapa_jax.hub import download, http, progress
 from helpers.hub_server import Fault, serving
 
 CONTENT = bytes(range(256)) * 4000  # more than one block
@@ -251,10 +251,10 @@ def test_redirects_within_the_web_are_followed(server, path):
 
 
 def test_a_redirect_does_not_give_up_encryption():
-    hub._check_redirect("https://a/x", "https://b/x")
-    hub._check_redirect("http://a/x", "https://b/x")
+    http._check_redirect("https://a/x", "https://b/x")
+    http._check_redirect("http://a/x", "https://b/x")
     with pytest.raises(DownloadError, match="not encrypted"):
-        hub._check_redirect("https://a/x?secret", "http://b/x?secret")
+        http._check_redirect("https://a/x?secret", "http://b/x?secret")
 
 
 def test_no_network(path):
@@ -287,7 +287,7 @@ def test_a_full_disk_is_told_and_what_came_is_kept(server, path, monkeypatch):
 SCRIPT = """
 import sys
 from pathlib import Path
-from ecapa_jax.io.download import download
+from ecapa_jax.hub.download import download
 download(sys.argv[1], Path(sys.argv[2]))
 """
 

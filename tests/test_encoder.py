@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ecapa_jax
-from ecapa_jax.api import SpeakerVerificationPipeline
-from ecapa_jax.batches import BATCH_SIZES, Buckets
+from ecapa_jax.batching import BATCH_SIZES, Buckets
+from ecapa_jax.bundle.bundle import load_bundle, save_bundle
+from ecapa_jax.compat.modelscope import SpeakerVerificationPipeline
 from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError
-from ecapa_jax.io.bundle import load_bundle, save_bundle
 from ecapa_jax.masks import bucket_length
-from ecapa_jax.scoring_config import Scoring
+from ecapa_jax.scoring.config import Scoring
 from helpers import parity
 from helpers.bundles import make
 from helpers.checkpoints import CONFIG

@@ -11,12 +11,13 @@ import pytest
 import soundfile
 
 import ecapa_jax
-from ecapa_jax import functional, runtime
-from ecapa_jax.batches import Buckets
+from ecapa_jax import functional
+from ecapa_jax.batching import Buckets
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.evaluation.trials import read_trials
 from ecapa_jax.nn.conv import Conv1d, contract
+from ecapa_jax.runtime import machine
 from ecapa_jax.scoring.metrics import eer
 from helpers import families, parity
 from helpers.weights import random_tensors, small_config, variables_of
@@ -150,15 +151,15 @@ class Device:
     ],
 )
 def test_auto_goes_by_the_processor(monkeypatch: pytest.MonkeyPatch, flag: str, vendor: str, dtype: str) -> None:
-    monkeypatch.setattr(runtime, "cpu_flags", lambda: frozenset({"avx512f", flag}))
-    monkeypatch.setattr(runtime, "cpu_vendor", lambda: vendor)
-    assert runtime.fastest_dtype(Device("cpu")) == dtype
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"avx512f", flag}))
+    monkeypatch.setattr(machine, "cpu_vendor", lambda: vendor)
+    assert machine.fastest_dtype(Device("cpu")) == dtype
 
 
 def test_auto_goes_by_the_accelerator() -> None:
-    assert runtime.fastest_dtype(Device("gpu", "7.5")) == "float32"
-    assert runtime.fastest_dtype(Device("gpu", "9.0")) == "bfloat16"
-    assert runtime.fastest_dtype(Device("tpu")) == "bfloat16"
+    assert machine.fastest_dtype(Device("gpu", "7.5")) == "float32"
+    assert machine.fastest_dtype(Device("gpu", "9.0")) == "bfloat16"
+    assert machine.fastest_dtype(Device("tpu")) == "bfloat16"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])

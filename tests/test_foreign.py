@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecapa_jax.audio import ffmpeg
+from ecapa_jax.audio.load import load_audio
 from ecapa_jax.errors import AudioError
-from ecapa_jax.io import foreign
-from ecapa_jax.io.audio import load_audio
 from helpers.av_files import RATE, encoded, tone
 
 MP4 = b"\0\0\0\x1cftypM4A " + bytes(100)
@@ -105,6 +105,6 @@ def test_without_any_decoder_it_is_said_what_to_install(monkeypatch):
 
 
 def test_text_is_not_shown_to_a_decoder(monkeypatch):
-    monkeypatch.setattr(foreign, "decode", lambda *args: pytest.fail("was asked"))
+    monkeypatch.setattr(ffmpeg, "decode", lambda *args: pytest.fail("was asked"))
     with pytest.raises(AudioError, match="is not audio"):
         load(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.io import hub
+from ecapa_jax.hub import http as hub
 from helpers.sounds import COMPLETE, load, refused
 
 

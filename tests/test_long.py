@@ -18,9 +18,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecapa_jax import chunked, functional, long
+from ecapa_jax import functional
 from ecapa_jax.config import FbankConfig, ModelConfig, StdConfig
 from ecapa_jax.errors import AudioError, EcapaError
+from ecapa_jax.long import chunks as chunk_functions
+from ecapa_jax.long import passes
 from ecapa_jax.presets import PRESETS
 from helpers import parity
 from helpers.long_models import RATE, random_variables, small_mels, sound
@@ -93,7 +95,7 @@ def test_chunks_give_what_the_whole_gives(name):
     config = CONFIGS[name]
     variables, waveform = random_variables(config), sound(4.3)
     expected = whole(config, variables, waveform)
-    found = long.embed(config, variables, in_parts(waveform, 1, 7000, 7001, 50000), chunk_frames=CHUNK)
+    found = passes.embed(config, variables, in_parts(waveform, 1, 7000, 7001, 50000), chunk_frames=CHUNK)
     error = parity.relative_error(found, expected)
     print(f"{name}: {error:.1e} of the largest, cosine {parity.cosine(found, expected):.9f}")
     assert parity.same_embedding(found, expected)
@@ -120,31 +122,31 @@ def test_lengths_about_the_ends_of_chunks(chunks, frames, samples, cuts):
     waveform = sound(6.0)[:n_samples]
     expected = whole(BOUNDARIES, boundary_variables(), waveform, 6 * RATE)
     parts = in_parts(waveform, *cuts)
-    found = long.embed(BOUNDARIES, boundary_variables(), parts, chunk_frames=CHUNK)
+    found = passes.embed(BOUNDARIES, boundary_variables(), parts, chunk_frames=CHUNK)
     assert parity.same_embedding(found, expected)
 
 
 @pytest.mark.parametrize(("chunk_frames", "rows"), [(40, 1), (CHUNK, 3), (10_000, 1)])
 def test_any_chunk_gives_the_same(chunk_frames, rows):
     waveform = sound(5.0)
-    expected = long.embed(BOUNDARIES, boundary_variables(), [waveform], chunk_frames=CHUNK)
-    found = long.embed(BOUNDARIES, boundary_variables(), [waveform], chunk_frames=chunk_frames, rows=rows)
+    expected = passes.embed(BOUNDARIES, boundary_variables(), [waveform], chunk_frames=CHUNK)
+    found = passes.embed(BOUNDARIES, boundary_variables(), [waveform], chunk_frames=chunk_frames, rows=rows)
     assert parity.same_embeddings([found], [expected])
 
 
 def test_the_halo_is_what_a_frame_sees():
     """65 frames a side for the published network; and a frame of a small one is moved by no other."""
-    assert chunked.halo(PRESETS["3dspeaker"].ecapa, 3, mfa=True) == 2 + 7 * (2 + 3 + 4)
+    assert chunk_functions.halo(PRESETS["3dspeaker"].ecapa, 3, mfa=True) == 2 + 7 * (2 + 3 + 4)
     config = small_mels(2, mfa_kernel_size=3, mfa_dilation=2, **PLAIN).ecapa
     model_config = ModelConfig(fbank=FbankConfig(n_mels=20), ecapa=config)
     model = functional.network(config, random_variables(model_config))
-    reach = chunked.halo(config, 2, mfa=True)
+    reach = chunk_functions.halo(config, 2, mfa=True)
     features = np.random.default_rng(0).standard_normal((1, 101, 20)).astype(np.float32)
     other = features.copy()
     other[:, 50] += 1
     means = tuple(jnp.full((1, 16), 0.3) for _ in range(2))
     seen = jnp.ones((1, 101), bool)
-    mfa_frames = jax.jit(lambda x: chunked.moments.mfa_frames(model, x, seen, means))
+    mfa_frames = jax.jit(lambda x: chunk_functions.moments.mfa_frames(model, x, seen, means))
     frames = [np.asarray(mfa_frames(x))[0] for x in (features, other)]
     changed = np.flatnonzero(np.abs(frames[0] - frames[1]).max(axis=1))
     assert (changed[0], changed[-1]) == (50 - reach, 50 + reach)
@@ -153,13 +155,13 @@ def test_the_halo_is_what_a_frame_sees():
 def test_too_short_together():
     minimum = functional.minimum_samples(BOUNDARIES)
     with pytest.raises(AudioError, match=rf"{minimum - 1} samples are too short: this model needs {minimum}"):
-        long.embed(BOUNDARIES, boundary_variables(), in_parts(sound(1.0)[: minimum - 1], 3), chunk_frames=CHUNK)
+        passes.embed(BOUNDARIES, boundary_variables(), in_parts(sound(1.0)[: minimum - 1], 3), chunk_frames=CHUNK)
 
 
 def test_a_full_disk_is_told(monkeypatch):
-    monkeypatch.setattr(long.tempfile, "SpooledTemporaryFile", lambda *args, **options: FullDisk())
+    monkeypatch.setattr(passes.tempfile, "SpooledTemporaryFile", lambda *args, **options: FullDisk())
     with pytest.raises(EcapaError, match=r"No space left on device.*115 MB an hour.*TMPDIR"):
-        long.embed(BOUNDARIES, boundary_variables(), [sound(2.0)], chunk_frames=CHUNK)
+        passes.embed(BOUNDARIES, boundary_variables(), [sound(2.0)], chunk_frames=CHUNK)
 
 
 class FullDisk:
@@ -173,15 +175,15 @@ MEMORY = """
 import json, resource, sys
 import numpy as np
 import test_long
-from ecapa_jax import long
+from ecapa_jax.long import passes
 
-long._IN_MEMORY = 1 << 20
+passes._IN_MEMORY = 1 << 20
 config, variables = test_long.BOUNDARIES, test_long.boundary_variables()
 
 def peak(seconds):
     generator = np.random.default_rng(0)
     blocks = (0.1 * generator.standard_normal(160_000).astype(np.float32) for _ in range(seconds // 10))
-    assert np.isfinite(long.embed(config, variables, blocks, chunk_frames=500)).all()
+    assert np.isfinite(passes.embed(config, variables, blocks, chunk_frames=500)).all()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 print(json.dumps([peak(int(seconds)) for seconds in sys.argv[1:]]))

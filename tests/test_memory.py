@@ -11,8 +11,8 @@ import pytest
 
 SCRIPT = """
 import resource
-from ecapa_jax import runtime
-assert runtime.keep_memory() is True
+from ecapa_jax.runtime import machine
+assert machine.keep_memory() is True
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: jnp.sum(jnp.sort(jnp.outer(x, x), axis=0)))  # 64 MB and more of intermediate results
 faults = []
@@ -35,8 +35,8 @@ def test_memory_is_not_asked_for_twice() -> None:
 
 
 def test_nothing_is_changed_where_an_accelerator_may_be() -> None:
-    code = "import importlib.util as u; u.find_spec = lambda name: True; from ecapa_jax import runtime; "
-    command = [sys.executable, "-c", code + "print(runtime.keep_memory())"]
+    code = "import importlib.util as u; u.find_spec = lambda name: True; from ecapa_jax.runtime import machine; "
+    command = [sys.executable, "-c", code + "print(machine.keep_memory())"]
     environment = {**os.environ, "JAX_PLATFORMS": "cuda"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

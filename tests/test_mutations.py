@@ -18,12 +18,12 @@ import pytest
 import soundfile
 
 from ecapa_jax import functional
+from ecapa_jax.audio.load import load_audio
 from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig, StdConfig
 from ecapa_jax.convert.rules import apply_rules
 from ecapa_jax.convert.sources import sb_layout
 from ecapa_jax.errors import ConversionError
 from ecapa_jax.features.fbank import fbank, seen_mask
-from ecapa_jax.io.audio import load_audio
 from ecapa_jax.presets import PRESETS
 from helpers import parity
 from helpers.weights import variables_of

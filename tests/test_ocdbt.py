@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ecapa_jax.bundle.bundle import load_bundle, save_bundle
+from ecapa_jax.bundle.checkpoint import restore_variables, save_variables
+from ecapa_jax.bundle.ocdbt import OtherLayoutError, read_arrays
 from ecapa_jax.errors import BundleError
-from ecapa_jax.io.bundle import load_bundle, save_bundle
-from ecapa_jax.io.checkpoint import restore_variables, save_variables
-from ecapa_jax.io.ocdbt import OtherLayoutError, read_arrays
 from helpers.bundles import make
 from helpers.trees import assert_same_leaves
 
@@ -56,7 +56,7 @@ def test_a_bundle_is_the_same_with_and_without_orbax(tmp_path: Path, monkeypatch
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "orbax.checkpoint", None)
         ours = load_bundle(path).variables
-    monkeypatch.setattr("ecapa_jax.io.checkpoint.read_arrays", lambda path: 1 / 0)
+    monkeypatch.setattr("ecapa_jax.bundle.checkpoint.read_arrays", lambda path: 1 / 0)
     theirs = load_bundle(path).variables
     assert jax.tree.structure(ours) == jax.tree.structure(theirs)
     assert_same_leaves(jax.tree.map(np.asarray, ours), jax.tree.map(np.asarray, theirs))

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import ecapa_jax
-from ecapa_jax import functional, programs
+from ecapa_jax import functional
 from ecapa_jax.encoder import SpeakerEncoder
-from ecapa_jax.programs import Programs, kept_shapes
+from ecapa_jax.runtime import programs
+from ecapa_jax.runtime.programs import Programs, kept_shapes
 from helpers.weights import random_tensors, shallow_config, variables_of
 
 AUDIO = sorted((Path(__file__).parents[1] / "examples" / "audio").glob("*.flac"))
@@ -179,9 +180,9 @@ def test_the_second_command_traces_nothing(tmp_path: Path) -> None:
 
 JITTED = """
 import warnings, jax
-from ecapa_jax import runtime
+from ecapa_jax.runtime import compile_cache
 from ecapa_jax.cli import main
-runtime.use_compile_cache()
+compile_cache.use_compile_cache()
 warnings.simplefilter("always")
 warnings.showwarning = main._warn
 jax.jit(lambda x: 2 * x + 1)(1.0)

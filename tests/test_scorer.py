@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 import ecapa_jax
+from ecapa_jax.bundle.bundle import load_bundle, save_bundle
 from ecapa_jax.convert.run import convert
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import BundleError, ConfigError, ConversionError
-from ecapa_jax.io.bundle import load_bundle, save_bundle
-from ecapa_jax.scorer import NAMED, WINDOW_SAMPLES, Scorer
-from ecapa_jax.scoring_config import Scoring
+from ecapa_jax.scoring.config import Scoring
+from ecapa_jax.scoring.scorer import NAMED, WINDOW_SAMPLES, Scorer
 from helpers.bundles import make
 from helpers.checkpoints import modelscope
 from helpers.cli import run, write_wav

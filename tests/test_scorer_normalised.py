@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 import ecapa_jax
+from ecapa_jax.bundle.bundle import load_bundle, save_bundle
 from ecapa_jax.errors import ConfigError
-from ecapa_jax.io.bundle import load_bundle, save_bundle
-from ecapa_jax.io.scoring_arrays import Cohort
-from ecapa_jax.scorer import Scorer, checked_threshold
-from ecapa_jax.scoring_config import Calibration, Scoring
+from ecapa_jax.scoring.config import Calibration, Cohort, Scoring
+from ecapa_jax.scoring.scorer import Scorer, checked_threshold
 from helpers.bundles import make
 from helpers.sounds import sound
 

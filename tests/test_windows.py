@@ -10,11 +10,11 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ecapa_jax import batches
+from ecapa_jax import batching
 from ecapa_jax import encoder as encoder_module
+from ecapa_jax.audio.windows import cut
 from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError
-from ecapa_jax.windows import cut
 from helpers import parity
 from helpers.long_models import RATE, random_variables, small_mels, sound
 
@@ -85,7 +85,7 @@ def test_windows_that_cannot_be(encoder, window, hop, match):
 @pytest.fixture
 def one_second_is_long(monkeypatch):
     """So that a test need not embed minutes."""
-    for module in (batches, encoder_module):
+    for module in (batching, encoder_module):
         monkeypatch.setattr(module, "MAX_BATCH_SECONDS", 1.0)
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from ecapa_jax.audio.load import load_audio
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.evaluation.trials import read_trials
 from ecapa_jax.functional import Variables
-from ecapa_jax.io.audio import load_audio
 from ecapa_jax.scoring.metrics import eer, eer_threshold, far_frr, min_dcf
 from ecapa_jax.train.config import TrainConfig
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ecapa_jax.io.bundle import Bundle, Scoring, save_bundle
+from ecapa_jax.bundle.bundle import Bundle, save_bundle
+from ecapa_jax.scoring.config import Scoring
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import Manifest
 from ecapa_jax.train.dev import DevResult

@@ -14,19 +14,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.errors import BundleError, TrainingError
 from ecapa_jax.functional import Variables
-from ecapa_jax.io.run_checkpoints import RunCheckpoints
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import Manifest, check_installed, read_manifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
 from ecapa_jax.train.dev import DevResult, dev_trials
 from ecapa_jax.train.finish import final_bundle
-from ecapa_jax.train.mesh import global_batch, make_mesh, mesh_size, process_rows, replicated
-from ecapa_jax.train.processes import any_process, is_first, on_first
 from ecapa_jax.train.record import METRICS, Record, plain, plot_curves, read_lines
 from ecapa_jax.train.rooms import room_bank
+from ecapa_jax.train.scale.mesh import global_batch, make_mesh, mesh_size, process_rows, replicated
+from ecapa_jax.train.scale.processes import any_process, is_first, on_first
 from ecapa_jax.train.schedules import Clock, learning_rate, margin
 from ecapa_jax.train.start import CHECKPOINTS, Start, abstract_state, claim, start
 from ecapa_jax.train.state import State, model_variables, zero_sums

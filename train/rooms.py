@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+from ecapa_jax.audio.load import load_audio
 from ecapa_jax.errors import AudioError, ConfigError
-from ecapa_jax.io.audio import load_audio
 from ecapa_jax.train.config import AugmentConfig
 
 SECONDS = 0.5

@@ -12,14 +12,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Float32
 
+from ecapa_jax.bundle.bundle import load_bundle
+from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import TrainingError
 from ecapa_jax.functional import Variables
-from ecapa_jax.io.bundle import load_bundle
-from ecapa_jax.io.run_checkpoints import RunCheckpoints
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import Manifest
-from ecapa_jax.train.mesh import EVERYWHERE, padded, replicated, state_shardings
+from ecapa_jax.train.scale.mesh import EVERYWHERE, padded, replicated, state_shardings
 from ecapa_jax.train.settings import build_config, config_document
 from ecapa_jax.train.state import State, drawn_centres, init_state
 

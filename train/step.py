@@ -22,10 +22,19 @@ from ecapa_jax.features.fbank import fbank
 from ecapa_jax.train.augment import Banks, augment, spec_augment
 from ecapa_jax.train.config import DataConfig, RunConfig, StartConfig, TrainConfig
 from ecapa_jax.train.losses import cosines, cross_entropy, margin_logits
-from ecapa_jax.train.mesh import BATCH, DATA, EVERYWHERE, MODEL, SPEAKERS, local_rows, mesh_size, state_shardings
 from ecapa_jax.train.optim import apply_updates, moved_average, optimizer
+from ecapa_jax.train.scale.mesh import (
+    BATCH,
+    DATA,
+    EVERYWHERE,
+    MODEL,
+    SPEAKERS,
+    local_rows,
+    mesh_size,
+    state_shardings,
+)
+from ecapa_jax.train.scale.sharded_loss import sharded_margin_softmax
 from ecapa_jax.train.schedules import Clock, learning_rate, margin
-from ecapa_jax.train.sharded_loss import sharded_margin_softmax
 from ecapa_jax.train.state import SUMS, State
 
 Batch = dict[str, Array]

@@ -16,7 +16,7 @@ import ecapa_jax
 from benchmarks.speed.engines import Engine
 from benchmarks.speed.model import Model
 from ecapa_jax import functional
-from ecapa_jax.batches import Buckets
+from ecapa_jax.batching import Buckets
 from ecapa_jax.convert.rules import apply_rules
 from ecapa_jax.convert.sources import sb_layout
 

@@ -15,8 +15,8 @@ from benchmarks.speed import turns
 from benchmarks.speed.engines_jax import variables_of
 from benchmarks.speed.model import RATE, Model
 from ecapa_jax import functional
+from ecapa_jax.bundle.bundle import Bundle, save_bundle
 from ecapa_jax.encoder import SpeakerEncoder
-from ecapa_jax.io.bundle import Bundle, save_bundle
 
 SHORTEST, LONGEST = 2.0, 20.0
 

@@ -18,7 +18,7 @@ from benchmarks.speed.engines_jax import variables_of
 from benchmarks.speed.model import RATE, Model, noise
 from benchmarks.speed.speechbrain_verify import write_source
 from ecapa_jax.api import default_bundle
-from ecapa_jax.io.bundle import Bundle, load_bundle, save_bundle
+from ecapa_jax.bundle.bundle import Bundle, load_bundle, save_bundle
 
 ROOT = Path(__file__).parents[2]
 SECONDS = (3.0, 4.0)

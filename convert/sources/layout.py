@@ -6,10 +6,10 @@ import dataclasses
 import itertools
 
 from ecapa_jax.config import EcapaConfig
-from ecapa_jax.convert import shapes
 from ecapa_jax.convert.ops import CONV1D, IDENTITY, Op
 from ecapa_jax.convert.rules import Rule, Tensors, norm
-from ecapa_jax.convert.shapes import Layer
+from ecapa_jax.convert.sources import shapes
+from ecapa_jax.convert.sources.shapes import Layer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

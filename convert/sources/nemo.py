@@ -14,13 +14,13 @@ import yaml
 
 from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig
 from ecapa_jax.convert.family import Companions, Family, Published, Source
-from ecapa_jax.convert.nemo import CONFIG
 from ecapa_jax.convert.ops import BATCHED_TRANSPOSE, CONV1D
-from ecapa_jax.convert.pickle_machine import show
+from ecapa_jax.convert.readers.nemo_archive import CONFIG
+from ecapa_jax.convert.readers.pickle_machine import show
 from ecapa_jax.convert.sources.layout import Layout
 from ecapa_jax.errors import ConfigError, ConversionError
-from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.presets import PRESETS
+from ecapa_jax.scoring.config import Scoring
 
 FILE = "ecapa_tdnn.nemo"
 IGNORED = (r".*\.num_batches_tracked", r"decoder\.final\.(weight|bias)")

@@ -10,8 +10,8 @@ import itertools
 import re
 
 from ecapa_jax.config import EcapaConfig
-from ecapa_jax.convert import shapes
 from ecapa_jax.convert.rules import Rule, Tensors, conv, norm
+from ecapa_jax.convert.sources import shapes
 
 SIGNATURE = ("mfa.conv.conv.weight", "asp_bn.norm.weight")
 IGNORED = (r".*\.num_batches_tracked",)

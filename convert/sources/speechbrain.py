@@ -12,12 +12,12 @@ import numpy as np
 
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.family import Companions, Family, Published, Source
-from ecapa_jax.convert.hyperpyyaml import Hyperparams, Unread
-from ecapa_jax.convert.readers import read_checkpoint
+from ecapa_jax.convert.readers.checkpoint import read_checkpoint
+from ecapa_jax.convert.readers.hyperpyyaml import Hyperparams, Unread
 from ecapa_jax.convert.sources import sb_layout
 from ecapa_jax.errors import ConfigError, ConversionError
 from ecapa_jax.presets import PRESETS
-from ecapa_jax.scoring_config import Scoring
+from ecapa_jax.scoring.config import Scoring
 
 WEIGHTS, HYPERPARAMS, EMBEDDING_MEAN = "embedding_model.ckpt", "hyperparams.yaml", "mean_var_norm_emb.ckpt"
 

@@ -10,8 +10,8 @@ from ecapa_jax.convert.ops import LINEAR, MATRIX
 from ecapa_jax.convert.rules import Tensors
 from ecapa_jax.convert.sources.layout import Layout
 from ecapa_jax.errors import ConversionError
-from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.presets import PRESETS
+from ecapa_jax.scoring.config import Scoring
 
 FILE = "pretrain.model"
 FILTER = "torchfbank.0.flipped_filter"

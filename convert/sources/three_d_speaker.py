@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax.convert.family import Companions, Family, Published, Source
-from ecapa_jax.convert.pickle_machine import show
+from ecapa_jax.convert.readers.pickle_machine import show
 from ecapa_jax.convert.sources import sb_layout
 from ecapa_jax.errors import ConversionError
 from ecapa_jax.presets import PRESETS
-from ecapa_jax.scoring_config import Scoring
+from ecapa_jax.scoring.config import Scoring
 
 FILES = ("ecapa_tdnn.bin", "ecapa-tdnn.ckpt")
 TRAINED = "embedding_model.ckpt"

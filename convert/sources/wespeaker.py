@@ -14,15 +14,15 @@ from typing import Any
 import yaml
 
 from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig, Pooling
-from ecapa_jax.convert import shapes
 from ecapa_jax.convert.family import Companions, Family, Published, Source
 from ecapa_jax.convert.ops import MATRIX
-from ecapa_jax.convert.pickle_machine import show
+from ecapa_jax.convert.readers.pickle_machine import show
 from ecapa_jax.convert.rules import Rule, Tensors, conv, linear, norm
+from ecapa_jax.convert.sources import shapes
 from ecapa_jax.errors import ConfigError, ConversionError
-from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.nn.other_poolings import SHAPES
 from ecapa_jax.presets import PRESETS
+from ecapa_jax.scoring.config import Scoring
 
 WEIGHTS, CONFIG = "avg_model.pt", "config.yaml"
 _MAX_BYTES = 1 << 18

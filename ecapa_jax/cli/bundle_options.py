@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from ecapa_jax.encoder import SpeakerEncoder
     from ecapa_jax.evaluation.run import Scored
     from ecapa_jax.evaluation.trials import Trials
-    from ecapa_jax.io.scoring_arrays import Cohort
+    from ecapa_jax.scoring.config import Cohort, Scoring
     from ecapa_jax.scoring.counts import Cost
-    from ecapa_jax.scoring_config import Scoring
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +82,8 @@ class Target:
         """
         import os
 
+        from ecapa_jax.bundle.bundle import check_target
         from ecapa_jax.errors import EcapaError
-        from ecapa_jax.io.bundle import check_target
 
         if self.out is None and (model.model is None or not os.path.isdir(model.model)):
             which = "the packaged model" if model.model is None else f"{model.model}"
@@ -124,8 +123,8 @@ def write_scoring(
 ) -> None:
     """Writes the model with this scoring to `path`, which `Target.check` allowed; a cohort replaces its own."""
     from ecapa_jax import api
-    from ecapa_jax.io.bundle import load_scoring
-    from ecapa_jax.io.bundle_update import update_scoring
+    from ecapa_jax.bundle.bundle import load_scoring
+    from ecapa_jax.bundle.update import update_scoring
 
     source = api.resolve(model.model)
     _, mean, own = load_scoring(source)

@@ -33,8 +33,8 @@ class Calibrate:
         """Writes the bundle, or nothing."""
         from ecapa_jax.evaluation.operating import operating_point
         from ecapa_jax.evaluation.scores import quality_columns
-        from ecapa_jax.scorer import Scorer
         from ecapa_jax.scoring.calibration import calibrate, fit
+        from ecapa_jax.scoring.scorer import Scorer
 
         cost = parse_cost(self.cost)
         path = self.target.check(self.model)

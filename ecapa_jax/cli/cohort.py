@@ -35,11 +35,11 @@ class MakeCohort:
     def run(self) -> None:
         """Writes the bundle, or nothing; thresholds and calibration of the scores as they were are dropped."""
         from ecapa_jax import api
+        from ecapa_jax.bundle.bundle import load_scoring
         from ecapa_jax.cli.progress import EvaluationProgress
         from ecapa_jax.errors import EcapaError
         from ecapa_jax.evaluation.cohorts import embed_cohort, read_cohort
-        from ecapa_jax.io.bundle import load_scoring
-        from ecapa_jax.scoring_config import Scoring
+        from ecapa_jax.scoring.config import Scoring
 
         if self.top_n < 0 or self.top_n == 1:
             raise EcapaError(f"--top-n {self.top_n} must be at least 2, or 0 for the whole cohort")

@@ -14,7 +14,7 @@ import tyro
 
 if TYPE_CHECKING:
     from ecapa_jax.encoder import SpeakerEncoder
-    from ecapa_jax.scorer import ScoringName
+    from ecapa_jax.scoring.scorer import ScoringName
 
 
 Short = Annotated[
@@ -57,9 +57,10 @@ class Model:
 
     def load(self, scoring: ScoringName = "publisher", *, quiet: bool = False) -> SpeakerEncoder:
         """The encoder; a model that is not on this machine yet is fetched, with a progress bar unless `quiet`."""
-        from ecapa_jax import api, runtime
+        from ecapa_jax import api
+        from ecapa_jax.runtime import compile_cache
 
-        kept = runtime.use_compile_cache()
+        kept = compile_cache.use_compile_cache()
         return api.load(self.model, dtype=self.dtype, scoring=scoring, programs_dir=kept, progress=not quiet)
 
     def fetch(self, *, quiet: bool) -> None:
@@ -71,7 +72,7 @@ class Model:
     @property
     def name(self) -> str:
         """For results."""
-        from ecapa_jax.io.address import is_address, parse
+        from ecapa_jax.hub.address import is_address, parse
 
         if self.model and is_address(self.model) and not os.path.exists(self.model):
             return str(parse(self.model))

@@ -47,10 +47,10 @@ class Convert:
         if self.list:
             list_published(self.output)
             return
-        from ecapa_jax.convert.readers import read_embedding_mean
+        from ecapa_jax.bundle.bundle import check_target, save_bundle
+        from ecapa_jax.convert.readers.checkpoint import read_embedding_mean
         from ecapa_jax.convert.remote import convert_source
         from ecapa_jax.errors import EcapaError
-        from ecapa_jax.io.bundle import check_target, save_bundle
 
         if self.source is None or self.out is None:
             raise EcapaError("SOURCE and -o BUNDLE are needed; --list shows what can be had by address")

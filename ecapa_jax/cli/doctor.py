@@ -16,15 +16,15 @@ class Doctor:
 
     def run(self) -> None:
         """Prints what is there and what fails."""
-        from ecapa_jax import runtime
         from ecapa_jax.errors import EcapaError
+        from ecapa_jax.runtime import machine
 
         checks = {"jax and flax": _check_pair, "audio": _check_audio, "default model": _check_model}
         results = {name: _attempt(check) for name, check in checks.items()}
         report = {
-            "versions": runtime.versions(),
-            "environment": runtime.settings(),
-            **({"machine": runtime.machine()} if results["jax and flax"][0] else {}),
+            "versions": machine.versions(),
+            "environment": machine.settings(),
+            **({"machine": machine.machine()} if results["jax and flax"][0] else {}),
             "checks": {name: text for name, (_, text) in results.items()},
         }
         lines = []
@@ -59,7 +59,7 @@ def _check_audio() -> str:
     import io
     import wave
 
-    from ecapa_jax.io.audio import load_audio
+    from ecapa_jax.audio.load import load_audio
 
     file = io.BytesIO()
     with wave.open(file, "wb") as sound:

@@ -216,7 +216,7 @@ class Evaluate:
         return Cohort(speakers=read_speakers(self.cohort), root=root, top_n=self.top_n)
 
     def _cache_path(self) -> Path:
-        from ecapa_jax.io.cache import default_folder
+        from ecapa_jax.hub.cache import default_folder
 
         if self.cache is not None:
             return local_path(self.cache)
@@ -272,8 +272,8 @@ class Evaluate:
 
     def _published(self) -> dict[str, Any]:
         from ecapa_jax import api
+        from ecapa_jax.bundle.bundle import read_document
         from ecapa_jax.evaluation.presets import PRESETS, published_figures
-        from ecapa_jax.io.bundle import read_document
 
         if self.preset is None or self.scores is not None:
             return {}

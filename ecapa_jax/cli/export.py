@@ -52,9 +52,9 @@ class Export:
         return {"family": source.family, "tensors": len(source.tensors), "layout": layout}
 
     def _stablehlo(self, bundle: Path, path: Path) -> dict[str, Any]:
+        from ecapa_jax.bundle.bundle import load_bundle, replace_folder
         from ecapa_jax.convert.export_stablehlo import FILES, export_stablehlo, write_stablehlo
         from ecapa_jax.errors import ConfigError
-        from ecapa_jax.io.bundle import load_bundle, replace_folder
 
         if self.family is not None:
             raise ConfigError("--family is for --to torch and --to safetensors: StableHLO has no layout of tensors")

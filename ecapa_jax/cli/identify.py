@@ -59,7 +59,7 @@ class Identify:
         """Prints the decision and the candidates."""
         from ecapa_jax.identify.database import Database
         from ecapa_jax.identify.store import SpeakerStore
-        from ecapa_jax.scorer import checked_threshold
+        from ecapa_jax.scoring.scorer import checked_threshold
 
         threshold = None if self.threshold is None else checked_threshold(self.threshold)
         with Database.open(self.store) as database:

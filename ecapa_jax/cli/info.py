@@ -26,8 +26,8 @@ class Info:
         import jax
 
         from ecapa_jax import api, functional
-        from ecapa_jax.io.bundle import load_bundle, read_document
-        from ecapa_jax.io.card import card
+        from ecapa_jax.bundle.bundle import load_bundle, read_document
+        from ecapa_jax.bundle.card import card
 
         path = api.resolve(self.bundle, progress=not self.output.quiet)
         bundle = load_bundle(path)

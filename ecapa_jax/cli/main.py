@@ -15,7 +15,6 @@ from typing import Annotated
 
 import tyro
 
-from ecapa_jax import runtime
 from ecapa_jax.cli.calibrate import Calibrate
 from ecapa_jax.cli.cohort import MakeCohort
 from ecapa_jax.cli.convert import Convert
@@ -32,6 +31,7 @@ from ecapa_jax.cli.threshold import Threshold
 from ecapa_jax.cli.train import Train
 from ecapa_jax.cli.verify import Verify
 from ecapa_jax.errors import EcapaError, Stopped
+from ecapa_jax.runtime import compile_cache
 
 Verb = (
     Annotated[Verify, tyro.conf.subcommand("verify")]
@@ -97,13 +97,13 @@ def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:
 
 
 def _warn(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-    if not runtime.forget_unreadable(str(message)):
+    if not compile_cache.forget_unreadable(str(message)):
         print(f"ecapa-jax: warning: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _ignore(message: Warning | str, *_: object, **__: object) -> None:
     """No warning with --quiet."""
-    runtime.forget_unreadable(str(message))
+    compile_cache.forget_unreadable(str(message))
 
 
 def program() -> None:

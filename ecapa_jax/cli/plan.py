@@ -37,7 +37,7 @@ class PlanStep:
     def run(self) -> None:
         """Prints the plan."""
         from ecapa_jax.errors import ConfigError
-        from ecapa_jax.train.plan import plan_step
+        from ecapa_jax.train.scale.plan import plan_step
         from ecapa_jax.train.settings import load_config
 
         config = load_config(self.config, self.set)

@@ -41,10 +41,11 @@ class Serve:
 
     def run(self) -> None:
         """Serves until asked to stop."""
-        from ecapa_jax import api, runtime
+        from ecapa_jax import api
+        from ecapa_jax.bundle.bundle import read_operating_points
         from ecapa_jax.errors import EcapaError
         from ecapa_jax.identify.store import SpeakerStore
-        from ecapa_jax.io.bundle import read_operating_points
+        from ecapa_jax.runtime import machine
 
         try:
             from ecapa_jax.serve.app import create_app
@@ -61,7 +62,7 @@ class Serve:
             max_seconds=self.max_seconds,
             max_requests=self.max_requests,
             body_seconds=self.body_seconds,
-            token=self.token or runtime.token(),
+            token=self.token or machine.token(),
             allow_urls=self.allow_urls,
         )
         with listen(self.host, self.port) as sock:

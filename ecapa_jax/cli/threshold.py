@@ -33,8 +33,8 @@ class Threshold:
     def run(self) -> None:
         """Writes the bundle, or nothing. Scores in the list are taken as the model's; without, its audio is scored."""
         from ecapa_jax import api
+        from ecapa_jax.bundle.bundle import load_scoring, read_operating_points
         from ecapa_jax.evaluation.operating import choose_threshold, operating_point
-        from ecapa_jax.io.bundle import load_scoring, read_operating_points
 
         rule = self._rule()
         path = self.target.check(self.model)

@@ -45,8 +45,8 @@ class Train:
         """Trains to the end, or until asked to stop."""
         from ecapa_jax.cli.progress import stop_signals
         from ecapa_jax.errors import ConfigError
-        from ecapa_jax.runtime import join_cluster, keep_memory
-        from ecapa_jax.train.launch import launch
+        from ecapa_jax.runtime.machine import join_cluster, keep_memory
+        from ecapa_jax.train.scale.launch import launch
         from ecapa_jax.train.settings import load_config
 
         load_config(self.config, self.set)
@@ -72,14 +72,14 @@ class Train:
         return [*program, self.config, "--out", self.out, *changes, *options]
 
     def _train(self) -> None:
-        from ecapa_jax import runtime
         from ecapa_jax.cli.progress import TrainProgress, stop_signals
         from ecapa_jax.errors import Stopped
+        from ecapa_jax.runtime import compile_cache
         from ecapa_jax.train.loop import train
-        from ecapa_jax.train.processes import processes_told
+        from ecapa_jax.train.scale.processes import processes_told
         from ecapa_jax.train.settings import load_config
 
-        runtime.use_compile_cache(shortest=0.1)
+        compile_cache.use_compile_cache(shortest=0.1)
         config = load_config(self.config, self.set)
         with stop_signals() as stop, TrainProgress(quiet=self.output.quiet) as progress, processes_told():
             result = train(config, Path(self.out), progress, stop.is_set)

@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ecapa_jax.errors import CorpusError
-from ecapa_jax.io.messages import one_line
+from ecapa_jax.errors import CorpusError, one_line
 
 _BLOCK = 1 << 16  # rows that are Python strings at a time
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from ecapa_jax.ahead import map_ahead
+from ecapa_jax.audio.load import AudioSource, is_silent, name_of
+from ecapa_jax.audio.prefetch import map_ahead
 from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped
-from ecapa_jax.io.audio import AudioSource, is_silent, name_of
 
 Advance = Callable[[int, float], None]
 """Told how many recordings and seconds of speech more are done."""
@@ -56,7 +56,7 @@ def embed_recordings(
     Args:
       encoder: the model.
       sources, sample_rate, short: as for `SpeakerEncoder.embed`.
-      workers: decoding threads; None is one a core, at most `ahead.MAX_WORKERS`.
+      workers: decoding threads; None is one a core, at most `audio.prefetch.MAX_WORKERS`.
       advance: told of progress.
       stop: checked before each recording and after each batch.
 

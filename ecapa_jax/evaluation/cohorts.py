@@ -11,7 +11,7 @@ from ecapa_jax.errors import TrialError
 from ecapa_jax.evaluation.cache import EmbeddingCache
 from ecapa_jax.evaluation.files import Progress, embed_files, find_files
 from ecapa_jax.evaluation.trials import read_speakers
-from ecapa_jax.io.scoring_arrays import Cohort
+from ecapa_jax.scoring.config import Cohort
 from ecapa_jax.scoring.normalisation import speaker_means
 
 SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".sph", ".w64", ".caf"}

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Float64
 
-from ecapa_jax.ahead import map_ahead
+from ecapa_jax.audio.load import is_silent
+from ecapa_jax.audio.prefetch import map_ahead
 from ecapa_jax.encoder import Short, SilenceWarning, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped, TrialError
 from ecapa_jax.evaluation.cache import EmbeddingCache, Entry
-from ecapa_jax.io.audio import is_silent
 
 THREADS = 4
 """Recordings that are decoded before they are needed."""

@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Float32, Float64, Int, Int64
 
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import ScoringError
-from ecapa_jax.scorer import MAPS, Scorer
 from ecapa_jax.scoring.calibration import calibrate, quality
 from ecapa_jax.scoring.cosine import unit
 from ecapa_jax.scoring.normalisation import cohort_statistics, s_norm
+from ecapa_jax.scoring.scorer import MAPS, Scorer
 
 BLOCK_TRIALS = 1 << 16
 

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
+from ecapa_jax.audio.load import AudioSource, is_silent, name_of
 from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import AudioError, StoreError
 from ecapa_jax.identify.database import Database, Speaker, Utterance, checked_name
-from ecapa_jax.io.audio import AudioSource, is_silent, name_of
-from ecapa_jax.io.bundle import Scoring
 from ecapa_jax.masks import bucket_length
-from ecapa_jax.scorer import ScoringName, checked_threshold
+from ecapa_jax.scoring.config import Scoring
+from ecapa_jax.scoring.scorer import ScoringName, checked_threshold
 from ecapa_jax.scoring.search import search
 
 SMALLEST_CAPACITY = 1024

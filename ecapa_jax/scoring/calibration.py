@@ -18,9 +18,9 @@ import numpy.typing as npt
 from jaxtyping import Array, Float, Float64
 
 from ecapa_jax.errors import ScoringError
+from ecapa_jax.scoring.config import MEASURES, Calibration
 from ecapa_jax.scoring.cosine import AnyArray
 from ecapa_jax.scoring.counts import Cost, checked
-from ecapa_jax.scoring_config import MEASURES, Calibration
 
 BALANCED = Cost(p_target=0.5)
 

@@ -17,8 +17,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterator
 
-from ecapa_jax.errors import DownloadError
-from ecapa_jax.io.messages import one_line, without_secrets
+from ecapa_jax.errors import DownloadError, one_line, without_secrets
 
 Check = Callable[[str], bool]
 

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
+from ecapa_jax.audio.load import is_silent, load_audio
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError, StoreError
 from ecapa_jax.identify.database import Speaker, Utterance, checked_name
 from ecapa_jax.identify.store import Enrolment, Identification, SpeakerStore, digest_of
-from ecapa_jax.io.audio import is_silent, load_audio
-from ecapa_jax.scorer import Verification, checked_threshold
+from ecapa_jax.scoring.scorer import Verification, checked_threshold
 from ecapa_jax.serve.batcher import Batcher
 from ecapa_jax.serve.fetch import fetch_public
 from ecapa_jax.serve.picture import Painter, Picture

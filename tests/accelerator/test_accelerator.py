@@ -16,7 +16,7 @@ from ecapa_jax import functional
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.presets import PRESETS
 from ecapa_jax.train.config import AugmentConfig, MeshConfig, TrainConfig
-from ecapa_jax.train.mesh import batch_rows, global_batch, make_mesh, mesh_size
+from ecapa_jax.train.scale.mesh import batch_rows, global_batch, make_mesh, mesh_size
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.start import fresh_state
 from ecapa_jax.train.step import Plan, compiled_step, gradients_of

@@ -8,8 +8,8 @@ import pytest
 
 import ecapa_jax
 from ecapa_jax import api
+from ecapa_jax.bundle.bundle import save_bundle
 from ecapa_jax.encoder import SpeakerEncoder
-from ecapa_jax.io.bundle import save_bundle
 from helpers.bundles import make
 from helpers.cli import write_wav
 

@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from ecapa_jax import api
+from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.convert import run as conversion
-from ecapa_jax.io import repository
-from ecapa_jax.io.bundle import load_bundle
-from ecapa_jax.io.download import Policy
+from ecapa_jax.hub import repository
+from ecapa_jax.hub.download import Policy
 from helpers.bundles import contents
 from helpers.checkpoints import SB_CONFIG, speechbrain
 from helpers.cli import refused, run

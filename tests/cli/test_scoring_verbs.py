@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from ecapa_jax import api
+from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.errors import ScoringError
 from ecapa_jax.evaluation.operating import Rule, choose_threshold, operating_point
-from ecapa_jax.io.bundle import load_bundle
-from ecapa_jax.scorer import Scorer
 from ecapa_jax.scoring.counts import Cost
 from ecapa_jax.scoring.llr import cllr
 from ecapa_jax.scoring.metrics import error_rates, far_frr, min_dcf
+from ecapa_jax.scoring.scorer import Scorer
 from helpers.bundles import POINT, contents
 from helpers.cli import refused, run, write_wav
 from helpers.sounds import sound

@@ -10,10 +10,10 @@ import pytest
 import soundfile
 
 from ecapa_jax import api
+from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.errors import EcapaError
-from ecapa_jax.io.bundle import load_bundle
-from ecapa_jax.scorer import Scorer
-from ecapa_jax.scoring_config import Scoring
+from ecapa_jax.scoring.config import Scoring
+from ecapa_jax.scoring.scorer import Scorer
 from helpers import parity
 from helpers.bundles import contents
 from helpers.checkpoints import modelscope, speechbrain

@@ -7,7 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ecapa_jax.convert.readers import read_checkpoint
+from ecapa_jax.convert.readers.checkpoint import read_checkpoint
 from ecapa_jax.errors import ConversionError
 from helpers.torch_zip_writer import Call, View, nemo_bytes, torch_legacy_bytes
 from helpers.trees import assert_same

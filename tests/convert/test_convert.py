@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from ecapa_jax.bundle.bundle import load_bundle, save_bundle
 from ecapa_jax.convert.rules import invert_rules
 from ecapa_jax.convert.run import convert
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.errors import ConversionError
-from ecapa_jax.io.bundle import load_bundle, save_bundle
 from ecapa_jax.presets import PRESETS
 from helpers.checkpoints import CONFIG, embedding, modelscope, prefixed, tensors
 from helpers.torch_zip_writer import Call, write_torch_zip

@@ -22,16 +22,16 @@ import pytest
 import soundfile
 
 from ecapa_jax import functional
+from ecapa_jax.bundle.bundle import Bundle, load_bundle, save_bundle
 from ecapa_jax.convert import parity
 from ecapa_jax.convert.export import SourceTensors, source_tensors, write_safetensors, write_torch
 from ecapa_jax.convert.export_stablehlo import FILES, export_stablehlo
-from ecapa_jax.convert.readers import find_tensors, read_checkpoint
+from ecapa_jax.convert.readers.checkpoint import find_tensors, read_checkpoint
 from ecapa_jax.convert.rules import flatten, invert_rules
 from ecapa_jax.convert.run import convert
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.convert.torch_writer import STORAGES, write_torch_zip
 from ecapa_jax.errors import BundleError, ConversionError
-from ecapa_jax.io.bundle import Bundle, load_bundle, save_bundle
 from helpers.bundles import contents, make
 from helpers.checkpoints import CONFIG, embedding, modelscope, prefixed, tensors
 from helpers.cli import refused, run

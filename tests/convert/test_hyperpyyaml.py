@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from ecapa_jax.convert.hyperpyyaml import Hyperparams
+from ecapa_jax.convert.readers.hyperpyyaml import Hyperparams
 from ecapa_jax.convert.run import convert
 from ecapa_jax.errors import ConversionError
 from helpers.checkpoints import HYPERPARAMS, SB_CONFIG

@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 
+from ecapa_jax.bundle.bundle import load_bundle, save_bundle
 from ecapa_jax.convert import parity
 from ecapa_jax.convert.run import convert
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.errors import ConversionError
-from ecapa_jax.io.bundle import load_bundle, save_bundle
 from helpers.checkpoints import modelscope
 from helpers.cli import run
 

@@ -7,7 +7,7 @@ import pytest
 from ecapa_jax.convert.published import PUBLISHED, entry_of
 from ecapa_jax.convert.remote import COMPANIONS
 from ecapa_jax.convert.sources import FAMILIES
-from ecapa_jax.io.address import parse
+from ecapa_jax.hub.address import parse
 
 IDS = [f"{entry.family}-{index}" for index, entry in enumerate(PUBLISHED)]
 

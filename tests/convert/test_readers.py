@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecapa_jax.convert.readers import find_tensors, read_checkpoint
+from ecapa_jax.convert.readers.checkpoint import find_tensors, read_checkpoint
 from ecapa_jax.errors import ConversionError
 from helpers.torch_zip_writer import Raw, name, torch_zip_bytes, write_torch_zip
 from helpers.trees import assert_same

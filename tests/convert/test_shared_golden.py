@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ecapa_jax import functional
+from ecapa_jax.bundle.bundle import Bundle, load_bundle, save_bundle
 from ecapa_jax.convert.run import convert
-from ecapa_jax.io.bundle import Bundle, load_bundle, save_bundle
 from helpers import parity
 
 DIRECTORY = parity.ROOT.parent / "shared" / "golden"

@@ -5,12 +5,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from ecapa_jax.bundle.bundle import load_bundle, save_bundle
 from ecapa_jax.convert.run import convert
 from ecapa_jax.convert.sources import speechbrain
 from ecapa_jax.errors import ConversionError
-from ecapa_jax.io.bundle import load_bundle, save_bundle
 from ecapa_jax.presets import PRESETS
-from ecapa_jax.scoring_config import Scoring
+from ecapa_jax.scoring.config import Scoring
 from helpers.checkpoints import HYPERPARAMS, SB_CONFIG, embedding, tensors
 from helpers.checkpoints import speechbrain as publish
 from helpers.sounds import sound

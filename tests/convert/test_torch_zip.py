@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ecapa_jax.convert.torch_zip import read_torch_zip
+from ecapa_jax.convert.readers.torch_zip import read_torch_zip
 from ecapa_jax.errors import ConversionError
 from helpers.torch_zip_writer import Call, View, torch_zip_bytes
 from helpers.trees import assert_same

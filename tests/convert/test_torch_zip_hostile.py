@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ecapa_jax.convert import pickle_machine, torch_zip
-from ecapa_jax.convert.torch_zip import read_torch_zip
+from ecapa_jax.convert.readers import pickle_machine, torch_zip
+from ecapa_jax.convert.readers.torch_zip import read_torch_zip
 from ecapa_jax.errors import ConversionError
 from helpers.torch_zip_writer import Raw, View, name
 from helpers.torch_zip_writer import torch_zip_bytes as pack

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.encoder import SpeakerEncoder
-from ecapa_jax.io.bundle import load_bundle
 from helpers.corpora import small_bundle, write_speech
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ecapa_jax.io.bundle import load_bundle
+from ecapa_jax.bundle.bundle import load_bundle
 from helpers.pages import ROOT
 from helpers.sandbox import furnish
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ecapa_jax.evaluation import scores
-from ecapa_jax.io.bundle import Scoring
-from ecapa_jax.scorer import Scorer
+from ecapa_jax.scoring.config import Scoring
+from ecapa_jax.scoring.scorer import Scorer
 
 WAYS = {
     "cosine": Scoring(),

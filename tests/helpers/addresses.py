@@ -8,7 +8,7 @@ import pytest
 
 from ecapa_jax import api
 from ecapa_jax.errors import ConversionError, DownloadError
-from ecapa_jax.io.download import Policy
+from ecapa_jax.hub.download import Policy
 from helpers.bundles import contents
 
 SPEAKERLAB = "iic/speech_ecapa-tdnn_sv_en_voxceleb_16k"
@@ -57,8 +57,8 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from ecapa_jax.convert import remote, run
-from ecapa_jax.io import cache, repository
-from ecapa_jax.io.download import Policy
+from ecapa_jax.hub import cache, repository
+from ecapa_jax.hub.download import Policy
 url, name, root, pause, log = sys.argv[1:]
 convert = remote.convert
 def slow(*arguments, **options):

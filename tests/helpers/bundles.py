@@ -8,8 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ecapa_jax.io.bundle import Bundle
-from ecapa_jax.scoring_config import Scoring
+from ecapa_jax.bundle.bundle import Bundle
+from ecapa_jax.scoring.config import Scoring
 from helpers.checkpoints import CONFIG, tensors
 from helpers.weights import variables_of
 

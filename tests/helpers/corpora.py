@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from ecapa_jax.io.bundle import Bundle, Scoring, save_bundle
+from ecapa_jax.bundle.bundle import Bundle, save_bundle
+from ecapa_jax.scoring.config import Scoring
 from helpers.weights import random_tensors, shallow_config, variables_of
 
 RATE = 16000

@@ -31,8 +31,8 @@ def _convert(source: str, out: str) -> dict[str, Any]:
     import orbax.checkpoint  # noqa: F401 - the library imports it when it saves
     import safetensors.numpy  # noqa: F401 - likewise
 
+    from ecapa_jax.bundle.bundle import save_bundle
     from ecapa_jax.convert.run import convert
-    from ecapa_jax.io.bundle import save_bundle
 
     jax.block_until_ready(jax.numpy.zeros(1) + 1)
     base = _memory("VmRSS")

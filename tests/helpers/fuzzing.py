@@ -16,7 +16,7 @@ WORKER = """
 import base64, gc, json, os, sys, tempfile, time, warnings
 import encodings.cp437, encodings.raw_unicode_escape, encodings.unicode_escape, encodings.utf_8_sig  # else on demand
 warnings.simplefilter("error")
-from ecapa_jax.convert import arrays, readers
+from ecapa_jax.convert.readers import arrays, checkpoint
 from ecapa_jax.errors import EcapaError
 import numpy as np
 
@@ -69,7 +69,7 @@ for line in sys.stdin:
     start = time.perf_counter()
     armed = True
     try:
-        held = size(readers.read_checkpoint(path).content, set())
+        held = size(checkpoint.read_checkpoint(path).content, set())
     except EcapaError as error:
         outcome = "refused" if "\\n" not in str(error) and len(str(error)) < 600 else f"a message: {str(error)[:300]!r}"
     except BaseException as error:

@@ -15,10 +15,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ecapa_jax.io.run_checkpoints import RunCheckpoints
+from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.train.config import MeshConfig, TrainConfig
-from ecapa_jax.train.hlo import collectives
-from ecapa_jax.train.mesh import batch_rows, global_batch, make_mesh, mesh_size, replicated
+from ecapa_jax.train.scale.hlo import collectives
+from ecapa_jax.train.scale.mesh import batch_rows, global_batch, make_mesh, mesh_size, replicated
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.settings import build_config
 from ecapa_jax.train.start import abstract_state, fresh_state

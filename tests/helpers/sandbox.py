@@ -19,9 +19,10 @@ from jaxtyping import Float32
 
 from ecapa_jax import functional
 from ecapa_jax.api import default_bundle
+from ecapa_jax.bundle.bundle import Bundle, save_bundle
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.export import source_tensors, write_torch
-from ecapa_jax.io.bundle import Bundle, Scoring, save_bundle
+from ecapa_jax.scoring.config import Scoring
 from helpers.pages import ROOT
 
 RATE = 16000

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from ecapa_jax.audio.load import load_audio
 from ecapa_jax.errors import AudioError
-from ecapa_jax.io.audio import load_audio
 
 RATE = 16000
 

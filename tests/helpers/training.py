@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ecapa_jax.io.run_checkpoints import RunCheckpoints
+from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.train import loop
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import read_manifest

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.identify.store import SpeakerStore
-from ecapa_jax.io.bundle import load_bundle
 from helpers.corpora import small_bundle
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from ecapa_jax import api
 from ecapa_jax.encoder import SpeakerEncoder
-from ecapa_jax.io.bundle import Scoring
-from ecapa_jax.scorer import Scorer
+from ecapa_jax.scoring.config import Scoring
+from ecapa_jax.scoring.scorer import Scorer
 from helpers.cli import refused, run
 from helpers.corpora import write_speech
 

@@ -17,8 +17,8 @@ from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError, EcapaError, StoreError
 from ecapa_jax.identify.database import Database, Speaker, checked_name
 from ecapa_jax.identify.store import Enrolment, SpeakerStore
-from ecapa_jax.io.bundle import Scoring
-from ecapa_jax.scorer import Scorer
+from ecapa_jax.scoring.config import Scoring
+from ecapa_jax.scoring.scorer import Scorer
 from helpers.corpora import RATE, speech
 from helpers.weights import random_tensors, variables_of
 

@@ -156,7 +156,7 @@ import sys
 import numpy as np
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.identify.store import SpeakerStore
-from ecapa_jax.io.bundle import load_bundle
+from ecapa_jax.bundle.bundle import load_bundle
 
 path, bundle, name, count = sys.argv[1:]
 encoder = SpeakerEncoder.from_bundle(load_bundle(bundle))

@@ -35,7 +35,7 @@ WAIT = 60_000  # the first of each length compiles
 @pytest.fixture(scope="module")
 def server() -> Iterator[Running]:
     with running(ecapa_jax.load(), max_seconds=20.0, max_bytes=2_000_000) as service:
-        service.service.points = ecapa_jax.io.bundle.read_operating_points(ecapa_jax.api.default_bundle())
+        service.service.points = ecapa_jax.bundle.bundle.read_operating_points(ecapa_jax.api.default_bundle())
         yield service
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ecapa_jax.cluster import LAUNCHED, Cluster, find_cluster
 from ecapa_jax.errors import ConfigError, Stopped, TrainingError
-from ecapa_jax.train.launch import launch
+from ecapa_jax.runtime.cluster import LAUNCHED, Cluster, find_cluster
+from ecapa_jax.train.scale.launch import launch
 from helpers.cli import run
 
 SLURM = {
@@ -105,8 +105,8 @@ def test_all_well(tmp_path: Path):
 
 def test_one_is_lost_and_the_rest_are_stopped(monkeypatch):
     """Whatever the rest wait for, and even where they do not listen."""
-    monkeypatch.setattr("ecapa_jax.train.launch.OWN_SECONDS", 0.5)
-    monkeypatch.setattr("ecapa_jax.train.launch.STOP_SECONDS", 0.5)
+    monkeypatch.setattr("ecapa_jax.train.scale.launch.OWN_SECONDS", 0.5)
+    monkeypatch.setattr("ecapa_jax.train.scale.launch.STOP_SECONDS", 0.5)
     began = time.monotonic()
     text = "signal.signal(signal.SIGTERM, signal.SIG_IGN) if i == 0 else None\ntime.sleep(0.5)\n"
     with pytest.raises(TrainingError, match="process 1 of 3 was killed by SIGKILL; the others were stopped: run"):

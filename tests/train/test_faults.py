@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.errors import AudioError, BundleError
-from ecapa_jax.io.run_checkpoints import RunCheckpoints
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.prepare import prepare
 from ecapa_jax.train.loop import history, train

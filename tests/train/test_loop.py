@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import ecapa_jax
+from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.errors import TrainingError
-from ecapa_jax.io.run_checkpoints import RunCheckpoints
 from ecapa_jax.train import loop
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import read_manifest, write_manifest

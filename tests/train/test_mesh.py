@@ -20,7 +20,7 @@ from jax.sharding import AxisType
 
 from ecapa_jax.errors import TrainingError
 from ecapa_jax.train.config import MeshConfig, TrainConfig
-from ecapa_jax.train.mesh import DATA, MODEL, batch_rows, make_mesh, padded_speakers
+from ecapa_jax.train.scale.mesh import DATA, MODEL, batch_rows, make_mesh, padded_speakers
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.start import abstract_state
 from ecapa_jax.train.step import Plan, train_step

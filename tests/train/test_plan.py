@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ecapa_jax.train.hlo import Traffic, collectives, products, traffic
-from ecapa_jax.train.plan import CHIPS, Program, times
+from ecapa_jax.train.scale.hlo import Traffic, collectives, products, traffic
+from ecapa_jax.train.scale.plan import CHIPS, Program, times
 from helpers.cli import run
 
 HLO = """

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from ecapa_jax.audio.segments import change_speed, read_segment
 from ecapa_jax.errors import ConfigError, TrainingError
-from ecapa_jax.io.segments import change_speed, read_segment
 from ecapa_jax.train.data.layouts import find_recordings
 from ecapa_jax.train.data.manifest import read_manifest
 from ecapa_jax.train.data.prepare import prepare

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int16, Int32
 
+from ecapa_jax.audio.segments import change_speed, read_segment
 from ecapa_jax.errors import AudioError
-from ecapa_jax.io.segments import change_speed, read_segment
 from ecapa_jax.train.augment import MUSIC, NOISE
 from ecapa_jax.train.config import AugmentConfig, DataConfig
 from ecapa_jax.train.data.manifest import Manifest

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int16
 
+from ecapa_jax.audio.load import is_silent, load_audio
+from ecapa_jax.audio.segments import to_flac, to_int16
 from ecapa_jax.errors import AudioError, TrainingError
-from ecapa_jax.io.audio import is_silent, load_audio
-from ecapa_jax.io.segments import to_flac, to_int16
 from ecapa_jax.train.data.layouts import Layout, Recording, find_recordings
 from ecapa_jax.train.data.manifest import check_installed, write_manifest
 

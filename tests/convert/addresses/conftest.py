@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from ecapa_jax.bundle.bundle import save_bundle
 from ecapa_jax.convert import run
-from ecapa_jax.io import repository
-from ecapa_jax.io.bundle import save_bundle
+from ecapa_jax.hub import repository
 from helpers.addresses import POLICY, SPEAKERLAB, SPEECHBRAIN, files_of
 from helpers.bundles import make
 from helpers.checkpoints import modelscope, speechbrain

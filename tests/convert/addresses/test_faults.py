@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.convert import published
-from ecapa_jax.io import huggingface, repository
-from ecapa_jax.io.bundle import load_bundle
+from ecapa_jax.hub import huggingface, repository
 from helpers.addresses import POLICY, SPEAKERLAB, SPEECHBRAIN, folder_of, refused, refused_more, start
 from helpers.bundles import contents
 from helpers.checkpoints import CONFIG

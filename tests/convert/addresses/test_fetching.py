@@ -10,11 +10,11 @@ import pytest
 import yaml
 
 import ecapa_jax
+from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.convert import remote
 from ecapa_jax.convert.rules import invert_rules
 from ecapa_jax.convert.sources import FAMILIES, wespeaker
 from ecapa_jax.errors import ConversionError
-from ecapa_jax.io.bundle import load_bundle
 from ecapa_jax.presets import PRESETS
 from helpers import families
 from helpers.addresses import SPEAKERLAB, SPEECHBRAIN, folder_of, refused_more, zipped

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 import ecapa_jax
 from ecapa_jax import api
+from ecapa_jax.bundle.bundle import save_bundle
 from ecapa_jax.convert import published, remote
 from ecapa_jax.errors import BundleError, DownloadError
-from ecapa_jax.io import cache
-from ecapa_jax.io.address import Address, is_address, parse
-from ecapa_jax.io.bundle import save_bundle
+from ecapa_jax.hub import cache
+from ecapa_jax.hub.address import Address, is_address, parse
 from helpers.addresses import refused
 from helpers.bundles import make
 

@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.convert import remote
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.io.bundle import load_bundle
 from helpers.addresses import SPEAKERLAB, folder_of, refused, start
 from helpers.checkpoints import CONFIG
 from helpers.hub_server import Fault

@@ -1,0 +1,139 @@
+"""From a pickle machine's views to arrays, checked before anything is allocated; and the errors of all readers."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import math
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from ecapa_jax.convert.readers.pickle_machine import SCALARS, Global, Storage, View, show
+from ecapa_jax.errors import ConversionError
+
+_MAX_DEPTH = 64
+
+# What the parsers of the standard library and numpy raise on damaged input.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    SyntaxError,
+)
+
+
+@contextlib.contextmanager
+def one_line_errors(name: str) -> Iterator[None]:
+    """Turns whatever a damaged file makes the parsers raise into a one-line ConversionError that starts with `name`.
+
+    Raises:
+      ConversionError: the body failed on the file.
+    """
+    try:
+        yield
+    except ConversionError as error:
+        raise ConversionError(f"{name}: {error}") from None
+    except MemoryError as error:
+        raise ConversionError(f"{name}: it needs more memory than there is") from error
+    except _DAMAGE as error:
+        reason = show(str(error) or type(error).__name__)
+        raise ConversionError(f"{name}: it is damaged or cut off ({reason}); download or save it again") from error
+    except OSError as error:
+        raise ConversionError(f"{name}: it can't be read: {error.strerror or error}") from error
+
+
+def check_bool(array: np.ndarray) -> np.ndarray:
+    """The array itself. A bool array's bytes must be 0 or 1: NumPy takes that for granted and goes wrong elsewhere.
+
+    Raises:
+      ConversionError: a bool array holds another byte.
+    """
+    if array.dtype == np.bool_ and array.size and array.view(np.uint8).max() > 1:
+        raise ConversionError("a bool tensor holds bytes other than 0 and 1; the file is damaged")
+    return array
+
+
+class TreeBuilder:
+    """Replaces each `View` of a machine's tree by a read-only array, reading each storage once, when first needed.
+
+    Args:
+      read: the bytes of a storage, as many as it claims.
+      max_bytes: limit on the size of all tensors together.
+    """
+
+    def __init__(self, read: Callable[[Storage], bytes], max_bytes: int) -> None:
+        self._read = read
+        self._max_bytes = max_bytes
+        self._total = 0
+        self._storages: dict[str, bytes] = {}
+        self._built: dict[int, object] = {}  # by id: an object named many times in the tree is built once
+
+    def build(self, node: object, depth: int = 0) -> object:
+        """The tree below `node`, with arrays."""
+        if isinstance(node, SCALARS):
+            return node
+        if id(node) not in self._built:
+            if depth >= _MAX_DEPTH:
+                raise ConversionError("its containers hold each other or are nested too deep for weights")
+            self._built[id(node)] = self._container(node, depth)
+        return self._built[id(node)]
+
+    def _container(self, node: object, depth: int) -> object:
+        if isinstance(node, View):
+            return self._array(node)
+        if isinstance(node, dict):
+            return type(node)((key, self.build(value, depth + 1)) for key, value in node.items())
+        if isinstance(node, list | tuple):
+            return type(node)([self.build(item, depth + 1) for item in node])
+        what = node.name if isinstance(node, Global) else "a storage that belongs to no tensor"
+        raise ConversionError(f"it holds {what} as a value; save the state dict alone")
+
+    def _array(self, view: View) -> np.ndarray:
+        dtype, shape = view.storage.dtype, view.shape
+        count = math.prod(shape)
+        end = view.offset + sum((dim - 1) * stride for dim, stride in zip(shape, view.strides, strict=True)) + 1
+        if count and end > view.storage.numel:
+            raise ConversionError("a tensor reaches beyond its storage; the file is damaged or made to mislead")
+        self._total += count * dtype.itemsize
+        if self._total > self._max_bytes:
+            raise ConversionError(
+                f"its tensors claim over {self._max_bytes} bytes, far more than the file holds; it is made to mislead"
+            )
+        array = check_bool(self._strided(view)) if count else np.empty(shape, dtype)
+        array.flags.writeable = False
+        return array
+
+    def _strided(self, view: View) -> np.ndarray:
+        dtype, shape = view.storage.dtype, view.shape
+        # The stride of an axis of length 1 is never taken and may be anything.
+        strides = [stride * dtype.itemsize if dim > 1 else 0 for dim, stride in zip(shape, view.strides, strict=True)]
+        offset = view.offset * dtype.itemsize
+        return np.asarray(np.ndarray(shape, dtype, self._raw(view.storage), offset, strides), order="C")
+
+    def _raw(self, storage: Storage) -> bytes:
+        if storage.key not in self._storages:
+            self._storages[storage.key] = self._read(storage)
+        raw = self._storages[storage.key]
+        if len(raw) != storage.numel * storage.dtype.itemsize:  # the same key again, with another size
+            raise wrong_size(storage, len(raw))
+        return raw
+
+
+def wrong_size(storage: Storage, found: int) -> ConversionError:
+    """A storage that is not as long as the pickle says."""
+    wanted = storage.numel * storage.dtype.itemsize
+    return ConversionError(
+        f"storage {show(storage.key)} has {found} bytes but should have {wanted}; the file is damaged"
+    )

@@ -1,0 +1,257 @@
+"""Foreign checkpoint files, told apart by their first bytes and read without PyTorch."""
+
+from __future__ import annotations
+
+import codecs
+import dataclasses
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from ecapa_jax.convert.readers.arrays import check_bool, one_line_errors
+from ecapa_jax.convert.readers.nemo_archive import CONFIG, open_nemo
+from ecapa_jax.convert.readers.npz import read_npz
+from ecapa_jax.convert.readers.pickle_machine import SCALARS, show
+from ecapa_jax.convert.readers.torch_legacy import read_torch_legacy
+from ecapa_jax.convert.readers.torch_zip import read_torch_zip
+from ecapa_jax.errors import ConversionError
+
+_HEAD = 1024
+_MAX_HEADER = 1 << 20  # safetensors' own limit is 100 MB, of which its parser makes 2 GB; 231 tensors take 30 kB
+_MAX_CLAIMED = 100_000_000
+_LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")  # LONG1 of 0x1950a86a20f9469cfc6c
+_LEGACY_TAR = ("sys_info", "pickle", "storages", "tensors")
+_GZIP = b"\x1f\x8b"
+_KNOWN = "a PyTorch checkpoint, a .nemo, .safetensors or .npz file"
+_ONNX_PRODUCERS = (b"pytorch", b"onnx")
+_RESAVE = "save it again in a recent PyTorch with torch.save(torch.load(f, weights_only=True), f2)"
+
+_DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+
+# Where the tensors may lie below the top level, in the order in which to look.
+_WRAPPERS = (
+    "state_dict",
+    "model",
+    "model_state_dict",
+    "net",
+    "teacher",
+    "generator",
+    "ema",
+    "model_ema",
+    "embedding_model",
+)
+
+
+Format: TypeAlias = Literal["torch-zip", "torch-legacy", "safetensors", "npz", "nemo"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+      path: the file.
+      sha256: of the whole file, in hexadecimal.
+      format: the container.
+      content: dicts, lists, tuples and scalars, with a read-only array for each tensor; for safetensors and npz, name
+        to array.
+      inside: other files of the archive that families read, by name.
+    """
+
+    path: Path
+    sha256: str
+    format: Format
+    content: object
+    inside: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a checkpoint of PyTorch or NeMo, a safetensors or an npz file, whatever its suffix; nothing in it is run.
+
+    Raises:
+      ConversionError: there is no such file, or it is of another format, damaged, or holds more than plain weights.
+    """
+    path = Path(path)
+    name = str(path)
+    with one_line_errors(name):
+        if path.is_dir():
+            raise ConversionError("it is a directory; name the checkpoint file in it")
+        if path.suffix == ".pdparams":
+            raise ConversionError("it is of PaddlePaddle; PaddleSpeech's ECAPA-TDNN is a port: convert SpeechBrain's")
+        if path.exists() and not path.is_file():
+            raise ConversionError("it is no regular file; copy it to one first")
+    with _open(path, name) as file:
+        with one_line_errors(name):
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            kind = _format(file)
+        content, inside = _read(file, name, kind)
+    return Checkpoint(path=path, sha256=sha256, format=kind, content=content, inside=inside)
+
+
+def _read(file: io.BufferedReader | io.BytesIO, name: str, kind: Format) -> tuple[object, dict[str, bytes]]:
+    if kind == "nemo":
+        config, weights = open_nemo(file, name, compressed=_head(file).startswith(_GZIP))
+        with one_line_errors(name):
+            inner = _format(weights)
+            if inner not in ("torch-zip", "torch-legacy"):
+                raise ConversionError(f"its weights are in the format {inner}, which NeMo does not write")
+        return _read(weights, name, inner)[0], {CONFIG: config}
+    readers: dict[Format, Callable[[Any, str], object]] = {
+        "torch-zip": read_torch_zip,
+        "torch-legacy": read_torch_legacy,
+        "npz": read_npz,
+        "safetensors": _read_safetensors,
+    }
+    return readers[kind](file, name), {}
+
+
+def find_tensors(content: object) -> tuple[dict[str, np.ndarray], str]:
+    """The mapping of names to arrays inside a checkpoint's content, and the key it was found under.
+
+    It is the top level (key "") or the value of one of the usual wrapper keys, whichever comes first and has names as
+    keys, at least one array, and otherwise only scalars and strings, which are left out.
+
+    Raises:
+      ConversionError: there is no such mapping.
+    """
+    if not isinstance(content, Mapping):
+        raise ConversionError(f"the checkpoint holds a {type(content).__name__} instead of a dict of tensors")
+    candidates = {"": content} | {key: content[key] for key in _WRAPPERS if key in content}
+    for wrapper, candidate in candidates.items():
+        if isinstance(candidate, Mapping) and _is_flat(candidate):
+            arrays = {name: value for name, value in candidate.items() if isinstance(value, np.ndarray)}
+            if arrays:
+                return arrays, wrapper
+    keys = ", ".join(show(str(key)) for key in list(content)[:8]) + (", ..." if len(content) > 8 else "")
+    raise ConversionError(
+        f"the checkpoint has no dict of tensors at its top level or under {', '.join(_WRAPPERS)}; "
+        f"its top level holds: {keys or 'nothing'}; save the state dict alone"
+    )
+
+
+def read_embedding_mean(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array of an .npy file.
+
+    Raises:
+      ConversionError: it can't be read, or is no .npy file of numbers.
+    """
+    with one_line_errors(str(path)), open(path, "rb") as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _is_flat(mapping: Mapping[object, object]) -> bool:
+    keys = all(isinstance(key, str) for key in mapping)
+    return keys and all(isinstance(value, (np.ndarray, *SCALARS)) for value in mapping.values())
+
+
+def _open(path: Path, name: str) -> io.BufferedReader:
+    with one_line_errors(name):
+        return path.open("rb")
+
+
+def _head(file: io.BufferedIOBase) -> bytes:
+    file.seek(0)
+    return file.read(_HEAD)
+
+
+def _format(file: io.BufferedIOBase) -> Format:
+    """The container, by the first bytes."""
+    size = file.seek(0, os.SEEK_END)
+    head = _head(file)
+    # First, as a header's length may begin with another format's magic bytes: 640 is those of a pickle, 80 02.
+    if head[8:9] == b"{" and (length := int.from_bytes(head[:8], "little")) <= _MAX_CLAIMED:
+        if length > _MAX_HEADER:
+            raise ConversionError(f"its safetensors header is over {_MAX_HEADER >> 10} kB; save the state dict alone")
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "npz" if _first_member(head).endswith(b".npy") else "torch-zip"
+    if head[:1] == b"\x80" and _LEGACY_MAGIC in head[:32]:
+        return "torch-legacy"
+    if head.startswith(_GZIP) or (head[257:262] == b"ustar" and _tar_member(head) not in _LEGACY_TAR):
+        return "nemo"
+    raise ConversionError(_why_not(head, size) or f"it is of no known format; give {_KNOWN}")
+
+
+def _first_member(head: bytes) -> bytes:
+    return head[30 : 30 + int.from_bytes(head[26:28], "little")]
+
+
+def _tar_member(head: bytes) -> str:
+    return head[:100].split(b"\0")[0].decode("latin-1").strip("./")
+
+
+def _why_not(head: bytes, size: int) -> str | None:
+    """What a file that is no checkpoint is, by its first bytes; None when they don't tell."""
+    if not size:
+        return "it is empty; download it again"
+    if head[:1] == b"\x08" and any(name in head for name in _ONNX_PRODUCERS):
+        return "it is an ONNX model, whose weights are fused and renamed; convert its avg_model.pt instead"
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "it is a git-lfs pointer, not the file it stands for; fetch that with git lfs pull"
+    if head[:1] == b"\x80" and head[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"):
+        return (
+            "it is a bare pickle, which can run any code when loaded; save its tensors with torch.save or safetensors"
+        )
+    if head[257:262] == b"ustar":
+        return f"it is in PyTorch's tar format from before 0.2; {_RESAVE}"
+    if head.startswith((b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")):
+        return "it is compressed; unpack it first"
+    if head.startswith(b"\x89HDF\r\n"):
+        return f"it is an HDF5 file; give {_KNOWN}"
+    return _why_text(head)
+
+
+def _why_text(head: bytes) -> str | None:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
+        return "it is a web page, most likely an error or log-in page; download the file itself"
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)  # the head may end within a character
+    except UnicodeDecodeError:
+        return None
+    if all(char.isprintable() or char in "\t\r\n\f" for char in text):
+        return f"it is a text file that begins with {text[:40]!a}; give the checkpoint itself"
+    return None
+
+
+def _read_safetensors(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.ndarray]:
+    file.seek(0)
+    with one_line_errors(name):
+        try:
+            # Not safetensors.numpy: before 0.8 that knows no bfloat16.
+            entries = safetensors.deserialize(file.read())
+        except safetensors.SafetensorError as error:
+            raise ConversionError(
+                f"it is a damaged safetensors file ({show(str(error))}); download it again"
+            ) from error
+        return {key: _array(key, entry) for key, entry in sorted(entries, key=lambda item: item[0])}
+
+
+def _array(key: str, entry: Mapping[str, Any]) -> np.ndarray:
+    dtype = _DTYPES.get(str(entry["dtype"]))
+    if dtype is None:
+        raise ConversionError(f"{show(key)} is of type {entry['dtype']}, which no speaker model needs; save it as F32")
+    array = check_bool(np.ndarray(entry["shape"], dtype, buffer=entry["data"]))
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,140 @@
+"""HyperPyYAML read as data. Loading it the usual way calls whatever its tags name; here a tag is text.
+
+Only the parse tree is made, and values are read out of it where they are asked for. So nothing is constructed, an
+anchor costs nothing however often it is repeated, and a file that holds what this reader does not know is no trouble
+as long as the model does not need it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import yaml
+
+from ecapa_jax.convert.readers.pickle_machine import show
+from ecapa_jax.errors import ConversionError
+
+_MAX_BYTES = 1 << 18
+_MAX_ITEMS = 64
+_MAX_HOPS = 16
+_PLAIN = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:seq", "tag:yaml.org,2002:map")
+_WORDS = {
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Unread:
+    """A value that is no plain scalar or list of them: a call, an expression, a mapping. `text` is for messages."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+Value: TypeAlias = Any
+"""None, bool, int, float, str, a list of these, or `Unread`."""
+
+
+class Hyperparams:
+    """One file. Every error starts with its path."""
+
+    def __init__(self, path: Path):
+        """Parses the file.
+
+        Raises:
+          ConversionError: it can't be read, or is not a YAML mapping.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                text = file.read(_MAX_BYTES + 1)
+            if len(text) > _MAX_BYTES:
+                raise self.error(f"it is larger than {_MAX_BYTES >> 10} kB, so it is no hyperparams.yaml")
+            # BaseLoader gives no meaning to any scalar, and composing calls no constructor.
+            self._top = yaml.compose(text.decode("utf-8-sig"), Loader=yaml.BaseLoader)
+        except yaml.MarkedYAMLError as error:
+            line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+            raise self.error(f"it is not YAML ({show(str(error.problem))}{line})") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise self.error(f"it is not YAML ({show(str(error))})") from error
+        except RecursionError as error:
+            raise self.error("it is nested too deeply") from error
+        except OSError as error:
+            raise self.error(f"it can't be read: {error.strerror}") from error
+        if not isinstance(self._top, yaml.MappingNode):
+            raise self.error("it is not a YAML mapping")
+
+    def error(self, message: str) -> ConversionError:
+        """An error about this file."""
+        return ConversionError(f"{self.path}: {message}")
+
+    def part(self, name: str) -> tuple[str, dict[str, Value]] | None:
+        """The object of a name, from `modules` or else from the top level: its tag, and its keyword arguments.
+
+        Raises:
+          ConversionError: its arguments are not a mapping of names to values.
+        """
+        modules = self._child(self._top, "modules")
+        node = self._child(modules, name) if isinstance(modules, yaml.MappingNode) else None
+        node = node or self._child(self._top, name)
+        if node is None:
+            return None
+        if isinstance(node, yaml.ScalarNode):
+            return (node.tag, {}) if not node.value else (f"{node.tag} {node.value}", {})
+        if not isinstance(node, yaml.MappingNode):
+            raise self.error(f"{name} has positional arguments: write them with their names")
+        arguments: dict[str, Value] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value == "<<" or key.value in arguments:
+                shown = show(str(key.value)) if isinstance(key, yaml.ScalarNode) else "a key that is no text"
+                raise self.error(f"{name} has {shown}, a merge, a repeated or a nameless argument: write each out once")
+            arguments[key.value] = self._value(value)
+        return node.tag, arguments
+
+    def _child(self, mapping: yaml.MappingNode, name: str) -> yaml.Node | None:
+        found = [value for key, value in mapping.value if isinstance(key, yaml.ScalarNode) and key.value == name]
+        if len(found) > 1:
+            raise self.error(f"{name} is defined more than once")
+        return self._follow(found[0]) if found else None
+
+    def _follow(self, node: yaml.Node) -> yaml.Node:
+        """The node that `!ref <name>` stands for; a path or an expression stays what it is."""
+        for _ in range(_MAX_HOPS):
+            if node.tag not in ("!ref", "!copy") or not isinstance(node, yaml.ScalarNode):
+                return node
+            whole = re.fullmatch(r"\s*<(\w+)>\s*", node.value)
+            named = [value for key, value in self._top.value if whole and key.value == whole[1]]
+            if len(named) != 1:
+                return node
+            node = named[0]
+        raise self.error(f"the reference {show(node.value)} goes in a circle")
+
+    def _value(self, node: yaml.Node) -> Value:
+        node = self._follow(node)
+        if isinstance(node, yaml.ScalarNode):
+            if node.tag not in _PLAIN:
+                return Unread(f"{show(node.tag)} {show(node.value)}".strip())
+            return node.value if node.style is not None else _scalar(node.value)
+        if isinstance(node, yaml.SequenceNode) and node.tag in _PLAIN and len(node.value) <= _MAX_ITEMS:
+            items = [self._follow(item) for item in node.value]
+            if all(isinstance(item, yaml.ScalarNode) for item in items):
+                return [self._value(item) for item in items]
+        return Unread(f"a {'list' if isinstance(node, yaml.SequenceNode) else 'mapping'} ({show(node.tag)})")
+
+
+def _scalar(text: str) -> Value:
+    """A plain scalar, where all versions of YAML agree on it; text where they don't, such as `no` or `010`."""
+    if text in _WORDS:
+        return _WORDS[text]
+    if re.fullmatch(r"[-+]?(0|[1-9]\d{0,17})", text):
+        return int(text)
+    if re.fullmatch(r"[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?", text) and not re.match(r"[-+]?0\d", text):
+        return float(text)
+    return text

@@ -1,0 +1,1 @@
+"""Audio in: loading, decoding, parts of files, windows."""

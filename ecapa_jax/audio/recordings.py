@@ -1,0 +1,66 @@
+"""One recording as a model takes it: its channel at its rate, long enough, and not silent unnoticed."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32
+
+from ecapa_jax.audio.load import AudioSource, LongAudio, is_silent, load_audio, name_of, open_audio
+from ecapa_jax.batching import minimum_samples
+from ecapa_jax.config import ModelConfig
+from ecapa_jax.errors import AudioError, ConfigError
+
+Short = Literal["error", "repeat"]
+
+
+class SilenceWarning(UserWarning):
+    """A recording has no signal: its embedding says nothing about a speaker."""
+
+
+def as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
+    """The recordings, of which there may be one."""
+    one = isinstance(sources, str | bytes | bytearray) or hasattr(sources, "__fspath__")
+    if one or hasattr(sources, "read") or hasattr(sources, "__array__"):
+        return [sources]  # type: ignore[list-item]
+    return list(sources)  # type: ignore[arg-type]
+
+
+def warn_of_silence(source: AudioSource, audio: np.ndarray | LongAudio) -> None:
+    """Warns if there is no signal in a recording that has been read."""
+    if audio.is_silent if isinstance(audio, LongAudio) else is_silent(audio):
+        message = f"{name_of(source)} has no signal (all samples are equal): its embedding means nothing"
+        warnings.warn(message, SilenceWarning, stacklevel=3)
+
+
+def open_recording(
+    config: ModelConfig, source: AudioSource, sample_rate: int | None, short: Short, longest: float = math.inf
+) -> Float32[np.ndarray, " samples"] | LongAudio:
+    """The samples, at least `minimum_samples(config)`; what is longer than `longest` seconds is left to be streamed.
+
+    Raises:
+      AudioError: the source can't be read, is too short, or holds NaN.
+      ConfigError: `short` is unknown.
+    """
+    if short not in ("error", "repeat"):
+        raise ConfigError(f"short is {short!r}; it must be 'error' or 'repeat'")
+    rate, channel, minimum = config.fbank.sample_rate, config.fbank.channel, minimum_samples(config)
+    if longest == math.inf:
+        audio = load_audio(source, sample_rate=sample_rate, target_rate=rate, channel=channel)
+    else:
+        found = open_audio(source, sample_rate=sample_rate, target_rate=rate, channel=channel, longest=longest)
+        if isinstance(found, LongAudio):
+            return found
+        audio = found
+    if len(audio) >= minimum:
+        return audio
+    if short == "error":
+        raise AudioError(
+            f"{name_of(source)} is too short: {len(audio)} samples at {rate} Hz, this model needs {minimum} "
+            f"({1000 * minimum / rate:.0f} ms); record more, or repeat it (short='repeat', --short repeat)"
+        )
+    return np.resize(audio, minimum)

@@ -1,0 +1,1 @@
+"""A model on disk: the bundle, its Orbax checkpoint, its card."""

@@ -1,0 +1,1 @@
+"""The calls and results of other projects."""

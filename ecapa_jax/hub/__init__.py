@@ -1,0 +1,1 @@
+"""Models and recordings from elsewhere: addresses and downloads."""

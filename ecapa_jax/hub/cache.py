@@ -1,0 +1,92 @@
+"""The user's cache of models: one folder a model, made by one process at a time, there only when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import filelock
+import platformdirs
+
+from ecapa_jax.errors import DownloadError, one_line
+
+PATIENCE = 3600.0
+"""Seconds to wait for another process; a slow line needs an hour for a model."""
+
+_SAY_AFTER = 2.0
+
+
+def default_folder() -> Path:
+    """Where models are kept unless the caller says otherwise; on Linux below `$XDG_CACHE_HOME` or `~/.cache`."""
+    return Path(platformdirs.user_cache_dir("ecapa-jax"))
+
+
+@contextlib.contextmanager
+def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Keeps other processes from making `folder` meanwhile; waits for one that is at it.
+
+    A process that is killed lets go at once. What it left half made (`.NAME.partial-*` beside the folder, as
+    `bundle.bundle` names it) is removed here, where no one else can be writing it.
+
+    Raises:
+      DownloadError: the cache can't be written, or the other process is not done in time: who it is.
+    """
+    owner = folder.with_name(f"{folder.name}.owner.json")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))
+        _acquire(lock, owner, folder, patience)
+    except OSError as error:
+        if isinstance(error, DownloadError):
+            raise
+        raise not_writable(folder.parent, error) from error
+    try:
+        for left in folder.parent.glob(f".{folder.name}.partial-*"):
+            shutil.rmtree(left, ignore_errors=True)
+        _sign(owner)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            owner.unlink(missing_ok=True)
+        lock.release()
+
+
+def not_writable(folder: Path, error: OSError) -> DownloadError:
+    """The cache can't be used: why, and what to do."""
+    reason = error.strerror or one_line(error)
+    return DownloadError(
+        f"the cache {folder} can't be written: {reason}; pass cache_dir, or set XDG_CACHE_HOME to a folder with room"
+    )
+
+
+def _acquire(lock: filelock.BaseFileLock, owner: Path, folder: Path, patience: float) -> None:
+    try:
+        try:
+            lock.acquire(timeout=min(_SAY_AFTER, patience))
+        except filelock.Timeout:
+            warnings.warn(f"waiting for {_who(owner)}, which is making {folder.name}", stacklevel=2)
+            lock.acquire(timeout=max(0.0, patience - _SAY_AFTER))
+    except filelock.Timeout as error:
+        raise DownloadError(
+            f"{folder} is still being made by {_who(owner)}, after {patience:g} s: wait for it, or end it"
+        ) from error
+
+
+def _sign(owner: Path) -> None:
+    with contextlib.suppress(OSError):  # a courtesy to whoever waits
+        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}), "utf-8")
+
+
+def _who(owner: Path) -> str:
+    try:
+        signed = json.loads(owner.read_text("utf-8"))
+        return f"process {signed['pid']} on {signed['host']} (for {time.time() - signed['since']:.0f} s)"
+    except (OSError, ValueError, LookupError, TypeError):
+        return "another process"

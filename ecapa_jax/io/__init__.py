@@ -1,1 +1,0 @@
-"""Files: audio, bundles, checkpoints, downloads."""

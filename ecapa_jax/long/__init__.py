@@ -1,0 +1,1 @@
+"""Recordings of any length in the memory of a chunk."""

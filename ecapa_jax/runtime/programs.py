@@ -1,0 +1,176 @@
+"""Compiled programs that outlive the process that made them.
+
+JAX's own cache keeps what the compiler makes, but a process must trace and lower the model to know what to ask it for:
+half a second for every shape. Here a program is found by what it would be made from.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ecapa_jax.config import ModelConfig, Variables, to_dict
+from ecapa_jax.runtime import compile_cache
+
+_KEPT_BYTES = 256 << 20  # of all programs of a folder: some 200 of them
+_DIGEST = 32  # bytes at the beginning of a file
+_SOURCE = (
+    "nn", "features", "functional.py", "masks.py", "config.py", "batching.py", "embedder.py", "runtime/programs.py",
+)  # fmt: skip
+"""Where the code is that a program is made from."""
+
+
+class Programs:
+    """A function compiled for each shape that it meets.
+
+    Attributes:
+      compile_count: compilations so far, in this process.
+    """
+
+    def __init__(self, function: Callable[..., jax.Array], identity: str, folder: Path | None = None):
+        """Nothing is compiled yet.
+
+        Args:
+          function: of pytrees of arrays.
+          identity: what the function is made from besides this package's code: configuration and options.
+          folder: where programs are kept and looked for; None keeps none.
+        """
+        self.compile_count = 0
+        self._function, self._identity, self._folder = function, identity, folder
+        self._jitted = jax.jit(self._counted)
+        self._ready: dict[tuple[Any, ...], Any] = {}
+
+    def _counted(self, *arguments: Any) -> jax.Array:
+        self.compile_count += 1  # runs when jax traces, once per shape
+        return self._function(*arguments)
+
+    def __call__(self, *arguments: Any) -> jax.Array:
+        """The function's result."""
+        if self._folder is None:
+            return self._jitted(*arguments)
+        shapes = _shapes(arguments)
+        if shapes not in self._ready:
+            self._ready[shapes] = self._kept(self._folder / _key(self._identity, *shapes), arguments)
+        return self._ready[shapes](*arguments)
+
+    def fetch(self, expected: Iterable[tuple[Any, ...]]) -> None:
+        """Reads the kept programs of some arguments, or of arguments of their shapes: a core for each at a time."""
+        if self._folder is None:
+            return
+        missing = list({_shapes(arguments) for arguments in expected} - self._ready.keys())
+        paths = [self._folder / _key(self._identity, *shapes) for shapes in missing]
+        with ThreadPoolExecutor(min(len(paths), os.cpu_count() or 1) or 1) as pool:
+            for shapes, program in zip(missing, pool.map(_read, paths), strict=True):
+                if program is not None:
+                    self._ready[shapes] = program
+
+    def _kept(self, path: Path, arguments: tuple[Any, ...]) -> Any:
+        program = _read(path)
+        if program is None:
+            with compile_cache.compile_anew():
+                program = self._jitted.lower(*arguments).compile()
+            _write(path, program)
+        return program
+
+
+def _shapes(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    leaves, structure = jax.tree.flatten(arguments)
+    return structure, tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
+
+
+def kept_shapes(folder: Path, config: ModelConfig) -> Variables:
+    """`functional.abstract`, kept in a folder beside the programs: to make it takes flax, which takes a while."""
+    path = folder / f"shapes-{hashlib.sha256(json.dumps([_compiler(), to_dict(config)]).encode()).hexdigest()}"
+    content = _content(path)
+    if content is None:
+        from ecapa_jax.functional import abstract
+
+        content = pickle.dumps(abstract(config))
+        _keep(path, content)
+    return pickle.loads(content)
+
+
+def _key(identity: str, structure: Any, leaves: tuple[Any, ...]) -> str:
+    """Digest of all that decides what the compiler makes, and for which devices."""
+    parts = [identity, str(structure), *(f"{shape} {dtype} {sharding}" for shape, dtype, sharding in leaves)]
+    parts += [f"{device.id} {device.device_kind}" for device in jax.devices()]
+    return hashlib.sha256(json.dumps([_compiler(), *parts]).encode()).hexdigest()
+
+
+def _compiler() -> str:
+    """This package's code, versions and settings; these may change while a process runs."""
+    client = jax.devices()[0].client
+    settings = {name: value for name, value in jax.config.values.items() if "cache" not in name}
+    return repr([_code(), client.platform_version, compile_cache.compiler_settings(), sorted(settings.items())])
+
+
+@functools.cache
+def _code() -> list[str]:
+    root = Path(__file__).parents[1]
+    files = [file for name in _SOURCE for file in sorted((root / name).rglob("*.py")) or [root / name]]
+    source = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    return [source, *(importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax"))]
+
+
+def _read(path: Path) -> Any:
+    """The program in a file; None where there is none that can be used."""
+    from jax.experimental import serialize_executable
+
+    content = _content(path)
+    if content is None:
+        return None
+    try:
+        return serialize_executable.deserialize_and_load(*pickle.loads(content))
+    except Exception:  # jax raises many types for what it can't use; then the program is compiled
+        return None
+
+
+def _write(path: Path, program: Any) -> None:
+    from jax.experimental import serialize_executable
+
+    with contextlib.suppress(Exception):  # a backend whose programs can't be written down
+        _keep(path, pickle.dumps(serialize_executable.serialize(program)))
+
+
+def _content(path: Path) -> bytes | None:
+    """What `_keep` put into a file; None without one, or where it is damaged."""
+    try:
+        kept = path.read_bytes()
+        os.utime(path)
+    except OSError:
+        return None
+    content = kept[_DIGEST:]
+    return content if hashlib.sha256(content).digest() == kept[:_DIGEST] else None
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Writes a file, and forgets those that were used longest ago; what can't be kept is done without."""
+    temporary = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+        temporary.replace(path)
+        _forget(path.parent)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _forget(folder: Path) -> None:
+    left = _KEPT_BYTES
+    found = sorted(((file.stat(), file) for file in folder.iterdir()), key=lambda pair: -pair[0].st_mtime)
+    for status, file in found:
+        left -= status.st_size
+        if left < 0:
+            file.unlink(missing_ok=True)

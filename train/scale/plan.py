@@ -1,0 +1,266 @@
+"""What a step costs on TPUs that are not here: the very step of training, compiled by their own compiler.
+
+The TPU compiler (`pip install ecapa-jax[tpu]`) runs on Linux x86-64 without a TPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+
+from ecapa_jax.errors import ConfigError, TrainingError
+from ecapa_jax.train.config import TrainConfig
+from ecapa_jax.train.rooms import SECONDS
+from ecapa_jax.train.scale.hlo import Traffic, products, traffic
+from ecapa_jax.train.scale.mesh import BATCH, EVERYWHERE, make_mesh, mesh_size
+from ecapa_jax.train.schedules import Clock
+from ecapa_jax.train.start import abstract_state
+from ecapa_jax.train.step import Plan, compiled_step
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Published figures of a TPU: memory for programs (GiB), bfloat16 peak (FLOP/s), bytes/s of memory and of links.
+
+    Reference: cloud.google.com/tpu/docs, the page of each version; links: the sum over a chip's links.
+    """
+
+    memory: float
+    peak: float
+    memory_speed: float
+    link_speed: float
+
+
+CHIPS = {
+    "v4": Chip(30.75, 275e12, 1228e9, 300e9),
+    "v5e": Chip(15.75, 197e12, 819e9, 200e9),
+    "v5p": Chip(94.75, 459e12, 2765e9, 600e9),
+    "v6e": Chip(31.25, 918e12, 1640e9, 448e9),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled step.
+
+    Attributes:
+      batch: utterances a step, over all chips.
+      chips: how many run it.
+      arguments, temporaries, total: bytes on a chip; the state is used up, so that what comes out counts once.
+      flops: of a chip.
+      accessed: bytes that a chip reads and writes in its memory, by the compiler's count.
+      traffic: messages between chips by kind.
+      products: matrix products and convolutions by the dtype that goes in, as `hlo.products` counts them.
+    """
+
+    batch: int
+    chips: int
+    arguments: int
+    temporaries: int
+    total: int
+    flops: float
+    accessed: float
+    traffic: tuple[Traffic, ...]
+    products: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """The largest batch that fits: from two programs by a straight line; `confirmed` when it was compiled too."""
+
+    batch: int
+    confirmed: bool
+
+
+@functools.cache
+def topology(name: str) -> tuple[Chip, tuple[Any, ...]]:
+    """The chip and the devices of a topology such as `v5e:16x16`.
+
+    Raises:
+      ConfigError: the compiler is not installed, or does not know the name.
+    """
+    from jax.experimental import topologies
+
+    from ecapa_jax.runtime.machine import has_tpu_compiler
+
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS or not shape:
+        raise ConfigError(f"--topology {name}: write it as KIND:SHAPE, as in v5e:16x16; kinds: {', '.join(CHIPS)}")
+    if not has_tpu_compiler():
+        raise ConfigError("the TPU compiler is not installed: pip install 'ecapa-jax[tpu]' (Linux x86-64)")
+    # A machine has four chips unless told; there are machines with one.
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if set(shape.split("x")) == {"1"} else {}
+    try:
+        devices = tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **alone).devices)
+    except Exception as error:  # the plug-in's errors have no common type
+        raise ConfigError(f"--topology {name}: the TPU compiler does not know it ({_first(error)})") from error
+    return CHIPS[kind], devices
+
+
+def compile_step(config: TrainConfig, devices: tuple[Any, ...], n_speakers: int) -> Program:
+    """Compiles a run's step for devices that need not be there.
+
+    Args:
+      config: the run; its `mesh.model` stands, the other axis takes the rest of the devices.
+      devices: of a topology.
+      n_speakers: classes, speed-perturbed speakers included.
+
+    Raises:
+      TrainingError: the devices can't be divided so, or the program does not fit into a chip's memory.
+    """
+    config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=0))
+    if len(devices) % config.mesh.model:
+        raise TrainingError(f"{len(devices)} chips can't be divided by mesh.model {config.mesh.model}")
+    mesh = make_mesh(config, devices)
+    plan = Plan(config, Clock(1, 10**6), mesh, n_speakers)
+    arguments = _arguments(config, mesh, devices[0], n_speakers)
+    try:
+        compiled = compiled_step(plan).lower(*arguments).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise TrainingError(f"data.batch_size {config.data.batch_size} does not fit ({_first(error)})") from error
+    memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+    kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept
+    return Program(
+        config.data.batch_size,
+        mesh_size(mesh),
+        memory.argument_size_in_bytes,
+        memory.temp_size_in_bytes,
+        total,
+        float(cost["flops"]),
+        float(cost["bytes accessed"]),
+        traffic(text, mesh_size(mesh)),
+        products(text),
+    )
+
+
+def _arguments(config: TrainConfig, mesh: Mesh | None, device: Any, n_speakers: int) -> tuple[Any, Any, Any]:
+    """Banks, state and batch as shapes."""
+    alone = SingleDeviceSharding(device)
+    everywhere, split = (
+        (alone, alone) if mesh is None else (NamedSharding(mesh, EVERYWHERE), NamedSharding(mesh, BATCH))
+    )
+    state = abstract_state(config, n_speakers, mesh)
+    if mesh is None:
+        state = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=alone), state)
+    size, augment = config.data.batch_size, config.augment
+    samples = round(config.data.crop_seconds * config.model.fbank.sample_rate)
+    shapes = {
+        "waveforms": ((size, samples), jnp.int16),
+        "lengths": ((size,), jnp.int32),
+        "labels": ((size,), jnp.int32),
+    }
+    if augment.musan:
+        shapes |= {"noise": ((size, samples), jnp.int16), "noise_kind": ((size,), jnp.int32)}
+    batch = {name: jax.ShapeDtypeStruct(*shape, sharding=split) for name, shape in shapes.items()}
+    banks = {}
+    if augment.probability and (augment.reverberation or augment.reverberation_noise):
+        response = round(SECONDS * config.model.fbank.sample_rate)
+        banks["rooms"] = jax.ShapeDtypeStruct((augment.rooms, response), jnp.float32, sharding=everywhere)
+    return banks, state, batch
+
+
+def largest_batch(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_speakers: int, known: Program) -> Limit:
+    """The largest batch that fits into the chips' memory.
+
+    Two programs give a line of memory over batch; a third, at the batch where it meets the memory, confirms it. Where
+    that one does not fit, because the compiler lays large programs out otherwise, nine tenths of it are tried.
+    """
+    quantum = len(devices) * config.step.micro_batches
+    each = known.batch // quantum
+    other = max(each // 2, 1) if each > 1 else 2
+    second = _with_batch(config, devices, n_speakers, other * quantum)
+    if second is None:
+        return Limit(known.batch, True)
+    slope = (known.total - second.total) / (each - other)
+    room = chip.memory * GIB - known.total
+    estimate = max(int(each + room / max(slope, 1.0)), 1)
+    for candidate in (estimate, int(0.9 * estimate)):
+        found = _with_batch(config, devices, n_speakers, max(candidate, 1) * quantum)
+        if found is not None and found.total <= chip.memory * GIB:
+            return Limit(found.batch, True)
+    return Limit(max(int(0.8 * estimate), 1) * quantum, False)
+
+
+def _with_batch(config: TrainConfig, devices: tuple[Any, ...], n_speakers: int, batch: int) -> Program | None:
+    changed = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
+    try:
+        return compile_step(changed, devices, n_speakers)
+    except TrainingError:
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds that a step takes at least, by the published figures: products, memory, links."""
+
+    products: float
+    memory: float
+    links: float
+
+    @property
+    def step(self) -> float:
+        """As if products and memory overlap wholly and messages not at all."""
+        return max(self.products, self.memory) + self.links
+
+
+def times(program: Program, chip: Chip, dtype: str) -> Times:
+    """A bound of the step's time, not a measurement.
+
+    float32 products are made of six bfloat16 ones. Messages: `hlo.Traffic.seconds`.
+    """
+    peak = chip.peak / (6 if dtype == "float32" else 1)
+    links = sum(kind.seconds(chip.link_speed) for kind in program.traffic)
+    return Times(program.flops / peak, program.accessed / chip.memory_speed, links)
+
+
+def plan_step(config: TrainConfig, name: str, n_speakers: int, *, limit: bool = True) -> dict[str, Any]:
+    """What a run's step needs on a topology, in plain types.
+
+    Args:
+      config: the run; `mesh.data` is set to what the chips give.
+      name: of the topology.
+      n_speakers: classes, speed-perturbed speakers included.
+      limit: also find the largest batch that fits, with two programs more.
+
+    Raises:
+      ConfigError, TrainingError: as `topology` and `compile_step`.
+    """
+    chip, devices = topology(name)
+    program = compile_step(config, devices, n_speakers)
+    took = times(program, chip, config.step.dtype)
+    found = largest_batch(config, chip, devices, n_speakers, program) if limit else None
+    return {
+        "topology": name,
+        "chips": len(devices),
+        "mesh": {"data": len(devices) // config.mesh.model, "model": config.mesh.model},
+        "dtype": config.step.dtype,
+        "speakers": n_speakers,
+        "batch": program.batch,
+        "micro_batches": config.step.micro_batches,
+        "memory": {
+            "arguments": program.arguments,
+            "temporaries": program.temporaries,
+            "total": program.total,
+            "available": round(chip.memory * GIB),
+        },
+        "flops": {"chip": program.flops, "step": program.flops * program.chips},
+        "accessed": program.accessed,
+        "collectives": [dataclasses.asdict(kind) for kind in program.traffic],
+        "products": program.products,
+        "seconds": {**dataclasses.asdict(took), "step": took.step},
+        "largest_batch": None if found is None else dataclasses.asdict(found),
+    }
+
+
+def _first(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
