@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import ml_dtypes
 import numpy as np
-import safetensors
 
-from ecapa_jax.convert.readers.arrays import check_bool, one_line_errors
+from ecapa_jax.convert.readers.arrays import one_line_errors
 from ecapa_jax.convert.readers.nemo_archive import CONFIG, open_nemo
 from ecapa_jax.convert.readers.npz import read_npz
 from ecapa_jax.convert.readers.pickle_machine import SCALARS, show
+from ecapa_jax.convert.readers.safetensors_file import read_safetensors
 from ecapa_jax.convert.readers.torch_legacy import read_torch_legacy
 from ecapa_jax.convert.readers.torch_zip import read_torch_zip
 from ecapa_jax.errors import ConversionError
@@ -32,22 +31,6 @@ _GZIP = b"\x1f\x8b"
 _KNOWN = "a PyTorch checkpoint, a .nemo, .safetensors or .npz file"
 _ONNX_PRODUCERS = (b"pytorch", b"onnx")
 _RESAVE = "save it again in a recent PyTorch with torch.save(torch.load(f, weights_only=True), f2)"
-
-_DTYPES: dict[str, np.dtype] = {
-    "F64": np.dtype("<f8"),
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype("<i8"),
-    "I32": np.dtype("<i4"),
-    "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"),
-    "U32": np.dtype("<u4"),
-    "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"),
-    "BOOL": np.dtype("?"),
-}
 
 # Where the tensors may lie below the top level, in the order in which to look.
 _WRAPPERS = (
@@ -121,7 +104,7 @@ def _read(file: io.BufferedReader | io.BytesIO, name: str, kind: Format) -> tupl
         "torch-zip": read_torch_zip,
         "torch-legacy": read_torch_legacy,
         "npz": read_npz,
-        "safetensors": _read_safetensors,
+        "safetensors": read_safetensors,
     }
     return readers[kind](file, name), {}
 
@@ -233,25 +216,3 @@ def _why_text(head: bytes) -> str | None:
     if all(char.isprintable() or char in "\t\r\n\f" for char in text):
         return f"it is a text file that begins with {text[:40]!a}; give the checkpoint itself"
     return None
-
-
-def _read_safetensors(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.ndarray]:
-    file.seek(0)
-    with one_line_errors(name):
-        try:
-            # Not safetensors.numpy: before 0.8 that knows no bfloat16.
-            entries = safetensors.deserialize(file.read())
-        except safetensors.SafetensorError as error:
-            raise ConversionError(
-                f"it is a damaged safetensors file ({show(str(error))}); download it again"
-            ) from error
-        return {key: _array(key, entry) for key, entry in sorted(entries, key=lambda item: item[0])}
-
-
-def _array(key: str, entry: Mapping[str, Any]) -> np.ndarray:
-    dtype = _DTYPES.get(str(entry["dtype"]))
-    if dtype is None:
-        raise ConversionError(f"{show(key)} is of type {entry['dtype']}, which no speaker model needs; save it as F32")
-    array = check_bool(np.ndarray(entry["shape"], dtype, buffer=entry["data"]))
-    array.flags.writeable = False
-    return array
