@@ -16,7 +16,8 @@ from ecapa_jax.batching import Buckets
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.evaluation.trials import read_trials
-from ecapa_jax.nn.conv import Conv1d, contract
+from ecapa_jax.nn.layers import Conv1d
+from ecapa_jax.nn.matmul import matmul
 from ecapa_jax.runtime import machine
 from ecapa_jax.scoring.metrics import eer
 from helpers import families, parity
@@ -129,8 +130,8 @@ def test_gradients_of_a_low_precision_product(frames: int, channels: int, out: i
         jnp.asarray(generator.integers(-4, 5, shape), jnp.float32)
         for shape in [(2, frames, channels), (channels, out), (2, frames, out)]
     )
-    exact = jax.vjp(contract, x, kernel)[1](cotangent)
-    low = jax.vjp(contract, x, kernel.astype(jnp.bfloat16))[1](cotangent)
+    exact = jax.vjp(matmul, x, kernel)[1](cotangent)
+    low = jax.vjp(matmul, x, kernel.astype(jnp.bfloat16))[1](cotangent)
     assert [leaf.dtype for leaf in low] == [jnp.float32, jnp.bfloat16]
     assert np.array_equal(low[0], exact[0])
     assert np.array_equal(low[1], exact[1].astype(jnp.bfloat16))
