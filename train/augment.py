@@ -18,10 +18,37 @@ from ecapa_jax.train.config import AugmentConfig
 Banks = dict[str, Array]
 """rooms: [n, L] float32 impulse responses that start at their direct sound, of unit energy."""
 
-KINDS = ("none", "noise", "babble", "reverberation", "reverberation_noise")
+KINDS = ("none", "noise", "babble", "reverberation", "reverberation_noise", "mixture")
 NOISE, MUSIC = 0, 1  # of Batch["noise_kind"]
 
 Wave = Float[Array, " samples"]
+
+
+def step_keys(seed: int, step: Int[Array, ""]) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """The keys of a step's waveforms and of its features."""
+    waveform_key, features_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    return waveform_key, features_key
+
+
+def augment_step(
+    config: AugmentConfig, sample_rate: int, seed: int, banks: Banks, step: Int[Array, ""], batch: dict[str, Array]
+) -> Float[Array, "batch samples"]:
+    """The waveforms of a step's batch, augmented.
+
+    Args:
+      config, sample_rate, banks: as `augment` takes them.
+      seed: of the run.
+      step: number of the step.
+      batch: as `augment` takes it, with `waveforms`, [B, S] int16 or floats in [-1, 1].
+    """
+    return augment(config, sample_rate, banks, step_keys(seed, step)[0], as_float(batch["waveforms"]), batch)
+
+
+def as_float(waveforms: Array) -> Float[Array, "batch samples"]:
+    """16-bit samples as floats in [-1, 1]; floats as they are."""
+    if jnp.issubdtype(waveforms.dtype, jnp.integer):
+        return waveforms.astype(jnp.float32) / 32768
+    return waveforms
 
 
 def augment(
@@ -111,7 +138,8 @@ def _kind(config: AugmentConfig, key: PRNGKeyArray) -> Int[Array, ""]:
     """Which of `KINDS` an example gets."""
     # The loader decides between noise and music, because it reads them.
     noise = config.noise + config.music
-    shares = jnp.array([noise, config.babble, config.reverberation, config.reverberation_noise])
+    shares = [noise, config.babble, config.reverberation, config.reverberation_noise]
+    shares = jnp.array(shares + [config.mixture] if config.mixture else shares)
     chances = jnp.concatenate([jnp.array([1 - config.probability]), config.probability * shares / jnp.sum(shares)])
     return jax.random.categorical(_named(key, "kind"), jnp.log(chances))
 
@@ -150,7 +178,17 @@ def _noisy(
     if config.babble:
         voices, snr = _babble(config, keys, clean), jax.vmap(lambda k: _uniform(k, "snr", config.babble_snr))(keys)
         x = jnp.where(_is(kinds, "babble"), _mixed(x, voices, snr), x)
+    if config.mixture:
+        snr = jax.vmap(lambda k: _uniform(k, "snr", config.mixture_snr))(keys)
+        x = jnp.where(_is(kinds, "mixture"), _mixed(x, _other_examples(keys, clean), snr), x)
     return x
+
+
+def _other_examples(keys: Array, clean: Float[Array, "batch samples"]) -> Float[Array, "batch samples"]:
+    """For each example another one of the batch, the same number of rows away for all."""
+    n_rows = clean.shape[0]
+    shift = 1 + jax.random.randint(_named(keys[0], "other"), (), 0, max(n_rows - 1, 1))
+    return jnp.roll(clean, shift, axis=0)
 
 
 def _snr(config: AugmentConfig, key: PRNGKeyArray, is_music: Bool[Array, ""]) -> Float[Array, ""]:

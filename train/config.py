@@ -63,10 +63,11 @@ class AugmentConfig(Checked):
 
     Attributes:
       probability: of an example being augmented at all by what follows up to `telephone`; the others keep their sound.
-      noise, music, babble, reverberation: relative frequency of each, one of which an augmented example gets;
-        `reverberation_noise` is both. A source without a folder is generated: coloured noise, image-source rooms,
+      noise, music, babble, mixture, reverberation: relative frequency of each, one of which an augmented example gets;
+        `reverberation_noise` is both. A mixture adds one other example of the batch: two people speak at once, which
+        only a teacher can label. A source without a folder is generated: coloured noise, image-source rooms,
         babble from the batch; generated music is none, its share goes to noise.
-      noise_snr, music_snr, babble_snr: ranges, dB.
+      noise_snr, music_snr, babble_snr, mixture_snr: ranges, dB.
       babble_voices: fewest and most voices from the batch that make babble.
       musan: folder in MUSAN's layout (`noise/`, `music/`, `speech/`).
       rirs: folder of room impulse responses, searched at any depth, as RIRS_NOISES has them.
@@ -84,12 +85,14 @@ class AugmentConfig(Checked):
     noise: float = 1.0
     music: float = 0.0
     babble: float = 0.0
+    mixture: float = 0.0
     reverberation: float = 1.0
     reverberation_noise: float = 1.0
     noise_snr: tuple[float, ...] = (0.0, 15.0)
     music_snr: tuple[float, ...] = (5.0, 15.0)
     babble_snr: tuple[float, ...] = (10.0, 30.0)
     babble_voices: tuple[int, ...] = (3, 7)
+    mixture_snr: tuple[float, ...] = (0.0, 10.0)
     musan: str = ""
     rirs: str = ""
     rooms: int = 512
@@ -108,10 +111,10 @@ class AugmentConfig(Checked):
     def _check(self) -> None:
         chances = (self.probability, self.band_probability, self.telephone_probability, self.drop_probability)
         self._require(all(0 <= chance <= 1 for chance in chances), "probabilities lie in [0, 1]")
-        shares = (self.noise, self.music, self.babble, self.reverberation, self.reverberation_noise)
+        shares = (self.noise, self.music, self.babble, self.mixture, self.reverberation, self.reverberation_noise)
         self._require(all(share >= 0 for share in shares), "relative frequencies must not be negative")
         self._require(self.probability == 0 or sum(shares) > 0, "probability needs one relative frequency above zero")
-        for name in ("noise_snr", "music_snr", "babble_snr", "gain_db", "babble_voices"):
+        for name in ("noise_snr", "music_snr", "babble_snr", "mixture_snr", "gain_db", "babble_voices"):
             pair = getattr(self, name)
             self._require(len(pair) == 2 and pair[0] <= pair[1], f"{name} must be two ascending numbers")
         self._require(self.babble_voices[0] >= 1, "babble needs a voice")
@@ -153,12 +156,56 @@ class LossConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TeacherConfig(Checked):
+    """A model whose embeddings the trained model, the student, learns to give. Without one, the labels teach.
+
+    Attributes:
+      embeddings: Parquet file, or folder of Parquet files, with the columns `id` and `embedding`, and where one
+        utterance has several views, `variant`; any program may have written it. `ecapa-jax embed --manifest` writes
+        such a folder, `ecapa-jax views` the recordings of the variants.
+      bundle: one of our bundles instead, or its address; it embeds in the same step what the student hears.
+      same_view: share of examples whose teacher bundle hears the student's own view; for the others it hears the
+        example without augmentation. A table says itself which view it is of.
+      centre: whether the teacher's mean embedding is subtracted from its embeddings.
+      cosine: weight of one minus the cosine between the student's and the teacher's embedding.
+      relations: weight of the squared difference between the batch's matrix of cosines and the teacher's.
+      contrast: weight of the cross entropy between the teacher's and the student's softmax over the teacher's
+        embeddings of the batch.
+      contrast_scale: factor on the cosines in that softmax.
+      labels: weight of the margin softmax over the manifest's speakers; utterances without a speaker do not count.
+    """
+
+    embeddings: str = ""
+    bundle: str = ""
+    same_view: float = 1.0
+    centre: bool = True
+    cosine: float = 1.0
+    relations: float = 0.0
+    contrast: float = 0.0
+    contrast_scale: float = 20.0
+    labels: float = 0.0
+
+    @property
+    def is_used(self) -> bool:
+        """Whether there is a teacher."""
+        return bool(self.embeddings or self.bundle)
+
+    def _check(self) -> None:
+        self._require(not (self.embeddings and self.bundle), "name one teacher: embeddings or bundle")
+        self._require(0 <= self.same_view <= 1, "same_view lies in [0, 1]")
+        weights = (self.cosine, self.relations, self.contrast)
+        self._require(min(*weights, self.labels) >= 0, "weights must not be negative")
+        self._require(max(weights) > 0, "one of cosine, relations and contrast must be positive")
+        self._require(self.contrast_scale > 0, "contrast_scale must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig(Checked):
     """The optimizer and its learning rate.
 
     Attributes:
-      name: `sgd` (momentum, Nesterov), `adam` or `adamw`.
-      momentum, nesterov: of SGD.
+      name: `sgd` (momentum, Nesterov), `adam`, `adamw`, or `muon` (kernels by Muon, the rest by AdamW).
+      momentum, nesterov: of SGD and Muon.
       beta1, beta2, epsilon: of Adam and AdamW.
       weight_decay: L2 in the gradient (SGD, Adam: as PyTorch's argument does) or decoupled (AdamW).
       decay: which weights decay: `all`, as PyTorch's default, or `kernels` only (no biases and norms).
@@ -171,7 +218,7 @@ class OptimConfig(Checked):
       every, decay_factor: half cycle of `cyclic`, or interval and factor of `step`.
     """
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
     momentum: float = 0.9
     nesterov: bool = True
     beta1: float = 0.9
@@ -288,6 +335,7 @@ class TrainConfig(Checked):
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     loss: LossConfig = LossConfig()
+    teacher: TeacherConfig = TeacherConfig()
     optim: OptimConfig = OptimConfig()
     step: StepConfig = StepConfig()
     mesh: MeshConfig = MeshConfig()

@@ -18,7 +18,7 @@ from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.errors import BundleError, TrainingError
 from ecapa_jax.functional import Variables
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import Manifest, check_installed, read_manifest
+from ecapa_jax.train.data.manifest import UNNAMED, Manifest, check_installed, read_manifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
 from ecapa_jax.train.dev import DevResult, dev_trials
@@ -28,9 +28,10 @@ from ecapa_jax.train.rooms import room_bank
 from ecapa_jax.train.scale.mesh import global_batch, make_mesh, mesh_size, process_rows, replicated
 from ecapa_jax.train.scale.processes import any_process, is_first, on_first
 from ecapa_jax.train.schedules import Clock, learning_rate, margin
-from ecapa_jax.train.start import CHECKPOINTS, Start, abstract_state, claim, start
+from ecapa_jax.train.start import CHECKPOINTS, Start, abstract_state, claim, count_classes, start
 from ecapa_jax.train.state import State, model_variables, zero_sums
 from ecapa_jax.train.step import Plan, compiled_step
+from ecapa_jax.train.teacher import TeacherBundle, TeacherTable, read_teacher
 
 BUNDLE, BEST_BUNDLE = "bundle", "best_bundle"
 
@@ -89,14 +90,15 @@ def train(config: TrainConfig, directory: Path, watcher: Watcher, stop: Callable
     with contextlib.ExitStack() as held:
         on_first(lambda: held.enter_context(_claimed(directory)))
         manifest = read_manifest(config.data.manifest)
-        _check_rate(config, manifest)
-        on_first(lambda: claim(directory, config, manifest))
+        _check_manifest(config, manifest)
+        teacher = read_teacher(config, manifest)
+        on_first(lambda: claim(directory, config, manifest, teacher.digest if teacher else ""))
         checkpoints = held.enter_context(RunCheckpoints(directory / CHECKPOINTS, config.run.keep))
         begin = start(config, manifest, checkpoints, mesh)
         for note in (*begin.notes, *_idle(mesh)) if is_first() else ():
             watcher.note(note)
         watcher = watcher if is_first() else _Elsewhere(watcher)
-        return _Run(config, directory, manifest, checkpoints, begin, watcher, mesh).go(stop)
+        return _Run(config, directory, manifest, teacher, checkpoints, begin, watcher, mesh).go(stop)
 
 
 def _idle(mesh: Mesh | None) -> list[str]:
@@ -132,12 +134,20 @@ def _claimed(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_rate(config: TrainConfig, manifest: Manifest) -> None:
+def _check_manifest(config: TrainConfig, manifest: Manifest) -> None:
     if manifest.rate != config.model.fbank.sample_rate:
         raise TrainingError(
             f"{config.data.manifest} is at {manifest.rate} Hz, the model at {config.model.fbank.sample_rate} Hz: "
             "prepare the data at the model's rate"
         )
+    unnamed = int(np.sum(manifest.labels == UNNAMED))
+    if unnamed and not config.teacher.is_used:
+        raise TrainingError(
+            f"{unnamed} utterances of {config.data.manifest} have no speaker: name them, or learn from a teacher "
+            "(section [teacher])"
+        )
+    if config.teacher.is_used and config.teacher.labels and unnamed == len(manifest):
+        raise TrainingError(f"teacher.labels: no utterance of {config.data.manifest} has a speaker: set it to 0")
 
 
 class _Run:
@@ -148,6 +158,7 @@ class _Run:
         config: TrainConfig,
         directory: Path,
         manifest: Manifest,
+        teacher: TeacherTable | TeacherBundle | None,
         checkpoints: RunCheckpoints,
         begin: Start,
         watcher: Watcher,
@@ -156,13 +167,17 @@ class _Run:
         self.config, self.directory, self.checkpoints, self.watcher = config, directory, checkpoints, watcher
         self.order = Order(config.data, manifest, config.run.seed)
         self.manifest, self.mesh = manifest, mesh
-        self.n_classes = len(manifest.speakers) * len(config.data.class_speeds)
+        self.n_classes = count_classes(config, manifest)
         clock = Clock.of(config.run, self.order.steps_per_epoch)
-        self.plan = Plan.of(config, clock, mesh, 0 if mesh is None else self.n_classes)
+        bundle, table = (teacher if isinstance(teacher, kind) else None for kind in (TeacherBundle, TeacherTable))
+        self.plan = Plan.of(
+            config, clock, mesh, 0 if mesh is None else self.n_classes, None if bundle is None else bundle.config
+        )
         self.rows = Rows(process_rows(mesh, config.data.batch_size, config.step.micro_batches))
-        self.loader = Loader(config.data, config.augment, manifest, self.order, self.rows)
+        self.loader = Loader(config.data, config.augment, manifest, self.order, self.rows, table)
         self.batches = Batches(self.loader, self.rows, config.data, begin.step)
-        self.banks = replicated(mesh, room_bank(config.augment, manifest.rate, config.run.seed))
+        banks: dict[str, Any] = room_bank(config.augment, manifest.rate, config.run.seed)
+        self.banks = replicated(mesh, banks if bundle is None else {**banks, "teacher": bundle.arrays})
         self.state, self.step, self.best = begin.state, begin.step, begin.best
         self.dev_name = on_first(lambda: dev_trials(config).name) if config.run.dev_trials else ""
         self.result: DevResult | None = None
@@ -195,7 +210,8 @@ class _Run:
         return self._ended(self.step == total)
 
     def _next_batch(self) -> dict[str, jax.Array]:
-        return global_batch(self.mesh, next(self.batches), self.config.data.batch_size)
+        batch = {name: array for name, array in next(self.batches).items() if name != "utterances"}
+        return global_batch(self.mesh, batch, self.config.data.batch_size)
 
     def _asked(self, stop: Callable[[], bool]) -> bool:
         """Whether to stop now: with several processes all at the same step, so not at once."""
@@ -209,10 +225,11 @@ class _Run:
         self._check_finite()
         done = self.state["step"] - 1
         sums = self.state["sums"]
-        figures = {name: sums[name] / sums["steps"] for name in ("loss", "accuracy", "gradient_norm")}
+        figures = {name: sums[name] / sums["steps"] for name in self._figures()}
         figures["parameter_norm"] = optax.tree.norm(self.state["params"])
         figures["learning_rate"] = learning_rate(self.config.optim, self.plan.clock, done)
-        figures["margin"] = margin(self.config.loss, self.plan.clock, done)
+        if "accuracy" in figures:
+            figures["margin"] = margin(self.config.loss, self.plan.clock, done)
         line = {"step": self.step, **plain(figures)}
         self.state["sums"] = replicated(self.mesh, zero_sums())
         self._write(line)
@@ -221,6 +238,13 @@ class _Run:
             if name not in self.problems:
                 self.watcher.note(f"another utterance was taken: {problem}")
         self.problems.update(self.loader.problems)
+
+    def _figures(self) -> list[str]:
+        """The means over steps that say something of this run."""
+        teacher = self.config.teacher
+        cosine = ["teacher_cosine"] if teacher.is_used and (teacher.cosine or teacher.contrast) else []
+        accuracy = ["accuracy"] if teacher.labels or not teacher.is_used else []
+        return ["loss", *accuracy, *cosine, "gradient_norm"]
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.record:

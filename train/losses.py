@@ -1,18 +1,21 @@
-"""Margin softmax over speakers: cosines, margins, cross entropy.
+"""The losses of training: margin softmax over speakers, and what a student learns from a teacher's embeddings.
 
 Letters: B batch, D embedding, K speakers (classes), S sub-centres.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ecapa_jax.train.config import LossConfig
+from ecapa_jax.train.config import LossConfig, TeacherConfig
 
 Logits = Float[Array, "batch speakers"]
+Rows = Float[Array, " batch"]
 
 
 def cosines(
@@ -69,6 +72,59 @@ def cross_entropy(logits: Logits, labels: Int[Array, " batch"]) -> Float[Array, 
     """Negative log probability of each row's class."""
     target = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     return jax.nn.logsumexp(logits, axis=1) - target
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """The examples whose student and teacher embeddings are compared with each other.
+
+    Attributes:
+      embeddings: [N, D] of the student.
+      targets: [N, E] of the teacher.
+      rows: [N] the place of each example in the whole batch.
+    """
+
+    embeddings: Float[Array, "examples embedding"]
+    targets: Float[Array, "examples target"]
+    rows: Int[Array, " examples"]
+
+
+def teacher_loss(config: TeacherConfig, own: Pairs, every: Pairs) -> tuple[Rows, Rows]:
+    """The loss of each example against its teacher.
+
+    Args:
+      config: weights of the parts.
+      own: the examples whose losses are wanted.
+      every: all examples that `own` is compared with, `own` among them; on one device the same.
+
+    Returns:
+      [B] the weighted sum of `cosine`, `relations` and `contrast`, and [B] the cosine between student and teacher,
+      zero where neither `cosine` nor `contrast` is used.
+
+    Reference: relations as in Park et al. 2019 (Relational Knowledge Distillation), with cosines in place of distances;
+      contrast as in Fang et al. 2021 (SEED) equation 3, over the batch in place of a queue.
+    """
+    student, teacher = _unit(own.embeddings), _unit(own.targets)
+    all_student, all_teacher = _unit(every.embeddings), _unit(every.targets)
+    loss = jnp.zeros(student.shape[0])
+    agreement = jnp.zeros(student.shape[0])
+    if config.cosine or config.contrast:
+        agreement = jnp.einsum("bd,bd->b", student, teacher, precision=lax.Precision.HIGHEST)
+        loss += config.cosine * (1 - agreement)
+    known = _products(teacher, all_teacher)
+    if config.relations:
+        others = own.rows[:, None] != every.rows
+        difference = jnp.where(others, jnp.square(_products(student, all_student) - known), 0)
+        loss += config.relations * jnp.sum(difference, axis=1) / max(every.rows.shape[0] - 1, 1)
+    if config.contrast:
+        wanted = jax.nn.softmax(config.contrast_scale * known, axis=1)
+        given = jax.nn.log_softmax(config.contrast_scale * _products(student, all_teacher), axis=1)
+        loss -= config.contrast * jnp.sum(wanted * given, axis=1)
+    return loss, lax.stop_gradient(agreement)
+
+
+def _products(a: Float[Array, "a embedding"], b: Float[Array, "b embedding"]) -> Float[Array, "a b"]:
+    return jnp.einsum("ad,bd->ab", a, b, precision=lax.Precision.HIGHEST)
 
 
 def _angle_added(config: LossConfig, cosine: Logits, margin: Float[Array, ""]) -> Logits:

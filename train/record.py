@@ -90,9 +90,10 @@ def plot_curves(directory: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     lines = read_lines(directory / METRICS)
+    taught = any("teacher_cosine" in line for line in lines)
     panels = (
         (("loss",), "loss"),
-        (("accuracy",), "accuracy"),
+        (("teacher_cosine",), "cosine with the teacher") if taught else (("accuracy",), "accuracy"),
         (("dev_eer",), "dev EER"),
         (("learning_rate",), "learning rate"),
         (("margin",), "margin"),

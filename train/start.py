@@ -27,6 +27,7 @@ RUN_FILE, CHECKPOINTS = "run.json", "checkpoints"
 
 FREE = {("data", "threads"), ("data", "prefetch"), ("data", "cache_gigabytes"), ("run", "keep"), ("data", "manifest")}
 FREE |= {("run", "dev_root"), ("augment", "musan"), ("augment", "rirs"), ("mesh", "data"), ("mesh", "model")}
+FREE |= {("teacher", "embeddings"), ("teacher", "bundle")}
 """What may change between an interrupted run and its continuation: how fast, on what, and where the same files are."""
 
 
@@ -47,14 +48,28 @@ class Start:
     notes: tuple[str, ...]
 
 
-def claim(directory: Path, config: TrainConfig, manifest: Manifest) -> None:
+def count_classes(config: TrainConfig, manifest: Manifest) -> int:
+    """Rows of the classifier: speakers times speeds that make speakers; one where a teacher alone is learned from."""
+    if config.teacher.is_used and not config.teacher.labels:
+        return 1
+    return len(manifest.speakers) * len(config.data.class_speeds)
+
+
+def claim(directory: Path, config: TrainConfig, manifest: Manifest, teacher: str = "") -> None:
     """Writes down what the run in this directory is, or checks that it is still the same.
+
+    Args:
+      directory: of the run.
+      config: the run.
+      manifest: its data.
+      teacher: digest of its teacher; empty without one.
 
     Raises:
       TrainingError: the directory holds a run of another configuration or other data, or something else.
     """
     path = directory / RUN_FILE
     document = {"config": config_document(config), "data": manifest.fingerprint, "speakers": list(manifest.speakers)}
+    document |= {"teacher": teacher}
     if not path.exists():
         foreign = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
         if foreign:
@@ -71,6 +86,9 @@ def claim(directory: Path, config: TrainConfig, manifest: Manifest) -> None:
         )
     if before["data"] != document["data"]:
         raise TrainingError(f"{directory} is a run on other data than {config.data.manifest}: choose another place")
+    if before.get("teacher", "") != document["teacher"]:
+        named = config.teacher.embeddings or config.teacher.bundle
+        raise TrainingError(f"{directory} is a run with another teacher than {named}: choose another place")
 
 
 def _document(directory: Path) -> dict[str, Any]:
@@ -105,7 +123,7 @@ def start(config: TrainConfig, manifest: Manifest, checkpoints: RunCheckpoints, 
       TrainingError: another run or a bundle is named that does not fit this one.
       BundleError: the bundle can't be read.
     """
-    n_classes = len(manifest.speakers) * len(config.data.class_speeds)
+    n_classes = count_classes(config, manifest)
     found, problems = checkpoints.newest(abstract_state(config, n_classes, mesh))
     notes = [f"{problem}: going back to the one before" for problem in problems]
     if found is not None:
@@ -170,7 +188,8 @@ def _from_run(
     if other.model != config.model:
         raise TrainingError(f"start.run: {directory} trains another model than [model] says")
     old_speakers, old_speeds = before["speakers"], other.data.class_speeds
-    abstract = jax.eval_shape(lambda: init_state(other, len(old_speakers) * len(old_speeds)))
+    n_old = 1 if other.teacher.is_used and not other.teacher.labels else len(old_speakers) * len(old_speeds)
+    abstract = jax.eval_shape(lambda: init_state(other, n_old))
     everywhere = state_shardings(mesh, abstract)
     if mesh is not None:  # its number of speakers need not suit this mesh
         everywhere = jax.tree.map(lambda _: NamedSharding(mesh, EVERYWHERE), abstract)
@@ -181,6 +200,8 @@ def _from_run(
     state = jax.tree.map(np.asarray, {name: found[1][name] for name in ("params", "batch_stats", "constants")})
     variables = {"params": state["params"]["network"], **{k: state[k] for k in ("batch_stats", "constants")}}
     old = state["params"]["centres"]
+    if n_old == 1:  # it learned from a teacher alone
+        return variables, np.array(drawn_centres(config, n_classes))
     rows = {
         (speaker, speed): old[place * len(old_speakers) + index]
         for place, speed in enumerate(old_speeds)

@@ -25,7 +25,7 @@ sums: of metrics since the last line of the metrics file.
 bad_step: the first step whose loss or gradient was not finite, from which on nothing moves; -1.
 """
 
-SUMS = ("steps", "loss", "accuracy", "gradient_norm")
+SUMS = ("steps", "loss", "accuracy", "gradient_norm", "teacher_cosine")
 
 
 def init_state(

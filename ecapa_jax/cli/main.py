@@ -30,6 +30,7 @@ from ecapa_jax.cli.serve import Serve
 from ecapa_jax.cli.threshold import Threshold
 from ecapa_jax.cli.train import Train
 from ecapa_jax.cli.verify import Verify
+from ecapa_jax.cli.views import WriteViews
 from ecapa_jax.errors import EcapaError, Stopped
 from ecapa_jax.runtime import compile_cache
 
@@ -47,6 +48,7 @@ Verb = (
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Export, tyro.conf.subcommand("export")]
     | Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[WriteViews, tyro.conf.subcommand("views")]
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[PlanStep, tyro.conf.subcommand("plan")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]

@@ -171,8 +171,12 @@ class TrainProgress:
 def _figures(line: dict[str, float]) -> str:
     if "dev_eer" in line:
         return f"dev EER {line['dev_eer']:.2%}, minDCF {line['dev_min_dcf']:.3f}"
+    learned = f"loss {line['loss']:.3f}, "
+    if "teacher_cosine" in line:
+        learned += f"cosine with the teacher {line['teacher_cosine']:.3f}, "
+    if "accuracy" in line:
+        learned += f"accuracy {line['accuracy']:.1%}, margin {line['margin']:.2f}, "
     return (
-        f"loss {line['loss']:.3f}, accuracy {line['accuracy']:.1%}, margin {line['margin']:.2f}, "
-        f"lr {line['learning_rate']:.2e}, norms {line['gradient_norm']:.2f} {line['parameter_norm']:.1f}, "
+        f"{learned}lr {line['learning_rate']:.2e}, norms {line['gradient_norm']:.2f} {line['parameter_norm']:.1f}, "
         f"{line['speech_seconds_per_second']:.0f} speech-s/s, waiting {line['starvation']:.1%}"
     )

@@ -24,10 +24,15 @@ COLUMNS = {
     "sha256": "string",
     "shard": "string",
     "index": "int32",
+    "variant": "string",
 }
 """path: from the manifest's folder, or absolute. start, samples: at the manifest's rate. rate: of the file, Hz.
 sha256: of the decoded 16-bit samples. shard, index: the ArrayRecord file and the place in it of the same audio as FLAC,
-where `prepare` made shards."""
+where `prepare` made shards. variant: names the view of the utterance, where `views` made several; empty otherwise.
+speaker: empty where nobody knows it."""
+
+UNNAMED = -1
+"""Label of an utterance without a speaker."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +44,8 @@ class Manifest:
       files: path to the audio of each: a sound file, or a shard.
       indices: [n] place in the shard; -1 in a sound file of its own.
       starts, samples: [n] first sample and number of samples at `rate`.
-      labels: [n] row of each utterance's speaker in `speakers`.
+      labels: [n] row of each utterance's speaker in `speakers`; `UNNAMED` where the manifest names none.
+      variants: name of each utterance's view; empty where there is one.
       speakers: names, sorted.
       rate: Hz.
       fingerprint: sha256 of what decides the training: ids, speakers, audio.
@@ -51,6 +57,7 @@ class Manifest:
     starts: Int64[np.ndarray, " utterances"]
     samples: Int64[np.ndarray, " utterances"]
     labels: Int32[np.ndarray, " utterances"]
+    variants: tuple[str, ...]
     speakers: tuple[str, ...]
     rate: int
     fingerprint: str
@@ -88,10 +95,39 @@ def read_manifest(path: str | Path) -> Manifest:
     Raises:
       ConfigError: it is missing, no manifest of ours, or empty.
     """
+    path = Path(path)
+    columns, rate = _read_columns(path)
+    speakers = sorted(set(filter(None, columns["speaker"])))
+    place = {speaker: index for index, speaker in enumerate(speakers)}
+    return Manifest(
+        ids=tuple(columns["id"]),
+        files=tuple(_located(path.parent, s or p) for s, p in zip(columns["shard"], columns["path"], strict=True)),
+        indices=np.array([-1 if index is None else index for index in columns["index"]], np.int32),
+        starts=np.array(columns["start"], np.int64),
+        samples=np.array(columns["samples"], np.int64),
+        labels=np.array([place.get(speaker, UNNAMED) for speaker in columns["speaker"]], np.int32),
+        variants=tuple(variant or "" for variant in columns["variant"]),
+        speakers=tuple(speakers),
+        rate=rate,
+        fingerprint=_fingerprint(columns),
+    )
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a manifest, as `write_manifest` takes them.
+
+    Raises:
+      ConfigError: as `read_manifest`.
+    """
+    columns, _ = _read_columns(path)
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _read_columns(path: Path) -> tuple[dict[str, list[Any]], int]:
+    """The columns of a manifest, and its sample rate in Hz."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such manifest; make one with 'ecapa-jax prepare'")
     try:
@@ -99,23 +135,13 @@ def read_manifest(path: str | Path) -> Manifest:
     except (pa.ArrowException, OSError) as error:
         raise ConfigError(f"{path} is no Parquet file ({error}); make it with 'ecapa-jax prepare'") from error
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    if metadata.get("ecapa_jax.manifest") != "1" or set(table.column_names) != set(COLUMNS):
+    if metadata.get("ecapa_jax.manifest") != "1" or set(table.column_names) | {"variant"} != set(COLUMNS):
         raise ConfigError(f"{path} is no manifest of this version; make it with 'ecapa-jax prepare'")
     if not table.num_rows:
         raise ConfigError(f"{path} holds no utterance")
     columns = table.to_pydict()
-    speakers, labels = np.unique(np.array(columns["speaker"]), return_inverse=True)
-    return Manifest(
-        ids=tuple(columns["id"]),
-        files=tuple(_located(path.parent, s or p) for s, p in zip(columns["shard"], columns["path"], strict=True)),
-        indices=np.array([-1 if index is None else index for index in columns["index"]], np.int32),
-        starts=np.array(columns["start"], np.int64),
-        samples=np.array(columns["samples"], np.int64),
-        labels=labels.astype(np.int32),
-        speakers=tuple(map(str, speakers)),
-        rate=int(metadata["ecapa_jax.rate"]),
-        fingerprint=_fingerprint(columns),
-    )
+    columns.setdefault("variant", [None] * table.num_rows)
+    return columns, int(metadata["ecapa_jax.rate"])
 
 
 def _located(folder: Path, name: str) -> str:
@@ -123,7 +149,10 @@ def _located(folder: Path, name: str) -> str:
 
 
 def _fingerprint(columns: dict[str, list[Any]]) -> str:
+    names = ["id", "speaker", "sha256", "start", "samples"]
+    if any(columns["variant"]):
+        names.append("variant")
     digest = hashlib.sha256()
-    for row in zip(*(columns[name] for name in ("id", "speaker", "sha256", "start", "samples")), strict=True):
+    for row in zip(*(columns[name] for name in names), strict=True):
         digest.update(repr(row).encode())
     return digest.hexdigest()

@@ -9,16 +9,16 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int16, Int32
+from jaxtyping import Float32, Int16, Int32
 
 from ecapa_jax.audio.segments import change_speed, read_segment
 from ecapa_jax.errors import AudioError
 from ecapa_jax.train.augment import MUSIC, NOISE
 from ecapa_jax.train.config import AugmentConfig, DataConfig
-from ecapa_jax.train.data.manifest import Manifest
+from ecapa_jax.train.data.manifest import UNNAMED, Manifest
 from ecapa_jax.train.data.order import Example, Order
 
 ATTEMPTS = 20
@@ -44,6 +44,14 @@ class Rows:
         return len(self.places)
 
 
+@runtime_checkable
+class Targets(Protocol):
+    """What a teacher's table gives."""
+
+    def target(self, utterance: int, speed: int) -> Float32[np.ndarray, " embedding"]:
+        """The teacher's embedding of an utterance of the manifest, at one of the speeds."""
+
+
 class Loader:
     """Examples by their place in the run, with a cache of decoded audio.
 
@@ -53,7 +61,16 @@ class Loader:
       problems: file to reason of every utterance that could not be read and was replaced.
     """
 
-    def __init__(self, data: DataConfig, augment: AugmentConfig, manifest: Manifest, order: Order, rows: Rows):
+    def __init__(
+        self,
+        data: DataConfig,
+        augment: AugmentConfig,
+        manifest: Manifest,
+        order: Order,
+        rows: Rows,
+        targets: Targets | None = None,
+    ):
+        self._targets = targets
         self._data, self._manifest, self._order, self._rows = data, manifest, order, rows
         self._crop = round(data.crop_seconds * manifest.rate)
         self._noises = Noises(augment, self._crop, manifest.rate) if augment.musan else None
@@ -71,8 +88,9 @@ class Loader:
         row = self._rows.places[local]
         example = self._order.example(step, row)
         waveform, utterance = self._readable(step, row, example)
-        speed_class = example.speed if self._data.speed_speakers else 0
-        label = self._manifest.labels[utterance] + speed_class * len(self._manifest.speakers)
+        label = self._manifest.labels[utterance]
+        if label != UNNAMED and self._data.speed_speakers:
+            label += example.speed * len(self._manifest.speakers)
         filled = self._filled(waveform)
         made = {
             "waveforms": filled,
@@ -80,7 +98,10 @@ class Loader:
                 min(len(waveform), self._crop) if self._data.short == "zeros" else self._crop, np.int32
             ),
             "labels": np.asarray(label, np.int32),
+            "utterances": np.asarray(utterance, np.int32),
         }
+        if self._targets is not None:
+            made["targets"] = self._targets.target(utterance, example.speed)
         if self._noises is not None:
             made["noise"], made["noise_kind"] = self._noises.crop(example.noise)
         return made

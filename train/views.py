@@ -1,0 +1,139 @@
+"""Augmented views of a manifest's utterances as sound files, so that any teacher can hear what the student hears."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int16
+
+from ecapa_jax.audio.segments import to_flac, to_int16
+from ecapa_jax.errors import ConfigError, TrainingError
+from ecapa_jax.train.augment import augment_step
+from ecapa_jax.train.config import TrainConfig
+from ecapa_jax.train.data.manifest import UNNAMED, Manifest, check_installed, read_manifest, read_rows, write_manifest
+from ecapa_jax.train.data.order import Order
+from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
+from ecapa_jax.train.data.prepare import MANIFEST
+from ecapa_jax.train.rooms import room_bank
+
+PART_STEPS = 16
+"""Batches whose files share a folder, and a list that says that the folder is whole."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """What `write_views` wrote.
+
+    Attributes:
+      manifest: the Parquet file that training reads.
+      views: number of files.
+      utterances: different utterances they are made from.
+      hours: of sound.
+    """
+
+    manifest: Path
+    views: int
+    utterances: int
+    hours: float
+
+
+def write_views(
+    config: TrainConfig, output: Path, number: int, *, progress: Callable[[int, int], None] = lambda done, total: None
+) -> Views:
+    """Writes the examples that a training run of this configuration would begin with, augmented, one FLAC file each.
+
+    A view is a crop of an utterance at one of `data.speeds`, changed as `augment` says: what `train` makes of the same
+    seed, step and place in the batch. The same call goes on where a killed one ended.
+
+    Args:
+      config: the run; of it `data`, `augment`, `run.seed` and the model's sample rate count.
+      output: folder to make; `manifest.parquet` in it names each view by the utterance's `id` and a `variant`.
+      number: views to write, rounded up to whole batches.
+      progress: called with the views written and their number.
+
+    Raises:
+      TrainingError: the output is whole already.
+      ConfigError, AudioError: what the configuration names can't be used.
+    """
+    check_installed("pyarrow", "grain")
+    if number < 1:
+        raise ConfigError(f"the number of views is {number}; it must be positive")
+    if (output / MANIFEST).exists():
+        raise TrainingError(f"{output / MANIFEST} exists: choose another output, or remove it")
+    manifest = read_manifest(config.data.manifest)
+    writer = _Writer(config, manifest, output)
+    n_steps = -(-number // config.data.batch_size)
+    rows: list[dict[str, Any]] = []
+    for first in range(0, n_steps, PART_STEPS):
+        rows += writer.part(first, min(first + PART_STEPS, n_steps))
+        progress(len(rows), n_steps * config.data.batch_size)
+    temporary = output / f".{MANIFEST}.partial"
+    write_manifest(temporary, rows, manifest.rate)
+    temporary.replace(output / MANIFEST)
+    hours = sum(row["seconds"] for row in rows) / 3600
+    return Views(output / MANIFEST, len(rows), len({row["id"] for row in rows}), hours)
+
+
+class _Writer:
+    """Makes batches as training does and writes them as files."""
+
+    def __init__(self, config: TrainConfig, manifest: Manifest, output: Path):
+        self._config, self._manifest, self._output = config, manifest, output
+        self._rate = config.model.fbank.sample_rate
+        if manifest.rate != self._rate:
+            raise TrainingError(f"{config.data.manifest} is at {manifest.rate} Hz, the model at {self._rate} Hz")
+        self._order = Order(config.data, manifest, config.run.seed)
+        self._banks = jax.device_put(room_bank(config.augment, manifest.rate, config.run.seed))
+        self._augment = jax.jit(functools.partial(augment_step, config.augment, self._rate, config.run.seed))
+        self._batches: Batches | None = None
+
+    def part(self, first: int, last: int) -> list[dict[str, Any]]:
+        """Manifest rows of the steps from `first` up to `last`, whose files are written unless they are there."""
+        whole = self._output / "audio" / f"{first:06d}.parquet"
+        if whole.exists():
+            self._batches = None
+            return read_rows(whole)
+        folder = whole.with_suffix("")
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [row for step in range(first, last) for row in self._step(step, first, folder)]
+        temporary = whole.with_suffix(".partial")
+        write_manifest(temporary, rows, self._rate)
+        temporary.replace(whole)
+        return rows
+
+    def _step(self, step: int, first: int, folder: Path) -> list[dict[str, Any]]:
+        size = self._config.data.batch_size
+        if self._batches is None:
+            loader = Loader(self._config.data, self._config.augment, self._manifest, self._order, Rows.span(0, size))
+            self._batches = Batches(loader, Rows.span(0, size), self._config.data, first)
+        batch = next(self._batches)
+        waveforms = np.asarray(self._augment(self._banks, jnp.int32(step), batch))
+        views = zip(waveforms, batch["utterances"], batch["lengths"], strict=True)
+        return [
+            self._row(folder, step * size + place, to_int16(waveform[:length]), int(utterance))
+            for place, (waveform, utterance, length) in enumerate(views)
+        ]
+
+    def _row(self, folder: Path, place: int, samples: Int16[np.ndarray, " samples"], utterance: int) -> dict[str, Any]:
+        path = folder / f"{place:08d}.flac"
+        path.write_bytes(to_flac(samples, self._rate))
+        label = self._manifest.labels[utterance]
+        return {
+            "id": self._manifest.ids[utterance],
+            "variant": f"{place:08d}",
+            "path": path.relative_to(self._output).as_posix(),
+            "start": 0,
+            "samples": len(samples),
+            "speaker": None if label == UNNAMED else self._manifest.speakers[label],
+            "seconds": len(samples) / self._rate,
+            "rate": self._rate,
+            "sha256": hashlib.sha256(samples.tobytes()).hexdigest(),
+        }
