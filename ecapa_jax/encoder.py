@@ -49,7 +49,7 @@ class SpeakerEncoder:
       devices: over which batches are spread.
       sharding: of a batch's rows.
       buckets: the shapes that are compiled when met.
-      programs: the compiled function; `programs.compile_count` says how often it was compiled.
+      programs: the compiled function; `runtime.programs.compile_count` says how often it was compiled.
     """
 
     def __init__(
