@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32
 
 from ecapa_jax.audio.load import AudioSource, LongAudio
@@ -19,20 +23,33 @@ from ecapa_jax.audio.recordings import Short as Short
 from ecapa_jax.audio.recordings import SilenceWarning as SilenceWarning
 from ecapa_jax.audio.recordings import as_list, open_recording, warn_of_silence
 from ecapa_jax.audio.windows import Windows, embed_windows, samples_of
-from ecapa_jax.batching import MAX_BATCH_SECONDS, Buckets, minimum_samples
+from ecapa_jax.batching import MAX_BATCH_SECONDS, Batch, Blocks, Buckets, minimum_samples
 from ecapa_jax.bundle.bundle import Bundle
-from ecapa_jax.config import ModelConfig, Variables
-from ecapa_jax.embedder import Dtype as Dtype
-from ecapa_jax.embedder import Embedder
+from ecapa_jax.config import ModelConfig, Variables, to_dict
+from ecapa_jax.folding import fold
+from ecapa_jax.runtime import machine
+from ecapa_jax.runtime.programs import Programs
 from ecapa_jax.scoring.config import Cohort, Scoring
 from ecapa_jax.scoring.scorer import Scorer, ScoringName, Verification, checked_threshold
+
+Dtype = Literal["float32", "bfloat16", "auto"]
+EmbeddedRows: TypeAlias = Iterator[tuple[tuple[int, ...], Float32[np.ndarray, "rows embedding"]]]
+"""Positions in a stream, and their embeddings."""
 
 
 class SpeakerEncoder:
     """A model ready to score: decoding, bucketed batches, one compiled function, decisions.
 
     Attributes:
-      scorer: from embeddings to scores.
+      config: front end and network.
+      dtype: compute dtype, float32 or bfloat16.
+      scorer: from embeddings to scores, with threshold, mean embedding and cohort.
+      sample_rate: of the model's waveforms, Hz; other rates are resampled to it.
+      minimum_samples: fewest samples of an utterance at that rate.
+      devices: over which batches are spread.
+      sharding: of a batch's rows.
+      buckets: the shapes that are compiled when met.
+      programs: the compiled function; `runtime.programs.compile_count` says how often it was compiled.
     """
 
     def __init__(
@@ -47,9 +64,17 @@ class SpeakerEncoder:
         dtype: Dtype = "float32",
         programs: Path | None = None,
     ):
-        self._embedder = Embedder(config, variables, devices, dtype, programs)
-        self._programs = programs
+        self.config = config
         self.scorer = Scorer(scoring or Scoring(), embedding_mean, cohort)
+        self.sample_rate, self.minimum_samples = config.fbank.sample_rate, minimum_samples(config)
+        self.devices = list(devices or jax.local_devices())
+        self.dtype = machine.fastest_dtype(self.devices[0]) if dtype == "auto" else dtype
+        self.buckets = Buckets(self.sample_rate, len(self.devices), self.devices[0].platform)
+        mesh = Mesh(np.asarray(self.devices), ("data",))
+        self.sharding, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+        self.programs = Programs(self._embed_batch, json.dumps([to_dict(config), self.dtype]), programs)
+        self.variables = variables
+        self._real_samples = self._padded_samples = 0
 
     @classmethod
     def from_bundle(
@@ -77,67 +102,43 @@ class SpeakerEncoder:
         return SpeakerEncoder(
             self.config,
             self.variables,
-            scoring=self.scoring,
-            embedding_mean=self.embedding_mean,
+            scoring=self.scorer.scoring,
+            embedding_mean=self.scorer.embedding_mean,
             cohort=self.scorer.cohort,
-            devices=self._embedder.devices,
+            devices=self.devices,
             dtype=dtype,
-            programs=self._programs,
+            programs=self.programs.folder,
         )
-
-    @property
-    def config(self) -> ModelConfig:
-        """Front end and network."""
-        return self._embedder.config
-
-    @property
-    def dtype(self) -> str:
-        """Compute dtype, float32 or bfloat16."""
-        return self._embedder.dtype
-
-    @property
-    def buckets(self) -> Buckets:
-        """The shapes that are compiled when met."""
-        return self._embedder.buckets
 
     @property
     def variables(self) -> Variables:
         """Weights and statistics as given, on every device; set them to embed with others."""
-        return self._embedder.variables
+        return self._variables
 
     @variables.setter
     def variables(self, variables: Variables) -> None:
-        self._embedder.variables = variables
+        self._variables = jax.device_put(variables, self._everywhere)
+        self._folded = jax.device_put(fold(self.config, self._variables, self.dtype), self._everywhere)
+        self.__dict__.pop("fingerprint", None)
 
-    @property
-    def scoring(self) -> Scoring:
-        """Threshold and way of scoring."""
-        return self.scorer.scoring
-
-    @property
-    def embedding_mean(self) -> Float[np.ndarray, " embedding"] | None:
-        """Mean embedding of a training set, where the model brings one."""
-        return self.scorer.embedding_mean
-
-    @property
-    def compile_count(self) -> int:
-        """Compilations so far; programs of an earlier process are not among them."""
-        return self._embedder.programs.compile_count
-
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Sha256 over configuration, variables and dtype: equal ones give embeddings that may be compared."""
-        return self._embedder.fingerprint
+        digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
+        leaves = {
+            jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables)
+        }
+        for name, leaf in sorted(leaves.items()):
+            digest.update(f"{name}{leaf.shape}".encode())
+            digest.update(np.asarray(leaf, np.float32).tobytes())
+        if self.dtype != "float32":
+            digest.update(self.dtype.encode())
+        return digest.hexdigest()
 
     @property
-    def sample_rate(self) -> int:
-        """Rate of the model's waveforms, Hz; other rates are resampled to it."""
-        return self.config.fbank.sample_rate
-
-    @property
-    def minimum_samples(self) -> int:
-        """Fewest samples of an utterance at the model's rate."""
-        return minimum_samples(self.config)
+    def padding_waste(self) -> float:
+        """Share of the samples computed so far that were padding: of length buckets and of rows without a recording."""
+        return 1 - self._real_samples / self._padded_samples if self._padded_samples else 0.0
 
     def embed(
         self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | None = None, *, short: Short = "error"
@@ -156,7 +157,8 @@ class SpeakerEncoder:
         Raises:
           AudioError: a source can't be read, is too short, or holds NaN; nothing is embedded then.
         """
-        return self._embed_waveforms(self._read_ahead(sources, sample_rate, short, MAX_BATCH_SECONDS))
+        recordings = self._read_ahead(sources, sample_rate, short, MAX_BATCH_SECONDS)
+        return self._in_order(self.embed_stream(recordings))
 
     def embed_windows(
         self,
@@ -202,13 +204,17 @@ class SpeakerEncoder:
           sources, sample_rate, short: as for `embed`.
           scorer: None is the model's.
         """
-        return self._embed_views(self._read_whole(sources, sample_rate, short), scorer or self.scorer)
-
-    def _embed_views(self, waveforms: Sequence[np.ndarray], scorer: Scorer) -> Float32[np.ndarray, "n views embedding"]:
-        views = [view for waveform in waveforms for view in scorer.views(waveform)]
-        self._embedder.fetch([len(view) for view in views if not self.buckets.is_long(len(view))])
-        rows = self._embed_waveforms(views)
+        scorer = scorer or self.scorer
+        waveforms = self._read_whole(sources, sample_rate, short)
+        rows = self._in_order(self.embed_stream(self._views(waveforms, scorer)))
         return rows.reshape(len(waveforms), scorer.n_views, -1)
+
+    def _views(self, waveforms: Sequence[np.ndarray], scorer: Scorer) -> list[Float32[np.ndarray, " _"]]:
+        """The views of all recordings; the kept programs that they need are read meanwhile."""
+        views = [view for waveform in waveforms for view in scorer.views(waveform)]
+        batches = self.buckets.plan([len(view) for view in views if not self.buckets.is_long(len(view))])
+        self.programs.fetch(self._arguments(batch) for batch in batches)
+        return views
 
     def _read_ahead(
         self,
@@ -233,9 +239,9 @@ class SpeakerEncoder:
     ) -> list[Float32[np.ndarray, " _"]]:
         return cast("list[np.ndarray]", list(self._read_ahead(sources, sample_rate, short)))
 
-    def _embed_waveforms(self, waveforms: Iterable[np.ndarray | LongAudio]) -> Float32[np.ndarray, "n embedding"]:
+    def _in_order(self, embedded: EmbeddedRows) -> Float32[np.ndarray, "n embedding"]:
         rows: dict[int, np.ndarray] = {}
-        for indices, embeddings in self.embed_stream(waveforms):
+        for indices, embeddings in embedded:
             rows.update(zip(indices, embeddings, strict=True))
         if not rows:
             return np.empty((0, self.config.ecapa.embedding_dim), np.float32)
@@ -256,9 +262,7 @@ class SpeakerEncoder:
         assert not isinstance(waveform, LongAudio)
         return waveform
 
-    def embed_stream(
-        self, waveforms: Iterable[Float32[np.ndarray, " _"] | LongAudio]
-    ) -> Iterator[tuple[tuple[int, ...], Float32[np.ndarray, "rows embedding"]]]:
+    def embed_stream(self, waveforms: Iterable[Float32[np.ndarray, " _"] | LongAudio]) -> EmbeddedRows:
         """Embeds waveforms while they come in; memory holds one unfinished batch a length bucket, however many come.
 
         Args:
@@ -268,7 +272,47 @@ class SpeakerEncoder:
           An iterator over positions in the stream and their embeddings, batch after batch, every position once. Which
           waveforms share a batch follows from their order and lengths alone: the same stream gives the same bits.
         """
-        return self._embedder.stream(waveforms)
+        running: collections.deque[tuple[tuple[int, ...], jax.Array | np.ndarray]] = collections.deque()
+        for batch, rows in self.buckets.stream(waveforms):
+            embeddings = self._dispatch(batch, rows) if batch.samples else self._embed_long(rows[0])
+            running.append((batch.indices, embeddings))
+            if len(running) > 1:  # one computes while the next is read
+                yield _on_host(*running.popleft())
+        for done in running:
+            yield _on_host(*done)
+
+    def _dispatch(self, batch: Batch, waveforms: Sequence[np.ndarray]) -> Float32[jax.Array, "rows embedding"]:
+        """Embeds one batch, without waiting for the device."""
+        padded = np.zeros((batch.rows, batch.samples), np.float32)
+        lengths = np.zeros(batch.rows, np.int32)
+        for row, waveform in enumerate(waveforms):
+            padded[row, : len(waveform)] = waveform
+            lengths[row] = len(waveform)
+        self._real_samples += int(lengths.sum())
+        self._padded_samples += padded.size
+        return self.programs(self._folded, *jax.device_put((padded, lengths), self.sharding))
+
+    def _arguments(self, batch: Batch) -> tuple[Variables, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """What `_dispatch` calls the compiled function with; of the waveforms the shapes."""
+        waveforms = jax.ShapeDtypeStruct((batch.rows, batch.samples), np.float32, sharding=self.sharding)
+        lengths = jax.ShapeDtypeStruct((batch.rows,), np.int32, sharding=self.sharding)
+        return self._folded, waveforms, lengths
+
+    def _embed_batch(self, variables: Variables, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
+        """The function that is compiled: on a processor, as many utterances at a time as its caches hold."""
+        from ecapa_jax.functional import embed, embed_in_groups  # flax, which programs of an earlier process don't need
+
+        rows = self.buckets.group(*waveforms.shape)
+        if rows == len(waveforms):
+            return embed(self.config, variables, waveforms, lengths)
+        return embed_in_groups(self.config, variables, waveforms, lengths, rows)
+
+    def _embed_long(self, blocks: Blocks) -> Float32[np.ndarray, "1 embedding"]:
+        """Embeds what is too long for a batch, chunk by chunk."""
+        from ecapa_jax.long import passes
+
+        place = functools.partial(jax.device_put, device=self.sharding)
+        return passes.embed(self.config, self._folded, blocks, rows=self.buckets.n_devices, place=place)[None]
 
     def verify(
         self,
@@ -295,8 +339,8 @@ class SpeakerEncoder:
         threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
         waveforms = self._read_whole([a, b], None, short)
         seconds = [len(waveform) / self.sample_rate for waveform in waveforms]
-        views = self._embed_views(waveforms, scorer)
-        score = scorer.score(views[0], views[1], seconds)
+        rows = self._in_order(self.embed_stream(self._views(waveforms, scorer)))
+        score = scorer.score(*rows.reshape(2, scorer.n_views, -1), seconds)
         same_speaker = None if threshold is None else score >= threshold
         return Verification(score, same_speaker, threshold, scorer.scoring.score_type)
 
@@ -313,10 +357,12 @@ class SpeakerEncoder:
         """Compiles every bucket that utterances up to `max_seconds` can meet; returns how many there are."""
         batches = self.buckets.up_to(int(max_seconds * self.sample_rate))
         for batch in batches:
-            self._embedder.dispatch(batch, []).block_until_ready()
+            self._dispatch(batch, []).block_until_ready()
         return len(batches)
 
-    @property
-    def padding_waste(self) -> float:
-        """Share of the samples computed so far that were padding: of length buckets and of rows without a recording."""
-        return self._embedder.padding_waste
+
+def _on_host(
+    indices: tuple[int, ...], embeddings: jax.Array | np.ndarray
+) -> tuple[tuple[int, ...], Float32[np.ndarray, "rows embedding"]]:
+    """The embeddings on the host, without those of rows that only fill the batch."""
+    return indices, np.asarray(embeddings)[: len(indices)]

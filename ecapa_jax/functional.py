@@ -21,8 +21,8 @@ from ecapa_jax.config import Variables as Variables
 from ecapa_jax.features.constants import stored as _stored
 from ecapa_jax.features.fbank import AnyArray, fbank, seen_mask
 from ecapa_jax.folding import fold as fold
-from ecapa_jax.nn.batchnorm import BatchNorm
 from ecapa_jax.nn.ecapa import EcapaTdnn
+from ecapa_jax.nn.layers import BatchNorm
 
 
 def init(config: ModelConfig, key: PRNGKeyArray) -> Variables:
@@ -96,7 +96,7 @@ def embed(
       [B, embedding_dim]; a row of NaN for an utterance shorter than `minimum_samples(config)`, which has none.
     """
     features, mask = fbank(config.fbank, waveforms, lengths, variables["constants"])
-    embeddings, _ = apply(config.ecapa, variables, features, mask, seen=seen_mask(config.fbank, mask))
+    embeddings = network(config.ecapa, variables)(features, mask, seen=seen_mask(config.fbank, mask))
     return jnp.where((lengths >= minimum_samples(config))[:, None], embeddings, jnp.nan)
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     for name, row in zip(names, scores, strict=True):
         print(f"{name:<8}" + "".join(f"{score:8.2f}" for score in row))
 
-    threshold = encoder.scoring.threshold
+    threshold = encoder.scorer.scoring.threshold
     print(f"\nsame speaker? yes at {threshold} or above\n")
     right = 0
     pairs = list(itertools.combinations(range(len(files)), 2))

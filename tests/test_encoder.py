@@ -68,7 +68,7 @@ def test_200_lengths_compile_no_more_than_there_are_buckets(encoder: SpeakerEnco
     """Random lengths in random batches, after a warm-up with the same buckets: nothing compiles any more."""
     fresh = SpeakerEncoder(encoder.config, encoder.variables)
     n_buckets = fresh.warm_up(max_seconds=1.2)
-    assert fresh.compile_count == n_buckets == 2 * len(BATCH_SIZES)
+    assert fresh.programs.compile_count == n_buckets == 2 * len(BATCH_SIZES)
     generator = np.random.default_rng(1)
     lengths = generator.integers(fresh.minimum_samples, int(1.2 * RATE), 200)
     waveforms = [noise(length, seed) for seed, length in enumerate(lengths)]
@@ -78,7 +78,7 @@ def test_200_lengths_compile_no_more_than_there_are_buckets(encoder: SpeakerEnco
         embeddings = fresh.embed(waveforms[start : start + size])
         assert np.isfinite(embeddings).all()
         start += size
-    assert fresh.compile_count == n_buckets
+    assert fresh.programs.compile_count == n_buckets
 
 
 def test_rows_are_what_each_recording_gives_alone(encoder: SpeakerEncoder) -> None:
@@ -289,7 +289,7 @@ def test_the_packaged_model_loads_without_a_warning() -> None:
         warnings.simplefilter("error")
         encoder = ecapa_jax.load()
     assert encoder.sample_rate == RATE
-    assert -1 < encoder.scoring.threshold < 1
+    assert -1 < encoder.scorer.scoring.threshold < 1
     audio = Path(__file__).parents[1] / "examples" / "audio"
     same = encoder.verify(audio / "rms_1.flac", audio / "rms_2.flac")
     other = encoder.verify(audio / "rms_1.flac", audio / "awb_2.flac")
@@ -316,7 +316,7 @@ def test_other_variables_are_embedded_with_at_once(encoder: SpeakerEncoder) -> N
     assert changed.fingerprint != fingerprint
     changed.variables = encoder.variables
     assert np.array_equal(changed.embed(noise(RATE)), before)
-    assert changed.compile_count == 1
+    assert changed.programs.compile_count == 1
 
 
 def test_the_fingerprint_says_which_embeddings_compare(tmp_path):

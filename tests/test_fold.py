@@ -16,7 +16,7 @@ from ecapa_jax.batching import Buckets
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.evaluation.trials import read_trials
-from ecapa_jax.nn.conv import Conv1d, contract
+from ecapa_jax.nn.matmul import _convolution, _unfolded, matmul
 from ecapa_jax.runtime import machine
 from ecapa_jax.scoring.metrics import eer
 from helpers import families, parity
@@ -111,14 +111,15 @@ def test_bfloat16_decides_as_float32(name: str) -> None:
     assert abs(rates[0] - rates[1]) * np.sum(trials.known_labels) <= 2
 
 
-@pytest.mark.parametrize(("kernel_size", "dilation", "padding"), [(5, 1, "zeros"), (3, 3, "reflect")])
-def test_the_two_lowerings_of_a_convolution_agree(kernel_size: int, dilation: int, padding: str) -> None:
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(5, 1), (3, 3)])
+def test_the_two_lowerings_of_a_convolution_agree(kernel_size: int, dilation: int) -> None:
     """On operands that are exact in bfloat16, with sums that float32 holds."""
-    layer = Conv1d(4, 6, kernel_size, dilation=dilation, padding=padding, rngs=None)
     generator = np.random.default_rng(0)
     x = jnp.asarray(generator.integers(-8, 9, (2, 40, 4)), jnp.bfloat16)
     kernel = jnp.asarray(generator.integers(-8, 9, (kernel_size, 4, 6)), jnp.bfloat16)
-    assert np.array_equal(layer._unfold(x, kernel), layer._convolve(x, kernel))
+    unfolded = _unfolded(x, kernel, dilation=dilation)
+    assert unfolded.shape == (2, 40 - dilation * (kernel_size - 1), 6)
+    assert np.array_equal(unfolded, _convolution(x, kernel, dilation=dilation, groups=1))
 
 
 @pytest.mark.parametrize(("frames", "channels", "out"), [(1, 3, 1), (7, 4, 5), (40, 4, 6)])
@@ -129,8 +130,8 @@ def test_gradients_of_a_low_precision_product(frames: int, channels: int, out: i
         jnp.asarray(generator.integers(-4, 5, shape), jnp.float32)
         for shape in [(2, frames, channels), (channels, out), (2, frames, out)]
     )
-    exact = jax.vjp(contract, x, kernel)[1](cotangent)
-    low = jax.vjp(contract, x, kernel.astype(jnp.bfloat16))[1](cotangent)
+    exact = jax.vjp(matmul, x, kernel)[1](cotangent)
+    low = jax.vjp(matmul, x, kernel.astype(jnp.bfloat16))[1](cotangent)
     assert [leaf.dtype for leaf in low] == [jnp.float32, jnp.bfloat16]
     assert np.array_equal(low[0], exact[0])
     assert np.array_equal(low[1], exact[1].astype(jnp.bfloat16))

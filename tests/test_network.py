@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from ecapa_jax import functional
 from ecapa_jax.config import EcapaConfig, StdConfig, from_dict, to_dict
 from ecapa_jax.errors import ConfigError
-from ecapa_jax.nn.batchnorm import BatchNorm
-from ecapa_jax.nn.conv import pad_time
+from ecapa_jax.nn.layers import BatchNorm, pad_time
 from helpers import parity
 from helpers.oracle import Oracle
 from helpers.weights import random_tensors, small_config, variables_of

@@ -109,14 +109,14 @@ def whole_embeddings(encoder, tmp_path_factory):
 def test_long_files_are_embedded_without_being_asked(encoder, whole_embeddings, monkeypatch):
     paths, expected = whole_embeddings
     n_long = 0
-    embed_long = encoder._embedder.embed_long
+    embed_long = encoder._embed_long
 
     def counted(blocks):
         nonlocal n_long
         n_long += 1
         return embed_long(blocks)
 
-    monkeypatch.setattr(encoder._embedder, "embed_long", counted)
+    monkeypatch.setattr(encoder, "_embed_long", counted)
     assert parity.same_embeddings(encoder.embed(paths), expected)
     assert n_long == 2  # the stereo file has 0.9 s
     waveforms = [encoder.read(path) for path in paths]

@@ -20,7 +20,7 @@ from ecapa_jax.convert.readers.pickle_machine import show
 from ecapa_jax.convert.rules import Rule, Tensors, conv, linear, norm
 from ecapa_jax.convert.sources import shapes
 from ecapa_jax.errors import ConfigError, ConversionError
-from ecapa_jax.nn.other_poolings import SHAPES
+from ecapa_jax.nn.poolings import SHAPES
 from ecapa_jax.presets import PRESETS
 from ecapa_jax.scoring.config import Scoring
 

@@ -190,8 +190,8 @@ class Evaluate:
         missing = local_path(self.missing) if self.missing else None
         encoder = self.model.load(self.scoring, quiet=self.output.quiet)
         if settings.threshold is None:
-            settings = dataclasses.replace(settings, threshold=encoder.scoring.threshold)
-        settings = dataclasses.replace(settings, llr=encoder.scoring.score_type == "llr")
+            settings = dataclasses.replace(settings, threshold=encoder.scorer.scoring.threshold)
+        settings = dataclasses.replace(settings, llr=encoder.scorer.scoring.score_type == "llr")
         with EvaluationProgress(quiet=self.output.quiet) as progress:
             scored = score_lists(
                 encoder,

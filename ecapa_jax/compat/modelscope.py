@@ -49,7 +49,11 @@ class SpeakerVerificationPipeline:
           ConfigError: (a ValueError) `thr` is out of the score's range, or neither given nor known to the model.
           AudioError: (a ValueError) an input can't be read or is of another type.
         """
-        threshold = self.encoder.scoring.threshold if thr is None else checked_threshold(thr, self.encoder.scoring)
+        threshold = (
+            self.encoder.scorer.scoring.threshold
+            if thr is None
+            else checked_threshold(thr, self.encoder.scorer.scoring)
+        )
         if threshold is None:
             raise ConfigError("this model publishes no threshold: pass thr, a score in [-1, 1]")
         views = self.encoder.embed_views([_modelscope_input(audio) for audio in in_audios])

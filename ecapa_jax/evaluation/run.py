@@ -140,7 +140,7 @@ def _score_kinds(
     scores = {"plain": mapped(encoder, cosines)}
     if means is not None:
         scores["as-norm"] = normalised(cosines, enrol, vectors, pairs, means, top_n)
-    if not encoder.scoring.bounded:
+    if not encoder.scorer.scoring.bounded:
         scores = {"model": finished(encoder.scorer, cosines, enrol, vectors, pairs, sides), **scores}
     return scores
 
@@ -153,7 +153,7 @@ def _cohort_means(
 
 
 def _check_own_cohort(encoder: SpeakerEncoder, lists: Sequence[Trials]) -> None:
-    if encoder.scoring.normalisation != "none" and encoder.scorer.cohort is not None:
+    if encoder.scorer.scoring.normalisation != "none" and encoder.scorer.cohort is not None:
         for trials in lists:
             check_no_overlap(encoder.scorer.cohort.speakers, trials.speakers or ())
 

@@ -28,7 +28,7 @@ def speaker_vectors(
     The score of two recordings is the mean of their parts' dot products. Where a model scores windows too, their
     mean is the second part, because the mean of all products is the product of the means.
     """
-    mean = encoder.embedding_mean if encoder.scoring.subtract_mean else None
+    mean = encoder.scorer.embedding_mean if encoder.scorer.scoring.subtract_mean else None
     return _parts(embeddings if mean is None else embeddings - mean)
 
 
@@ -126,7 +126,7 @@ def normalised(
 
 def mapped(encoder: SpeakerEncoder, cosines: Float64[np.ndarray, " trials"]) -> Float64[np.ndarray, " trials"]:
     """Cosines on the scale of the model's publisher."""
-    return MAPS[encoder.scoring.score_map][0](cosines)  # type: ignore[arg-type, return-value] # arithmetic: arrays too
+    return MAPS[encoder.scorer.scoring.score_map][0](cosines)  # type: ignore[arg-type, return-value] # arithmetic: arrays too
 
 
 def finished(

@@ -252,7 +252,7 @@ class SpeakerStore:
     @property
     def _scoring(self) -> Scoring:
         """The model's scoring as far as one embedding a recording goes; its threshold only if it holds for that."""
-        name: ScoringName = "cosine_less_mean" if self.encoder.scoring.subtract_mean else "cosine"
+        name: ScoringName = "cosine_less_mean" if self.encoder.scorer.scoring.subtract_mean else "cosine"
         return self.encoder.scorer.named(name).scoring
 
     def _load(self) -> Gallery:
@@ -272,8 +272,8 @@ class SpeakerStore:
 
     def _centred(self, embeddings: Float32[np.ndarray, "n embedding"]) -> Float32[np.ndarray, "n embedding"]:
         """Less the mean embedding where the model's scores are made so."""
-        if self._scoring.subtract_mean and self.encoder.embedding_mean is not None:
-            return embeddings - self.encoder.embedding_mean.astype(np.float32)
+        if self._scoring.subtract_mean and self.encoder.scorer.embedding_mean is not None:
+            return embeddings - self.encoder.scorer.embedding_mean.astype(np.float32)
         return embeddings
 
     def _check_embeddings(self, names: Sequence[str], embeddings: Float32[np.ndarray, "n embedding"]) -> None:

@@ -18,17 +18,9 @@ from jaxtyping import Array, Float, Int
 
 from ecapa_jax.config import EcapaConfig
 from ecapa_jax.masks import mask_lengths, masked_mean
-from ecapa_jax.nn.ecapa import EcapaTdnn
-from ecapa_jax.nn.other_poolings import MultiHeadPooling, PosteriorPooling
-from ecapa_jax.nn.pooling import (
-    AttentiveStatisticsPooling,
-    Frames,
-    Mask,
-    Stat,
-    floored_std,
-    plain_parts,
-    std_of_frames,
-)
+from ecapa_jax.nn.ecapa import AttentiveStatisticsPooling, EcapaTdnn
+from ecapa_jax.nn.layers import Frames, Mask, Stat, floored_std, std_of_frames
+from ecapa_jax.nn.poolings import MultiHeadPooling, PosteriorPooling, StatisticsPooling
 
 Count = Int[Array, " batch"]
 Features = Float[Array, "batch time mels"]
@@ -139,8 +131,8 @@ def pooling_moments(model: EcapaTdnn, x: Frames, keep: Mask, context: Moments | 
 def pooled(model: EcapaTdnn, moments: Moments, count: Count) -> Float[Array, "batch pooled"]:
     """What the pooling makes of the moments of all frames of an utterance."""
     config, pooling = model.config, model.pooling
-    if pooling is None:
-        return plain_parts(config, moments.mean, std_of_frames(config.context_std, moments.variance, count))
+    if isinstance(pooling, StatisticsPooling):
+        return pooling.select(moments.mean, std_of_frames(config.context_std, moments.variance, count))
     if isinstance(pooling, PosteriorPooling):
         return _with_prior(pooling, moments)
     std = floored_std(config.pooled_std, moments.variance)

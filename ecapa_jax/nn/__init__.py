@@ -1,1 +1,1 @@
-"""The network: convolution, batch normalisation, blocks, pooling and ECAPA-TDNN."""
+"""The network: `ecapa` from top to bottom, the layers it is made of, other poolings, fast products."""

@@ -16,7 +16,7 @@ import pickle
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 
@@ -25,8 +25,12 @@ from ecapa_jax.runtime import compile_cache
 
 _KEPT_BYTES = 256 << 20  # of all programs of a folder: some 200 of them
 _DIGEST = 32  # bytes at the beginning of a file
+
+Shapes: TypeAlias = tuple[Any, tuple[tuple[Any, ...], ...]]
+"""Structure of a pytree; shape, dtype and sharding of its leaves."""
+
 _SOURCE = (
-    "nn", "features", "functional.py", "masks.py", "config.py", "batching.py", "embedder.py", "runtime/programs.py",
+    "nn", "features", "functional.py", "masks.py", "config.py", "batching.py", "encoder.py", "runtime/programs.py",
 )  # fmt: skip
 """Where the code is that a program is made from."""
 
@@ -47,45 +51,54 @@ class Programs:
           folder: where programs are kept and looked for; None keeps none.
         """
         self.compile_count = 0
-        self._function, self._identity, self._folder = function, identity, folder
-        self._jitted = jax.jit(self._counted)
+        self.folder, self._identity = folder, identity
+        self._jitted = jax.jit(function)
         self._ready: dict[tuple[Any, ...], Any] = {}
-
-    def _counted(self, *arguments: Any) -> jax.Array:
-        self.compile_count += 1  # runs when jax traces, once per shape
-        return self._function(*arguments)
+        self._first: tuple[Any, Any] = ((), _shapes(()))
 
     def __call__(self, *arguments: Any) -> jax.Array:
         """The function's result."""
-        if self._folder is None:
-            return self._jitted(*arguments)
-        shapes = _shapes(arguments)
+        shapes = self._shapes(arguments)
         if shapes not in self._ready:
-            self._ready[shapes] = self._kept(self._folder / _key(self._identity, *shapes), arguments)
+            self._ready[shapes] = self._compile(shapes, arguments)
         return self._ready[shapes](*arguments)
 
     def fetch(self, expected: Iterable[tuple[Any, ...]]) -> None:
         """Reads the kept programs of some arguments, or of arguments of their shapes: a core for each at a time."""
-        if self._folder is None:
+        if self.folder is None:
             return
-        missing = list({_shapes(arguments) for arguments in expected} - self._ready.keys())
-        paths = [self._folder / _key(self._identity, *shapes) for shapes in missing]
+        missing = list({self._shapes(arguments) for arguments in expected} - self._ready.keys())
+        paths = [self.folder / _key(self._identity, *shapes) for shapes in missing]
         with ThreadPoolExecutor(min(len(paths), os.cpu_count() or 1) or 1) as pool:
             for shapes, program in zip(missing, pool.map(_read, paths), strict=True):
                 if program is not None:
                     self._ready[shapes] = program
 
-    def _kept(self, path: Path, arguments: tuple[Any, ...]) -> Any:
+    def _shapes(self, arguments: tuple[Any, ...]) -> tuple[Shapes, ...]:
+        """Of each argument. The first, the weights, is nearly always the one before, and has hundreds of leaves."""
+        known, shapes = self._first
+        if arguments[0] is not known:
+            shapes = _shapes(arguments[0])
+            self._first = (arguments[0], shapes)
+        return shapes, *map(_shapes, arguments[1:])
+
+    def _compile(self, shapes: tuple[Shapes, ...], arguments: tuple[Any, ...]) -> Any:
+        """The kept program, or a new one, which is then kept."""
+        if self.folder is None:
+            self.compile_count += 1
+            return self._jitted.lower(*arguments).compile()
+        path = self.folder / _key(self._identity, *shapes)
         program = _read(path)
         if program is None:
+            self.compile_count += 1
             with compile_cache.compile_anew():
                 program = self._jitted.lower(*arguments).compile()
             _write(path, program)
         return program
 
 
-def _shapes(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-    leaves, structure = jax.tree.flatten(arguments)
+def _shapes(argument: Any) -> Shapes:
+    leaves, structure = jax.tree.flatten(argument)
     return structure, tuple((leaf.shape, leaf.dtype, leaf.sharding) for leaf in leaves)
 
 
@@ -101,9 +114,11 @@ def kept_shapes(folder: Path, config: ModelConfig) -> Variables:
     return pickle.loads(content)
 
 
-def _key(identity: str, structure: Any, leaves: tuple[Any, ...]) -> str:
+def _key(identity: str, *arguments: Shapes) -> str:
     """Digest of all that decides what the compiler makes, and for which devices."""
-    parts = [identity, str(structure), *(f"{shape} {dtype} {sharding}" for shape, dtype, sharding in leaves)]
+    parts = [identity]
+    for structure, leaves in arguments:
+        parts += [str(structure), *(f"{shape} {dtype} {sharding}" for shape, dtype, sharding in leaves)]
     parts += [f"{device.id} {device.device_kind}" for device in jax.devices()]
     return hashlib.sha256(json.dumps([_compiler(), *parts]).encode()).hexdigest()
 

@@ -66,7 +66,7 @@ TheStore = Annotated[SpeakerStore, Depends(store_of)]
 async def model(service: TheService) -> schema.ModelAnswer:
     """The model, what it was measured at, and what this service allows."""
     encoder, settings = service.encoder, service.settings
-    scoring = encoder.scoring
+    scoring = encoder.scorer.scoring
     return schema.ModelAnswer(
         name=service.name,
         embedding_dim=encoder.config.ecapa.embedding_dim,

@@ -23,7 +23,6 @@ from ecapa_jax.features.fbank import fbank
 from ecapa_jax.features.frames import minimum_samples
 from ecapa_jax.masks import masked_mean
 from ecapa_jax.nn.ecapa import EcapaTdnn
-from ecapa_jax.nn.pooling import context_statistics
 from ecapa_jax.presets import PRESETS
 from helpers import parity
 from helpers.traces import Trace, traced
@@ -140,14 +139,9 @@ def run_layer(network: EcapaTdnn, name: str, x: jax.Array, mask: jax.Array) -> j
     """Our layer of an original's name, on [1, T, C]; layers without time get one frame."""
     layer = functools.reduce(getattr, our_name(name).split("."), network)
     if name == "asp":
-        config = network.config
-        context = context_statistics(config.context_std, x, mask) if config.global_context else None
-        return layer.pool(x, layer.attention(x, mask, context), mask)[:, None]
+        return layer(x, mask)[:, None]
     if name.endswith("se_block"):
         return x * layer(masked_mean(x, mask))[:, None]
-    if re.fullmatch(r"blocks\.[1-9]\d*", name):
-        hidden = layer.frames(x, mask)
-        return layer.combine(x, hidden, layer.se(masked_mean(hidden, mask)), mask)
     return layer(x, mask if x.shape[1] > 1 else jnp.ones((1, 1), bool))
 
 

@@ -128,14 +128,13 @@ def run_layer(network: EcapaTdnn, name: str, x: jax.Array, mask: jax.Array) -> j
     if name == "conv":
         return network.mfa.conv(x, mask)
     if name == "pool":
-        return network.pool(x, mask)[:, None]
+        return network.pooling(x, mask)[:, None]
     block = getattr(network, f"block_{int(name[5]) - 2}")
     if name.endswith(("0", "1", "2")) and "." in name:
         return (block.tdnn_in, block.res2, block.tdnn_out)[int(name[-1])](x, mask)
     if "." in name:
         return x * block.se(masked_mean(x, mask))[:, None]
-    hidden = block.frames(x, mask)
-    return block.combine(x, hidden, block.se(masked_mean(hidden, mask)), mask)
+    return block(x, mask)
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)

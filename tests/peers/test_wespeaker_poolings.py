@@ -74,7 +74,7 @@ def test_layer_and_embedding(name: str) -> None:
         with torch.no_grad():
             theirs.append(network(torch.from_numpy(own))[-1].numpy()[0])
         handle.remove()
-        pooled = ours.pool(jnp.asarray(seen["x"].numpy().transpose(0, 2, 1)), jnp.ones((1, length), bool))
+        pooled = ours.pooling(jnp.asarray(seen["x"].numpy().transpose(0, 2, 1)), jnp.ones((1, length), bool))
         if length > 2:  # of one or two frames the moment form leaves rounding alone, in the original too
             worst_layer = max(worst_layer, relative(np.asarray(pooled), seen["y"].numpy()))
     features = np.where(np.arange(200)[None, :, None] < np.array(lengths)[:, None, None], features, 7.0)
@@ -111,7 +111,7 @@ def test_in_float64_one_and_two_frames_are_exact_too(name: str) -> None:
 
 
 def test_every_module_of_ours_is_reached() -> None:
-    """The three are ways of `EcapaTdnn.pool`, not of a class beside it."""
+    """Each way of pooling is the network's own."""
     for name in CASES:
         config, _, variables = model(name)
         assert EcapaTdnn(config.ecapa, rngs=nnx.Rngs(0)).pooling is not None

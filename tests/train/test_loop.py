@@ -69,7 +69,7 @@ def test_what_a_run_leaves_behind(config, finished):
     _, state = state_of(config, finished)
     kernel = encoder.variables["params"]["stem"]["conv"]["kernel"]
     np.testing.assert_array_equal(kernel, state["['average']['params']['stem']['conv']['kernel']"])
-    assert encoder.scoring.threshold == pytest.approx(np.clip(encoder.scoring.threshold, -1, 1))
+    assert encoder.scorer.scoring.threshold == pytest.approx(np.clip(encoder.scorer.scoring.threshold, -1, 1))
 
 
 def test_the_best_checkpoint_has_a_bundle_where_it_is_not_the_last(config, tmp_path, monkeypatch):

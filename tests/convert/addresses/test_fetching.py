@@ -67,7 +67,7 @@ def test_hugging_face_by_name(hub, root):
 
 def test_a_bundle_is_read_from_the_hub(hub, root):
     encoder = ecapa_jax.load("hf:me/bundle", cache_dir=root)
-    assert encoder.scoring.threshold == 0.25
+    assert encoder.scorer.scoring.threshold == 0.25
     variables = load_bundle(folder_of("hf:me/bundle", root)).variables
     assert_same_leaves(jax.tree.map(np.asarray, variables), make().variables)
     assert not hub.asked("extra/")

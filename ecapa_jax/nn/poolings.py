@@ -1,4 +1,4 @@
-"""Poolings with other attentions than the paper's: several heads and queries, and Gaussian posterior inference.
+"""Poolings other than the paper's: without attention, of several heads and queries, of a Gaussian posterior.
 
 Letters: B batch, T frames, M channels of the MFA, H heads, Q queries.
 """
@@ -11,9 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ecapa_jax.config import EcapaConfig
-from ecapa_jax.nn.blocks import batch_norm
-from ecapa_jax.nn.conv import Conv1d
-from ecapa_jax.nn.pooling import Frames, Mask, weighted_statistics
+from ecapa_jax.nn.layers import Conv1d, Frames, Mask, Stat, batch_norm, context_statistics, weighted_statistics
 
 SHAPES = {"multi_head": (1, 2, False), "multi_query": (2, 8, True)}
 """Queries, heads, and whether each channel has a weight of its own: WeSpeaker's, which its ECAPA-TDNN can't change."""
@@ -22,6 +20,25 @@ SHAPES = {"multi_head": (1, 2, False), "multi_query": (2, 8, True)}
 def softmax_over_time(logits: Frames, mask: Mask) -> Frames:
     """Weights that sum to one over each utterance's real frames."""
     return jax.nn.softmax(jnp.where(mask[..., None], logits, jnp.finfo(logits.dtype).min), axis=1)
+
+
+class StatisticsPooling(nnx.Module):
+    """Mean, standard deviation or both over real frames, without attention and without weights.
+
+    Reference: the x-vector's statistics pooling (Snyder et al. 2018); WeSpeaker's TAP, TSDP and TSTP.
+    """
+
+    def __init__(self, config: EcapaConfig, *, rngs: nnx.Rngs | None):
+        self.config = config
+
+    def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> Float[Array, "batch pooled"]:
+        """[B, T, M] -> [B, M] or [B, 2 M]."""
+        return self.select(*context_statistics(self.config.context_std, x, mask))
+
+    def select(self, mean: Stat, std: Stat) -> Float[Array, "batch pooled"]:
+        """What this pooling keeps of mean and standard deviation."""
+        parts = {"mean": (mean,), "std": (std,), "mean_std": (mean, std)}
+        return jnp.concatenate(parts[self.config.pooling], axis=-1)
 
 
 class HeadPooling(nnx.Module):
