@@ -32,6 +32,8 @@ THOROUGH = (
     "train/test_processes.py",
 )
 """Files and folders that `make test` leaves to `make test-all`; a test or a file can also carry the marker itself."""
+ALWAYS = ("test_killed_in_the_middle_of_a_save",)
+"""Tests of those files that `make test` runs all the same: one short training run with a kill."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -39,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _forget_lazy_modules()
     for item in items:
         path = item.path.relative_to(TESTS)
-        if any(path.is_relative_to(name) for name in THOROUGH):
+        if item.name not in ALWAYS and any(path.is_relative_to(name) for name in THOROUGH):
             item.add_marker(pytest.mark.thorough)
 
 
