@@ -14,21 +14,25 @@ sys.path.insert(0, str(TESTS))
 
 THOROUGH = (
     "bench",
+    "convert/addresses/test_processes.py",
     "convert/test_footprint.py",
     "convert/test_reader_fuzz.py",
     "convert/test_torch_zip_hostile.py",
     "corpus/test_ray.py",
     "corpus/test_ten_thousand.py",
     "docs",
+    "serve/test_fetch_tls.py",
     "serve/test_load.py",
     "serve/test_page.py",
     "serve/test_schema.py",
     "test_dist.py",
     "test_memory.py",
     "test_mutations.py",
+    "test_windows.py",
     "train/test_cluster.py",
     "train/test_faults.py",
     "train/test_mesh.py",
+    "train/test_plan.py",
     "train/test_processes.py",
 )
 """Files and folders that `make test` leaves to `make test-all`; a test or a file can also carry the marker itself."""
