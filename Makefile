@@ -52,24 +52,17 @@ browser:
 lint: $(VENV)/.lint-ready
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
-	rm -rf build/typecheck
-	$(PIP) install -qq --no-deps --target build/typecheck .
-	cd build/typecheck && $(abspath $(RUN)) -m mypy --config-file ../../pyproject.toml -p ecapa_jax
-	cd build/typecheck && PYTHONPATH=. $(abspath $(VENV))/bin/lint-imports --config ../../.importlinter
+	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
-# The package lies in three folders; mkdocstrings reads it as it is installed.
 docs: $(VENV)/.docs-ready
-	rm -rf build/api
-	mkdir -p build/api
-	cp -r ecapa_jax build/api/
-	cp -r convert train build/api/ecapa_jax/
-	cd build/api && NO_MKDOCS_2_WARNING=1 $(abspath $(RUN)) -m mkdocs build --strict --config-file ../../mkdocs.yml
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 # The wheel is built from the source archive, so that this shows both.
 dist: $(VENV)/.lint-ready $(VENV)/.test-ready
 	rm -rf dist
 	$(RUN) -m build --outdir dist .
-	DIST_FOLDER=dist $(RUN) -m pytest -n 0 -m "slow or not slow" tests/test_dist.py
+	DIST_FOLDER=dist $(RUN) -m pytest -n 0 -m "slow or not slow" tests/test_dist.py tests/test_typing.py
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make demo PYTHON=/path/to/python3"; exit 1; }

@@ -8,60 +8,119 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+# Type checkers and editors read the imports, Python reads the table below them; a test compares the two and `__all__`.
 if TYPE_CHECKING:
-    from ecapa_jax.api import load
-    from ecapa_jax.compat.modelscope import SpeakerVerificationPipeline, pipeline
-    from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig, StdConfig
-    from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder
-    from ecapa_jax.errors import (
-        AudioError,
-        BundleError,
-        ConfigError,
-        ConversionError,
-        DownloadError,
-        EcapaError,
-        ScoringError,
-    )
-    from ecapa_jax.features.fbank import fbank
-    from ecapa_jax.functional import abstract, apply, embed, fold, init, minimum_samples
-    from ecapa_jax.presets import PRESETS
-    from ecapa_jax.scoring.cosine import cosine, score_matrix
-    from ecapa_jax.scoring.normalisation import CohortStatistics, as_norm, cohort_statistics, s_norm, t_norm, z_norm
-    from ecapa_jax.scoring.scorer import Scorer, Verification
-    from ecapa_jax.scoring.search import search
+    from ecapa_jax.api import load as load
+    from ecapa_jax.audio.recordings import SilenceWarning as SilenceWarning
+    from ecapa_jax.compat.modelscope import SpeakerVerificationPipeline as SpeakerVerificationPipeline
+    from ecapa_jax.compat.modelscope import pipeline as pipeline
+    from ecapa_jax.config import EcapaConfig as EcapaConfig
+    from ecapa_jax.config import FbankConfig as FbankConfig
+    from ecapa_jax.config import ModelConfig as ModelConfig
+    from ecapa_jax.config import StdConfig as StdConfig
+    from ecapa_jax.encoder import SpeakerEncoder as SpeakerEncoder
+    from ecapa_jax.errors import AudioError as AudioError
+    from ecapa_jax.errors import BundleError as BundleError
+    from ecapa_jax.errors import ConfigError as ConfigError
+    from ecapa_jax.errors import ConversionError as ConversionError
+    from ecapa_jax.errors import DownloadError as DownloadError
+    from ecapa_jax.errors import EcapaError as EcapaError
+    from ecapa_jax.errors import ScoringError as ScoringError
+    from ecapa_jax.features.fbank import fbank as fbank
+    from ecapa_jax.functional import abstract as abstract
+    from ecapa_jax.functional import apply as apply
+    from ecapa_jax.functional import embed as embed
+    from ecapa_jax.functional import fold as fold
+    from ecapa_jax.functional import init as init
+    from ecapa_jax.functional import minimum_samples as minimum_samples
+    from ecapa_jax.presets import PRESETS as PRESETS
+    from ecapa_jax.scoring.cosine import cosine as cosine
+    from ecapa_jax.scoring.cosine import score_matrix as score_matrix
+    from ecapa_jax.scoring.normalisation import CohortStatistics as CohortStatistics
+    from ecapa_jax.scoring.normalisation import as_norm as as_norm
+    from ecapa_jax.scoring.normalisation import cohort_statistics as cohort_statistics
+    from ecapa_jax.scoring.normalisation import s_norm as s_norm
+    from ecapa_jax.scoring.normalisation import t_norm as t_norm
+    from ecapa_jax.scoring.normalisation import z_norm as z_norm
+    from ecapa_jax.scoring.scorer import Scorer as Scorer
+    from ecapa_jax.scoring.scorer import Verification as Verification
+    from ecapa_jax.scoring.search import search as search
 
-_HOME = {
-    "ecapa_jax.api": ("load",),
-    "ecapa_jax.compat.modelscope": ("SpeakerVerificationPipeline", "pipeline"),
-    "ecapa_jax.config": ("EcapaConfig", "FbankConfig", "ModelConfig", "StdConfig"),
-    "ecapa_jax.encoder": ("SilenceWarning", "SpeakerEncoder"),
-    "ecapa_jax.errors": (
-        "AudioError",
-        "BundleError",
-        "ConfigError",
-        "ConversionError",
-        "DownloadError",
-        "EcapaError",
-        "ScoringError",
-    ),
-    "ecapa_jax.features.fbank": ("fbank",),
-    "ecapa_jax.functional": ("abstract", "apply", "embed", "fold", "init", "minimum_samples"),
-    "ecapa_jax.presets": ("PRESETS",),
-    "ecapa_jax.scoring.scorer": ("Scorer", "Verification"),
-    "ecapa_jax.scoring.cosine": ("cosine", "score_matrix"),
-    "ecapa_jax.scoring.normalisation": (
-        "CohortStatistics",
-        "as_norm",
-        "cohort_statistics",
-        "s_norm",
-        "t_norm",
-        "z_norm",
-    ),
-    "ecapa_jax.scoring.search": ("search",),
+_MODULE_OF = {
+    "load": "ecapa_jax.api",
+    "SilenceWarning": "ecapa_jax.audio.recordings",
+    "SpeakerVerificationPipeline": "ecapa_jax.compat.modelscope",
+    "pipeline": "ecapa_jax.compat.modelscope",
+    "EcapaConfig": "ecapa_jax.config",
+    "FbankConfig": "ecapa_jax.config",
+    "ModelConfig": "ecapa_jax.config",
+    "StdConfig": "ecapa_jax.config",
+    "SpeakerEncoder": "ecapa_jax.encoder",
+    "AudioError": "ecapa_jax.errors",
+    "BundleError": "ecapa_jax.errors",
+    "ConfigError": "ecapa_jax.errors",
+    "ConversionError": "ecapa_jax.errors",
+    "DownloadError": "ecapa_jax.errors",
+    "EcapaError": "ecapa_jax.errors",
+    "ScoringError": "ecapa_jax.errors",
+    "fbank": "ecapa_jax.features.fbank",
+    "abstract": "ecapa_jax.functional",
+    "apply": "ecapa_jax.functional",
+    "embed": "ecapa_jax.functional",
+    "fold": "ecapa_jax.functional",
+    "init": "ecapa_jax.functional",
+    "minimum_samples": "ecapa_jax.functional",
+    "PRESETS": "ecapa_jax.presets",
+    "cosine": "ecapa_jax.scoring.cosine",
+    "score_matrix": "ecapa_jax.scoring.cosine",
+    "CohortStatistics": "ecapa_jax.scoring.normalisation",
+    "as_norm": "ecapa_jax.scoring.normalisation",
+    "cohort_statistics": "ecapa_jax.scoring.normalisation",
+    "s_norm": "ecapa_jax.scoring.normalisation",
+    "t_norm": "ecapa_jax.scoring.normalisation",
+    "z_norm": "ecapa_jax.scoring.normalisation",
+    "Scorer": "ecapa_jax.scoring.scorer",
+    "Verification": "ecapa_jax.scoring.scorer",
+    "search": "ecapa_jax.scoring.search",
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = sorted(_MODULE_OF)
+__all__ = [
+    "PRESETS",
+    "AudioError",
+    "BundleError",
+    "CohortStatistics",
+    "ConfigError",
+    "ConversionError",
+    "DownloadError",
+    "EcapaConfig",
+    "EcapaError",
+    "FbankConfig",
+    "ModelConfig",
+    "Scorer",
+    "ScoringError",
+    "SilenceWarning",
+    "SpeakerEncoder",
+    "SpeakerVerificationPipeline",
+    "StdConfig",
+    "Verification",
+    "abstract",
+    "apply",
+    "as_norm",
+    "cohort_statistics",
+    "cosine",
+    "embed",
+    "fbank",
+    "fold",
+    "init",
+    "load",
+    "minimum_samples",
+    "pipeline",
+    "s_norm",
+    "score_matrix",
+    "search",
+    "t_norm",
+    "z_norm",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-import jax
-
 from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.encoder import Dtype, SpeakerEncoder
 from ecapa_jax.errors import BundleError
 from ecapa_jax.hub.address import is_address
 from ecapa_jax.presets import PRESETS
+from ecapa_jax.runtime.machine import Device
 from ecapa_jax.runtime.programs import kept_shapes
 from ecapa_jax.scoring.scorer import ScoringName
 
@@ -64,7 +63,7 @@ def load(
     *,
     dtype: Dtype = "float32",
     scoring: ScoringName = "publisher",
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     programs_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,

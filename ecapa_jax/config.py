@@ -10,13 +10,13 @@ import dataclasses
 import math
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from ecapa_jax.errors import ConfigError
 
 SCHEMA = 1
 
-Variables = dict[str, Any]
+Variables: TypeAlias = dict[str, Any]
 """A model's arrays: `{"params": ..., "batch_stats": ..., "constants": ...}`, nested dicts with string keys."""
 
 _T = TypeVar("_T")

@@ -27,7 +27,7 @@ from ecapa_jax.batching import MAX_BATCH_SECONDS, Batch, Blocks, Buckets, minimu
 from ecapa_jax.bundle.bundle import Bundle
 from ecapa_jax.config import ModelConfig, Variables, to_dict
 from ecapa_jax.folding import fold
-from ecapa_jax.runtime import machine
+from ecapa_jax.runtime.machine import Device, fastest_dtype
 from ecapa_jax.runtime.programs import Programs
 from ecapa_jax.scoring.config import Cohort, Scoring
 from ecapa_jax.scoring.scorer import Scorer, ScoringName, Verification, checked_threshold
@@ -49,7 +49,7 @@ class SpeakerEncoder:
       devices: over which batches are spread.
       sharding: of a batch's rows.
       buckets: the shapes that are compiled when met.
-      programs: the compiled function; `runtime.programs.compile_count` says how often it was compiled.
+      programs: the compiled function; `programs.compile_count` says how often it was compiled.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class SpeakerEncoder:
         scoring: Scoring | None = None,
         embedding_mean: Float[np.ndarray, " embedding"] | None = None,
         cohort: Cohort | None = None,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Device] | None = None,
         dtype: Dtype = "float32",
         programs: Path | None = None,
     ):
         self.config = config
         self.scorer = Scorer(scoring or Scoring(), embedding_mean, cohort)
         self.sample_rate, self.minimum_samples = config.fbank.sample_rate, minimum_samples(config)
-        self.devices = list(devices or jax.local_devices())
-        self.dtype = machine.fastest_dtype(self.devices[0]) if dtype == "auto" else dtype
+        self.devices: list[Device] = list(devices or jax.local_devices())
+        self.dtype = fastest_dtype(self.devices[0]) if dtype == "auto" else dtype
         self.buckets = Buckets(self.sample_rate, len(self.devices), self.devices[0].platform)
         mesh = Mesh(np.asarray(self.devices), ("data",))
         self.sharding, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
@@ -81,7 +81,7 @@ class SpeakerEncoder:
         cls,
         bundle: Bundle,
         *,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[Device] | None = None,
         dtype: Dtype = "float32",
         programs: Path | None = None,
     ) -> SpeakerEncoder:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ecapa_jax.batching import minimum_samples as minimum_samples
 from ecapa_jax.config import EcapaConfig, ModelConfig
@@ -48,7 +48,7 @@ def apply(
     train: bool = False,
     seen: Bool[AnyArray, "batch time"] | None = None,
     statistics_over: tuple[str, ...] = (),
-) -> tuple[Float[Array, "batch embedding"], PyTree]:
+) -> tuple[Float[Array, "batch embedding"], Variables]:
     """The network: features and mask to embeddings.
 
     Args:

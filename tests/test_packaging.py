@@ -6,7 +6,6 @@ import ast
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -26,11 +25,6 @@ def _modules() -> dict[str, Path]:
             inside = path.relative_to(ROOT / folder)
             found[f"{package.replace('.', '/')}/{inside.as_posix()}"] = path
     return found
-
-
-def test_pyproject_names_every_package() -> None:
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert sorted(listed) == sorted({Path(name).parent.as_posix().replace("/", ".") for name in _modules()})
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +82,18 @@ def test_import_is_lazy_and_torch_free() -> None:
 
 
 def test_lazy_table_matches_the_names_for_type_checkers() -> None:
-    """`__init__` names each public object twice: once lazily, once for type checkers."""
+    """`__init__` names each public object three times: for type checkers, in the table of homes, and in `__all__`."""
     source = (ROOT / "ecapa_jax" / "__init__.py").read_text()
     (typed,) = (node for node in ast.parse(source).body if isinstance(node, ast.If))
-    imported = {alias.name for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert imported == set(ecapa_jax.__all__)
+    imports = [node for node in typed.body if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: node.module for node in imports for alias in node.names if alias.asname == alias.name}
+    assert homes == ecapa_jax._MODULE_OF
+    assert sorted(homes) == ecapa_jax.__all__
+
+
+def test_folders_at_the_top_are_packages_of_the_library() -> None:
+    """By links, which every tool that reads a source tree follows."""
+    for name in ("convert", "train"):
+        link = ROOT / "ecapa_jax" / name
+        assert not link.is_symlink() or link.readlink() == Path("..", name)  # a source archive has copies
+        assert (link / "__init__.py").read_text() == (ROOT / name / "__init__.py").read_text()

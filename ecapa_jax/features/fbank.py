@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from ecapa_jax.features.constants import mel_matrix, window
 from ecapa_jax.features.frames import frame, frame_count, power_spectrum, seen_count
 from ecapa_jax.masks import length_mask, mask_lengths, masked_mean
 
-AnyArray = Array | np.ndarray
+AnyArray: TypeAlias = Array | np.ndarray
 Frames = Float[Array, "batch frames mels"]
 Mask = Bool[Array, "batch frames"]
 Bands = Float[Array, "batch mels"]

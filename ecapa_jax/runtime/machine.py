@@ -11,13 +11,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.runtime.cluster import LAUNCHED, Cluster, find_cluster
 
-if TYPE_CHECKING:
-    import jax
+Device: TypeAlias = Any
+"""A `jax.Device`, whose type jaxlib does not show to type checkers."""
 
 PACKAGES = ("ecapa-jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy", "soundfile", "soxr")
 
@@ -57,7 +57,7 @@ _BLOCK, _LARGE_PAGE = 2**31 - 1, 1 << 21  # mallopt takes no more
 _FAST_BFLOAT16_CUDA = 8.0  # compute capability
 
 
-def fastest_dtype(device: jax.Device) -> str:
+def fastest_dtype(device: Device) -> str:
     """What `auto` stands for: the compute dtype that this device is faster in, by what it can do, not by trying."""
     if device.platform == "cpu":
         return "bfloat16" if _has_fast_bfloat16(cpu_flags(), cpu_vendor()) else "float32"

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-AnyArray = Array | np.ndarray
+AnyArray: TypeAlias = Array | np.ndarray
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 EPSILON = 1e-6
 """Smallest product of two lengths that is divided by, as in `torch.nn.CosineSimilarity(eps=1e-6)`."""
 
 
-@jax.jit
+def typed_jit(function: Function, **options: Any) -> Function:
+    """`jax.jit` with the function's signature kept for type checkers, which otherwise see arguments of any type."""
+    return cast("Function", jax.jit(function, **options))
+
+
+@typed_jit
 def cosine(a: Float[AnyArray, "*batch embedding"], b: Float[AnyArray, "*batch embedding"]) -> Float[Array, "*batch"]:
     """Cosine of corresponding embeddings, in [-1, 1] up to rounding; 0 where one is zero."""
     a, b = jnp.asarray(a), jnp.asarray(b)
@@ -23,7 +32,7 @@ def cosine(a: Float[AnyArray, "*batch embedding"], b: Float[AnyArray, "*batch em
     return dot / jnp.maximum(lengths, EPSILON)
 
 
-@jax.jit
+@typed_jit
 def score_matrix(a: Float[AnyArray, "n embedding"], b: Float[AnyArray, "m embedding"]) -> Float[Array, "n m"]:
     """Cosine of every embedding of `a` with every one of `b`: [n, D], [m, D] -> [n, m]."""
     a, b = jnp.asarray(a), jnp.asarray(b)
@@ -32,7 +41,7 @@ def score_matrix(a: Float[AnyArray, "n embedding"], b: Float[AnyArray, "m embedd
     return dot / jnp.maximum(lengths, EPSILON)
 
 
-@jax.jit
+@typed_jit
 def unit(embeddings: Float[AnyArray, "*batch embedding"]) -> Float[Array, "*batch embedding"]:
     """Embeddings scaled to length 1, so that their dot products are cosines; zero stays zero."""
     embeddings = jnp.asarray(embeddings)

@@ -25,7 +25,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ecapa_jax.errors import ScoringError
-from ecapa_jax.scoring.cosine import AnyArray, cosine, unit
+from ecapa_jax.scoring.cosine import AnyArray, cosine, typed_jit, unit
 
 BLOCK_SCORES = 2**24
 """Scores held at once (64 MiB in float32), or one row of them where a row is longer."""
@@ -137,7 +137,7 @@ def t_norm(scores: Float[AnyArray, "*batch"], test: CohortStatistics) -> Float[A
     return z_norm(scores, test)
 
 
-@jax.jit
+@typed_jit
 def s_norm(
     scores: Float[AnyArray, "*batch"], enrolment: CohortStatistics, test: CohortStatistics
 ) -> Float[Array, "*batch"]:

@@ -12,13 +12,13 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from ecapa_jax.errors import ScoringError
-from ecapa_jax.scoring.cosine import AnyArray, score_matrix, unit
+from ecapa_jax.scoring.cosine import AnyArray, score_matrix, typed_jit, unit
 
 BLOCK_SCORES = 2**26
 """Scores held at once (256 MiB in float32), or those of one query where they are more."""
 
 
-@functools.partial(jax.jit, static_argnames="k")
+@functools.partial(typed_jit, static_argnames="k")
 def search(
     queries: Float[AnyArray, "q embedding"],
     enrolled: Float[AnyArray, "n embedding"],
