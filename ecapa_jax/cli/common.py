@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -98,21 +97,3 @@ def local_path(name: str) -> Path:
     if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise EcapaError(f"{path} can't be written: Permission denied ({folder})")
     return path
-
-
-def replace_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write(temporary path)` and renames the result to `path`; leaves nothing behind on failure.
-
-    Raises:
-      EcapaError: the folder can't be written.
-    """
-    from ecapa_jax.errors import EcapaError
-
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise EcapaError(f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

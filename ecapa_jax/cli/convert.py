@@ -51,10 +51,12 @@ class Convert:
         from ecapa_jax.convert.readers.checkpoint import read_embedding_mean
         from ecapa_jax.convert.remote import convert_source
         from ecapa_jax.errors import EcapaError
+        from ecapa_jax.files.atomic import identity
 
         if self.source is None or self.out is None:
             raise EcapaError("SOURCE and -o BUNDLE are needed; --list shows what can be had by address")
         path = local_path(self.out)
+        before = identity(path)
         check_target(path, force=self.force)
         bundle = convert_source(
             self.source,
@@ -64,7 +66,7 @@ class Convert:
             verify=self.verify,
             progress=not self.output.quiet,
         )
-        save_bundle(bundle, path, force=self.force)
+        save_bundle(bundle, path, force=self.force, over=before)
         parity = bundle.parity
         threshold = bundle.scoring.threshold
         text = (

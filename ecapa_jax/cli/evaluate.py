@@ -216,16 +216,14 @@ class Evaluate:
         return Cohort(speakers=read_speakers(self.cohort), root=root, top_n=self.top_n)
 
     def _cache_path(self) -> Path:
-        from ecapa_jax.hub.cache import default_folder
+        from ecapa_jax.cli.bundle_options import cache_path
 
-        if self.cache is not None:
-            return local_path(self.cache)
-        if self.folder is not None:
+        if self.cache is None and self.folder is not None:
             return Path(self.folder) / "embeddings.sqlite"
-        return default_folder() / "embeddings.sqlite"
+        return cache_path(self.cache)
 
     def _reports(self, scored: Scored, settings: Settings, folder: Path | None) -> list[Report]:
-        from ecapa_jax.cli.common import replace_whole
+        from ecapa_jax.files.atomic import write_whole
         from ecapa_jax.evaluation.report import write_scores
 
         reports = []
@@ -235,7 +233,7 @@ class Evaluate:
             reports.append(self._report(scored, system, scores, own))
             if folder is not None and self.scores is None:
                 target = folder / ("scores.tsv" if system == "plain" else f"scores_{system}.tsv")
-                replace_whole(target, functools.partial(write_scores, trials=scored.trials, scores=scores))
+                write_whole(target, functools.partial(write_scores, trials=scored.trials, scores=scores))
         if folder is not None:
             self._write(folder, scored, settings, reports)
         return reports
@@ -283,7 +281,7 @@ class Evaluate:
     def _write(self, folder: Path, scored: Scored, settings: Settings, reports: list[Report]) -> None:
         import json
 
-        from ecapa_jax.cli.common import replace_whole
+        from ecapa_jax.files.atomic import write_whole
         from ecapa_jax.errors import ScoringError
         from ecapa_jax.evaluation.plots import plot_all
 
@@ -293,6 +291,6 @@ class Evaluate:
         except ScoringError as error:
             self.output.note(f"no plots: {error}")
         text = "\n\n".join(report.to_text() for report in reports) + "\n"
-        replace_whole(folder / "report.txt", lambda to: to.write_text(text, "utf-8"))
+        write_whole(folder / "report.txt", lambda to: to.write_text(text, "utf-8"))
         document = json.dumps([report.to_json() for report in reports], indent=2) + "\n"
-        replace_whole(folder / "report.json", lambda to: to.write_text(document, "utf-8"))
+        write_whole(folder / "report.json", lambda to: to.write_text(document, "utf-8"))
