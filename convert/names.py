@@ -32,6 +32,8 @@ def suggestion(name: str) -> str:
     near = difflib.get_close_matches(short, [each.partition(":")[2] for each in known], 1, 0.85)
     if not exact and near:
         exact = [each for each in sorted(known) if each.endswith(f":{near[0]}")]
+    if not exact and (os.path.isdir(found[1]) or Path(name).suffix.lower() in WEIGHTS):
+        return ""  # a path that was mistyped
     if not exact:
         exact = [f"modelscope:{short}"] if found[1].lower() in _MODELSCOPE else [f"hf:{short}", f"modelscope:{short}"]
     return " or ".join(address + (f"@{found[3]}" if found[3] else "") for address in exact)
