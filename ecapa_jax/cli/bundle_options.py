@@ -28,6 +28,8 @@ class TrialOptions:
     """Trial list with labels, as for `evaluate`."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
     """What the list's paths are relative to."""
+    wav_scp: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Kaldi's wav.scp, `id path` a line: the list names recordings by these ids."""
     utt2spk: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Speakers of the recordings, `recording speaker` a line."""
     enrolment: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
@@ -49,6 +51,7 @@ class TrialOptions:
     def score(self, encoder: SpeakerEncoder, trials: Trials, output: Output) -> Scored:
         """The list scored by the model."""
         from ecapa_jax.cli.progress import EvaluationProgress
+        from ecapa_jax.evaluation.files import read_places
         from ecapa_jax.evaluation.run import score_lists
         from ecapa_jax.evaluation.trials import read_enrolment
 
@@ -60,6 +63,7 @@ class TrialOptions:
                 self.audio_root or ".",
                 cache_path(self.cache),
                 enrolment=enrolment,
+                places=read_places(self.wav_scp) if self.wav_scp else None,
                 short=self.short,
                 progress=progress,
             )[0]

@@ -59,6 +59,11 @@ class MakeCohort:
         scoring = Scoring(subtract_mean=before.subtract_mean, normalisation="s_norm", top_n=self.top_n or None)
         write_scoring(self.model, target, scoring, [], cohort)
         rows = len(cohort.speakers)
+        if self.top_n > rows:
+            self.output.note(
+                f"ecapa-jax: warning: the cohort has {rows} rows and the top {self.top_n} are asked for: scores are "
+                f"normalised by all of it, which is plain S-norm; give more speakers, or --top-n below {rows}"
+            )
         self.output.note("scores have another scale now: choose a threshold with ecapa-jax threshold")
         self.output.result(
             {"out": str(target[0]), "rows": rows, "speakers": len(set(cohort.speakers)), "top_n": scoring.top_n},

@@ -32,8 +32,11 @@ class Evaluate:
     """Trial lists: VoxCeleb's (`1 a b`), Kaldi's (`a b target`), CSV or TSV with a header; gzip too."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
     """What the lists' paths are relative to."""
+    wav_scp: Annotated[str | None, File] = None
+    """Kaldi's wav.scp, `id path` a line: the lists, and a cohort, name recordings by these ids."""
     scores: Annotated[str | None, File] = None
-    """Instead of lists and audio a file of scores: `enrol test label score`, or CSV or TSV with these columns."""
+    """Instead of lists and audio a file of scores: `enrol test label score` (the last two in any order), or CSV or TSV
+    with these columns."""
     folder: Annotated[str | None, tyro.conf.arg(name="output", metavar="DIR", help_behavior_hint="")] = None
     """Write scores, report and plots there."""
     force: Flag = False
@@ -182,10 +185,12 @@ class Evaluate:
 
     def _from_audio(self, lists: list[Trials], settings: Settings) -> tuple[list[Scored], Settings]:
         from ecapa_jax.cli.progress import EvaluationProgress
+        from ecapa_jax.evaluation.files import read_places
         from ecapa_jax.evaluation.run import score_lists
         from ecapa_jax.evaluation.trials import read_enrolment
 
         enrolment = read_enrolment(self.enrolment) if self.enrolment else None
+        places = read_places(self.wav_scp) if self.wav_scp else None
         cohort = self._cohort()
         missing = local_path(self.missing) if self.missing else None
         encoder = self.model.load(self.scoring, quiet=self.output.quiet)
@@ -202,6 +207,7 @@ class Evaluate:
                 cohort=cohort,
                 short=self.short,
                 missing_to=missing,
+                places=places,
                 progress=progress,
             )
         return scored, settings
@@ -223,8 +229,8 @@ class Evaluate:
         return cache_path(self.cache)
 
     def _reports(self, scored: Scored, settings: Settings, folder: Path | None) -> list[Report]:
-        from ecapa_jax.files.atomic import write_whole
         from ecapa_jax.evaluation.report import write_scores
+        from ecapa_jax.files.atomic import write_whole
 
         reports = []
         first = next(iter(scored.scores))
@@ -281,9 +287,9 @@ class Evaluate:
     def _write(self, folder: Path, scored: Scored, settings: Settings, reports: list[Report]) -> None:
         import json
 
-        from ecapa_jax.files.atomic import write_whole
         from ecapa_jax.errors import ScoringError
         from ecapa_jax.evaluation.plots import plot_all
+        from ecapa_jax.files.atomic import write_whole
 
         name = os.path.basename(scored.trials.path)
         try:

@@ -13,9 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax.errors import CorpusError, one_line
-from ecapa_jax.files.entries import COLUMNS, Entry, numbered_lines, read_json, read_scp, read_table
+from ecapa_jax.files.entries import (
+    COLUMNS,
+    Entry,
+    entry_of_row,
+    numbered_lines,
+    read_json,
+    read_scp,
+    read_table,
+)
+from ecapa_jax.files.tables import column_of
 
 _BLOCK = 1 << 16  # rows that are Python strings at a time
+
+_NAMES = {"path": COLUMNS["path"][:-1], "id": ("id", "ID"), "start": COLUMNS["start"], "stop": COLUMNS["stop"]}
+"""Names of columns; `utterance` may hold what was said, and `file` anything, so that they count for `prepare` only."""
 
 _COLUMNS = ("id", "path", "start", "stop", "in_samples")
 
@@ -46,8 +58,8 @@ class Manifest:
     """The recordings of a corpus, in order.
 
     Attributes:
-      table: Arrow table with the string columns `id` and `path`, ids unique; and `start`, `stop` and `in_samples`, which
-        are null for a whole recording.
+      table: Arrow table with the string columns `id` and `path`, ids unique; and `start`, `stop` and `in_samples`,
+        which are null for a whole recording.
     """
 
     table: Any
@@ -165,9 +177,7 @@ def _raw_list(path: Path) -> Iterator[Entry]:
 
 
 def _table(path: Path) -> Iterator[Entry]:
-    # `utterance` may hold what was said, and `file` anything; ids have to be there once.
-    names = COLUMNS | {"id": ("id", "ID"), "path": COLUMNS["path"][:-1]}
-    yield from read_table(path, CorpusError, {what: names[what] for what in ("path", "id", "start", "stop")})
+    yield from read_table(path, CorpusError, _NAMES)
 
 
 def _parquet(path: Path) -> Iterator[Entry]:
@@ -176,19 +186,16 @@ def _parquet(path: Path) -> Iterator[Entry]:
 
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        if "path" not in names:
+        places = {what: column_of(names, of) for what, of in _NAMES.items()}
+        wanted = {what: names[at] for what, at in places.items() if at is not None}
+        if "path" not in wanted:
             raise CorpusError(f"{path}: has no column 'path'; it has {names[:8]}")
-        wanted = [name for name in ("path", "id") if name in names]
         number = 0
-        for batch in file.iter_batches(_BLOCK, columns=wanted):
-            columns = {name: batch.column(name).cast(pa.large_string()).to_pylist() for name in wanted}
-            for values in zip(*columns.values(), strict=True):
+        for batch in file.iter_batches(_BLOCK, columns=list(wanted.values())):
+            columns = [batch.column(name).cast(pa.large_string()).to_pylist() for name in wanted.values()]
+            for row in zip(*columns, strict=True):
                 number += 1
-                row = dict(zip(columns, values, strict=True))
-                for name, value in row.items():
-                    if not value:
-                        raise CorpusError(f"{path}, row {number}: its {name} is missing; give a text")
-                yield Entry(f"{path}, row {number}", row["path"], row.get("id"))
+                yield entry_of_row(f"{path}, row {number}", dict(zip(wanted, row, strict=True)), CorpusError)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {

@@ -1,6 +1,6 @@
 """Lists of recordings as this library and others of the field write them: one `Entry` a row.
 
-CSV and TSV       a header; 3D-Speaker's (ID, path, start, stop, spk) and SpeechBrain's (ID, wav, start, stop, spk_id) too
+CSV and TSV       a header: path, id; 3D-Speaker: ID, path, start, stop, spk; SpeechBrain: ID, wav, start, stop, spk_id
 JSON lines        NeMo's (audio_filepath, offset, duration, label), WeSpeaker's raw list (key, wav, spk), or path, id
 JSON              SpeechBrain's, an object of objects by id; or a list of objects
 Kaldi             wav.scp: `id path`
@@ -87,22 +87,30 @@ def read_table(path: Path, error: type[EcapaError], names: Mapping[str, Sequence
     for number, cells in rows:
         where = f"{path}:{number}"
         values = {what: None if at is None or at >= len(cells) else cells[at] for what, at in places.items()}
-        yield _entry(where, values, places, error, _short_of(cells, header))
+        short = "" if len(cells) == len(header) else f" ({len(cells)} cells, the header has {len(header)})"
+        given = {what: cell for what, cell in values.items() if places[what] is not None}
+        entry = entry_of_row(where, given, error, short)
+        if short:
+            raise error(f"{where}: has fewer cells than the header{short}: is one missing in the middle?")
+        yield entry
 
 
-def _short_of(cells: Sequence[str], header: Sequence[str]) -> str:
-    return "" if len(cells) == len(header) else f" ({len(cells)} cells, the header has {len(header)})"
+def entry_of_row(where: str, values: Mapping[str, str | None], error: type[EcapaError], why: str = "") -> Entry:
+    """The entry of a table's row.
 
+    Args:
+      where: file and line, for messages.
+      values: by what the columns hold: `path`, and those of `id`, `speaker`, `start` and `stop` that there are.
+      error: the type of what is raised.
+      why: why a value may be missing, for messages.
 
-def _entry(
-    where: str, values: dict[str, str | None], places: Mapping[str, int | None], error: type[EcapaError], short: str
-) -> Entry:
+    Raises:
+      EcapaError: (`error`) a text is missing, or start or stop is no number.
+    """
     for what in ("path", "id", "speaker"):
-        value = values.get(what)
-        if places.get(what) is not None and (value is None or not value.strip()):
-            raise error(f"{where}: its {what} is missing{short}; give a text")
-    if short:
-        raise error(f"{where}: has fewer cells than the header{short}: is one missing in the middle?")
+        value = values.get(what, "")
+        if what in values and (value is None or not value.strip()):
+            raise error(f"{where}: its {what} is missing{why}; give a text")
     return Entry(
         where,
         str(values["path"]),

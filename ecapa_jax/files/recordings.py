@@ -7,10 +7,10 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-AUDIO_SUFFIXES = frozenset(
-    ".wav .flac .ogg .oga .opus .mp3 .m4a .mp4 .aac .aif .aiff .aifc .au .snd .sph .nist .w64 .rf64 .caf .wma .webm "
-    ".amr .3gp .mka".split()
-)
+_WAVEFORMS = (".wav", ".flac", ".aif", ".aiff", ".aifc", ".au", ".snd", ".sph", ".nist", ".w64", ".rf64", ".caf")
+_CODECS = (".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka")
+
+AUDIO_SUFFIXES = frozenset(_WAVEFORMS + _CODECS)
 """What counts as a recording in a folder."""
 
 
