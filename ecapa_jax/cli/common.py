@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -50,7 +51,8 @@ class Model:
     model: Annotated[
         str | None, tyro.conf.arg(metavar="BUNDLE", help_behavior_hint="(default: the packaged model)")
     ] = None
-    """Bundle directory, as `ecapa-jax convert` writes it, or an address such as hf:ORG/NAME, fetched once."""
+    """Bundle directory, as `ecapa-jax convert` writes it, or an address such as hf:ORG/NAME, fetched once; `default` is
+    the packaged model."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Compute dtype; auto is bfloat16 where the device is faster in it."""
 
@@ -80,6 +82,12 @@ class Model:
 
 OutputOptions = Annotated[Output, tyro.conf.OmitArgPrefixes]
 ModelOptions = Annotated[Model, tyro.conf.OmitArgPrefixes]
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that come with the package, by the files that are there; for help texts."""
+    folder = resources.files("ecapa_jax.train") / "configs"
+    return sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
 
 
 def local_path(name: str) -> Path:

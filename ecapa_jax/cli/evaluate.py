@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -29,7 +30,8 @@ class Evaluate:
     """Error rates of a model on trial lists: EER, minDCF and more, with intervals; scores, report, plots."""
 
     trials: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES...", help_behavior_hint="")] = ()
-    """Trial lists: VoxCeleb's (`1 a b`), Kaldi's (`a b target`), CSV or TSV with a header; gzip too."""
+    """Trial lists: VoxCeleb's (`1 a b`), Kaldi's and VOiCES' (`a b target`), ESPnet's, NIST's, CSV or TSV with a
+    header; gzip too."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
     """What the lists' paths are relative to."""
     wav_scp: Annotated[str | None, File] = None
@@ -98,9 +100,18 @@ class Evaluate:
             raise EcapaError(
                 "give trial lists or a scores file: evaluate --trials FILE --audio-root DIR, or --scores FILE"
             )
+        with contextlib.ExitStack() as stack:
+            self._evaluate(stack)
+
+    def _evaluate(self, stack: contextlib.ExitStack) -> None:
+        from ecapa_jax.files.atomic import claimed
+
         settings = self._settings()
         lists = self._lists()
         folders = self._folders(lists)
+        for folder in filter(None, folders):
+            stack.enter_context(claimed(folder))
+            self._check_free(folder)
         if self.scores is not None:
             scored = [self._from_file(lists[0])]
         else:
@@ -164,14 +175,19 @@ class Evaluate:
             raise EcapaError("two lists have one name, and would have one folder of results: evaluate one at a time")
         folders = [output] if len(lists) == 1 else [output / name for name in names]
         for folder in folders:
-            if (folder / "report.json").exists() and not self.force:
-                raise EcapaError(f"{folder} holds a report: choose another output or pass --force")
+            self._check_free(folder)
         try:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EcapaError(f"{output} can't be made: {error.strerror or error}") from error
         return list(folders)
+
+    def _check_free(self, folder: Path) -> None:
+        from ecapa_jax.errors import EcapaError
+
+        if (folder / "report.json").exists() and not self.force:
+            raise EcapaError(f"{folder} holds a report: choose another output or pass --force")
 
     def _from_file(self, trials: Trials) -> Scored:
         import numpy as np

@@ -162,10 +162,7 @@ class SpeakerStore:
             connection.executemany(
                 "INSERT INTO utterance (speaker, source, digest, embedding) "
                 "SELECT id, ?, ?, ? FROM speaker WHERE name = ? ON CONFLICT DO NOTHING",
-                (
-                    (source, digest_of(row), blob_of(row, None, source), name)
-                    for name, row in zip(checked, values, strict=True)
-                ),
+                ((source, digest_of(row), row.tobytes(), name) for name, row in zip(checked, values, strict=True)),
             )
             return connection.total_changes - before
 

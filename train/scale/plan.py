@@ -24,7 +24,6 @@ from ecapa_jax.train.step import Plan, compiled_step
 
 GIB = 2**30
 _DOUBLINGS = 4
-_DOUBLINGS_REACH = 2**_DOUBLINGS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,9 +173,9 @@ def _arguments(config: TrainConfig, mesh: Mesh | None, device: Any, n_speakers: 
 def largest_batch(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_speakers: int, known: Program) -> Limit:
     """The largest batch that fits into the chips' memory.
 
-    Two programs give a line of memory over batch, unless it is nearly level (the classifier of a million speakers is
-    all the memory): then the batch is doubled, a few times; a third, at the batch where it meets the memory, confirms it. Where
-    that one does not fit, because the compiler lays large programs out otherwise, nine tenths of it are tried.
+    Two programs give a line of memory over batch; a third, at the batch where it meets the memory, confirms it. Where
+    that one does not fit, because the compiler lays large programs out otherwise, nine tenths of it are tried. Where
+    the line is nearly level, as with a classifier of a million speakers, the batch is doubled a few times instead.
     """
     quantum = len(devices) * config.step.micro_batches
     each = known.batch // quantum
@@ -186,7 +185,7 @@ def largest_batch(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_s
         return Limit(known.batch, True)
     slope = (known.total - second.total) / (each - other)
     room = chip.memory * GIB - known.total
-    if slope * _DOUBLINGS_REACH * each < room:
+    if slope <= 0 or slope * each * 2**_DOUBLINGS < room:
         return _by_doubling(config, chip, devices, n_speakers, max((known, second), key=lambda found: found.batch))
     estimate = max(int(each + room / slope), 1)
     for candidate in (estimate, int(0.9 * estimate)):
@@ -197,7 +196,7 @@ def largest_batch(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_s
 
 
 def _by_doubling(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_speakers: int, largest: Program) -> Limit:
-    """The largest of the doubled batches that fits; where the last of them still does, it is said that more may."""
+    """The largest of the doubled batches that fits."""
     confirmed = largest.total <= chip.memory * GIB
     for _ in range(_DOUBLINGS):
         found = _with_batch(config, devices, n_speakers, 2 * largest.batch)
