@@ -132,7 +132,7 @@ def read_trials(path: str | os.PathLike[str]) -> Trials:
     Raises:
       TrialError: naming file, line and what is wrong: an unknown label, too few fields, two labels for one pair.
     """
-    table = _apart(read_table(path, _ALL_NAMES, is_header=_is_header))
+    table = _apart(read_table(path, _ALL_NAMES - LABELS.keys() - {"a", "b"}, is_header=_is_header))
     places = _places(table)
     fields = {what: [row[at] for row in table.rows] for what, at in places.items()}
     labels = _labels(table, fields["label"]) if "label" in fields else None

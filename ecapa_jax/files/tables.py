@@ -10,7 +10,7 @@ from typing import TextIO
 from ecapa_jax.errors import EcapaError
 
 _QUOTED_CELL = re.compile(r'"(?:[^"]|"")*"')
-_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"(?!")')
 
 
 def lines_of(text: str) -> list[str]:
