@@ -314,7 +314,9 @@ def _call(function: object, arguments: object) -> object:
 
 def _new(kind: object) -> Skipped:
     if not isinstance(kind, Global) or kind.name not in _BESIDE:
-        raise ConversionError("its pickle makes an object of a type that is no plain data; nothing of it was run")
+        raise ConversionError(
+            "its pickle uses the opcode NEWOBJ, which plain weights don't need, and nothing of it was run"
+        )
     return Skipped(kind.name)
 
 
