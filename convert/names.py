@@ -49,16 +49,19 @@ def why_no_bundle(name: str) -> str:
     if os.path.isfile(name):
         if Path(name).suffix.lower() in WEIGHTS:
             return f"{name} is a checkpoint and no bundle: ecapa-jax convert {name} -o BUNDLE makes one"
-        return f"{name} is a file and no bundle, which is a directory that `ecapa-jax convert` or `train` wrote"
+        return f"{name} is a file, and is not a bundle directory: name one that `ecapa-jax convert` or `train` wrote"
     if os.path.isdir(name):
         return _why_no_bundle_in(Path(name))
     if os.path.exists(name) or is_address(name):
         return ""
     if address := suggestion(name):
-        return f"{name}: no such bundle; if the published model is meant, write {address}"
+        return f"{name} is not a bundle directory (no such bundle); if the published model is meant, write {address}"
     near = difflib.get_close_matches(name, [DEFAULT], 1, 0.7)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{name}: no such bundle; {hint}name a directory that `ecapa-jax convert` wrote, {DEFAULT}, or {_FORMS}"
+    return (
+        f"{name} is not a bundle directory (no such bundle): {hint}name one that `ecapa-jax convert` wrote, {DEFAULT}, "
+        f"or {_FORMS}"
+    )
 
 
 def _why_no_bundle_in(folder: Path) -> str:

@@ -126,7 +126,9 @@ class Output:
         summary = ShardSummary(len(ids), errors, float(np.nansum(embedded.seconds)))
         note = {"run": self.description.fingerprint, "shard": index, "errors": errors, "seconds": summary.seconds}
         table = shard_table(ids, embedded).replace_schema_metadata({_KEY: json.dumps(note).encode()})
-        with replacing_file(self.path(index), error=CorpusError, sync=True) as temporary:
+        path = self.path(index)
+        path.with_name(f".{path.name}.partial").unlink(missing_ok=True)  # what a killed run of version 0.1 left
+        with replacing_file(path, error=CorpusError, sync=True) as temporary:
             pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
         return summary
 
