@@ -13,6 +13,7 @@ from typing import Any
 
 from ecapa_jax.bundle.bundle import FILES, Bundle, save_bundle
 from ecapa_jax.config import SCHEMA
+from ecapa_jax.convert.names import suggestion
 from ecapa_jax.convert.published import Entry, entry_of
 from ecapa_jax.convert.run import convert
 from ecapa_jax.convert.sources import FAMILIES
@@ -43,6 +44,8 @@ def convert_source(
       DownloadError: the address is wrong or can't be fetched.
       ConversionError: as `convert`; also if the address holds a bundle already.
     """
+    if not os.path.exists(source) and not is_address(source) and (address := suggestion(source)):
+        raise ConversionError(f"{source}: no such file or directory; if the published model is meant, write {address}")
     if os.path.exists(source) or not is_address(source):
         return convert(source, family=family, **options)
     address, entry = _known(parse(source))

@@ -35,6 +35,8 @@ class Convert:
         None
     )
     """Mean embedding of a training set, to subtract before scoring (WeSpeaker's published figures do so)."""
+    key: Annotated[str | None, tyro.conf.arg(metavar="KEY", help_behavior_hint="(default: told by the tensors)")] = None
+    """Where in the checkpoint the tensors are, if several dicts of it fit; keys joined by dots, as in ema.model."""
     verify: Flag = False
     """Compare every stage, features to embedding, with the original PyTorch code where it is installed; without it,
     with packaged values."""
@@ -51,10 +53,12 @@ class Convert:
         from ecapa_jax.convert.readers.checkpoint import read_embedding_mean
         from ecapa_jax.convert.remote import convert_source
         from ecapa_jax.errors import EcapaError
+        from ecapa_jax.files.atomic import identity
 
         if self.source is None or self.out is None:
             raise EcapaError("SOURCE and -o BUNDLE are needed; --list shows what can be had by address")
         path = local_path(self.out)
+        before = identity(path)
         check_target(path, force=self.force)
         bundle = convert_source(
             self.source,
@@ -62,10 +66,13 @@ class Convert:
             dilations=parse_dilations(self.dilations),
             embedding_mean=None if self.embedding_mean is None else read_embedding_mean(self.embedding_mean),
             verify=self.verify,
+            key=self.key,
             progress=not self.output.quiet,
         )
-        save_bundle(bundle, path, force=self.force)
+        save_bundle(bundle, path, force=self.force, over=before)
         parity = bundle.parity
+        if wrapper := bundle.source.get("wrapper"):
+            self.output.note(f"the tensors are those under {wrapper!r} in the checkpoint")
         threshold = bundle.scoring.threshold
         text = (
             f"{path}: {bundle.provenance['family']}, {parity['parameters']:,} parameters\n"

@@ -188,7 +188,8 @@ class Database:
         with self.writing() as connection:
             connection.execute("INSERT INTO speaker (name) VALUES (?) ON CONFLICT DO NOTHING", (name,))
             (speaker,) = connection.execute("SELECT id FROM speaker WHERE name = ?", (name,)).fetchone()
-            rows = [(speaker, u.source, u.digest, u.embedding.tobytes()) for u in utterances]
+            (dim,) = connection.execute("SELECT embedding_dim FROM model").fetchone() or (None,)
+            rows = [(speaker, u.source, u.digest, blob_of(u.embedding, dim, u.source)) for u in utterances]
             before = connection.total_changes
             connection.executemany(
                 "INSERT INTO utterance (speaker, source, digest, embedding) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -202,7 +203,7 @@ class Database:
         Raises:
           StoreError: there is no such speaker, or as for `writing`.
         """
-        name = checked_name(name)
+        name = unicodedata.normalize("NFC", name).strip()  # unchecked: an older version may have taken it
         with self.writing() as connection:
             found = connection.execute("SELECT id FROM speaker WHERE name = ?", (name,)).fetchone()
             if found is None:
@@ -244,13 +245,42 @@ class Database:
         Raises:
           StoreError: the file is damaged.
         """
-        cursor = connection.execute("SELECT speaker, embedding FROM utterance ORDER BY id")
+        cursor = connection.execute("SELECT id, speaker, embedding FROM utterance ORDER BY id")
         while rows := cursor.fetchmany(_BLOCK):
-            speakers, blobs = zip(*rows, strict=True)
-            if any(len(blob) != 4 * embedding_dim for blob in blobs):
-                raise StoreError(f"{self.path} is damaged (an embedding has another size); restore a copy")
-            values = np.frombuffer(b"".join(blobs), np.float32).reshape(len(rows), embedding_dim)
-            yield np.array(speakers, np.int64), values
+            speakers = np.array([row[1] for row in rows], np.int64)
+            blobs = [row[2] for row in rows]
+            if any(type(blob) is not bytes or len(blob) != 4 * embedding_dim for blob in blobs):
+                blobs = [self._repaired(connection, *row, embedding_dim) for row in rows]
+            values = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), embedding_dim)
+            if not np.isfinite(values).all():
+                at = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+                raise self._damaged(connection, rows[at][0], "holds values that are no numbers")
+            yield speakers, values.astype(np.float32, copy=False)
+
+    def _repaired(
+        self, connection: sqlite3.Connection, row: int, speaker: int, blob: object, embedding_dim: int
+    ) -> bytes:
+        """The float32 values of an embedding; version 0.1 wrote float64 ones where the host had 64 bits on."""
+        if isinstance(blob, bytes) and len(blob) == 4 * embedding_dim:
+            return blob
+        if isinstance(blob, bytes) and len(blob) == 8 * embedding_dim:
+            values = np.frombuffer(blob, "<f8")
+            if np.isfinite(values).all() and np.abs(values).max() < np.finfo(np.float32).max:
+                return values.astype("<f4").tobytes()
+        size = len(blob) if isinstance(blob, bytes | str) else 0
+        raise self._damaged(connection, row, f"has {size} bytes, {4 * embedding_dim} are right")
+
+    def _damaged(self, connection: sqlite3.Connection, row: int, what: str) -> StoreError:
+        found = connection.execute(
+            "SELECT name, source FROM utterance LEFT JOIN speaker ON speaker.id = utterance.speaker "
+            "WHERE utterance.id = ?",
+            (row,),
+        ).fetchone()
+        name, source = found or ("?", "?")
+        return StoreError(
+            f"{self.path} is damaged: the embedding of {source!r} of the speaker {name!r} {what}; remove the speaker "
+            "(ecapa-jax remove) and enrol the recordings again, or restore a copy"
+        )
 
     def close(self) -> None:
         """Closes the file."""
@@ -269,20 +299,55 @@ class Database:
         return row
 
 
+def blob_of(embedding: np.ndarray, embedding_dim: int | None, source: str) -> bytes:
+    """An embedding as a store keeps it, float32 whatever the host computes in.
+
+    Raises:
+      StoreError: it has another size than the store's, or holds what is no number: `identify` could not read it.
+    """
+    values = np.asarray(embedding, "<f4")
+    if values.ndim != 1 or embedding_dim not in (None, len(values)) or not np.isfinite(values).all():
+        raise StoreError(
+            f"the embedding of {source} has shape {values.shape} or values that are not finite; the store takes "
+            f"{embedding_dim} finite values; nothing was enrolled"
+        )
+    return values.tobytes()
+
+
 def checked_name(name: str) -> str:
     """The name in Unicode's composed form, without spaces around it, so that what looks alike is one speaker.
 
     Raises:
-      StoreError: it is empty, longer than 200 characters, or holds control characters or bytes that are not Unicode.
+      StoreError: it is empty, longer than 200 characters, or holds characters that can't be seen: controls, marks that
+        turn the direction of writing so that one name looks like another, or bytes that are not Unicode.
     """
     name = unicodedata.normalize("NFC", name).strip()
     if not name:
         raise StoreError("a speaker's name is empty; give one")
     if len(name) > _LONGEST_NAME:
         raise StoreError(f"a speaker's name has {len(name)} characters; give at most {_LONGEST_NAME}")
-    if wrong := [character for character in name if unicodedata.category(character) in ("Cc", "Cs")]:
+    if wrong := _unseen(name):
         raise StoreError(f"the speaker's name {name!a} holds {wrong[0]!a}, which is no text; leave it out")
     return name
+
+
+_JOINERS = "\u200c\u200d"  # Persian, Hindi and emoji are written with them; between Latin letters they are not seen
+
+
+def _unseen(name: str) -> list[str]:
+    """Characters that show nothing: controls, direction marks, separators of lines, and bytes that are not Unicode."""
+    return [
+        character
+        for before, character in zip(" " + name, name, strict=False)
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        and not (character in _JOINERS and not before.isascii())
+    ]
+
+
+def shown_name(name: str) -> str:
+    """A name as a list shows it: what an older version took and can't be seen is written as an escape."""
+    unseen = set(_unseen(name))
+    return "".join(ascii(character)[1:-1] if character in unseen else character for character in name)
 
 
 _REASONS = {

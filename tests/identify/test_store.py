@@ -129,7 +129,7 @@ NAMES = [
     'say "hi"',
     "a;DROP TABLE speaker;--",
     "100%",
-    "\u202eright",
+    "\u0646\u0627\u0645\u200c\u0647\u0627",
     "x" * 200,
 ]
 

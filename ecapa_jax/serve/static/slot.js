@@ -74,7 +74,7 @@ export class Slot {
     } catch (error) {
       if (turn !== this.turn) return;
       if (error instanceof Locked) this.onLocked();
-      this.fail(sentence(error.message));
+      this.fail(error.message);
     } finally {
       if (turn === this.turn) this.root.removeAttribute("aria-busy");
       this.onChange();
@@ -144,4 +144,3 @@ export class Slot {
 }
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);
