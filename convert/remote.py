@@ -19,7 +19,7 @@ from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.errors import ConversionError, DownloadError
 from ecapa_jax.hub import cache as caches
 from ecapa_jax.hub.address import HUBS, Address, is_address, parse
-from ecapa_jax.hub.download import described
+from ecapa_jax.hub.download import describe
 from ecapa_jax.hub.repository import Fetched, Wanted, fetch
 
 COMPANIONS = ("configuration.json", "hyperparams.yaml", "mean_var_norm_emb.ckpt", "config.yaml", "model_config.yaml")
@@ -82,7 +82,7 @@ def bundle_folder(
     fetched = fetch(address, _wanted(entry), root, progress=progress, patience=patience)
     if "model.json" in fetched.files:
         return fetched.folder
-    with caches.alone(folder, patience):
+    with caches.lock_folder(folder, patience):
         if not (folder / "model.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)  # what someone has taken a part of
             save_bundle(_converted(address, entry, fetched), folder)
@@ -131,7 +131,7 @@ def _converted(
     weights = _weights(entry, fetched)
     if entry is not None and family is None:
         family = entry.family
-    if entry is not None and entry.sha256 not in (None, (found := described(weights).sha256)):
+    if entry is not None and entry.sha256 not in (None, (found := describe(weights).sha256)):
         raise DownloadError(f"{address}: {weights.name} has sha256 {found}, {entry.sha256} was published; report it")
     try:
         bundle = convert(weights, family=family, **options)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.hub.download import no_room
+from ecapa_jax.hub.download import disk_error
 
 SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
 MAX_MEMBER = 4_000_000_000
@@ -55,7 +55,7 @@ def extract(archive: Path, wanted: Callable[[Collection[str]], Collection[str]],
     except OSError as error:
         if error.errno is None:  # as gzip raises it for damaged content
             raise DownloadError(f"{archive.name} is damaged ({error}); download it again") from error
-        raise no_room(error, folder / "x") from error
+        raise disk_error(error, folder) from error
 
 
 def _read_to_end(tarred: tarfile.TarFile) -> None:

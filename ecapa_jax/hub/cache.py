@@ -29,7 +29,7 @@ def default_folder() -> Path:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+def lock_folder(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     """Keeps other processes from making `folder` meanwhile; waits for one that is at it.
 
     A process that is killed lets go at once. What it left half made (`.NAME.partial-*` beside the folder, as
@@ -46,11 +46,11 @@ def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, DownloadError):
             raise
-        raise not_writable(folder.parent, error) from error
+        raise cache_error(folder.parent, error) from error
     try:
         for left in folder.parent.glob(f".{folder.name}.partial-*"):
             shutil.rmtree(left, ignore_errors=True)
-        _sign(owner)
+        _write_owner(owner)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -58,7 +58,7 @@ def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
         lock.release()
 
 
-def not_writable(folder: Path, error: OSError) -> DownloadError:
+def cache_error(folder: Path, error: OSError) -> DownloadError:
     """The cache can't be used: why, and what to do."""
     reason = error.strerror or one_line(error)
     return DownloadError(
@@ -71,20 +71,20 @@ def _acquire(lock: filelock.BaseFileLock, owner: Path, folder: Path, patience: f
         try:
             lock.acquire(timeout=min(_SAY_AFTER, patience))
         except filelock.Timeout:
-            warnings.warn(f"waiting for {_who(owner)}, which is making {folder.name}", stacklevel=2)
+            warnings.warn(f"waiting for {_name_owner(owner)}, which is making {folder.name}", stacklevel=2)
             lock.acquire(timeout=max(0.0, patience - _SAY_AFTER))
     except filelock.Timeout as error:
         raise DownloadError(
-            f"{folder} is still being made by {_who(owner)}, after {patience:g} s: wait for it, or end it"
+            f"{folder} is still being made by {_name_owner(owner)}, after {patience:g} s: wait for it, or end it"
         ) from error
 
 
-def _sign(owner: Path) -> None:
+def _write_owner(owner: Path) -> None:
     with contextlib.suppress(OSError):  # a courtesy to whoever waits
         owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}), "utf-8")
 
 
-def _who(owner: Path) -> str:
+def _name_owner(owner: Path) -> str:
     try:
         signed = json.loads(owner.read_text("utf-8"))
         return f"process {signed['pid']} on {signed['host']} (for {time.time() - signed['since']:.0f} s)"
