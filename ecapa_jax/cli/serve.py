@@ -56,13 +56,15 @@ class Serve:
             if (error.name or "").startswith("ecapa_jax"):
                 raise
             raise EcapaError(f"serve needs {error.name}: pip install 'ecapa-jax[serve]'") from error
+        if self.store == "":
+            raise EcapaError("--store is empty (an unset variable?); name a file, or leave the option out")
         settings = Settings(
             host=self.host,
             max_bytes=round(self.max_mb * 1e6),
             max_seconds=self.max_seconds,
             max_requests=self.max_requests,
             body_seconds=self.body_seconds,
-            token=self.token or machine.token(),
+            token=machine.token() if self.token is None else self.token,
             allow_urls=self.allow_urls,
         )
         with listen(self.host, self.port) as sock:
@@ -72,7 +74,7 @@ class Serve:
                 settings,
                 name=self.model.name,
                 points=read_operating_points(api.resolve(self.model.model, progress=False)),
-                store=SpeakerStore.open(self.store, encoder) if self.store else None,
+                store=SpeakerStore.open(self.store, encoder) if self.store is not None else None,
             )
             if not settings.loopback and settings.token is None:
                 self.output.note("anyone who reaches this address may use it: set --token, or listen on 127.0.0.1")

@@ -81,7 +81,7 @@ def open_url(
     try:
         with (
             httpx2.Client(
-                verify=ssl.create_default_context(),
+                verify=ssl.create_default_context() if transport is None else True,
                 transport=transport,
                 timeout=timeout,
                 follow_redirects=True,
@@ -156,9 +156,15 @@ def retry_after(headers: Mapping[str, str]) -> float:
 
 
 def _check_location(response: httpx2.Response) -> None:
+    """Checks where an answer redirects to, and drops its body, which httpx would read and unpack without a limit."""
+    import httpx2
+
     if response.has_redirect_location:
         url = str(response.request.url)
         check_redirect(url, urllib.parse.urljoin(url, response.headers["Location"]))
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        response.stream.close()
+        response.stream = httpx2.ByteStream(b"")
 
 
 def check_redirect(url: str, target: str) -> None:
@@ -196,7 +202,5 @@ def _explain_error(error: Exception, name: str, timeout: float) -> DownloadError
         return TransientError(f"{name}: no data for {timeout:g} s; try again, or download it by other means")
     if isinstance(error, httpx2.ConnectError) and "SSL" not in str(error):
         return DownloadError(f"{name}: can't be reached ({one_line(error)}); check address and network")
-    kind = TransientError if isinstance(error, httpx2.NetworkError | httpx2.RemoteProtocolError) else DownloadError
-    if isinstance(error, httpx2.ConnectError):
-        kind = DownloadError
-    return kind(f"{name}: can't be downloaded ({one_line(error)}); check the address")
+    cut = isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError)
+    return (TransientError if cut else DownloadError)(f"{name}: can't be downloaded ({one_line(error)}); check the address")

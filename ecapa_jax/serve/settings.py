@@ -40,8 +40,10 @@ class Settings:
         _require(0 < self.max_seconds <= 6 * 3600, "max-seconds must be above 0 and at most 21600")
         _require(self.max_requests >= 1, "max-requests must be 1 or more")
         _require(self.body_seconds > 0, "body-seconds must be above 0")
+        empty = "the token is empty (an unset variable?); give one, or leave out --token and unset ECAPA_JAX_TOKEN"
+        _require(self.token != "", empty)
         plain = self.token is None or (self.token.isascii() and self.token.isprintable() and " " not in self.token)
-        _require(plain and self.token != "", "the token must be printable ASCII without spaces")
+        _require(plain, "the token must be printable ASCII without spaces")
 
     @property
     def loopback(self) -> bool:
