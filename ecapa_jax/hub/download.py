@@ -192,9 +192,7 @@ def _attempt(url: str, name: str, part: _PartialFile, size: int | None, policy: 
             raise TransientError(f"{name}: the server sent another part than the one asked for")
         if size is not None and total not in (None, size):
             raise DownloadError(f"{name}: the server has {total} bytes, {size} were expected; report it")
-        blocks = read_blocks(
-            response, name, policy.max_bytes, start=start, total=total, remedy="download it yourself"
-        )
+        blocks = read_blocks(response, name, policy.max_bytes, start=start, total=total, remedy="download it yourself")
         with _explain_disk_errors(part.path):
             if start == 0:
                 part.start(_version_of(response))

@@ -203,4 +203,6 @@ def _explain_error(error: Exception, name: str, timeout: float) -> DownloadError
     if isinstance(error, httpx2.ConnectError) and "SSL" not in str(error):
         return DownloadError(f"{name}: can't be reached ({one_line(error)}); check address and network")
     cut = isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError)
-    return (TransientError if cut else DownloadError)(f"{name}: can't be downloaded ({one_line(error)}); check the address")
+    return (TransientError if cut else DownloadError)(
+        f"{name}: can't be downloaded ({one_line(error)}); check the address"
+    )

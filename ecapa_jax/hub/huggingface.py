@@ -113,7 +113,7 @@ def _explain_errors(address: Address, library: Any, folder: Path | None = None) 
 def _explain_error(error: Exception, address: Address, errors: Any, folder: Path | None) -> DownloadError:
     if isinstance(error, OSError) and folder is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
         return disk_error(error, folder)
-    response = next((found for cause in _causes_of(error) if (found := getattr(cause, "response", None))), None)
+    response: Any = next((found for cause in _causes_of(error) if (found := getattr(cause, "response", None))), None)
     status = getattr(response, "status_code", 0)
     if isinstance(error, errors.GatedRepoError):
         what = "its owner admits only who has accepted the conditions on its page and is logged in (hf auth login)"
