@@ -49,7 +49,7 @@ class Serve:
 
         try:
             from ecapa_jax.serve.app import create_app
-            from ecapa_jax.serve.run import address_of, listen, server_of
+            from ecapa_jax.serve.run import format_address, listen, make_server
             from ecapa_jax.serve.service import Service
             from ecapa_jax.serve.settings import Settings
         except ModuleNotFoundError as error:
@@ -81,5 +81,5 @@ class Serve:
             if self.warm_up:
                 self.output.note(f"compiling for recordings up to {self.warm_up:g} s")
             app = create_app(service, warm_up=self.warm_up)
-            self.output.note(f"{address_of(sock)}   API: {address_of(sock)}docs   stop: Ctrl-C")
-            server_of(app, stop_seconds=self.stop_seconds).run(sockets=[sock])
+            self.output.note(f"{format_address(sock)}   API: {format_address(sock)}docs   stop: Ctrl-C")
+            make_server(app, stop_seconds=self.stop_seconds).run(sockets=[sock])

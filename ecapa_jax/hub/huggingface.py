@@ -120,7 +120,7 @@ def _explain_error(error: Exception, address: Address, errors: Any, folder: Path
     elif isinstance(error, errors.RepositoryNotFoundError):
         what = "there is no such repository, or it is private and no token is set; check the name"
     elif isinstance(error, errors.RevisionNotFoundError):
-        what = f"it has no revision {address.revision}; check what follows @"
+        what = f"it has no revision {address.revision}; check the text after @"
     elif isinstance(error, errors.OfflineModeIsEnabled):
         return UnreachableError(f"{address}: huggingface_hub is set to offline, and this was not fetched before")
     elif status == 429 or status >= 500:
