@@ -59,6 +59,7 @@ def open_url(
     timeout: float,
     headers: Mapping[str, str] | None = None,
     accept: Collection[int] = (),
+    redirects: int = _REDIRECTS,
     transport: httpx2.BaseTransport | None = None,
 ) -> Iterator[httpx2.Response]:
     """Opens a URL and follows redirects that stay with http and https and keep the encryption.
@@ -68,6 +69,7 @@ def open_url(
       timeout: seconds to wait for the connection, and for each further piece of data.
       headers: added to the request.
       accept: status codes to return, besides those of success.
+      redirects: how many to follow at most.
       transport: replaces httpx's own, and the proxies that the environment names.
 
     Raises:
@@ -85,7 +87,7 @@ def open_url(
                 transport=transport,
                 timeout=timeout,
                 follow_redirects=True,
-                max_redirects=_REDIRECTS,
+                max_redirects=redirects,
                 event_hooks={"response": [_check_location]},
             ) as client,
             client.stream("GET", url.strip(), headers=sent) as response,
@@ -94,7 +96,7 @@ def open_url(
                 raise _status_error(response, name)
             yield response
     except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError, ImportError) as error:
-        raise _explain_error(error, name, timeout) from error
+        raise _explain_error(error, name, timeout, redirects) from error
 
 
 def read_blocks(
@@ -190,13 +192,13 @@ def _status_error(response: httpx2.Response, name: str) -> DownloadError:
     return DownloadError(f"{name}: the server answered {status}; check the address")
 
 
-def _explain_error(error: Exception, name: str, timeout: float) -> DownloadError:
+def _explain_error(error: Exception, name: str, timeout: float, redirects: int) -> DownloadError:
     """Returns the error that the user sees. Without a network every attempt fails at once, so that is final."""
     import httpx2
 
     if isinstance(error, httpx2.TooManyRedirects):
         return DownloadError(
-            f"{name}: redirects more than {_REDIRECTS} times, perhaps in an infinite loop; give the file's own address"
+            f"{name}: redirects more than {redirects} times, perhaps in an infinite loop; give the file's own address"
         )
     if isinstance(error, httpx2.TimeoutException):
         return TransientError(f"{name}: no data for {timeout:g} s; try again, or download it by other means")

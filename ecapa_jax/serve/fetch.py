@@ -24,6 +24,8 @@ __all__ = ["TooLargeError", "fetch_public", "is_public"]
 
 Check = Callable[[str], bool]
 
+_REDIRECTS = 4
+
 
 def is_public(address: str) -> bool:
     """Returns whether an IP address is of the public internet, also inside IPv6 forms that carry an IPv4 address."""
@@ -53,7 +55,7 @@ def fetch_public(url: str, *, max_bytes: int, seconds: float, allowed: Check = i
     name = without_secrets(url)
     transport = _PublicTransport(time.monotonic() + seconds, allowed)
     try:
-        with open_url(url, timeout=seconds, transport=transport) as response:
+        with open_url(url, timeout=seconds, redirects=_REDIRECTS, transport=transport) as response:
             body = b"".join(read_blocks(response, name, max_bytes, remedy="send a shorter recording"))
     except TooLargeError:
         raise
