@@ -27,10 +27,10 @@ class Enroll:
 
     def run(self) -> None:
         """Prints how many recordings were new."""
-        from ecapa_jax.identify.database import checked_name
+        from ecapa_jax.identify.database import check_name
         from ecapa_jax.identify.store import Enrolment, SpeakerStore, embed_utterances
 
-        name = checked_name(self.name)
+        name = check_name(self.name)
         encoder = self.model.load()
         utterances = embed_utterances(encoder, self.files, short=self.short)  # a bad one leaves no empty store behind
         with SpeakerStore.open(self.store, encoder) as store:

@@ -1,7 +1,7 @@
-"""Enrolled speakers in one SQLite file: safe with several processes, and with a process that is killed.
+"""Enrolled speakers in one SQLite file, which several processes can use and which survives a killed process.
 
-A rollback journal rather than a write-ahead log: the store stays one file, works from read-only media and over network
-file systems, and enrolments are too rare for a log to pay.
+SQLite uses a rollback journal rather than a write-ahead log: the store stays one file, works on read-only media and
+network file systems, and enrolments are too rare for a write-ahead log to be worth it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ecapa_jax.errors import StoreError
 SCHEMA = 1
 APPLICATION_ID = 0x45434A58  # "ECJX", at a fixed place of the file
 WAIT_SECONDS = 30.0
-"""How long a write waits for other processes."""
+"""Longest time that a write waits for other processes."""
 
-_BLOCK = 20_000  # rows that are Python objects at a time
+_BLOCK = 20_000  # rows held as Python objects at once
 _LONGEST_NAME = 200
 _TABLES = """
 CREATE TABLE model (fingerprint TEXT NOT NULL, embedding_dim INTEGER NOT NULL);
@@ -47,8 +47,8 @@ class Speaker:
     """An enrolled speaker.
 
     Attributes:
-      name: unique in a store.
-      utterances: how many are enrolled.
+      name: unique in the store.
+      utterances: number of enrolled utterances.
     """
 
     name: str
@@ -60,8 +60,8 @@ class Utterance:
     """An utterance to enrol.
 
     Attributes:
-      source: where it comes from, for the reader.
-      digest: what tells it from the others of its speaker.
+      source: name of the recording, for people.
+      digest: distinguishes it from the speaker's other utterances.
       embedding: [embedding_dim] float32.
     """
 
@@ -71,7 +71,7 @@ class Utterance:
 
 
 class Database:
-    """A store's file, without the model; made by `Database.open`. Threads may share one."""
+    """The file of a store, without the model. `Database.open` makes it, and threads can share it."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection):
         self.path = path
@@ -81,14 +81,14 @@ class Database:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, create: bool = False) -> Database:
-        """Opens a store's file.
+        """Opens the file of a store.
 
         Args:
           path: the file.
-          create: make it where it is not there.
+          create: make the file if it does not exist.
 
         Raises:
-          StoreError: it is not there, is no store, is damaged, or was written by a newer version.
+          StoreError: the file does not exist, is no store, is damaged, or was written by a newer version.
         """
         path = Path(path)
         if os.path.isdir(path):
@@ -97,26 +97,26 @@ class Database:
             raise StoreError(
                 f"{path}: no such speaker store; make it with ecapa-jax enroll NAME FILES... --store {path}"
             )
-        with _told(path):
-            # `rw` opens a file that may not be written for reading.
+        with _explain_errors(path):
+            # `rw` falls back to reading if the file is write-protected.
             address = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
             connection = sqlite3.connect(
                 address, uri=True, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
         database = cls(path, connection)
         try:
-            database._check(create)
+            database._check_schema(create)
         except BaseException:
             database.close()
             raise
         return database
 
-    def _check(self, create: bool) -> None:
-        with _told(self.path):
+    def _check_schema(self, create: bool) -> None:
+        with _explain_errors(self.path):
             with self.reading():
-                (version,) = self._row("PRAGMA user_version")
-                (application,) = self._row("PRAGMA application_id")
-                (tables,) = self._row("SELECT count(*) FROM sqlite_master")
+                (version,) = self._fetch_row("PRAGMA user_version")
+                (application,) = self._fetch_row("PRAGMA application_id")
+                (tables,) = self._fetch_row("SELECT count(*) FROM sqlite_master")
             if not tables and application == 0:
                 if not create:
                     raise StoreError(f"{self.path} is empty; enrol speakers with ecapa-jax enroll")
@@ -128,7 +128,7 @@ class Database:
                     f"{self.path} has schema {version}, this version reads {SCHEMA}; use the version that wrote it"
                 )
             self._connection.execute("PRAGMA foreign_keys = ON")
-            self._connection.execute("PRAGMA synchronous = FULL")  # what is reported as enrolled outlives a power cut
+            self._connection.execute("PRAGMA synchronous = FULL")  # an enrolment that was reported survives a power cut
 
     def _create(self) -> None:
         with self.writing() as connection:
@@ -140,12 +140,12 @@ class Database:
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def bind(self, fingerprint: str, embedding_dim: int) -> None:
-        """Binds a new store to a model, and refuses another model's afterwards.
+        """Binds a new store to a model; an existing store accepts only the model it is bound to.
 
         Raises:
           StoreError: the store is bound to another model.
         """
-        with _told(self.path), self._lock:
+        with _explain_errors(self.path), self._lock:
             found = self._connection.execute("SELECT fingerprint, embedding_dim FROM model").fetchone()
             if found is None:
                 with self.writing() as connection:
@@ -153,7 +153,7 @@ class Database:
                         "INSERT INTO model SELECT ?, ? WHERE NOT EXISTS (SELECT * FROM model)",
                         (fingerprint, embedding_dim),
                     )
-                found = self._row("SELECT fingerprint, embedding_dim FROM model")
+                found = self._fetch_row("SELECT fingerprint, embedding_dim FROM model")
         if found != (fingerprint, embedding_dim):
             raise StoreError(
                 f"{self.path} holds embeddings of another model ({str(found[0])[:12]}, this is {fingerprint[:12]}), "
@@ -162,12 +162,12 @@ class Database:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it is in the file afterwards, or nothing.
+        """Runs one transaction: either all of it is in the file afterwards, or nothing.
 
         Raises:
-          StoreError: the store may not be written, the disk is full, or others keep it busy.
+          StoreError: the store is write-protected, the disk is full, or other processes keep it busy.
         """
-        with _told(self.path), self._lock:
+        with _explain_errors(self.path), self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -179,12 +179,12 @@ class Database:
                 raise
 
     def enroll(self, name: str, utterances: Sequence[Utterance]) -> int:
-        """Adds utterances to a speaker, who is made where he is not there; returns how many were new.
+        """Adds utterances to a new or known speaker; returns how many were new.
 
         Raises:
-          StoreError: as for `writing`, or the name is none.
+          StoreError: as for `writing`, or the name is invalid.
         """
-        name = checked_name(name)
+        name = check_name(name)
         with self.writing() as connection:
             connection.execute("INSERT INTO speaker (name) VALUES (?) ON CONFLICT DO NOTHING", (name,))
             (speaker,) = connection.execute("SELECT id FROM speaker WHERE name = ?", (name,)).fetchone()
@@ -198,10 +198,10 @@ class Database:
             return connection.total_changes - before
 
     def remove(self, name: str) -> int:
-        """Removes a speaker with all utterances; returns how many there were.
+        """Removes a speaker and all the speaker's utterances; returns how many there were.
 
         Raises:
-          StoreError: there is no such speaker, or as for `writing`.
+          StoreError: no speaker has this name, or as for `writing`.
         """
         name = unicodedata.normalize("NFC", name).strip()  # unchecked: an older version may have taken it
         with self.writing() as connection:
@@ -213,24 +213,24 @@ class Database:
             return int(count)
 
     def speakers(self) -> list[Speaker]:
-        """Everyone enrolled, by name."""
+        """Returns the enrolled speakers by name."""
         query = (
             "SELECT name, count(utterance.id) FROM speaker LEFT JOIN utterance ON utterance.speaker = speaker.id "
             "GROUP BY speaker.id ORDER BY name"
         )
-        with _told(self.path), self._lock:
+        with _explain_errors(self.path), self._lock:
             return [Speaker(name, count) for name, count in self._connection.execute(query)]
 
     @property
     def version(self) -> tuple[int, int]:
-        """Another value after any change, whichever process made it."""
-        with _told(self.path), self._lock:
-            return self._row("PRAGMA data_version")[0], self._writes
+        """A value that differs after any change, whichever process made it."""
+        with _explain_errors(self.path), self._lock:
+            return self._fetch_row("PRAGMA data_version")[0], self._writes
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """One state of the store for several queries."""
-        with _told(self.path), self._lock:
+        """Lets several queries see one state of the store."""
+        with _explain_errors(self.path), self._lock:
             self._connection.execute("BEGIN")
             try:
                 yield self._connection
@@ -240,7 +240,7 @@ class Database:
     def embeddings(
         self, connection: sqlite3.Connection, embedding_dim: int
     ) -> Iterator[tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, "n embedding"]]]:
-        """Blocks of the speakers' row ids and embeddings, in the order they were enrolled in.
+        """Yields blocks of speakers' row ids and embeddings, in order of enrolment.
 
         Raises:
           StoreError: the file is damaged.
@@ -294,7 +294,7 @@ class Database:
     ) -> None:
         self.close()
 
-    def _row(self, query: str) -> tuple:
+    def _fetch_row(self, query: str) -> tuple:
         row: tuple = self._connection.execute(query).fetchone()
         return row
 
@@ -314,8 +314,8 @@ def blob_of(embedding: np.ndarray, embedding_dim: int | None, source: str) -> by
     return values.tobytes()
 
 
-def checked_name(name: str) -> str:
-    """The name in Unicode's composed form, without spaces around it, so that what looks alike is one speaker.
+def check_name(name: str) -> str:
+    """Returns the name in Unicode's composed form, without spaces around it, so that what looks alike is one speaker.
 
     Raises:
       StoreError: it is empty, longer than 200 characters, or holds characters that can't be seen: controls, marks that
@@ -354,7 +354,7 @@ _REASONS = {
     sqlite3.SQLITE_BUSY: f"is busy: another process has been writing for {WAIT_SECONDS:g} s; try again",
     sqlite3.SQLITE_LOCKED: "is busy: another process is writing; try again",
     sqlite3.SQLITE_FULL: "can't be written: the disk is full; make room, nothing was changed",
-    sqlite3.SQLITE_READONLY: "may not be written (it or its folder is read-only); nothing was changed",
+    sqlite3.SQLITE_READONLY: "can't be written (it or its folder is read-only); nothing was changed",
     sqlite3.SQLITE_CANTOPEN: "can't be opened; check its folder and the access rights",
     sqlite3.SQLITE_PERM: "can't be opened; check the access rights",
     sqlite3.SQLITE_AUTH: "can't be opened; check the access rights",
@@ -364,12 +364,11 @@ _REASONS = {
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """SQLite's errors as one line that says what to do."""
+def _explain_errors(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into a StoreError of one line that says what to do."""
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", -1) & 0xFF  # the rest are details
-        raise StoreError(
-            f"{path} {_REASONS.get(code, f'can not be read or written ({error}); check the disk')}"
-        ) from error
+        code = getattr(error, "sqlite_errorcode", -1) & 0xFF  # the upper bits hold details
+        reason = _REASONS.get(code, f"can't be read or written ({error}); check the disk")
+        raise StoreError(f"{path} {reason}") from error

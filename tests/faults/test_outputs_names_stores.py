@@ -18,7 +18,7 @@ from ecapa_jax.corpus.shard import embed_recordings
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import BundleError, ConfigError, EcapaError, StoreError, TrainingError
 from ecapa_jax.files.atomic import claimed, identity, replacing_file, replacing_folder, write_whole
-from ecapa_jax.identify.database import Database, checked_name, shown_name
+from ecapa_jax.identify.database import Database, check_name, shown_name
 from ecapa_jax.identify.store import SpeakerStore
 from ecapa_jax.train.scale import plan
 from ecapa_jax.train.settings import packaged_configs
@@ -166,12 +166,12 @@ def test_help_lists_the_recipes_that_there_are() -> None:
 )
 def test_names_with_characters_that_are_not_seen_are_refused(name: str) -> None:
     with pytest.raises(StoreError, match="which is no text"):
-        checked_name(name + "x")
+        check_name(name + "x")
 
 
 @pytest.mark.parametrize("name", ["\u0646\u0627\u0645\u200c\u0647\u0627", "👩\u200d🔬", "Zoë", "שלום", "李 明"])
 def test_names_of_all_scripts_are_names(name: str) -> None:
-    assert checked_name(name) == shown_name(name) == name
+    assert check_name(name) == shown_name(name) == name
 
 
 def test_an_older_stores_name_is_shown_and_can_be_removed(tmp_path: Path) -> None:
