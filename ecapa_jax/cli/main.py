@@ -30,12 +30,14 @@ from ecapa_jax.cli.prepare import Prepare
 from ecapa_jax.cli.serve import Serve
 from ecapa_jax.cli.threshold import Threshold
 from ecapa_jax.cli.train import Train
+from ecapa_jax.cli.vad import DetectSpeech
 from ecapa_jax.cli.verify import Verify
 from ecapa_jax.errors import EcapaError, Stopped
 
 Verb = (
     Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Embed, tyro.conf.subcommand("embed")]
+    | Annotated[DetectSpeech, tyro.conf.subcommand("vad")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Enroll, tyro.conf.subcommand("enroll")]
     | Annotated[Identify, tyro.conf.subcommand("identify")]
