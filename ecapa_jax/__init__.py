@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ecapa_jax.api import SpeakerVerificationPipeline, load, pipeline
     from ecapa_jax.config import EcapaConfig, FbankConfig, ModelConfig, StdConfig
+    from ecapa_jax.diarization.diarize import diarize
+    from ecapa_jax.diarization.result import Diarization, Speaker
+    from ecapa_jax.diarization.streaming import Diarizer
+    from ecapa_jax.diarization.turns import Turn
     from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder
     from ecapa_jax.errors import (
         AudioError,
         BundleError,
         ConfigError,
         ConversionError,
+        DiarizationError,
         DownloadError,
         EcapaError,
         ScoringError,
@@ -32,12 +37,17 @@ if TYPE_CHECKING:
 _HOME = {
     "ecapa_jax.api": ("SpeakerVerificationPipeline", "load", "pipeline"),
     "ecapa_jax.config": ("EcapaConfig", "FbankConfig", "ModelConfig", "StdConfig"),
+    "ecapa_jax.diarization.diarize": ("diarize",),
+    "ecapa_jax.diarization.result": ("Diarization", "Speaker"),
+    "ecapa_jax.diarization.streaming": ("Diarizer",),
+    "ecapa_jax.diarization.turns": ("Turn",),
     "ecapa_jax.encoder": ("SilenceWarning", "SpeakerEncoder"),
     "ecapa_jax.errors": (
         "AudioError",
         "BundleError",
         "ConfigError",
         "ConversionError",
+        "DiarizationError",
         "DownloadError",
         "EcapaError",
         "ScoringError",

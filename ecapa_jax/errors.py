@@ -54,3 +54,7 @@ class TrialError(EcapaError, ValueError):
 
 class TrainingError(EcapaError):
     """A run can't begin or go on: other data, another configuration, a loss that is not finite."""
+
+
+class DiarizationError(EcapaError, ValueError):
+    """Turns, references or error rates of diarization can't be read, written or compared."""
