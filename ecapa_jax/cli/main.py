@@ -19,6 +19,8 @@ from ecapa_jax import runtime
 from ecapa_jax.cli.calibrate import Calibrate
 from ecapa_jax.cli.cohort import MakeCohort
 from ecapa_jax.cli.convert import Convert
+from ecapa_jax.cli.der import Der
+from ecapa_jax.cli.diarize import Diarize
 from ecapa_jax.cli.doctor import Doctor
 from ecapa_jax.cli.embed import Embed
 from ecapa_jax.cli.evaluate import Evaluate
@@ -39,6 +41,8 @@ Verb = (
     | Annotated[Embed, tyro.conf.subcommand("embed")]
     | Annotated[DetectSpeech, tyro.conf.subcommand("vad")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Diarize, tyro.conf.subcommand("diarize")]
+    | Annotated[Der, tyro.conf.subcommand("der")]
     | Annotated[Enroll, tyro.conf.subcommand("enroll")]
     | Annotated[Identify, tyro.conf.subcommand("identify")]
     | Annotated[List, tyro.conf.subcommand("list")]
