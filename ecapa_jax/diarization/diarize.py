@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from ecapa_jax.diarization import clustering, segmentation
 from ecapa_jax.diarization.activity import Voices, cut_windows, hear_voices
@@ -107,20 +107,27 @@ def diarize(
     audio = Recording(recording, rate if sample_rate is None else sample_rate, chosen)
     voices, probability, duration = _listen(audio, segmenter, vad, settings, told)
     speech = speech_frames(probability, settings)
-    tracks = None if voices is None else voices.tracks()
-    spans = _windows(stretches(speech, tracks, settings), count, settings)
+    spans = _windows(stretches(speech, None if voices is None else voices.tracks(), settings), count, settings)
     if not len(spans):
         return Diarization([], [], [], duration)
     embeddings = _embed(
         encoder, span_samples(audio.blocks(rate), spans, rate, encoder.minimum_samples), len(spans), told
     )
-    labels = clusterer(_centred(encoder, embeddings), spans, count, settings)
-    windows = Labelled(spans, _centred(encoder, embeddings), labels)
-    frames = _with_everyone(speaker_frames(windows, speech, tracks, settings), windows, speech)
-    second = None
-    if voices is not None:
-        second = second_speakers(frames, voices, frame_scores(windows, len(speech)), settings)
-    return _result(frames, second, embeddings, labels, settings, duration)
+    centred = _centred(encoder, embeddings)
+    windows = Labelled(spans, centred, clusterer(centred, spans, count, settings))
+    frames, second = _frames(windows, speech, voices, settings)
+    return _result(frames, second, embeddings, windows.labels, settings, duration)
+
+
+def _frames(
+    windows: Labelled, speech: Bool[np.ndarray, " frames"], voices: Voices | None, settings: Settings
+) -> tuple[Int64[np.ndarray, " frames"], Int64[np.ndarray, " frames"] | None]:
+    """The speaker of each frame, and the second speaker where voices are known."""
+    tracks = None if voices is None else voices.tracks()
+    frames = _with_everyone(speaker_frames(windows, speech, tracks, settings), windows)
+    if voices is None:
+        return frames, None
+    return frames, second_speakers(frames, voices, frame_scores(windows, len(speech)), settings)
 
 
 @functools.cache
@@ -195,9 +202,7 @@ def _centred(
     return embeddings if mean is None else embeddings - mean.astype(np.float32)
 
 
-def _with_everyone(
-    frames: Int64[np.ndarray, " frames"], windows: Labelled, speech: np.ndarray
-) -> Int64[np.ndarray, " frames"]:
+def _with_everyone(frames: Int64[np.ndarray, " frames"], windows: Labelled) -> Int64[np.ndarray, " frames"]:
     """The frames with the windows of those speakers who would have none."""
     for speaker in np.setdiff1d(np.arange(windows.labels.max() + 1), frames):
         for start, end in windows.spans[windows.labels == speaker]:
