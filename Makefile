@@ -89,7 +89,7 @@ $(VENV)/.docs-ready: pyproject.toml | $(VENV)/bin/python
 # pure-Python parts only: its compiled libraries do not load beside a CPU build of torch.
 $(VENV)/.peers-ready: requirements-peers.txt $(VENV)/.test-ready
 	$(RUN) -c "import torch" 2>/dev/null || $(PIP) install -qq torch==$(TORCH_VERSION)
-	$(PIP) install -qq "tqdm>=4" "huggingface_hub>=1" "ruamel.yaml<0.19" "joblib" "requests"
+	$(PIP) install -qq "tqdm>=4" "huggingface_hub>=1" "ruamel.yaml<0.19" "joblib" "requests" "onnxruntime>=1.16"
 	$(PIP) install -qq --no-deps -r requirements-peers.txt
 	rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
 	touch $@

@@ -5,8 +5,8 @@
 
 DATA and DIR hold `lists/*.txt` (`label path path` a line) and the audio they name. The threshold is the equal-error
 threshold of both dev lists together, one of which pairs different telephone calls; the eval lists are measured at it
-and change nothing. The second table compares the model with the systems that are named (see compare_models.py). Without -o
-nothing is written.
+and change nothing. The second table compares the model with the systems that are named (see compare_models.py).
+Without -o nothing is written.
 """
 
 from __future__ import annotations

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Output, OutputOptions, local_path
+from ecapa_jax.cli.common import Flag, Output, OutputOptions, local_path, replace_whole
 from ecapa_jax.cli.published import list_published
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Turn a PyTorch ECAPA-TDNN checkpoint into a bundle; PyTorch is not needed."""
+    """Turn a PyTorch ECAPA-TDNN checkpoint into a bundle; PyTorch is not needed.
+
+    Also turns silero_vad.onnx of the silero-vad wheel into the weights of the speech detector: -o WEIGHTS.safetensors.
+    """
 
     source: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = None
     """The weight file, the directory it was published in, or an address: hf:ORG/NAME, modelscope:ORG/NAME (with
@@ -52,12 +57,16 @@ class Convert:
         from ecapa_jax.bundle.bundle import check_target, save_bundle
         from ecapa_jax.convert.readers.checkpoint import read_embedding_mean
         from ecapa_jax.convert.remote import convert_source
+        from ecapa_jax.convert.silero import holds_speech_detector
         from ecapa_jax.errors import EcapaError
         from ecapa_jax.files.atomic import identity
 
         if self.source is None or self.out is None:
             raise EcapaError("SOURCE and -o BUNDLE are needed; --list shows what can be had by address")
         path = local_path(self.out)
+        if holds_speech_detector(self.source):
+            self._convert_detector(self.source, path)
+            return
         before = identity(path)
         check_target(path, force=self.force)
         bundle = convert_source(
@@ -81,6 +90,23 @@ class Convert:
             f"threshold: {'none published; pass --threshold to verify' if threshold is None else threshold}"
         )
         self.output.result({"out": str(path), "family": bundle.provenance["family"], **parity}, text)
+
+    def _convert_detector(self, source: str, path: Path) -> None:
+        from ecapa_jax.convert.silero import read_silero, write_weights
+        from ecapa_jax.errors import EcapaError
+
+        if path.suffix != ".safetensors":
+            raise EcapaError(f"{path} must end in .safetensors: the weights of a speech detector are one file")
+        if os.path.lexists(path) and (os.path.isdir(path) or not self.force):
+            remedy = "choose another output" + ("" if os.path.isdir(path) else " or pass --force")
+            raise EcapaError(f"{path} exists: {remedy}")
+        weights = read_silero(source)
+        replace_whole(path, lambda to: write_weights(weights, source, to))
+        parameters = sum(array.size for array in weights.values())
+        self.output.result(
+            {"out": str(path), "family": "silero-vad", "parameters": parameters},
+            f"{path}: silero-vad at 16 kHz, {parameters:,} parameters",
+        )
 
 
 def parse_dilations(text: str | None) -> tuple[int, ...] | None:
