@@ -13,6 +13,7 @@ from ecapa_jax.convert.names import DEFAULT, why_no_bundle
 from ecapa_jax.encoder import Dtype, SpeakerEncoder
 from ecapa_jax.errors import BundleError
 from ecapa_jax.presets import PRESETS
+from ecapa_jax.runtime.compile_cache import private_folder, programs_folder
 from ecapa_jax.runtime.machine import Device
 from ecapa_jax.runtime.programs import kept_shapes
 from ecapa_jax.scoring.scorer import ScoringName
@@ -83,6 +84,7 @@ def load(
     scoring: ScoringName = "publisher",
     devices: Sequence[Device] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    keep_programs: bool = True,
     programs_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> SpeakerEncoder:
@@ -94,18 +96,21 @@ def load(
       scoring: the model's own (`publisher`), or `cosine`, `cosine_less_mean`, `half` or `two_views` in its place.
       devices: devices that share each batch; None is all local ones.
       cache_dir: where models of addresses are kept; None is the user's cache folder.
-      programs_dir: where compiled programs are kept for the next process; None keeps none. Files in it are run: it must
-        be yours alone to write.
-      progress: show a bar while one is fetched, on a terminal.
+      keep_programs: keep compiled programs for the next process, which then starts in a second or two.
+      programs_dir: where they are kept; None is the user's cache folder. Files in it are run: only you may write to it.
+      progress: on a terminal, show a bar while a model is fetched and say when compiling takes a while.
 
     Raises:
       BundleError: there is no whole bundle.
-      ConfigError: there is no such dtype, or the scoring needs what the model does not bring.
+      ConfigError: there is no such dtype, the scoring needs what the model does not bring, or other users can write to
+        `programs_dir`.
       DownloadError, ConversionError: as `resolve`.
     """
-    programs = None if programs_dir is None else Path(programs_dir)
+    programs = None
+    if keep_programs:
+        programs = programs_folder() if programs_dir is None else private_folder(Path(programs_dir))
     shapes = None if programs is None else functools.partial(kept_shapes, programs)
     bundle = load_bundle(resolve(model, cache_dir=cache_dir, progress=progress), abstract=shapes)
-    encoder = SpeakerEncoder.from_bundle(bundle, devices=devices, dtype=dtype, programs=programs)
+    encoder = SpeakerEncoder.from_bundle(bundle, devices=devices, dtype=dtype, programs=programs, announce=progress)
     encoder.scorer = encoder.scorer.named(scoring)
     return encoder

@@ -63,7 +63,19 @@ class SpeakerEncoder:
         devices: Sequence[Device] | None = None,
         dtype: Dtype = "float32",
         programs: Path | None = None,
+        announce: bool = False,
     ):
+        """Puts the weights on the devices; nothing is compiled yet.
+
+        Args:
+          config: front end and network.
+          variables: weights and statistics, as from `init` or a bundle.
+          scoring, embedding_mean, cohort: how embeddings become scores; a plain cosine without them.
+          devices: over which batches are spread; None is all local ones.
+          dtype: compute dtype; `auto` is bfloat16 where the device is faster in it.
+          programs: the folder where compiled programs are kept for the next process; None keeps none.
+          announce: say on stderr, on a terminal, when compiling takes a while.
+        """
         self.config = config
         self.scorer = Scorer(scoring or Scoring(), embedding_mean, cohort)
         self.sample_rate, self.minimum_samples = config.fbank.sample_rate, minimum_samples(config)
@@ -72,7 +84,9 @@ class SpeakerEncoder:
         self.buckets = Buckets(self.sample_rate, len(self.devices), self.devices[0].platform)
         mesh = Mesh(np.asarray(self.devices), ("data",))
         self.sharding, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-        self.programs = Programs(self._embed_batch, json.dumps([to_dict(config), self.dtype]), programs)
+        self.programs = Programs(
+            self._embed_batch, json.dumps([to_dict(config), self.dtype]), programs, announce=announce
+        )
         self.variables = variables
         self._real_samples = self._padded_samples = 0
 
@@ -84,6 +98,7 @@ class SpeakerEncoder:
         devices: Sequence[Device] | None = None,
         dtype: Dtype = "float32",
         programs: Path | None = None,
+        announce: bool = False,
     ) -> SpeakerEncoder:
         """The encoder of a bundle, with its scoring."""
         return cls(
@@ -95,6 +110,7 @@ class SpeakerEncoder:
             devices=devices,
             dtype=dtype,
             programs=programs,
+            announce=announce,
         )
 
     def with_dtype(self, dtype: Dtype) -> SpeakerEncoder:

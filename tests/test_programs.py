@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import os
+import shutil
+import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,8 @@ import pytest
 import ecapa_jax
 from ecapa_jax import functional
 from ecapa_jax.encoder import SpeakerEncoder
-from ecapa_jax.runtime import programs
+from ecapa_jax.errors import ConfigError
+from ecapa_jax.runtime import compile_cache, programs
 from ecapa_jax.runtime.programs import Programs, kept_shapes
 from helpers.weights import random_tensors, shallow_config, variables_of
 
@@ -134,6 +140,23 @@ def test_the_compiler_is_described_by_source_versions_and_settings(monkeypatch: 
         assert programs._compiler() != before
 
 
+def test_every_source_file_counts(tmp_path: Path) -> None:
+    """Whatever is edited, added or renamed; but for conversion and training, which no embedding is made by."""
+    package = Path(ecapa_jax.__file__).parent
+    assert package == programs._PACKAGE
+    copy = tmp_path / "ecapa_jax"
+    ignored = shutil.ignore_patterns("__pycache__", "default_model", "static", "convert", "train")
+    shutil.copytree(package, copy, ignore=ignored)
+    digests = [programs._source_digest(copy)]
+    assert digests[0] == programs._source_digest(package)
+    for path in sorted(copy.rglob("*.py")):
+        path.write_text(path.read_text() + "# edited\n")
+        digests.append(programs._source_digest(copy))
+    (copy / "nn" / "layers.py").rename(copy / "nn" / "others.py")
+    digests.append(programs._source_digest(copy))
+    assert len(set(digests)) == len(digests) > 100
+
+
 def test_programs_used_longest_ago_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "_KEPT_BYTES", 250)
     for name in "abcd":
@@ -162,6 +185,7 @@ import json, sys
 from ecapa_jax.cli.main import main
 code = main(["verify", *sys.argv[1:], "--json"])
 print(json.dumps({"code": code, "modules": [name for name in ("flax", "orbax", "jax") if name in sys.modules]}))
+assert not [name for name in sys.modules if name.startswith(("ecapa_jax.convert", "ecapa_jax.train"))], "no part"
 """
 
 
@@ -214,8 +238,77 @@ def test_a_switched_off_cache_keeps_nothing(tmp_path: Path) -> None:
 
 
 def test_load_takes_a_folder(tmp_path: Path) -> None:
-    expected = ecapa_jax.load().embed(AUDIO[:1])
+    expected = ecapa_jax.load(keep_programs=False).embed(AUDIO[:1])
     for count in (1, 0):
         loaded = ecapa_jax.load(programs_dir=str(tmp_path))
         np.testing.assert_array_equal(loaded.embed(AUDIO[:1]), expected)
         assert loaded.programs.compile_count == count
+
+
+def test_load_keeps_programs_unless_told_otherwise() -> None:
+    """Beside JAX's own folder, where that is set."""
+    folder = ecapa_jax.load().programs.folder
+    assert folder == Path(jax.config.jax_compilation_cache_dir) / "programs"
+    assert ecapa_jax.load(keep_programs=False).programs.folder is None
+
+
+@pytest.fixture
+def no_jax_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """As in a process that has set nothing; returns the folder that is then used."""
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(compile_cache, "compile_cache_folder", lambda: tmp_path / "compiled")
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield tmp_path / "compiled"
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_folder_is_for_its_owner_alone(no_jax_folder: Path) -> None:
+    folder = compile_cache.programs_folder()
+    assert folder == no_jax_folder / "programs"
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (no_jax_folder, folder)] == [0o700, 0o700]
+    assert compile_cache.programs_folder() == folder
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+def test_a_folder_that_others_can_write_to_is_refused(no_jax_folder: Path, mode: int) -> None:
+    """By default with a warning; where the caller names it, with an error. Nothing in it is read."""
+    no_jax_folder.mkdir()
+    no_jax_folder.chmod(mode)
+    with pytest.warns(UserWarning, match=r"not kept: other users can write to .*compiled, .*chmod go-w"):
+        assert compile_cache.programs_folder() is None
+    compile_cache.use_compile_cache()
+    assert jax.config.jax_compilation_cache_dir is None
+    with pytest.raises(ConfigError, match="other users can write to"):
+        squares(no_jax_folder)
+    with pytest.raises(ConfigError, match="other users can write to"):
+        ecapa_jax.load(programs_dir=no_jax_folder)
+    assert not list(no_jax_folder.iterdir())
+
+
+def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(ConfigError, match="belongs to another user"):
+        squares(tmp_path)
+
+
+class Terminal(io.StringIO):
+    """A stderr that someone watches."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_compiling_is_announced_once_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    folder = tmp_path if kept else None
+    first, again = (Programs(lambda x: 2 * x, "double", folder, announce=True) for _ in range(2))
+    for matrix in (MATRIX, MATRIX[:1]):
+        first(matrix)
+    if kept:
+        again(MATRIX)  # nothing is compiled
+    Programs(lambda x: 3 * x, "triple", folder)(MATRIX)  # not asked to say so
+    assert sys.stderr.getvalue() == f"compiling{' once for this machine' * kept} (about 10 s)\n"
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    Programs(lambda x: 4 * x, "four times", folder, announce=True)(MATRIX)
+    assert sys.stderr.getvalue() == ""

@@ -61,8 +61,8 @@ class Model:
         from ecapa_jax import api
         from ecapa_jax.runtime import compile_cache
 
-        kept = compile_cache.use_compile_cache()
-        return api.load(self.model, dtype=self.dtype, scoring=scoring, programs_dir=kept, progress=not quiet)
+        compile_cache.use_compile_cache()
+        return api.load(self.model, dtype=self.dtype, scoring=scoring, progress=not quiet)
 
     def fetch(self, *, quiet: bool) -> None:
         """Gets the model onto this machine: what may take minutes and be interrupted, before anything is begun."""

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Output, OutputOptions, local_path, replace_whole
+from ecapa_jax.cli.common import Flag, Output, OutputOptions, local_path
 from ecapa_jax.cli.published import list_published
+from ecapa_jax.files.atomic import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +102,7 @@ class Convert:
             remedy = "choose another output" + ("" if os.path.isdir(path) else " or pass --force")
             raise EcapaError(f"{path} exists: {remedy}")
         weights = read_silero(source)
-        replace_whole(path, lambda to: write_weights(weights, source, to))
+        write_whole(path, lambda to: write_weights(weights, source, to))
         parameters = sum(array.size for array in weights.values())
         self.output.result(
             {"out": str(path), "family": "silero-vad", "parameters": parameters},

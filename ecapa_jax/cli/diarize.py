@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, replace_whole
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions
+from ecapa_jax.files.atomic import write_whole
 
 if TYPE_CHECKING:
     from ecapa_jax.diarization.result import Diarization
@@ -174,9 +175,9 @@ class Diarize:
             self.output.note(f"{name}: nobody speaks")
         for kind, path in self._paths(name).items() if self.out else ():
             text = as_text(result, stem, kind, exclusive=self.exclusive)
-            replace_whole(path, lambda to, text=text: to.write_text(text, encoding="utf-8"))
+            write_whole(path, lambda to, text=text: to.write_text(text, encoding="utf-8"))
         if self.plot is not None:
-            replace_whole(Path(self.plot), lambda to: plot_turns(to, result, stem, exclusive=self.exclusive))
+            write_whole(Path(self.plot), lambda to: plot_turns(to, result, stem, exclusive=self.exclusive))
         if self.out is None and not self.output.json:
             print(as_text(result, stem, self.format[0], exclusive=self.exclusive), end="")
         return as_dict(result, name, exclusive=self.exclusive)

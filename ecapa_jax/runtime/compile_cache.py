@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import hashlib
 import os
 import platform
 import re
+import stat
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
+from ecapa_jax.errors import ConfigError
 from ecapa_jax.runtime.machine import cpu_flags, cpu_line
 
 _CACHE_BYTES = 1 << 30
@@ -28,34 +32,75 @@ def compile_cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("ecapa-jax")) / "compiled" / name
 
 
-def use_compile_cache(shortest: float = 0.0) -> Path | None:
-    """Keeps compiled programs for the next process, in `compile_cache_folder()` or where JAX's own setting says.
+def use_compile_cache(shortest: float = 0.0) -> None:
+    """Makes JAX keep compiled programs for the next process, unless its own settings name a folder or say no.
 
-    JAX_ENABLE_COMPILATION_CACHE=false turns it off. A folder that can't be written is done without.
+    A folder that can't be written, or that others can write to, is done without.
 
     Args:
       shortest: seconds of compilation below which a program is not kept.
-
-    Returns:
-      The folder in it for whole programs; None where none are kept, or not in files of this machine.
     """
     import jax
 
-    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if not folder:
-        folder = compile_cache_folder()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError:
-            return None
-        if not os.access(folder, os.W_OK):
-            return None
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        folder = usable_folder(compile_cache_folder())
+        if folder is None:
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_compilation_cache_max_size", _CACHE_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", shortest)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    on = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    return Path(folder) / "programs" if on and "://" not in str(folder) else None
+
+
+def programs_folder() -> Path | None:
+    """Where whole programs are kept: in `compile_cache_folder()`, or where JAX's own setting says.
+
+    Returns:
+      None where JAX_ENABLE_COMPILATION_CACHE=false says so, and where there is no folder for this user alone.
+    """
+    import jax
+
+    if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
+        return None
+    folder = str(jax.config.jax_compilation_cache_dir or compile_cache_folder())  # type: ignore[attr-defined]
+    if "://" in folder or usable_folder(Path(folder)) is None:
+        return None
+    return usable_folder(Path(folder) / "programs")
+
+
+@functools.cache
+def usable_folder(folder: Path) -> Path | None:
+    """`private_folder`, with a warning instead of an error, once a process; None too where nothing can be written."""
+    try:
+        found = private_folder(folder)
+    except ConfigError as error:
+        warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
+        return None
+    return found if found is not None and os.access(found, os.W_OK) else None
+
+
+def private_folder(folder: Path) -> Path | None:
+    """A folder that only this user can write to, for files that are run when they are read; it is made if need be.
+
+    Returns:
+      The folder; None where it can't be made.
+
+    Raises:
+      ConfigError: it is there, and another user owns it or can write to it.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError:
+        return None
+    if status.st_uid != os.geteuid():
+        raise ConfigError(f"{folder} belongs to another user, whose programs would be run; choose another folder")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"other users can write to {folder}, and the programs in it are run; "
+            f"remove it, or run 'chmod go-w {folder}' if you trust what is in it"
+        )
+    return folder
 
 
 def forget_unreadable(warning: str) -> bool:
@@ -86,6 +131,9 @@ def compile_anew() -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        yield
+        return
     with _one_at_a_time:
         before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
         try:

@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,10 +32,9 @@ _DIGEST = 32  # bytes at the beginning of a file
 Shapes: TypeAlias = tuple[Any, tuple[tuple[Any, ...], ...]]
 """Structure of a pytree; shape, dtype and sharding of its leaves."""
 
-_SOURCE = (
-    "nn", "features", "functional.py", "masks.py", "config.py", "batching.py", "encoder.py", "runtime/programs.py",
-)  # fmt: skip
-"""Where the code is that a program is made from."""
+_PACKAGE = Path(__file__).parents[1]
+_NO_PART = ("convert", "train")
+"""Folders of the package whose code no program is made from: nothing that computes an embedding may import them."""
 
 
 class Programs:
@@ -44,26 +44,40 @@ class Programs:
       compile_count: compilations so far, in this process.
     """
 
-    def __init__(self, function: Callable[..., jax.Array], identity: str, folder: Path | None = None):
+    def __init__(
+        self, function: Callable[..., jax.Array], identity: str, folder: Path | None = None, *, announce: bool = False
+    ):
         """Nothing is compiled yet.
 
         Args:
           function: of pytrees of arrays.
           identity: what the function is made from besides this package's code: configuration and options.
           folder: where programs are kept and looked for; None keeps none.
+          announce: say on stderr, once and only on a terminal, that compiling takes a while.
+
+        Raises:
+          ConfigError: other users can write to the folder.
         """
         self.compile_count = 0
-        self.folder, self._identity = folder, identity
+        self.folder = folder if folder is None else compile_cache.private_folder(folder)
+        self._identity, self._announce = identity, announce
         self._jitted = jax.jit(function)
         self._ready: dict[tuple[Any, ...], Any] = {}
         self._first: tuple[Any, Any] = ((), _shapes(()))
 
     def __call__(self, *arguments: Any) -> jax.Array:
-        """The function's result."""
+        """The function's result, by the program for these shapes: one that is ready, or kept, or a new one."""
         shapes = self._shapes(arguments)
-        if shapes not in self._ready:
-            self._ready[shapes] = self._compile(shapes, arguments)
-        return self._ready[shapes](*arguments)
+        program = self._ready.get(shapes)
+        if program is None and self.folder is not None:
+            program = _read(self.folder / _key(self._identity, *shapes))
+        if program is None:
+            with self._compiling():
+                program = self._jitted.lower(*arguments).compile()
+            if self.folder is not None:
+                _write(self.folder / _key(self._identity, *shapes), program)
+        self._ready[shapes] = program
+        return program(*arguments)
 
     def fetch(self, expected: Iterable[tuple[Any, ...]]) -> None:
         """Reads the kept programs of some arguments, or of arguments of their shapes: a core for each at a time."""
@@ -84,19 +98,14 @@ class Programs:
             self._first = (arguments[0], shapes)
         return shapes, *map(_shapes, arguments[1:])
 
-    def _compile(self, shapes: tuple[Shapes, ...], arguments: tuple[Any, ...]) -> Any:
-        """The kept program, or a new one, which is then kept."""
-        if self.folder is None:
-            self.compile_count += 1
-            return self._jitted.lower(*arguments).compile()
-        path = self.folder / _key(self._identity, *shapes)
-        program = _read(path)
-        if program is None:
-            self.compile_count += 1
-            with compile_cache.compile_anew():
-                program = self._jitted.lower(*arguments).compile()
-            _write(path, program)
-        return program
+    def _compiling(self) -> contextlib.AbstractContextManager[None]:
+        """What holds while a program is compiled that is then kept, or not."""
+        self.compile_count += 1
+        if self._announce and sys.stderr is not None and sys.stderr.isatty():
+            once = "" if self.folder is None else " once for this machine"
+            print(f"compiling{once} (about 10 s)", file=sys.stderr)
+        self._announce = False
+        return contextlib.nullcontext() if self.folder is None else compile_cache.compile_anew()
 
 
 def _shapes(argument: Any) -> Shapes:
@@ -134,10 +143,17 @@ def _compiler() -> str:
 
 @functools.cache
 def _code() -> list[str]:
-    root = Path(__file__).parents[1]
-    files = [file for name in _SOURCE for file in sorted((root / name).rglob("*.py")) or [root / name]]
-    source = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    return [source, *(importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax"))]
+    return [_source_digest(_PACKAGE), *(importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax"))]
+
+
+def _source_digest(package: Path) -> str:
+    """Of every source file that a program may be made from: of the whole package but `_NO_PART`."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        inside = path.relative_to(package)
+        if inside.parts[0] not in _NO_PART:
+            digest.update(str(inside).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _read(path: Path) -> Any:
@@ -174,7 +190,7 @@ def _content(path: Path) -> bytes | None:
 def _keep(path: Path, content: bytes) -> None:
     """Writes a file, and forgets those that were used longest ago; what can't be kept is done without."""
     with contextlib.suppress(OSError, EcapaError):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(path, lambda to: to.write_bytes(hashlib.sha256(content).digest() + content))
         _forget(path.parent)
 
