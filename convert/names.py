@@ -49,7 +49,7 @@ def why_no_bundle(name: str) -> str:
     if os.path.isfile(name):
         if Path(name).suffix.lower() in WEIGHTS:
             return f"{name} is a checkpoint and no bundle: ecapa-jax convert {name} -o BUNDLE makes one"
-        return f"{name} is a file, and is not a bundle directory: name one that `ecapa-jax convert` or `train` wrote"
+        return f"{name} is not a bundle directory but a file: name one that `ecapa-jax convert` or `train` wrote"
     if os.path.isdir(name):
         return _why_no_bundle_in(Path(name))
     if os.path.exists(name) or is_address(name):
