@@ -81,6 +81,8 @@ def open_url(
     _check_scheme(url, name)
     sent = {"User-Agent": "ecapa-jax", "Accept-Encoding": "identity", **(headers or {})}
     try:
+        if not httpx2.URL(url.strip()).host:
+            raise DownloadError(f"{name}: can't be downloaded (it names no host); check the address")
         with (
             httpx2.Client(
                 verify=ssl.create_default_context() if transport is None else True,
