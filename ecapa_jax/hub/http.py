@@ -81,6 +81,8 @@ def open_url(
     _check_scheme(url, name)
     sent = {"User-Agent": "ecapa-jax", "Accept-Encoding": "identity", **(headers or {})}
     try:
+        if not httpx2.URL(url.strip()).host:
+            raise DownloadError(f"{name}: can't be downloaded (it names no host); check the address")
         with (
             httpx2.Client(
                 verify=ssl.create_default_context() if transport is None else True,
@@ -180,7 +182,7 @@ def check_redirect(url: str, target: str) -> None:
 def _check_scheme(url: str, name: str) -> None:
     scheme = url.strip().partition(":")[0].lower()
     if scheme not in ("http", "https"):
-        raise DownloadError(f"{name}: only http and https addresses are downloaded, not {scheme!r}; use a local path")
+        raise DownloadError(f"{name}: only http and https addresses are downloaded, not {scheme!r}; give the file itself")
 
 
 def _status_error(response: httpx2.Response, name: str) -> DownloadError:
