@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,13 @@ from ecapa_jax.errors import ConversionError
 _MAX_BYTES = 1 << 30
 _MAX_DEPTH = 16  # graphs within graphs
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_DTYPES = {1: np.dtype("<f4"), 6: np.dtype("<i4"), 7: np.dtype("<i8"), 10: np.dtype("<f2"), 11: np.dtype("<f8")}
+_DTYPES: dict[int, np.dtype[Any]] = {
+    1: np.dtype("<f4"),
+    6: np.dtype("<i4"),
+    7: np.dtype("<i8"),
+    10: np.dtype("<f2"),
+    11: np.dtype("<f8"),
+}
 
 # Field numbers of onnx.proto.
 _MODEL_GRAPH = 7
@@ -96,7 +103,7 @@ def _tensor(tensor: memoryview, otherwise: str) -> Iterator[tuple[str, np.ndarra
     data, kind = (floats if raw is None else raw), _DTYPES[dtype]
     if len(data) != math.prod(dims) * kind.itemsize:
         raise ConversionError(f"tensor {name[:100]!a} has {len(data)} bytes for shape {tuple(dims)}; it is damaged")
-    yield name, np.frombuffer(data, kind).reshape(dims)
+    yield name, np.frombuffer(data, dtype=kind).reshape(dims)
 
 
 def _fields(message: memoryview) -> Iterator[Field]:

@@ -44,8 +44,8 @@ def convert_source(
       DownloadError: the address is wrong or can't be fetched.
       ConversionError: as `convert`; also if the address already holds a bundle.
     """
-    if not os.path.exists(source) and not is_address(source) and (address := suggestion(source)):
-        raise ConversionError(f"{source}: no such file or directory; if the published model is meant, write {address}")
+    if not os.path.exists(source) and not is_address(source) and (meant := suggestion(source)):
+        raise ConversionError(f"{source}: no such file or directory; if the published model is meant, write {meant}")
     if os.path.exists(source) or not is_address(source):
         return convert(source, family=family, **options)
     address, entry = _look_up(parse(source))

@@ -60,7 +60,7 @@ def read_silero(path: str | os.PathLike[str]) -> Weights:
       ConversionError: the file can't be read, or is of another network.
     """
     tensors = read_onnx(path)
-    weights = {}
+    weights: Weights = {}
     for target, (name, shape) in _SOURCES.items():
         # The same names stand in the branches of 8 kHz and of 16 kHz, and most of their shapes are equal, too.
         found = [
@@ -103,4 +103,4 @@ def write_weights(weights: Weights, source: str | os.PathLike[str], path: Path) 
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "licence": "MIT, Copyright (c) 2020-present Silero Team",
     }
-    path.write_bytes(save(weights, metadata=origin))
+    path.write_bytes(save({name: np.asarray(array) for name, array in weights.items()}, metadata=origin))

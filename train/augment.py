@@ -140,8 +140,8 @@ def _kind(config: AugmentConfig, key: PRNGKeyArray) -> Int[Array, ""]:
     # The loader decides between noise and music, because it reads them.
     noise = config.noise + config.music
     shares = [noise, config.babble, config.reverberation, config.reverberation_noise]
-    shares = jnp.array(shares + [config.mixture] if config.mixture else shares)
-    chances = jnp.concatenate([jnp.array([1 - config.probability]), config.probability * shares / jnp.sum(shares)])
+    relative = jnp.array(shares + [config.mixture] if config.mixture else shares)
+    chances = jnp.concatenate([jnp.array([1 - config.probability]), config.probability * relative / jnp.sum(relative)])
     return jax.random.categorical(_named(key, "kind"), jnp.log(chances))
 
 

@@ -169,7 +169,8 @@ class _Run:
         self.manifest, self.mesh = manifest, mesh
         self.n_classes = count_classes(config, manifest)
         clock = Clock.of(config.run, self.order.steps_per_epoch)
-        bundle, table = (teacher if isinstance(teacher, kind) else None for kind in (TeacherBundle, TeacherTable))
+        bundle = teacher if isinstance(teacher, TeacherBundle) else None
+        table = teacher if isinstance(teacher, TeacherTable) else None
         self.plan = Plan.of(
             config, clock, mesh, 0 if mesh is None else self.n_classes, None if bundle is None else bundle.config
         )

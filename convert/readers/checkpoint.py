@@ -152,7 +152,7 @@ def find_tensors(
 
 def _flat_dicts(content: Mapping[Any, Any], depth: int = 3) -> dict[str, dict[str, np.ndarray]]:
     """Every mapping of names to arrays, with other scalars left out, by its keys joined by dots."""
-    found = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     if _is_flat(content):
         arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
         return {"": arrays} if arrays else {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from pathlib import Path
@@ -175,7 +176,7 @@ class Diarize:
             self.output.note(f"{name}: nobody speaks")
         for kind, path in self._paths(name).items() if self.out else ():
             text = as_text(result, stem, kind, exclusive=self.exclusive)
-            write_whole(path, lambda to, text=text: to.write_text(text, encoding="utf-8"))
+            write_whole(path, functools.partial(Path.write_text, data=text, encoding="utf-8"))
         if self.plot is not None:
             write_whole(Path(self.plot), lambda to: plot_turns(to, result, stem, exclusive=self.exclusive))
         if self.out is None and not self.output.json:

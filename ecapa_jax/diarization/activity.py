@@ -36,7 +36,7 @@ class Voices:
 
     def speech(self) -> Float32[np.ndarray, " frames"]:
         """Share of the chunks around each frame in which somebody speaks."""
-        return self._mean(self.active.any(axis=2))
+        return self._mean(np.asarray(np.any(self.active, axis=2)))
 
     def counts(self) -> Float32[np.ndarray, " frames"]:
         """Mean number of voices over the chunks around each frame."""

@@ -159,7 +159,8 @@ def _listen(
         told("hearing voices", 0, 0)
         voices, n_samples = hear_voices(segmenter, audio.blocks(segmentation.RATE), settings.chunk_hop)
         found.append(voices.speech())
-    return voices, np.mean(found, axis=0, dtype=np.float32), n_samples / segmentation.RATE
+    speech = np.asarray(np.mean(np.stack(found), axis=0, dtype=np.float32))
+    return voices, speech, n_samples / segmentation.RATE
 
 
 def on_frames(probabilities: Float32[np.ndarray, " vad_frames"], n_samples: int) -> Float32[np.ndarray, " frames"]:
@@ -198,7 +199,7 @@ def _centred(
     encoder: SpeakerEncoder, embeddings: Float32[np.ndarray, "windows embedding"]
 ) -> Float32[np.ndarray, "windows embedding"]:
     """Less the mean embedding of the model's training, where the model brings one."""
-    mean = encoder.embedding_mean
+    mean = encoder.scorer.embedding_mean
     return embeddings if mean is None else embeddings - mean.astype(np.float32)
 
 

@@ -143,7 +143,7 @@ def _compare(
         parts = [(min(turn.start for turn in everything), max(turn.end for turn in everything))]
     scored = Timeline([Segment(start, end) for start, end in parts])
     # pyannote's collar is the whole width around a boundary, half of it on each side.
-    options = {"collar": 2 * collar, "skip_overlap": False}
+    options: dict[str, Any] = {"collar": 2 * collar, "skip_overlap": False}
     one, other = annotation(reference), annotation(hypothesis)
     der = DiarizationErrorRate(**options)(one, other, uem=scored, detailed=True)
     jer = JaccardErrorRate(**options)(one, other, uem=scored, detailed=True)

@@ -174,7 +174,7 @@ class Diarizer:
             self._add(speech[first - offset : self._done - offset], first, self._last[0])
 
     def _speaker(self, embedding: Float32[np.ndarray, " embedding"]) -> int:
-        mean = self._encoder.embedding_mean
+        mean = self._encoder.scorer.embedding_mean
         x = unit(embedding if mean is None else embedding - mean.astype(np.float32))
         scale = max(float(np.median(self._likeness)), 0.1)
         scores = np.array([float(known.centroid @ x) for known in self._known])

@@ -250,16 +250,14 @@ class Database:
             speakers = np.array([row[1] for row in rows], np.int64)
             blobs = [row[2] for row in rows]
             if any(type(blob) is not bytes or len(blob) != 4 * embedding_dim for blob in blobs):
-                blobs = [self._repaired(connection, *row, embedding_dim) for row in rows]
+                blobs = [self._repaired(connection, row[0], row[2], embedding_dim) for row in rows]
             values = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), embedding_dim)
             if not np.isfinite(values).all():
                 at = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
                 raise self._damaged(connection, rows[at][0], "holds values that are no numbers")
             yield speakers, values.astype(np.float32, copy=False)
 
-    def _repaired(
-        self, connection: sqlite3.Connection, row: int, speaker: int, blob: object, embedding_dim: int
-    ) -> bytes:
+    def _repaired(self, connection: sqlite3.Connection, row: int, blob: object, embedding_dim: int) -> bytes:
         """The float32 values of an embedding; version 0.1 wrote float64 ones where the host had 64 bits on."""
         if isinstance(blob, bytes) and len(blob) == 4 * embedding_dim:
             return blob

@@ -38,4 +38,4 @@ def advance(
         hidden = 0.5 * (leave + 1) * np.tanh(cell)
         outputs[index] = hidden
     context = np.concatenate([state.context[0], waveform])[-np.shape(state.context)[1] :]
-    return probability(weights, outputs), State(context[None], hidden[None], cell[None])
+    return np.asarray(probability(weights, outputs)), State(context[None], hidden[None], cell[None])

@@ -10,7 +10,7 @@ JAX and for NumPy: `ecapa_jax.vad.in_numpy` runs the network without a compiler.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -124,9 +124,7 @@ def advance(
         else:
             inputs = jax.lax.map(lambda frame: lstm_inputs(weights, frame[None])[0], flat, batch_size=_FRAMES_AT_ONCE)
 
-        def step(
-            carry: tuple[Array, Array], inputs: Float[Array, "batch 512"]
-        ) -> tuple[tuple[Array, Array], Float[Array, "batch 128"]]:
+        def step(carry: tuple[Array, Array], inputs: Any) -> tuple[tuple[Array, Array], Array]:
             hidden, cell = carry
             gates = inputs + _dot(hidden, weights["lstm_state"])
             enter, keep, new, leave = jnp.split(gates, 4, axis=-1)
@@ -135,8 +133,9 @@ def advance(
             return (hidden, cell), hidden
 
         by_time = inputs.reshape(batch, -1, 4 * UNITS).swapaxes(0, 1)
-        (hidden, cell), outputs = jax.lax.scan(step, (state.hidden, state.cell), by_time)
-        probabilities = probability(weights, outputs.swapaxes(0, 1))
+        begin = jnp.asarray(state.hidden), jnp.asarray(state.cell)
+        (hidden, cell), outputs = jax.lax.scan(step, begin, by_time)
+        probabilities = jnp.asarray(probability(weights, outputs.swapaxes(0, 1)))
         return probabilities, State(waveforms[:, -CONTEXT:], hidden, cell)
 
 

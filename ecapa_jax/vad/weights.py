@@ -70,7 +70,7 @@ def load_weights(path: str | os.PathLike[str]) -> Weights:
         found = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
         if found != {name: ("F32", shape) for name, shape in SHAPES.items()}:
             raise BundleError(f"{path}: holds other arrays than a speech detector's; convert silero_vad.onnx again")
-        weights = {
+        weights: Weights = {
             name: np.frombuffer(data[slice(*entry["data_offsets"])], "<f4").reshape(SHAPES[name])
             for name, entry in header.items()
         }

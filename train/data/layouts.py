@@ -74,7 +74,7 @@ def _folders(source: Path, rate: int) -> list[Recording]:
 
 
 def _kaldi(source: Path, rate: int) -> list[Recording]:
-    speakers = dict(map(tuple, _fields(source / "utt2spk", 2)))
+    speakers = {fields[0]: fields[1] for fields in _fields(source / "utt2spk", 2)}
     try:
         entries = list(read_scp(source / "wav.scp", TrainingError))
     except OSError as error:
