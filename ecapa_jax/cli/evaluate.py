@@ -273,11 +273,10 @@ class Evaluate:
     def _published(self) -> dict[str, Any]:
         from ecapa_jax import api
         from ecapa_jax.evaluation.presets import PRESETS, published_figures
-        from ecapa_jax.io.bundle import read_document
 
         if self.preset is None or self.scores is not None:
             return {}
-        found = published_figures(PRESETS[self.preset], read_document(api.resolve(self.model.model))["provenance"])
+        found = published_figures(PRESETS[self.preset], api.provenance(self.model.model))
         return found or {PRESETS[self.preset].title: "no figure in this model's card"}
 
     def _write(self, folder: Path, scored: Scored, settings: Settings, reports: list[Report]) -> None:

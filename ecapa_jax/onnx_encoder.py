@@ -1,0 +1,169 @@
+"""An exported ONNX file as an encoder: the same recordings in, the same decisions out, computed by ONNX Runtime."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float32
+
+from ecapa_jax.batches import Blocks, Buckets
+from ecapa_jax.config import Variables
+from ecapa_jax.embedder import Dtype, Embedder
+from ecapa_jax.encoder import SpeakerEncoder
+from ecapa_jax.errors import AudioError, BundleError, ConfigError
+from ecapa_jax.io.audio import LongAudio
+from ecapa_jax.onnx_file import EMBEDDINGS, INSTALL, LENGTHS, WAVEFORMS, OnnxFile, read_onnx
+from ecapa_jax.scorer import Scorer
+
+MAX_SECONDS = 600.0
+"""Longest recording: ONNX Runtime computes it in one piece, and its memory grows with the length."""
+
+
+class OnnxEmbedder(Embedder):
+    """The model in an ONNX Runtime session on the processor, one recording at a time.
+
+    Attributes:
+      config: front end and network of the model that was exported.
+      dtype: of the weights in the file: `float32`, `float16` or `int8`.
+    """
+
+    def __init__(self, name: str, file: OnnxFile) -> None:
+        """Makes the session.
+
+        Raises:
+          BundleError: ONNX Runtime does not take the file.
+          ConfigError: it is not installed.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ConfigError(INSTALL) from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        try:
+            # From bytes: a session made from a path would look for further files beside it.
+            self._session = onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common base
+            raise BundleError(f"{name} is no model that ONNX Runtime takes: {_first_line(error)}") from error
+        _check(name, file, self._session)
+        self._name = name
+        self._fingerprint = hashlib.sha256(file.content).hexdigest()
+        self.config, self.dtype = file.config, file.precision
+        self.devices = jax.local_devices(backend="cpu")[:1]
+        self.buckets = Buckets(self.config.fbank.sample_rate)
+
+    @property
+    def variables(self) -> Variables:
+        """Nothing: the weights are in the session.
+
+        Raises:
+          ConfigError: always.
+        """
+        raise ConfigError(f"{self._name} is an ONNX file, whose weights can't be taken out: name the bundle instead")
+
+    @variables.setter
+    def variables(self, variables: Variables) -> None:
+        raise ConfigError(f"{self._name} is an ONNX file, whose weights can't be changed: name the bundle instead")
+
+    @property
+    def fingerprint(self) -> str:  # type: ignore[override]
+        """Sha256 of the file."""
+        return self._fingerprint
+
+    @property
+    def padding_waste(self) -> float:
+        """None: nothing is padded."""
+        return 0.0
+
+    def fetch(self, lengths: Sequence[int]) -> None:
+        """Does nothing: nothing is compiled."""
+
+    def stream(
+        self, waveforms: Iterable[Float32[np.ndarray, " _"] | LongAudio]
+    ) -> Iterator[tuple[tuple[int, ...], Float32[np.ndarray, "rows embedding"]]]:
+        """As `SpeakerEncoder.embed_stream`, each recording by itself."""
+        for index, waveform in enumerate(waveforms):
+            whole = waveform if isinstance(waveform, np.ndarray) else self._joined(waveform)
+            yield (index,), self._embed(whole)
+
+    def _joined(self, blocks: Blocks) -> Float32[np.ndarray, " samples"]:
+        rate, parts, n_samples = self.config.fbank.sample_rate, [], 0
+        for block in blocks:
+            parts.append(block)
+            n_samples += len(block)
+            if n_samples > MAX_SECONDS * rate:
+                name = blocks.name if isinstance(blocks, LongAudio) else "a recording"
+                raise AudioError(
+                    f"{name} is longer than {MAX_SECONDS:g} s, which an ONNX file computes in one piece: cut it, or "
+                    f"embed it with the bundle"
+                )
+        return np.concatenate(parts)
+
+    def _embed(self, waveform: Float32[np.ndarray, " samples"]) -> Float32[np.ndarray, "1 embedding"]:
+        inputs = {WAVEFORMS: waveform[None], LENGTHS: np.array([len(waveform)], np.int64)}
+        try:
+            (found,) = self._session.run([EMBEDDINGS], inputs)
+        except Exception as error:
+            raise BundleError(f"{self._name} fails in ONNX Runtime: {_first_line(error)}") from error
+        if found.shape != (1, self.config.ecapa.embedding_dim):
+            raise BundleError(f"{self._name} holds another network than its metadata says: export the model again")
+        return np.asarray(found, np.float32)
+
+
+class OnnxEncoder(SpeakerEncoder):
+    """A `SpeakerEncoder` whose embeddings ONNX Runtime computes from an exported file.
+
+    What needs the weights themselves (`variables`, `with_dtype`) raises a ConfigError.
+    """
+
+    def __init__(self, name: str | os.PathLike[str]) -> None:
+        """Reads `name`, as `ecapa-jax export --to onnx` writes it.
+
+        Raises:
+          BundleError: it is damaged, or no such file.
+          ConfigError: onnx or onnxruntime is not installed.
+        """
+        file = read_onnx(name)
+        self._embedder = OnnxEmbedder(os.fspath(name), file)
+        self._programs = None
+        self.scorer = Scorer(file.scoring, file.embedding_mean, file.cohort)
+
+    def with_dtype(self, dtype: Dtype) -> SpeakerEncoder:
+        """Not for an ONNX file.
+
+        Raises:
+          ConfigError: always.
+        """
+        raise ConfigError("an ONNX file has one precision: export the bundle again with another --quantize")
+
+    @property
+    def compile_count(self) -> int:
+        """None: nothing is compiled."""
+        return 0
+
+    def warm_up(self, max_seconds: float) -> int:
+        """Does nothing: nothing is compiled."""
+        return 0
+
+
+def _check(name: str, file: OnnxFile, session: Any) -> None:
+    """Checks that the file takes recordings, and has the inputs and the output that its metadata promises."""
+    if file.takes != "waveform":
+        what = "features" if file.takes == "features" else "the features of sherpa-onnx"
+        raise BundleError(
+            f"{name} takes {what}, not recordings: export the model with --input waveform to load it here"
+        )
+    inputs = [value.name for value in session.get_inputs()]
+    outputs = [(value.name, value.shape[-1:]) for value in session.get_outputs()]
+    if inputs != [WAVEFORMS, LENGTHS] or outputs != [(EMBEDDINGS, [file.config.ecapa.embedding_dim])]:
+        raise BundleError(f"{name} holds another network than its metadata says: export the model again")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
