@@ -12,12 +12,13 @@ import onnx
 from jaxtyping import Float32
 from onnx import TensorProto, helper
 
-from ecapa_jax.config import ModelConfig, Variables
+from ecapa_jax.config import FbankConfig, ModelConfig, Variables
 from ecapa_jax.convert.onnx.front_end import write_front_end
 from ecapa_jax.convert.onnx.graph import Graph
 from ecapa_jax.convert.onnx.quantize import Feed
 from ecapa_jax.convert.onnx.sherpa import framework, sherpa_front_end
 from ecapa_jax.errors import ConfigError
+from ecapa_jax.features.frames import frame_count
 from ecapa_jax.lengths import minimum_samples
 from ecapa_jax.onnx_file import LENGTHS, WAVEFORMS
 from ecapa_jax.recordings import open_recording
@@ -61,7 +62,7 @@ def calibration_feeds(config: ModelConfig, variables: Variables, takes: str, pat
     Raises:
       AudioError: one can't be read.
     """
-    features = None if takes == "waveform" else _features_of(config, variables, takes)
+    features = None if takes == "waveform" else features_of(config, variables, takes)
     for path in paths:
         audio = open_recording(config, path, None, "repeat")
         assert isinstance(audio, np.ndarray)
@@ -70,24 +71,30 @@ def calibration_feeds(config: ModelConfig, variables: Variables, takes: str, pat
         yield feed if features is None else features(feed)
 
 
-class _FeaturesOf:
+class FeaturesOf:
     """The front end in ONNX Runtime, as the input of a model without one."""
 
-    def __init__(self, model: onnx.ModelProto, name: str, *, transposed: bool) -> None:
+    def __init__(self, fbank: FbankConfig, model: onnx.ModelProto, name: str, *, transposed: bool) -> None:
         import onnxruntime
 
         self._session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        self._name, self._transposed = name, transposed
+        self._fbank, self._name, self._transposed = fbank, name, transposed
 
     def __call__(self, feed: Feed) -> Feed:
-        """From a waveform to the model's input."""
-        found: Float32[np.ndarray, "one mels frames"] = self._session.run(None, feed)[0]
+        """From the waveform of one recording to the model's input, without blank frames."""
+        n_frames = frame_count(self._fbank, int(feed[LENGTHS][0]))
+        found: Float32[np.ndarray, "one mels frames"] = self._session.run(None, feed)[0][:, :, :n_frames]
         if self._transposed:
-            return {self._name: found, "length": np.array([found.shape[2]], np.int64)}
+            return {self._name: np.ascontiguousarray(found), "length": np.array([n_frames], np.int64)}
         return {self._name: np.ascontiguousarray(found.transpose(0, 2, 1))}
 
 
-def _features_of(config: ModelConfig, variables: Variables, takes: str) -> _FeaturesOf:
+def features_of(config: ModelConfig, variables: Variables, takes: str) -> FeaturesOf:
+    """What turns waveforms into the input of a model that takes features.
+
+    Args:
+      config, variables, takes: as for `calibration_feeds`.
+    """
     fbank, name = config.fbank, "features"
     kind = framework(fbank) if takes == "sherpa" else ""
     if kind:
@@ -104,4 +111,4 @@ def _features_of(config: ModelConfig, variables: Variables, takes: str) -> _Feat
         name="front_end",
         text="",
     )
-    return _FeaturesOf(model, name, transposed=kind == "nemo")
+    return FeaturesOf(fbank, model, name, transposed=kind == "nemo")
