@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import soundfile
 import ecapa_jax
 from ecapa_jax.convert.onnx.export import export_onnx
 from ecapa_jax.errors import AudioError, ConfigError
+from ecapa_jax.io.audio import LongAudio
 from ecapa_jax.io.bundle import Bundle
 from ecapa_jax.io.scoring_arrays import Cohort
 from ecapa_jax.onnx_encoder import MAX_SECONDS, OnnxEncoder
@@ -43,7 +45,7 @@ def test_embeddings_and_decisions_are_the_librarys(encoder: OnnxEncoder, ours: e
     assert max(map(parity.relative_error, found, expected)) <= parity.EMBEDDING_BOUND
     answer, theirs = encoder.verify(*paths[1:]), ours.verify(*paths[1:])
     assert abs(answer.score - theirs.score) <= 1e-5
-    assert dataclasses.replace(answer, score=0) == dataclasses.replace(theirs, score=0)
+    assert dataclasses.replace(answer, score=0.0) == dataclasses.replace(theirs, score=0.0)
     assert encoder.sample_rate == ours.sample_rate
     assert encoder.minimum_samples == ours.minimum_samples
     windows = encoder.embed_windows(paths[0], window=1.0)
@@ -59,7 +61,7 @@ def test_all_of_a_bundles_scoring_travels(packaged: Bundle, tmp_path: Path) -> N
         subtract_mean=True,
         normalisation="s_norm",
         top_n=3,
-        calibration=Calibration(offset=0.1, weight=2),
+        calibration=Calibration(offset=0.1, weight=2.0),
     )
     bundle = dataclasses.replace(packaged, scoring=scoring, embedding_mean=mean, cohort=cohort)
     path = tmp_path / "model.onnx"
@@ -114,8 +116,12 @@ def test_what_an_encoder_of_a_file_can_not_do(encoder: OnnxEncoder, exported: Pa
         encoder.with_dtype("bfloat16")
     with pytest.raises(ConfigError, match="can't run in bfloat16"):
         ecapa_jax.load(exported, dtype="bfloat16")
-    blocks = (np.zeros(60 * RATE, np.float32) for _ in range(int(MAX_SECONDS // 60) + 1))
-    with pytest.raises(AudioError, match="longer than 600 s"):
-        list(encoder.embed_stream([blocks]))
+
+    def minutes() -> Iterator[tuple[int, np.ndarray]]:
+        for _ in range(int(MAX_SECONDS // 60) + 1):
+            yield RATE, np.zeros(60 * RATE, np.float32)
+
+    with pytest.raises(AudioError, match=r"day\.wav is longer than 600 s"):
+        list(encoder.embed_stream([LongAudio("day.wav", RATE, minutes)]))
     assert encoder.warm_up(10.0) == encoder.compile_count == 0
     assert len(encoder.fingerprint) == 64
