@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -35,21 +36,22 @@ def to_int8(model: onnx.ModelProto, calibration: Iterable[Feed]) -> onnx.ModelPr
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
+    feeds = iter(calibration)
+    first = next(feeds, None)
+    if first is None:
+        raise ConfigError("there is no recording to calibrate with: name a folder of speech with --calibration")
+
     class Reader(CalibrationDataReader):
         """Gives one recording after the other."""
 
         def __init__(self) -> None:
-            self._feeds: Iterator[Feed] = iter(calibration)
-            self.count = 0
+            self._feeds = itertools.chain([first], feeds)
 
         def get_next(self) -> Feed | None:
             """The next inputs."""
-            found = next(self._feeds, None)
-            self.count += found is not None
-            return found
+            return next(self._feeds, None)
 
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
-    reader = Reader()
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, source)
@@ -58,7 +60,7 @@ def to_int8(model: onnx.ModelProto, calibration: Iterable[Feed]) -> onnx.ModelPr
             quantize_static(
                 source,
                 target,
-                reader,
+                Reader(),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv"],
                 per_channel=True,
@@ -66,12 +68,6 @@ def to_int8(model: onnx.ModelProto, calibration: Iterable[Feed]) -> onnx.ModelPr
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=[name for name in convolutions if IN_FLOAT32.search(name)],
             )
-        except ValueError:
-            if reader.count:
-                raise
-            raise ConfigError(
-                "there is no recording to calibrate with: name a folder of speech with --calibration"
-            ) from None
         finally:
             logging.disable(logging.NOTSET)
         found = onnx.load(target)

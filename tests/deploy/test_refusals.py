@@ -123,7 +123,7 @@ def test_what_is_no_model_is_one_line(content: bytes, tmp_path: Path, capsys: py
     assert "can't be read" in refused(capsys, tmp_path, "verify", A, B, "--model", tmp_path / "none.onnx")
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_raises_no_other_error(data: st.DataObject, small: onnx.ModelProto, tmp_path: Path) -> None:
     content = bytearray(small.SerializeToString())
