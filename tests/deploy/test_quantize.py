@@ -11,13 +11,15 @@ import pytest
 
 import ecapa_jax
 from ecapa_jax.api import default_bundle
+from ecapa_jax.convert import parity as conversion
 from ecapa_jax.convert.onnx.calibration import calibration_feeds, demo_recordings, find_recordings
 from ecapa_jax.convert.onnx.export import export_onnx
 from ecapa_jax.convert.onnx.quantize import IN_FLOAT32, to_float16, to_int8
 from ecapa_jax.convert.onnx.sherpa import export_sherpa
+from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.io.bundle import Bundle
-from helpers import families, parity
+from helpers import parity
 from helpers.cli import run
 from helpers.onnx_runs import RUNTIMES
 
@@ -74,7 +76,8 @@ def test_models_of_features_are_calibrated_on_features(packaged: Bundle, takes: 
 
 
 def test_nemos_features_for_sherpa() -> None:
-    bundle = Bundle(config=families.config("nemo"), variables=families.variables("nemo"))
+    config, variables = conversion.golden_model(FAMILIES["nemo"])
+    bundle = Bundle(config=config, variables=variables)
     exact, small = _int8(bundle, "sherpa")
     feed = next(calibration_feeds(bundle.config, bundle.variables, "sherpa", demo_recordings()[:1]))
     found = [RUNTIMES["ONNX Runtime"](model, feed)[0] for model in (exact, small)]
