@@ -182,7 +182,9 @@ def check_redirect(url: str, target: str) -> None:
 def _check_scheme(url: str, name: str) -> None:
     scheme = url.strip().partition(":")[0].lower()
     if scheme not in ("http", "https"):
-        raise DownloadError(f"{name}: only http and https addresses are downloaded, not {scheme!r}; give the file itself")
+        raise DownloadError(
+            f"{name}: only http and https addresses are downloaded, not {scheme!r}; give the file itself"
+        )
 
 
 def _status_error(response: httpx2.Response, name: str) -> DownloadError:
