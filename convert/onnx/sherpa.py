@@ -117,7 +117,7 @@ def export_sherpa(bundle: Bundle) -> onnx.ModelProto:
     variables["params"]["stem"] = {**variables["params"]["stem"], "conv": {**conv, "kernel": kernel}}
     graph, dim = Graph(), config.ecapa.embedding_dim
     if kind == "nemo":  # its extractor wants two outputs, and takes the second
-        inputs = [("audio_signal", TensorProto.FLOAT, [1, 80, "frames"]), ("length", TensorProto.INT64, [1])]
+        inputs: list[tuple[str, Any, list[Any]]] = [("audio_signal", TensorProto.FLOAT, [1, 80, "frames"]), ("length", TensorProto.INT64, [1])]
         found = write_from_frames(graph, bundle, variables, "audio_signal")
         outputs = ["logits", EMBEDDINGS]
     else:
@@ -128,7 +128,7 @@ def export_sherpa(bundle: Bundle) -> onnx.ModelProto:
         graph.op("Identity", found, name=name)
     about = metadata(bundle, "sherpa") | _for_sherpa(bundle, kind)
     model = graph.model(
-        [helper.make_tensor_value_info(*value) for value in inputs],
+        [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, dim]) for name in outputs],
         name="ecapa_tdnn",
         text=card(about),
