@@ -356,7 +356,8 @@ class SpeakerEncoder:
         waveforms = self._read_whole([a, b], None, short)
         seconds = [len(waveform) / self.sample_rate for waveform in waveforms]
         rows = self._in_order(self.embed_stream(self._views(waveforms, scorer)))
-        score = scorer.score(*rows.reshape(2, scorer.n_views, -1), seconds)
+        views = rows.reshape(2, scorer.n_views, -1)
+        score = scorer.score(views[0], views[1], seconds)
         same_speaker = None if threshold is None else score >= threshold
         return Verification(score, same_speaker, threshold, scorer.scoring.score_type)
 

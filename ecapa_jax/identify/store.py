@@ -207,7 +207,7 @@ class SpeakerStore:
         if not top:
             return [[] for _ in embeddings]
         queries = self._centred(np.asarray(embeddings, np.float32))
-        scores, rows = search(queries, gallery.centroids, top, np.int32(len(gallery.names)))
+        scores, rows = search(queries, gallery.centroids, top, np.asarray(len(gallery.names), np.int32))
         return [
             [Candidate(gallery.names[row], float(np.clip(score, -1, 1))) for score, row in zip(*pair, strict=True)]
             for pair in zip(np.asarray(scores), np.asarray(rows).tolist(), strict=True)
