@@ -1,5 +1,6 @@
 # make demo   sets everything up and scores six recordings
-# make test   sets everything up and runs the tests
+# make test   sets everything up and runs the fast tests
+# make test-all  runs the thorough tests as well: pages, browser, fault injection, fuzzing, processes, mutations
 # make peers  adds PyTorch and the original toolkits, and runs the comparisons with them
 # make bench  times everything beside PyTorch, ONNX Runtime, OpenVINO in an environment of its own; BENCH="--quick": less
 # make slow   runs the long tests: ten minutes of fuzzing
@@ -20,13 +21,16 @@ OPENVINO_VERSION := 2026.4.1
 FLAXSPEAKER_VERSION := 0.4.0
 BENCH :=
 
-.PHONY: demo test peers bench slow browser lint docs dist clean
+.PHONY: demo test test-all peers bench slow browser lint docs dist clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo-ready
 	$(RUN) examples/demo.py
 
 test: $(VENV)/.test-ready
+	$(RUN) -m pytest -n auto --dist loadfile -m "not slow and not thorough"
+
+test-all: $(VENV)/.test-ready
 	$(RUN) -m pytest -n auto --dist loadfile -m "not slow"
 
 peers: $(VENV)/.peers-ready
@@ -85,7 +89,7 @@ $(VENV)/.docs-ready: pyproject.toml | $(VENV)/bin/python
 # pure-Python parts only: its compiled libraries do not load beside a CPU build of torch.
 $(VENV)/.peers-ready: requirements-peers.txt $(VENV)/.test-ready
 	$(RUN) -c "import torch" 2>/dev/null || $(PIP) install -qq torch==$(TORCH_VERSION)
-	$(PIP) install -qq "tqdm>=4" "huggingface_hub>=1" "ruamel.yaml<0.19" "joblib" "requests"
+	$(PIP) install -qq "tqdm>=4" "huggingface_hub>=1" "ruamel.yaml<0.19" "joblib" "requests" "onnxruntime>=1.16"
 	$(PIP) install -qq --no-deps -r requirements-peers.txt
 	rm -f $(VENV)/lib/python*/site-packages/torchaudio/lib/*.so
 	touch $@

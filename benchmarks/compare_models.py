@@ -1,12 +1,14 @@
-"""The packaged model beside others on the same trials: EER, minDCF, and differences by a paired bootstrap of speakers.
+"""A model beside others on the same trials: EER, minDCF, and differences by a paired bootstrap over speakers.
 
-    python benchmarks/compare_models.py --data DATA [--model BUNDLE] [--checkpoint FILE] [--systems mfcc ...]
+    python benchmarks/compare_models.py --data DATA [--telephone DIR] [--model BUNDLE] [--systems NAME[=PATH] ...]
 
-DATA holds `lists/*.txt` (`label path path`) and the audio they name, `<corpus>/<speaker>/<utterance>`. Systems:
+DATA and DIR hold `lists/*.txt` (`label path path`) and the audio they name, a folder for each speaker. The systems:
 
-mfcc         mean and standard deviation over time of 19 MFCCs, cosine: no learning, the floor
-checkpoint   a PyTorch ECAPA-TDNN in 3D-Speaker's layout, converted (--checkpoint)
-resemblyzer  Resemblyzer's pretrained encoder (pip install --no-deps resemblyzer; pip install webrtcvad-wheels torch)
+mfcc             mean and standard deviation over time of 19 MFCCs, cosine: nothing is learned, the floor
+checkpoint=FILE  a PyTorch ECAPA-TDNN in 3D-Speaker's layout, converted
+before=BUNDLE    another bundle, such as an earlier packaged model
+campplus=FILE    3D-Speaker's CAM++ in PyTorch, the packaged model's teacher (pip install --no-deps speakerlab; torch)
+resemblyzer      Resemblyzer's encoder (pip install --no-deps resemblyzer; pip install webrtcvad-wheels torch)
 
 Each list stands by itself. A difference is ours less theirs: below zero ours is better.
 """
@@ -17,6 +19,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -25,10 +28,13 @@ from ecapa_jax.audio.load import load_audio
 from ecapa_jax.convert.run import convert
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.evaluation.trials import Trials, read_trials
+from ecapa_jax.features.fbank import fbank
+from ecapa_jax.presets import PRESETS
 from ecapa_jax.scoring.bootstrap import Units, differences, intervals, resample
 from ecapa_jax.scoring.counts import Cost, Counts, SortedTrials
 
-LISTS = ("dev_speechocean762_same_gender_age", "eval_librispeech_test_other", "eval_speechocean762_same_gender_age")
+DEV, TELEPHONE = "dev_speechocean762_same_gender_age", "dev_telephone_cross_call_same_gender"
+EVAL = ("eval_librispeech_test_other", "eval_speechocean762_same_gender_age")
 RATE = 16000
 OURS = "ecapa-jax"
 
@@ -39,32 +45,76 @@ def main() -> None:
     """Scores each list by each system, and prints a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--telephone", type=Path)
     parser.add_argument("--model", type=Path, help="bundle; the packaged model if not given")
-    parser.add_argument("--checkpoint", type=Path)
-    parser.add_argument("--systems", nargs="*", default=["mfcc", "checkpoint", "resemblyzer"])
-    parser.add_argument("--lists", nargs="*", default=list(LISTS))
+    parser.add_argument("--systems", nargs="*", default=["mfcc", "resemblyzer"])
     parser.add_argument("--resamples", type=int, default=1000)
     arguments = parser.parse_args()
-    systems = {OURS: encoder_embed(load(arguments.model) if arguments.model else load())}
-    systems |= {name: system(name, arguments.checkpoint) for name in arguments.systems}
+    encoder = load(arguments.model) if arguments.model else load()
+    print_table(find_lists(arguments.data, arguments.telephone), encoder, arguments.systems, arguments.resamples)
+
+
+def find_lists(data: Path, telephone: Path | None) -> dict[str, tuple[Trials, Path]]:
+    """Each list's trials and the folder of its audio, by the list's name."""
+    places = {DEV: data, **({TELEPHONE: telephone} if telephone else {}), **dict.fromkeys(EVAL, data)}
+    return {name: (read_trials(root / "lists" / f"{name}.txt"), root) for name, root in places.items()}
+
+
+def print_table(
+    lists: dict[str, tuple[Trials, Path]], encoder: SpeakerEncoder, names: list[str], resamples: int = 1000
+) -> None:
+    """Scores each list by each system, and prints a Markdown table."""
+    systems = {OURS: encoder_embed(encoder)} | {name.partition("=")[0]: system(name) for name in names}
     print("| list | system | EER % [95 %] | minDCF | EER: ours less theirs [95 %], p |\n|---|---|--:|--:|--:|")
-    for name in arguments.lists:
-        trials = read_trials(arguments.data / "lists" / f"{name}.txt")
-        files = [arguments.data / file for file in trials.names]
+    for name, (trials, root) in lists.items():
+        files = [root / file for file in trials.names]
         scores = {who: cosine_scores(embed(files), trials) for who, embed in systems.items()}
-        for row in table_rows(name, trials, scores, arguments.resamples):
+        for row in table_rows(name, trials, scores, resamples):
             print(row, flush=True)
 
 
-def system(name: str, checkpoint: Path | None) -> Embed:
-    """A system by its name."""
-    if name == "mfcc":
+def system(name: str) -> Embed:
+    """A system by its name, with the path of its weights behind an equals sign where it needs one."""
+    kind, _, path = name.partition("=")
+    if kind == "mfcc":
         return mfcc_embed
-    if name == "resemblyzer":
+    if kind == "resemblyzer":
         return resemblyzer_embed
-    if name == "checkpoint" and checkpoint:
-        return encoder_embed(SpeakerEncoder.from_bundle(convert(checkpoint, family="3dspeaker")))
-    raise SystemExit(f"{name}: the systems are mfcc, resemblyzer, and checkpoint with --checkpoint FILE")
+    if kind == "checkpoint" and path:
+        return encoder_embed(SpeakerEncoder.from_bundle(convert(Path(path), family="3dspeaker")))
+    if kind == "before" and path:
+        return encoder_embed(load(path))
+    if kind == "campplus" and path:
+        return campplus_embed(Path(path))
+    raise SystemExit(f"{name}: the systems are mfcc, resemblyzer, checkpoint=FILE, before=BUNDLE and campplus=FILE")
+
+
+def campplus_embed(weights: Path) -> Embed:
+    """3D-Speaker's CAM++ on whole files, with the features that its recipe has."""
+    import torch
+    from speakerlab.models.campplus.DTDNN import CAMPPlus
+
+    network = CAMPPlus(80, 192)
+    network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    network.eval()
+
+    def embed(files: list[Path]) -> Float[np.ndarray, "files 192"]:
+        rows = []
+        for file in files:
+            wave = load_audio(file, sample_rate=None, target_rate=RATE, channel="first")
+            padded = np.pad(wave, (0, -len(wave) % RATE))  # so that few lengths are compiled
+            features, mask = front_end(padded[None], np.array([len(wave)], np.int32))
+            with torch.inference_mode():
+                rows.append(network(torch.from_numpy(np.array(features[:, : int(mask.sum())])))[0].numpy())
+        return np.stack(rows)
+
+    return embed
+
+
+@jax.jit
+def front_end(waveforms: Float[np.ndarray, "batch samples"], lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """3D-Speaker's features: Kaldi's log-mel filterbank, less its mean over time."""
+    return fbank(PRESETS["3dspeaker"].fbank, waveforms, lengths)
 
 
 def encoder_embed(encoder: SpeakerEncoder) -> Embed:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ecapa_jax.convert.family import Family, Source
 from ecapa_jax.convert.readers.pickle_machine import show
 from ecapa_jax.convert.rules import Tensors
@@ -47,12 +49,14 @@ class Network:
       tensors: its own, without what wrappers put in front of their names.
       prefix: what that was.
       beside: tensors of training that stand beside the network, under their full names.
+      unknown: other tensors beside it; `check_beside` says whether they are of training too.
       families: those that it may be of, by its layout.
     """
 
     tensors: Tensors
     prefix: str
     beside: Tensors
+    unknown: Tensors
     families: tuple[Family, ...]
 
 
@@ -68,10 +72,7 @@ def find_network(tensors: Tensors) -> Network:
     for part, what in BEFORE:
         if any(part in f".{name}" for name in tensors):
             raise ConversionError(f"this is {what}")
-    signature = {part for family in FAMILIES.values() for part in family.signature}
-    prefixes = {
-        name.removesuffix(part) for name in tensors for part in signature if f".{name}".endswith(f".{part}")
-    }  # fmt: skip
+    prefixes = _prefixes(tensors)
     if not prefixes:
         raise _refusal(tensors)
     if len(prefixes) > 1:
@@ -80,15 +81,56 @@ def find_network(tensors: Tensors) -> Network:
     prefix = prefixes.pop()
     beside = {name: tensor for name, tensor in tensors.items() if _is_beside(name, prefix)}
     network = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix) and name not in beside}
-    if unknown := [name for name in tensors if name not in network and name not in beside]:
-        raise ConversionError(
-            f"unexpected tensor {show(unknown[0])} beside the network ({show(prefix)}*)"
-            f"{f' and {len(unknown) - 1} more' if len(unknown) > 1 else ''}"
-        )
+    unknown = {name: tensor for name, tensor in tensors.items() if name not in network and name not in beside}
     own = {name.removeprefix(prefix): tensor for name, tensor in network.items()}
     likeness = {name: sum(part in own for part in f.signature) / len(f.signature) for name, f in FAMILIES.items()}
     families = tuple(f for name, f in FAMILIES.items() if likeness[name] == max(likeness.values()))
-    return Network(tensors=own, prefix=prefix, beside=beside, families=families)
+    return Network(tensors=own, prefix=prefix, beside=beside, unknown=unknown, families=families)
+
+
+def holds_network(tensors: Tensors) -> bool:
+    """Whether a network of a known family, or of several, is among the tensors."""
+    return bool(_prefixes(tensors))
+
+
+def _prefixes(tensors: Tensors) -> set[str]:
+    """What stands before the names of every known network."""
+    signature = {part for family in FAMILIES.values() for part in family.signature}
+    return {name.removesuffix(part) for name in tensors for part in signature if f".{name}".endswith(f".{part}")}
+
+
+def is_of_training(tensors: Tensors, embedding_dim: int) -> dict[str, bool]:
+    """Whether each of some tensors is of a classifier or criterion, or a counter, by whatever name.
+
+    A classifier has a matrix of speakers by embedding values, either way round, and beside it, under the same name but
+    for the last part, nothing larger than a row or a column of it. A counter, scale or margin is one number.
+    """
+    heads = {
+        name.rpartition(".")[0]: max(tensor.shape)
+        for name, tensor in tensors.items()
+        if tensor.ndim == 2 and embedding_dim in tensor.shape
+    }
+
+    def belongs(name: str, tensor: np.ndarray) -> bool:
+        module = name.rpartition(".")[0]
+        largest = max((size for head, size in heads.items() if head == module), default=0)
+        return tensor.size <= 1 or (module in heads and (tensor.size <= largest or embedding_dim in tensor.shape))
+
+    return {name: belongs(name, tensor) for name, tensor in tensors.items()}
+
+
+def check_beside(unknown: Tensors, embedding_dim: int, prefix: str) -> None:
+    """Refuses what stands beside a network and is of no training.
+
+    Raises:
+      ConversionError: naming the first of it.
+    """
+    if wrong := [name for name, belongs in is_of_training(unknown, embedding_dim).items() if not belongs]:
+        raise ConversionError(
+            f"unexpected tensor {show(wrong[0])} {unknown[wrong[0]].shape} beside the network ({show(prefix)}*)"
+            f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}: it is no classifier of {embedding_dim} values "
+            "a speaker; save the state dict of the network alone"
+        )
 
 
 def _is_beside(name: str, prefix: str) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ import numpy as np
 from ecapa_jax import functional
 from ecapa_jax.bundle.bundle import Bundle
 from ecapa_jax.config import EcapaConfig, ModelConfig
-from ecapa_jax.convert.detect import choose_family, find_network, find_weights
+from ecapa_jax.convert.detect import (
+    check_beside,
+    choose_family,
+    find_network,
+    find_weights,
+    holds_network,
+    is_of_training,
+)
 from ecapa_jax.convert.family import Companions, Family, Source
 from ecapa_jax.convert.parity import compiled, forget_compiled, full_report, quick_report
 from ecapa_jax.convert.readers.checkpoint import Checkpoint, find_tensors, read_checkpoint
@@ -38,6 +46,7 @@ def convert(
     dilations: tuple[int, ...] | None = None,
     embedding_mean: np.ndarray | None = None,
     verify: bool = False,
+    key: str | None = None,
 ) -> Bundle:
     """Converts a checkpoint; `bundle.bundle.save_bundle` writes the result.
 
@@ -49,6 +58,7 @@ def convert(
         that of VoxCeleb2-dev; the checkpoint does not bring it.
       verify: compare every stage, with the original PyTorch code where it is installed; else only the embedding with
         packaged golden values, without torch.
+      key: where in the checkpoint the network's tensors are, if several dicts fit: keys joined by dots.
 
     Returns:
       The bundle, whose `parity` holds the proof: every tensor restored bit for bit from the result, and the errors of
@@ -60,19 +70,21 @@ def convert(
     weights = find_weights(Path(source))
     checkpoint = read_checkpoint(weights)
     with _about(weights):
-        tensors, wrapper = find_tensors(checkpoint.content)
+        tensors, wrapper = find_tensors(checkpoint.content, key, holds_network)
         found = find_network(tensors)
     origin = Source(path=weights, inside=checkpoint.inside, wrapper=wrapper, prefix=found.prefix)
     chosen = choose_family(found.families, origin, family)
     companions = chosen.companions(origin)
     described = _describe(tensors, origin, checkpoint)
-    network, beside = dict(found.tensors), found.beside
+    network, beside, unknown = dict(found.tensors), found.beside, found.unknown
     # From here on only `network` holds the tensors, which leave it one by one: the model is in memory once.
     del tensors, found
     checkpoint = dataclasses.replace(checkpoint, content=None)
     with _about(weights):
         config = _config(chosen, network, companions.config, dilations)
+        check_beside(unknown, config.ecapa.embedding_dim, origin.prefix)
         rules, shapes = chosen.rules(config.ecapa), functional.abstract(config)
+        beside = {**beside, **unknown, **_heads(chosen, rules, network, config.ecapa.embedding_dim, origin.prefix)}
         skipped = check_rules(rules, chosen.ignored, network, shapes)
         _check_stated(companions, config, dilations)
         extra = {**{origin.prefix + name: network[name] for name in skipped}, **beside}
@@ -92,6 +104,23 @@ def convert(
         source=described,
         source_extra=extra,
     )
+
+
+def _heads(
+    family: Family, rules: Sequence[Rule], network: dict[str, np.ndarray], embedding_dim: int, prefix: str
+) -> dict[str, np.ndarray]:
+    """Takes what is of training out of a network's tensors, where a classifier stands under the same prefix."""
+    sources = {rule.source for rule in rules}
+    own = {name.partition(".")[0] for name in sources}
+    left = {
+        name: tensor
+        for name, tensor in network.items()
+        if name not in sources
+        and name.partition(".")[0] not in own
+        and not any(re.fullmatch(pattern, name) for pattern in family.ignored)
+    }
+    heads = [name for name, belongs in is_of_training(left, embedding_dim).items() if belongs]
+    return {prefix + name: network.pop(name) for name in heads}
 
 
 def _scoring(

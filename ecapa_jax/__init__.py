@@ -18,11 +18,17 @@ if TYPE_CHECKING:
     from ecapa_jax.config import FbankConfig as FbankConfig
     from ecapa_jax.config import ModelConfig as ModelConfig
     from ecapa_jax.config import StdConfig as StdConfig
+    from ecapa_jax.diarization.diarize import diarize as diarize
+    from ecapa_jax.diarization.result import Diarization as Diarization
+    from ecapa_jax.diarization.result import Speaker as Speaker
+    from ecapa_jax.diarization.streaming import Diarizer as Diarizer
+    from ecapa_jax.diarization.turns import Turn as Turn
     from ecapa_jax.encoder import SpeakerEncoder as SpeakerEncoder
     from ecapa_jax.errors import AudioError as AudioError
     from ecapa_jax.errors import BundleError as BundleError
     from ecapa_jax.errors import ConfigError as ConfigError
     from ecapa_jax.errors import ConversionError as ConversionError
+    from ecapa_jax.errors import DiarizationError as DiarizationError
     from ecapa_jax.errors import DownloadError as DownloadError
     from ecapa_jax.errors import EcapaError as EcapaError
     from ecapa_jax.errors import ScoringError as ScoringError
@@ -55,11 +61,17 @@ _MODULE_OF = {
     "FbankConfig": "ecapa_jax.config",
     "ModelConfig": "ecapa_jax.config",
     "StdConfig": "ecapa_jax.config",
+    "Diarization": "ecapa_jax.diarization.result",
+    "Speaker": "ecapa_jax.diarization.result",
+    "Diarizer": "ecapa_jax.diarization.streaming",
+    "Turn": "ecapa_jax.diarization.turns",
+    "diarize": "ecapa_jax.diarization.diarize",
     "SpeakerEncoder": "ecapa_jax.encoder",
     "AudioError": "ecapa_jax.errors",
     "BundleError": "ecapa_jax.errors",
     "ConfigError": "ecapa_jax.errors",
     "ConversionError": "ecapa_jax.errors",
+    "DiarizationError": "ecapa_jax.errors",
     "DownloadError": "ecapa_jax.errors",
     "EcapaError": "ecapa_jax.errors",
     "ScoringError": "ecapa_jax.errors",
@@ -91,6 +103,9 @@ __all__ = [
     "CohortStatistics",
     "ConfigError",
     "ConversionError",
+    "Diarization",
+    "DiarizationError",
+    "Diarizer",
     "DownloadError",
     "EcapaConfig",
     "EcapaError",
@@ -99,15 +114,18 @@ __all__ = [
     "Scorer",
     "ScoringError",
     "SilenceWarning",
+    "Speaker",
     "SpeakerEncoder",
     "SpeakerVerificationPipeline",
     "StdConfig",
+    "Turn",
     "Verification",
     "abstract",
     "apply",
     "as_norm",
     "cohort_statistics",
     "cosine",
+    "diarize",
     "embed",
     "fbank",
     "fold",

@@ -9,9 +9,9 @@ from importlib import resources
 from pathlib import Path
 
 from ecapa_jax.bundle.bundle import load_bundle
+from ecapa_jax.convert.names import DEFAULT, why_no_bundle
 from ecapa_jax.encoder import Dtype, SpeakerEncoder
 from ecapa_jax.errors import BundleError
-from ecapa_jax.hub.address import is_address
 from ecapa_jax.presets import PRESETS
 from ecapa_jax.runtime.compile_cache import private_folder, programs_folder
 from ecapa_jax.runtime.machine import Device
@@ -24,13 +24,34 @@ def default_bundle() -> Path:
     return Path(str(resources.files("ecapa_jax") / "default_model"))
 
 
+def check_name(model: str | os.PathLike[str] | None) -> None:
+    """Refuses a name that can be no model's, before any work is done for it.
+
+    Raises:
+      BundleError: nothing is there, or something that is no bundle: what to type instead.
+    """
+    if model is None:
+        return
+    name = os.fspath(model)
+    if not os.path.exists(name):  # not Path.exists, which raises where a folder above may not be entered
+        if name == DEFAULT:
+            return
+        if name in PRESETS:
+            raise BundleError(
+                f"{name} is a preset without packaged weights: get its checkpoint from the publisher and run "
+                f"'ecapa-jax convert CHECKPOINT --family {name} -o BUNDLE'"
+            )
+    if why := why_no_bundle(name):
+        raise BundleError(why)
+
+
 def resolve(
     model: str | os.PathLike[str] | None,
     *,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Path:
-    """The bundle directory of a model name; None is the packaged default model.
+    """The bundle directory of a model name; None and `default` are the packaged model.
 
     Args:
       model: a bundle directory, or an address: `hf:org/name`, `modelscope:org/name`, both with `@revision` where
@@ -39,24 +60,21 @@ def resolve(
       progress: show a bar while fetching, on a terminal.
 
     Raises:
-      BundleError: the name is a preset, whose weights are not packaged.
+      BundleError: there is no such bundle, or the name is a preset, whose weights are not packaged.
       DownloadError: the address is wrong or can't be fetched, or the cache can't be written.
       ConversionError: what the address names is of no supported family.
     """
     if model is None:
         return default_bundle()
+    check_name(model)
     name = os.fspath(model)
-    if not os.path.exists(name):  # not Path.exists, which raises where a folder above may not be entered
-        if name in PRESETS:
-            raise BundleError(
-                f"{name} is a preset without packaged weights: get its checkpoint from the publisher and run "
-                f"'ecapa-jax convert CHECKPOINT --family {name} -o BUNDLE'"
-            )
-        if is_address(name):
-            from ecapa_jax.convert.remote import bundle_folder
+    if os.path.exists(name):
+        return Path(name)
+    if name == DEFAULT:
+        return default_bundle()
+    from ecapa_jax.convert.remote import bundle_folder
 
-            return bundle_folder(name, cache_dir=cache_dir, progress=progress)
-    return Path(name)
+    return bundle_folder(name, cache_dir=cache_dir, progress=progress)
 
 
 def load(
@@ -73,7 +91,7 @@ def load(
     """Loads a model.
 
     Args:
-      model: a bundle directory, or an address as `resolve` takes it; None is the packaged default model.
+      model: a bundle directory, or an address as `resolve` takes it; None and `default` are the packaged model.
       dtype: compute dtype, `float32` or `bfloat16`; `auto` is bfloat16 where the device is faster in it.
       scoring: the model's own (`publisher`), or `cosine`, `cosine_less_mean`, `half` or `two_views` in its place.
       devices: devices that share each batch; None is all local ones.

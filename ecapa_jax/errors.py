@@ -56,6 +56,10 @@ class TrainingError(EcapaError):
     """A run can't begin or go on: other data, another configuration, a loss that is not finite."""
 
 
+class DiarizationError(EcapaError, ValueError):
+    """Turns, references or error rates of diarization can't be read, written or compared."""
+
+
 def without_secrets(url: str) -> str:
     """The URL less its user, password, query and fragment, which may hold keys: fit for messages and logs."""
     scheme, _, rest = one_line(url).partition("://")

@@ -9,12 +9,44 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+
+THOROUGH = (
+    "bench",
+    "convert/addresses/test_processes.py",
+    "convert/test_footprint.py",
+    "convert/test_reader_fuzz.py",
+    "convert/test_torch_zip_hostile.py",
+    "corpus/test_ray.py",
+    "corpus/test_ten_thousand.py",
+    "docs",
+    "serve/test_fetch_tls.py",
+    "serve/test_load.py",
+    "serve/test_page.py",
+    "serve/test_schema.py",
+    "test_dist.py",
+    "test_memory.py",
+    "test_mutations.py",
+    "test_windows.py",
+    "train/test_cluster.py",
+    "train/test_faults.py",
+    "train/test_mesh.py",
+    "train/test_plan.py",
+    "train/test_processes.py",
+)
+"""Files and folders that `make test` leaves to `make test-all`; a test or a file can also carry the marker itself."""
+ALWAYS = ("test_killed_in_the_middle_of_a_save",)
+"""Tests of those files that `make test` runs all the same: one short training run with a kill."""
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems() -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _forget_lazy_modules()
+    for item in items:
+        path = item.path.relative_to(TESTS)
+        if item.name not in ALWAYS and any(path.is_relative_to(name) for name in THOROUGH):
+            item.add_marker(pytest.mark.thorough)
 
 
 @pytest.hookimpl(tryfirst=True)

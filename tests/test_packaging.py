@@ -50,6 +50,11 @@ def test_wheel_holds_every_module_and_the_model(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert set(_modules()) <= names
     assert "ecapa_jax/py.typed" in names
+    assert {"ecapa_jax/vad/silero_16k.safetensors", "ecapa_jax/vad/LICENSE.silero-vad"} <= names
+    assert {
+        "ecapa_jax/diarization/segmentation_3.0.safetensors",
+        "ecapa_jax/diarization/LICENSE.pyannote",
+    } <= names
     model = ROOT / "ecapa_jax" / "default_model"
     files = {f"ecapa_jax/default_model/{path.relative_to(model).as_posix()}" for path in model.rglob("*")}
     files = {name for name in files if (ROOT / name).is_file()}

@@ -15,8 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from ecapa_jax.train.config import AugmentConfig
 
-Banks = dict[str, Array]
-"""rooms: [n, L] float32 impulse responses that start at their direct sound, of unit energy."""
+Banks = dict[str, Any]
+"""rooms: [n, L] float32 impulse responses that start at their direct sound, of unit energy.
+teacher: the arrays of a `TeacherBundle`, where one teaches."""
 
 KINDS = ("none", "noise", "babble", "reverberation", "reverberation_noise", "mixture")
 NOISE, MUSIC = 0, 1  # of Batch["noise_kind"]

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from ecapa_jax.files.atomic import write_whole
+
 METRICS, TIMINGS, CURVES = "metrics.jsonl", "timings.jsonl", "curves.png"
 
 
@@ -67,9 +69,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def _keep_until(path: Path, step: int) -> None:
     kept = [line for line in read_lines(path) if line["step"] <= step]
     if path.exists():
-        temporary = path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-        temporary.replace(path)
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_whole(path, lambda to: to.write_text(text, "utf-8"))
 
 
 def _board(folder: Path, step: int) -> Any:

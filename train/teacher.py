@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +128,7 @@ def _refuse(path: Path, what: str, keys: list[tuple[str, str]]) -> None:
         raise ConfigError(f"teacher.embeddings: {path} {what} {names}{more}")
 
 
-def _not_finite(embeddings: Float32[np.ndarray, "rows embedding"]) -> Iterable[int]:
+def _not_finite(embeddings: Float32[np.ndarray, "rows embedding"]) -> Int64[np.ndarray, " faulty"]:
     return np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ecapa_jax.convert.readers.pickle_machine import SCALARS, Global, Storage, View, show
+from ecapa_jax.convert.readers.pickle_machine import SCALARS, Global, Storage, View, is_beside, show
 from ecapa_jax.errors import ConversionError
 
 _MAX_DEPTH = 64
@@ -94,9 +94,10 @@ class TreeBuilder:
         if isinstance(node, View):
             return self._array(node)
         if isinstance(node, dict):
-            return type(node)((key, self.build(value, depth + 1)) for key, value in node.items())
+            kept = {key: value for key, value in node.items() if not is_beside(value)}
+            return type(node)((key, self.build(value, depth + 1)) for key, value in kept.items())
         if isinstance(node, list | tuple):
-            return type(node)([self.build(item, depth + 1) for item in node])
+            return type(node)([None if is_beside(item) else self.build(item, depth + 1) for item in node])
         what = node.name if isinstance(node, Global) else "a storage that belongs to no tensor"
         raise ConversionError(f"it holds {what} as a value; save the state dict alone")
 

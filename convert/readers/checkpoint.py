@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -109,28 +109,63 @@ def _read(file: io.BufferedReader | io.BytesIO, name: str, kind: Format) -> tupl
     return readers[kind](file, name), {}
 
 
-def find_tensors(content: object) -> tuple[dict[str, np.ndarray], str]:
+def find_tensors(
+    content: object, key: str | None = None, fits: Callable[[Mapping[str, np.ndarray]], bool] = lambda arrays: True
+) -> tuple[dict[str, np.ndarray], str]:
     """The mapping of names to arrays inside a checkpoint's content, and the key it was found under.
 
     It is the top level (key "") or the value of one of the usual wrapper keys, whichever comes first and has names as
-    keys, at least one array, and otherwise only scalars and strings, which are left out.
+    keys, at least one array, and otherwise only scalars and strings, which are left out. If none of these fits, and
+    exactly one dict under any other key does, it is that one.
+
+    Args:
+      content: of the checkpoint.
+      key: where the mapping is, for one that several fit: keys joined by dots.
+      fits: whether a mapping can be meant.
 
     Raises:
-      ConversionError: there is no such mapping.
+      ConversionError: there is no such mapping, or several fit under unusual keys.
     """
     if not isinstance(content, Mapping):
         raise ConversionError(f"the checkpoint holds a {type(content).__name__} instead of a dict of tensors")
-    candidates = {"": content} | {key: content[key] for key in _WRAPPERS if key in content}
-    for wrapper, candidate in candidates.items():
-        if isinstance(candidate, Mapping) and _is_flat(candidate):
-            arrays = {name: value for name, value in candidate.items() if isinstance(value, np.ndarray)}
-            if arrays:
-                return arrays, wrapper
+    found = _flat_dicts(content)
+    if key is not None:
+        if key not in found:
+            raise ConversionError(f"it has no dict of tensors under {show(key)!r}; it has some under: {_shown(found)}")
+        return found[key], key
+    usual = [wrapper for wrapper in ("", *_WRAPPERS) if wrapper in found]
+    for wrapper in usual:
+        if fits(found[wrapper]):
+            return found[wrapper], wrapper
+    fitting = [wrapper for wrapper in found if fits(found[wrapper])]
+    if len(fitting) > 1:
+        raise ConversionError(f"several dicts of tensors fit ({_shown(fitting)}): name one with --key")
+    if fitting or usual:
+        wrapper = (fitting or usual)[0]
+        return found[wrapper], wrapper
     keys = ", ".join(show(str(key)) for key in list(content)[:8]) + (", ..." if len(content) > 8 else "")
     raise ConversionError(
         f"the checkpoint has no dict of tensors at its top level or under {', '.join(_WRAPPERS)}; "
         f"its top level holds: {keys or 'nothing'}; save the state dict alone"
     )
+
+
+def _flat_dicts(content: Mapping[Any, Any], depth: int = 3) -> dict[str, dict[str, np.ndarray]]:
+    """Every mapping of names to arrays, with other scalars left out, by its keys joined by dots."""
+    found = {}
+    if _is_flat(content):
+        arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+        return {"": arrays} if arrays else {}
+    for key, value in content.items():
+        if isinstance(key, str) and isinstance(value, Mapping) and depth:
+            inside = _flat_dicts(value, depth - 1)
+            found |= {f"{key}.{below}" if below else key: arrays for below, arrays in inside.items()}
+    return found
+
+
+def _shown(keys: Iterable[str]) -> str:
+    shown = [show(key) or "the top level" for key in keys]
+    return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") or "nothing"
 
 
 def read_embedding_mean(path: str | os.PathLike[str]) -> np.ndarray:

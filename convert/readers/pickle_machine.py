@@ -72,6 +72,43 @@ class View:
     strides: tuple[int, ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """What a checkpoint holds beside its weights, such as a NumPy scalar or a device; nothing of it is kept."""
+
+    name: str
+
+
+def is_beside(value: object) -> bool:
+    """Whether a value of the tree is no weight, nor holds any, and is left out."""
+    return isinstance(value, Skipped) or (isinstance(value, Global) and value.name in _BESIDE)
+
+
+def _names(module: str, names: str) -> set[str]:
+    return {f"{module}.{name}" for name in names.split()}
+
+
+_BESIDE = (
+    _names("numpy.core.multiarray", "scalar _reconstruct")
+    | _names("numpy._core.multiarray", "scalar _reconstruct")
+    | _names("numpy", "dtype ndarray bool_ float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64")
+    | _names("torch", "device Generator float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 bool complex64")
+    | _names("collections", "defaultdict Counter deque")
+    | _names("builtins", "set frozenset complex bytearray range slice object int float str bool list dict tuple")
+    | _names("__builtin__", "set frozenset complex bytearray xrange slice object int float str unicode bool list dict")
+    | _names("pathlib", "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath")
+    | _names("pathlib._local", "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath")
+    | _names("datetime", "datetime date time timedelta timezone")
+    | _names("omegaconf.dictconfig", "DictConfig")
+    | _names("omegaconf.listconfig", "ListConfig")
+    | _names("omegaconf.base", "ContainerMetadata Metadata")
+    | _names("omegaconf.nodes", "AnyNode StringNode IntegerNode FloatNode BooleanNode")
+    | {"_codecs.encode", "argparse.Namespace", "types.SimpleNamespace", "typing.Any", "decimal.Decimal", "uuid.UUID"}
+)
+"""Types and makers of plain data that training programs save beside weights: they are known by name only, and whatever
+a pickle does with them is nothing. What can name code stays refused."""
+
+
 def _is_count(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
@@ -173,6 +210,16 @@ class PickleMachine:
             case "MARK":
                 self._outer.append(stack)
                 self._stack = []
+            case "EMPTY_SET":
+                stack.append(Skipped("set"))
+            case "ADDITEMS":
+                self._to_mark()
+            case "NEWOBJ":
+                arguments = stack.pop()
+                stack.append(_new(stack.pop()))
+            case "NEWOBJ_EX":
+                del stack[-2:]
+                stack.append(_new(stack.pop()))
             case "EMPTY_DICT":
                 stack.append({})
             case "EMPTY_LIST":
@@ -225,15 +272,21 @@ class PickleMachine:
 
     def _append(self, items: list[object]) -> None:
         target = self._stack[-1]
+        if isinstance(target, Skipped):
+            return
         if not isinstance(target, list):
             raise ConversionError("its pickle appends to what is no list; the file is damaged")
         target.extend(items)
 
     def _set(self, items: list[object]) -> None:
         target = self._stack[-1]
+        if isinstance(target, Skipped):
+            return
         if not isinstance(target, dict) or len(items) % 2:
             raise ConversionError("its pickle sets items of what is no dict; the file is damaged")
         for key, value in zip(items[::2], items[1::2], strict=True):
+            if isinstance(key, Skipped):
+                continue
             if not isinstance(key, SCALARS):
                 raise ConversionError(f"a dict has a {type(key).__name__} as key; save the state dict alone")
             target[key] = value
@@ -243,7 +296,7 @@ def _global(module: object, attribute: object) -> Global:
     if not isinstance(module, str) or not isinstance(attribute, str):
         raise ConversionError("its pickle names a type by what is no text; the file is damaged")
     name = f"{module}.{attribute}"
-    if name not in _FUNCTIONS and name not in _DTYPES:
+    if name not in _FUNCTIONS and name not in _DTYPES and name not in _BESIDE:
         raise ConversionError(
             f"its pickle names {show(name)}, which plain weights don't need, and nothing of it was run; "
             "save the state dict alone: torch.save(model.state_dict(), f)"
@@ -252,12 +305,24 @@ def _global(module: object, attribute: object) -> Global:
 
 
 def _call(function: object, arguments: object) -> object:
+    if isinstance(function, Global) and function.name in _BESIDE and isinstance(arguments, tuple):
+        return {} if function.name == "collections.defaultdict" else Skipped(function.name)
     if not isinstance(function, Global) or function.name not in _FUNCTIONS or not isinstance(arguments, tuple):
         raise ConversionError("its pickle calls what is no function; nothing of it was run")
     return _FUNCTIONS[function.name](arguments)
 
 
+def _new(kind: object) -> Skipped:
+    if not isinstance(kind, Global) or kind.name not in _BESIDE:
+        raise ConversionError(
+            "its pickle uses the opcode NEWOBJ, which plain weights don't need, and nothing of it was run"
+        )
+    return Skipped(kind.name)
+
+
 def _check_state(target: object, state: object) -> None:
+    if isinstance(target, Skipped):
+        return
     # state_dict() hangs its version numbers on the OrderedDict as `_metadata`; they carry no weights.
     if not isinstance(target, OrderedDict) or not isinstance(state, dict) or set(state) - {"_metadata"}:
         raise ConversionError(f"its pickle sets attributes of a {type(target).__name__}; save the state dict alone")

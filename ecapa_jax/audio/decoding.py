@@ -20,7 +20,8 @@ from jaxtyping import Float32, Shaped
 from ecapa_jax.audio import ffmpeg
 from ecapa_jax.errors import AudioError, TooLongError, one_line
 
-Channel: TypeAlias = Literal["first", "mean"]
+Channel: TypeAlias = Literal["first", "mean"] | int
+"""The first channel, the mean of all, or the one of a number from 0."""
 Block: TypeAlias = tuple[int, Float32[np.ndarray, " samples"]]
 """Sample rate, the same in all of a file, and samples."""
 
@@ -74,10 +75,17 @@ def checked_rate(rate: int, name: str) -> int:
 
 
 def mono(samples: Shaped[np.ndarray, "samples channels"], channel: Channel) -> Shaped[np.ndarray, " samples"]:
-    """One channel of several."""
+    """One channel of several.
+
+    Raises:
+      AudioError: there are not so many.
+    """
     if channel == "mean" and samples.shape[1] > 1:
         return samples.mean(axis=1, dtype=np.float64)
-    return np.ascontiguousarray(samples[:, 0])
+    number = channel if isinstance(channel, int) else 0
+    if number >= samples.shape[1]:
+        raise AudioError(f"channel {number + 1} is asked for, and the recording has {samples.shape[1]}; name another")
+    return np.ascontiguousarray(samples[:, number])
 
 
 def _undecodable(error: Any, name: str) -> AudioError:

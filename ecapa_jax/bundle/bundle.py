@@ -11,13 +11,10 @@ README.md               model card, written from the above
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from ecapa_jax.bundle.checkpoint import restore_variables, save_variables
 from ecapa_jax.bundle.scoring_arrays import read_arrays, write_arrays
 from ecapa_jax.config import SCHEMA, ModelConfig, Variables, from_dict, to_dict
 from ecapa_jax.errors import BundleError, ConfigError
+from ecapa_jax.files.atomic import ANYTHING, Identity, identity, replacing_folder
 from ecapa_jax.scoring.config import Cohort, Scoring, scoring_from_dict
 
 FILES = {
@@ -69,34 +67,28 @@ class Bundle:
     source_extra: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def save_bundle(bundle: Bundle, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+def save_bundle(
+    bundle: Bundle, path: str | os.PathLike[str], *, force: bool = False, over: Identity | str = ANYTHING
+) -> Path:
     """Writes a bundle whole or not at all: into a temporary sibling, renamed when complete.
 
     Args:
       bundle: the model. Float16 kernels are stored as they are; loading gives float32.
       path: directory to make.
       force: replace what stands there; the old one is kept until the new one stands.
+      over: what stood there when the command began and checked the target, as `files.atomic.identity` told it; what
+        another command has written since is not replaced.
 
     Raises:
       BundleError: the path exists (without `force`), or can't be written.
     """
     target = Path(path)
-    check_target(target, force=force)
-    with replace_folder(target) as temporary:
+    if over == ANYTHING:
+        check_target(target, force=force)
+        over = identity(target)
+    with replacing_folder(target, over=over, error=BundleError) as temporary:
         _write(bundle, temporary)
     return target
-
-
-@contextlib.contextmanager
-def replace_folder(target: Path) -> Iterator[Path]:
-    """A temporary sibling to write into, which takes the place of `target` if the body succeeds.
-
-    Raises:
-      BundleError: it can't be written.
-    """
-    with _sibling(target) as temporary:
-        yield temporary
-        _swap(temporary, target)
 
 
 def check_target(target: Path, *, force: bool) -> None:
@@ -115,39 +107,6 @@ def check_target(target: Path, *, force: bool) -> None:
         raise BundleError(f"{target} is not a bundle: it will not be replaced, choose another output")
     if foreign := sorted(names - FILES):
         raise BundleError(f"{target} holds {foreign[0]}, which is no part of a bundle: move it away, or choose another")
-
-
-def _swap(temporary: Path, target: Path) -> None:
-    """Puts the new bundle where the old one is, which stays if that fails."""
-    if not target.exists():
-        temporary.rename(target)
-        return
-    with tempfile.TemporaryDirectory(
-        dir=target.parent, prefix=f".{target.name}.old-", ignore_cleanup_errors=True
-    ) as aside:
-        old = Path(aside) / "bundle"
-        try:
-            target.rename(old)
-            temporary.rename(target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.rename(target)
-            raise
-
-
-@contextlib.contextmanager
-def _sibling(target: Path) -> Iterator[Path]:
-    try:
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.partial-"))
-    except OSError as error:
-        raise BundleError(f"{target} can't be written: {error.strerror} ({target.parent})") from error
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-    except OSError as error:
-        raise BundleError(f"{target} can't be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(bundle: Bundle, path: Path) -> None:

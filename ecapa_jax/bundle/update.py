@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ecapa_jax.bundle.bundle import FILES, check_target, read_document, replace_folder, write_json
+from ecapa_jax.bundle.bundle import FILES, check_target, read_document, write_json
 from ecapa_jax.bundle.card import card
 from ecapa_jax.bundle.scoring_arrays import write_arrays
+from ecapa_jax.errors import BundleError
+from ecapa_jax.files.atomic import Identity, replacing_folder
 from ecapa_jax.scoring.config import Cohort, Scoring
 
 
@@ -25,6 +27,7 @@ def update_scoring(
     embedding_mean: np.ndarray | None,
     cohort: Cohort | None,
     force: bool,
+    over: Identity,
 ) -> None:
     """Writes `source` with this scoring to `target`, whole or not at all; the weights stay bit for bit.
 
@@ -35,13 +38,15 @@ def update_scoring(
       operating_points: replace the old ones.
       embedding_mean, cohort: what scoring.npz shall hold.
       force: replace what stands at `target`.
+      over: what stood at `target` when the work began that gave the scoring; what another command has written since
+        is not replaced.
 
     Raises:
       BundleError: there is no bundle at `source`, or `target` can't be written or exists (without `force`).
     """
     document = {**read_document(source), "scoring": dataclasses.asdict(scoring)}
     check_target(target, force=force)
-    with replace_folder(target) as temporary:
+    with replacing_folder(target, over=over, error=BundleError) as temporary:
         for name in sorted(FILES - {"model.json", "operating_points.json", "scoring.npz", "README.md"}):
             if (source / name).is_dir():
                 shutil.copytree(source / name, temporary / name, copy_function=shutil.copyfile)

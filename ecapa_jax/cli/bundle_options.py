@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ecapa_jax.encoder import SpeakerEncoder
     from ecapa_jax.evaluation.run import Scored
     from ecapa_jax.evaluation.trials import Trials
+    from ecapa_jax.files.atomic import Identity
     from ecapa_jax.scoring.config import Cohort, Scoring
     from ecapa_jax.scoring.counts import Cost
 
@@ -26,6 +28,8 @@ class TrialOptions:
     """Trial list with labels, as for `evaluate`."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
     """What the list's paths are relative to."""
+    wav_scp: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Kaldi's wav.scp, `id path` a line: the list names recordings by these ids."""
     utt2spk: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """Speakers of the recordings, `recording speaker` a line."""
     enrolment: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
@@ -47,6 +51,7 @@ class TrialOptions:
     def score(self, encoder: SpeakerEncoder, trials: Trials, output: Output) -> Scored:
         """The list scored by the model."""
         from ecapa_jax.cli.progress import EvaluationProgress
+        from ecapa_jax.evaluation.files import read_places
         from ecapa_jax.evaluation.run import score_lists
         from ecapa_jax.evaluation.trials import read_enrolment
 
@@ -58,6 +63,7 @@ class TrialOptions:
                 self.audio_root or ".",
                 cache_path(self.cache),
                 enrolment=enrolment,
+                places=read_places(self.wav_scp) if self.wav_scp else None,
                 short=self.short,
                 progress=progress,
             )[0]
@@ -74,23 +80,26 @@ class Target:
     force: Flag = False
     """Replace an existing bundle; it stays until the new one is whole."""
 
-    def check(self, model: Model) -> Path:
-        """The directory to write, before any work is done for it.
+    def check(self, model: Model) -> tuple[Path, Identity]:
+        """The directory to write, and what stands there, before any work is done for it.
 
         Raises:
           EcapaError: it can't be written, or the model is no bundle of the user's and no output is named.
         """
-        import os
-
+        from ecapa_jax import api
         from ecapa_jax.bundle.bundle import check_target
         from ecapa_jax.errors import EcapaError
+        from ecapa_jax.files.atomic import identity
 
+        api.check_name(model.model)
         if self.out is None and (model.model is None or not os.path.isdir(model.model)):
-            which = "the packaged model" if model.model is None else f"{model.model}"
+            packaged = model.model is None or model.model == api.DEFAULT
+            which = "the packaged model" if packaged else f"{model.model}"
             raise EcapaError(f"{which} is not yours to change: name the bundle to write with -o BUNDLE")
         path = local_path(self.out or model.model or "")
+        before = identity(path)
         check_target(path, force=self.force or self.out is None)
-        return path
+        return path, before
 
 
 TrialsOptions = Annotated[TrialOptions, tyro.conf.OmitArgPrefixes]
@@ -99,7 +108,9 @@ TargetOptions = Annotated[Target, tyro.conf.OmitArgPrefixes]
 
 def cache_path(named: str | None) -> Path:
     """The embedding cache: as named, or in the user's cache folder."""
-    return local_path(named) if named is not None else Path.home() / ".cache" / "ecapa-jax" / "embeddings.sqlite"
+    from ecapa_jax.hub.cache import default_folder
+
+    return local_path(named) if named is not None else default_folder() / "embeddings.sqlite"
 
 
 def parse_cost(text: str) -> Cost:
@@ -119,9 +130,13 @@ def parse_cost(text: str) -> Cost:
 
 
 def write_scoring(
-    model: Model, path: Path, scoring: Scoring, points: list[dict[str, Any]], cohort: Cohort | None = None
+    model: Model,
+    target: tuple[Path, Identity],
+    scoring: Scoring,
+    points: list[dict[str, Any]],
+    cohort: Cohort | None = None,
 ) -> None:
-    """Writes the model with this scoring to `path`, which `Target.check` allowed; a cohort replaces its own."""
+    """Writes the model with this scoring to the target that `Target.check` allowed; a cohort replaces its own."""
     from ecapa_jax import api
     from ecapa_jax.bundle.bundle import load_scoring
     from ecapa_jax.bundle.update import update_scoring
@@ -130,10 +145,11 @@ def write_scoring(
     _, mean, own = load_scoring(source)
     update_scoring(
         source,
-        path,
+        target[0],
         scoring=scoring,
         operating_points=points,
         embedding_mean=mean,
         cohort=cohort or own,
-        force=path.exists(),
+        force=True,
+        over=target[1],
     )

@@ -37,7 +37,7 @@ class Calibrate:
         from ecapa_jax.scoring.scorer import Scorer
 
         cost = parse_cost(self.cost)
-        path = self.target.check(self.model)
+        target = self.target.check(self.model)
         trials = self.list.read()
         labels = trials.known_labels
         encoder = self.model.load(quiet=self.output.quiet)
@@ -53,10 +53,10 @@ class Calibrate:
         name = Path(trials.path).name.removesuffix(".gz").removesuffix(".txt")
         point = operating_point(cost.bayes_threshold, ratios, labels, trials=name, llr=True)
         point["chosen_by"] = f"calibration on these trials, Bayes threshold at {self.cost}"
-        write_scoring(self.model, path, scoring, [point])
+        write_scoring(self.model, target, scoring, [point])
         self.output.result(
-            {"out": str(path), **dataclasses.asdict(calibration), **point},
-            f"{path}: log-likelihood ratio = {calibration.offset:.3f} + {calibration.weight:.3f} score"
+            {"out": str(target[0]), **dataclasses.asdict(calibration), **point},
+            f"{target[0]}: log-likelihood ratio = {calibration.offset:.3f} + {calibration.weight:.3f} score"
             f"{' + quality' if self.measures else ''}\n"
             f"on {name}, {point['n_trials']} trials: Cllr {point['cllr']:.3f} (least {point['min_cllr']:.3f}); "
             f"at {cost.bayes_threshold:.3f} FAR {point['far']:.2%}, FRR {point['frr']:.2%}",

@@ -43,7 +43,7 @@ class MakeCohort:
 
         if self.top_n < 0 or self.top_n == 1:
             raise EcapaError(f"--top-n {self.top_n} must be at least 2, or 0 for the whole cohort")
-        path = self.target.check(self.model)
+        target = self.target.check(self.model)
         speakers = read_cohort(self.speakers, self.audio_root or ".")
         encoder = self.model.load("cosine", quiet=self.output.quiet)
         with EvaluationProgress(quiet=self.output.quiet) as progress:
@@ -57,11 +57,16 @@ class MakeCohort:
             )
         before, *_ = load_scoring(api.resolve(self.model.model))
         scoring = Scoring(subtract_mean=before.subtract_mean, normalisation="s_norm", top_n=self.top_n or None)
-        write_scoring(self.model, path, scoring, [], cohort)
+        write_scoring(self.model, target, scoring, [], cohort)
         rows = len(cohort.speakers)
+        if self.top_n > rows:
+            self.output.note(
+                f"ecapa-jax: warning: the cohort has {rows} rows and the top {self.top_n} are asked for: scores are "
+                f"normalised by all of it, which is plain S-norm; give more speakers, or --top-n below {rows}"
+            )
         self.output.note("scores have another scale now: choose a threshold with ecapa-jax threshold")
         self.output.result(
-            {"out": str(path), "rows": rows, "speakers": len(set(cohort.speakers)), "top_n": scoring.top_n},
-            f"{path}: cohort of {rows} rows, {len(set(cohort.speakers))} speakers; "
+            {"out": str(target[0]), "rows": rows, "speakers": len(set(cohort.speakers)), "top_n": scoring.top_n},
+            f"{target[0]}: cohort of {rows} rows, {len(set(cohort.speakers))} speakers; "
             f"{f'AS-norm with the top {self.top_n}' if self.top_n else 'S-norm'}",
         )

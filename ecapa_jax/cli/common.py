@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -51,7 +51,8 @@ class Model:
     model: Annotated[
         str | None, tyro.conf.arg(metavar="BUNDLE", help_behavior_hint="(default: the packaged model)")
     ] = None
-    """Bundle directory, as `ecapa-jax convert` writes it, or an address such as hf:ORG/NAME, fetched once."""
+    """Bundle directory, as `ecapa-jax convert` writes it, or an address such as hf:ORG/NAME, fetched once; `default` is
+    the packaged model."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Compute dtype; auto is bfloat16 where the device is faster in it."""
 
@@ -83,6 +84,12 @@ OutputOptions = Annotated[Output, tyro.conf.OmitArgPrefixes]
 ModelOptions = Annotated[Model, tyro.conf.OmitArgPrefixes]
 
 
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that come with the package, by the files that are there; for help texts."""
+    folder = resources.files("ecapa_jax.train") / "configs"
+    return sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
+
+
 def local_path(name: str) -> Path:
     """An output path; checked before any work is done for it.
 
@@ -98,21 +105,3 @@ def local_path(name: str) -> Path:
     if not os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise EcapaError(f"{path} can't be written: Permission denied ({folder})")
     return path
-
-
-def replace_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write(temporary path)` and renames the result to `path`; leaves nothing behind on failure.
-
-    Raises:
-      EcapaError: the folder can't be written.
-    """
-    from ecapa_jax.errors import EcapaError
-
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    except OSError as error:
-        raise EcapaError(f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

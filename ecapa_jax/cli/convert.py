@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from ecapa_jax.cli.common import Flag, Output, OutputOptions, local_path
 from ecapa_jax.cli.published import list_published
+from ecapa_jax.files.atomic import write_whole
 
 
 @dataclasses.dataclass(frozen=True)
 class Convert:
-    """Turn a PyTorch ECAPA-TDNN checkpoint into a bundle; PyTorch is not needed."""
+    """Turn a PyTorch ECAPA-TDNN checkpoint into a bundle; PyTorch is not needed.
+
+    Also turns silero_vad.onnx of the silero-vad wheel into the weights of the speech detector: -o WEIGHTS.safetensors.
+    """
 
     source: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = None
     """The weight file, the directory it was published in, or an address: hf:ORG/NAME, modelscope:ORG/NAME (with
@@ -35,6 +41,8 @@ class Convert:
         None
     )
     """Mean embedding of a training set, to subtract before scoring (WeSpeaker's published figures do so)."""
+    key: Annotated[str | None, tyro.conf.arg(metavar="KEY", help_behavior_hint="(default: told by the tensors)")] = None
+    """Where in the checkpoint the tensors are, if several dicts of it fit; keys joined by dots, as in ema.model."""
     verify: Flag = False
     """Compare every stage, features to embedding, with the original PyTorch code where it is installed; without it,
     with packaged values."""
@@ -50,11 +58,17 @@ class Convert:
         from ecapa_jax.bundle.bundle import check_target, save_bundle
         from ecapa_jax.convert.readers.checkpoint import read_embedding_mean
         from ecapa_jax.convert.remote import convert_source
+        from ecapa_jax.convert.silero import holds_speech_detector
         from ecapa_jax.errors import EcapaError
+        from ecapa_jax.files.atomic import identity
 
         if self.source is None or self.out is None:
             raise EcapaError("SOURCE and -o BUNDLE are needed; --list shows what can be had by address")
         path = local_path(self.out)
+        if holds_speech_detector(self.source):
+            self._convert_detector(self.source, path)
+            return
+        before = identity(path)
         check_target(path, force=self.force)
         bundle = convert_source(
             self.source,
@@ -62,10 +76,13 @@ class Convert:
             dilations=parse_dilations(self.dilations),
             embedding_mean=None if self.embedding_mean is None else read_embedding_mean(self.embedding_mean),
             verify=self.verify,
+            key=self.key,
             progress=not self.output.quiet,
         )
-        save_bundle(bundle, path, force=self.force)
+        save_bundle(bundle, path, force=self.force, over=before)
         parity = bundle.parity
+        if wrapper := bundle.source.get("wrapper"):
+            self.output.note(f"the tensors are those under {wrapper!r} in the checkpoint")
         threshold = bundle.scoring.threshold
         text = (
             f"{path}: {bundle.provenance['family']}, {parity['parameters']:,} parameters\n"
@@ -74,6 +91,23 @@ class Convert:
             f"threshold: {'none published; pass --threshold to verify' if threshold is None else threshold}"
         )
         self.output.result({"out": str(path), "family": bundle.provenance["family"], **parity}, text)
+
+    def _convert_detector(self, source: str, path: Path) -> None:
+        from ecapa_jax.convert.silero import read_silero, write_weights
+        from ecapa_jax.errors import EcapaError
+
+        if path.suffix != ".safetensors":
+            raise EcapaError(f"{path} must end in .safetensors: the weights of a speech detector are one file")
+        if os.path.lexists(path) and (os.path.isdir(path) or not self.force):
+            remedy = "choose another output" + ("" if os.path.isdir(path) else " or pass --force")
+            raise EcapaError(f"{path} exists: {remedy}")
+        weights = read_silero(source)
+        write_whole(path, lambda to: write_weights(weights, source, to))
+        parameters = sum(array.size for array in weights.values())
+        self.output.result(
+            {"out": str(path), "family": "silero-vad", "parameters": parameters},
+            f"{path}: silero-vad at 16 kHz, {parameters:,} parameters",
+        )
 
 
 def parse_dilations(text: str | None) -> tuple[int, ...] | None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short, local_path, replace_whole
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short, local_path
 
 if TYPE_CHECKING:
     from ecapa_jax.corpus.run import CorpusSummary
+    from ecapa_jax.files.atomic import Identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,9 @@ class Embed:
     force: Flag = False
     """Replace an existing .npz."""
     manifest: Annotated[str | None, tyro.conf.arg(metavar="M", help_behavior_hint="")] = None
-    """Instead of FILES a list of recordings: Parquet, CSV, TSV or JSONL with `path` and perhaps `id`, wav.scp, or one
-    path a line. A bad recording becomes a row with an error. Run again after any end to go on."""
+    """Instead of FILES a list of recordings: Parquet, CSV, TSV or JSONL with `path` and perhaps `id`, `start`, `stop`;
+    a manifest of NeMo, WeSpeaker, SpeechBrain or 3D-Speaker; wav.scp; or one path a line. A bad recording becomes a
+    row with an error. Run again after any end to go on."""
     folder: Annotated[str | None, tyro.conf.arg(name="output", metavar="DIR", help_behavior_hint="")] = None
     """Directory of Parquet files to make or continue, for a manifest."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
@@ -67,6 +69,7 @@ class Embed:
         import numpy as np
 
         from ecapa_jax.errors import EcapaError
+        from ecapa_jax.files.atomic import identity, write_whole
 
         if not self.files:
             raise EcapaError("no recordings given: ecapa-jax embed FILES... -o OUT.npz, or --manifest M --output DIR")
@@ -75,23 +78,26 @@ class Embed:
         path = local_path(self.out)
         if path.suffix != ".npz":
             raise EcapaError(f"{path} must end in .npz")
-        if os.path.lexists(path) and (os.path.isdir(path) or not self.force):
+        before = identity(path)
+        if before is not None and (os.path.isdir(path) or not self.force):
             remedy = "choose another output" + ("" if os.path.isdir(path) else " or pass --force")
             raise EcapaError(f"{path} exists: {remedy}")
         if self.window is not None:
-            self._embed_windows(path, self.window)
+            self._embed_windows(path, self.window, before)
             return
         encoder = self.model.load(quiet=self.output.quiet)
         embeddings = encoder.embed(self.files, short=self.short)
-        replace_whole(path, lambda to: np.savez(to, names=np.array(self.files), embeddings=embeddings))
+        write_whole(path, lambda to: np.savez(to, names=np.array(self.files), embeddings=embeddings), over=before)
         sizes = {"n": len(embeddings), "embedding_dim": embeddings.shape[1]}
         self.output.result(
             {"out": str(path), **sizes, "padding": round(encoder.padding_waste, 4), "model": self.model.name},
             f"{path}: {len(embeddings)} embeddings of {embeddings.shape[1]}",
         )
 
-    def _embed_windows(self, path: Path, window: float) -> None:
+    def _embed_windows(self, path: Path, window: float, before: Identity) -> None:
         import numpy as np
+
+        from ecapa_jax.files.atomic import write_whole
 
         encoder = self.model.load(quiet=self.output.quiet)
         hop = window / 2 if self.hop is None else self.hop
@@ -103,7 +109,7 @@ class Embed:
             "files": np.array(self.files),
             "means": np.stack([windows.mean for windows in found]),
         }
-        replace_whole(path, lambda to: np.savez(to, **arrays))
+        write_whole(path, lambda to: np.savez(to, **arrays), over=before)
         n, dim = arrays["embeddings"].shape
         sizes = {"n": len(found), "windows": n, "embedding_dim": dim}
         self.output.result(

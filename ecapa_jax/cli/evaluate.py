@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -29,11 +30,15 @@ class Evaluate:
     """Error rates of a model on trial lists: EER, minDCF and more, with intervals; scores, report, plots."""
 
     trials: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES...", help_behavior_hint="")] = ()
-    """Trial lists: VoxCeleb's (`1 a b`), Kaldi's (`a b target`), CSV or TSV with a header; gzip too."""
+    """Trial lists: VoxCeleb's (`1 a b`), Kaldi's and VOiCES' (`a b target`), ESPnet's, NIST's, CSV or TSV with a
+    header; gzip too."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
     """What the lists' paths are relative to."""
+    wav_scp: Annotated[str | None, File] = None
+    """Kaldi's wav.scp, `id path` a line: the lists, and a cohort, name recordings by these ids."""
     scores: Annotated[str | None, File] = None
-    """Instead of lists and audio a file of scores: `enrol test label score`, or CSV or TSV with these columns."""
+    """Instead of lists and audio a file of scores: `enrol test label score` (the last two in any order), or CSV or TSV
+    with these columns."""
     folder: Annotated[str | None, tyro.conf.arg(name="output", metavar="DIR", help_behavior_hint="")] = None
     """Write scores, report and plots there."""
     force: Flag = False
@@ -95,9 +100,18 @@ class Evaluate:
             raise EcapaError(
                 "give trial lists or a scores file: evaluate --trials FILE --audio-root DIR, or --scores FILE"
             )
+        with contextlib.ExitStack() as stack:
+            self._evaluate(stack)
+
+    def _evaluate(self, stack: contextlib.ExitStack) -> None:
+        from ecapa_jax.files.atomic import claimed
+
         settings = self._settings()
         lists = self._lists()
         folders = self._folders(lists)
+        for folder in filter(None, folders):
+            stack.enter_context(claimed(folder))
+            self._check_free(folder)
         if self.scores is not None:
             scored = [self._from_file(lists[0])]
         else:
@@ -161,14 +175,19 @@ class Evaluate:
             raise EcapaError("two lists have one name, and would have one folder of results: evaluate one at a time")
         folders = [output] if len(lists) == 1 else [output / name for name in names]
         for folder in folders:
-            if (folder / "report.json").exists() and not self.force:
-                raise EcapaError(f"{folder} holds a report: choose another output or pass --force")
+            self._check_free(folder)
         try:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise EcapaError(f"{output} can't be made: {error.strerror or error}") from error
         return list(folders)
+
+    def _check_free(self, folder: Path) -> None:
+        from ecapa_jax.errors import EcapaError
+
+        if (folder / "report.json").exists() and not self.force:
+            raise EcapaError(f"{folder} holds a report: choose another output or pass --force")
 
     def _from_file(self, trials: Trials) -> Scored:
         import numpy as np
@@ -182,10 +201,12 @@ class Evaluate:
 
     def _from_audio(self, lists: list[Trials], settings: Settings) -> tuple[list[Scored], Settings]:
         from ecapa_jax.cli.progress import EvaluationProgress
+        from ecapa_jax.evaluation.files import read_places
         from ecapa_jax.evaluation.run import score_lists
         from ecapa_jax.evaluation.trials import read_enrolment
 
         enrolment = read_enrolment(self.enrolment) if self.enrolment else None
+        places = read_places(self.wav_scp) if self.wav_scp else None
         cohort = self._cohort()
         missing = local_path(self.missing) if self.missing else None
         encoder = self.model.load(self.scoring, quiet=self.output.quiet)
@@ -202,6 +223,7 @@ class Evaluate:
                 cohort=cohort,
                 short=self.short,
                 missing_to=missing,
+                places=places,
                 progress=progress,
             )
         return scored, settings
@@ -216,17 +238,15 @@ class Evaluate:
         return Cohort(speakers=read_speakers(self.cohort), root=root, top_n=self.top_n)
 
     def _cache_path(self) -> Path:
-        from ecapa_jax.hub.cache import default_folder
+        from ecapa_jax.cli.bundle_options import cache_path
 
-        if self.cache is not None:
-            return local_path(self.cache)
-        if self.folder is not None:
+        if self.cache is None and self.folder is not None:
             return Path(self.folder) / "embeddings.sqlite"
-        return default_folder() / "embeddings.sqlite"
+        return cache_path(self.cache)
 
     def _reports(self, scored: Scored, settings: Settings, folder: Path | None) -> list[Report]:
-        from ecapa_jax.cli.common import replace_whole
         from ecapa_jax.evaluation.report import write_scores
+        from ecapa_jax.files.atomic import write_whole
 
         reports = []
         first = next(iter(scored.scores))
@@ -235,7 +255,7 @@ class Evaluate:
             reports.append(self._report(scored, system, scores, own))
             if folder is not None and self.scores is None:
                 target = folder / ("scores.tsv" if system == "plain" else f"scores_{system}.tsv")
-                replace_whole(target, functools.partial(write_scores, trials=scored.trials, scores=scores))
+                write_whole(target, functools.partial(write_scores, trials=scored.trials, scores=scores))
         if folder is not None:
             self._write(folder, scored, settings, reports)
         return reports
@@ -283,9 +303,9 @@ class Evaluate:
     def _write(self, folder: Path, scored: Scored, settings: Settings, reports: list[Report]) -> None:
         import json
 
-        from ecapa_jax.cli.common import replace_whole
         from ecapa_jax.errors import ScoringError
         from ecapa_jax.evaluation.plots import plot_all
+        from ecapa_jax.files.atomic import write_whole
 
         name = os.path.basename(scored.trials.path)
         try:
@@ -293,6 +313,6 @@ class Evaluate:
         except ScoringError as error:
             self.output.note(f"no plots: {error}")
         text = "\n\n".join(report.to_text() for report in reports) + "\n"
-        replace_whole(folder / "report.txt", lambda to: to.write_text(text, "utf-8"))
+        write_whole(folder / "report.txt", lambda to: to.write_text(text, "utf-8"))
         document = json.dumps([report.to_json() for report in reports], indent=2) + "\n"
-        replace_whole(folder / "report.json", lambda to: to.write_text(document, "utf-8"))
+        write_whole(folder / "report.json", lambda to: to.write_text(document, "utf-8"))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Output, OutputOptions, local_path, replace_whole
+from ecapa_jax.cli.common import Flag, Output, OutputOptions, local_path
+
+if TYPE_CHECKING:
+    from ecapa_jax.files.atomic import Identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Export:
     """Write a bundle for other programs: the original PyTorch code, or any that runs StableHLO."""
 
     bundle: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BUNDLE")]
-    """Bundle directory, as `ecapa-jax convert` writes it."""
+    """Bundle directory, as `ecapa-jax convert` writes it; `default` is the packaged model."""
     to: Literal["torch", "safetensors", "stablehlo"]
     """`torch`: the file that the source was, tensor by tensor. `safetensors`: the same tensors. `stablehlo`: a folder
     with the whole computation, waveforms to embeddings, for cpu, cuda and tpu."""
@@ -43,30 +46,36 @@ class Export:
 
     def _tensors(self, bundle: Path, path: Path) -> dict[str, Any]:
         from ecapa_jax.convert.export import source_tensors, write_safetensors, write_torch
+        from ecapa_jax.files.atomic import write_whole
 
-        self._check_free(path, replaceable=path.is_file())
+        before = self._check_free(path, replaceable=path.is_file())
         source = source_tensors(bundle, self.family)
         write = write_torch if self.to == "torch" else write_safetensors
-        replace_whole(path, lambda to: write(to, source))
+        write_whole(path, lambda to: write(to, source), over=before)
         layout = "the source's" if source.as_source else "the family's, a model that is not from there"
         return {"family": source.family, "tensors": len(source.tensors), "layout": layout}
 
     def _stablehlo(self, bundle: Path, path: Path) -> dict[str, Any]:
-        from ecapa_jax.bundle.bundle import load_bundle, replace_folder
+        from ecapa_jax.bundle.bundle import load_bundle
         from ecapa_jax.convert.export_stablehlo import FILES, export_stablehlo, write_stablehlo
         from ecapa_jax.errors import ConfigError
+        from ecapa_jax.files.atomic import replacing_folder
 
         if self.family is not None:
             raise ConfigError("--family is for --to torch and --to safetensors: StableHLO has no layout of tensors")
-        self._check_free(path, replaceable=path.is_dir() and {entry.name for entry in path.iterdir()} <= FILES)
+        before = self._check_free(path, replaceable=path.is_dir() and {entry.name for entry in path.iterdir()} <= FILES)
         artefact, metadata = export_stablehlo(load_bundle(bundle))
-        with replace_folder(path) as folder:
+        with replacing_folder(path, over=before) as folder:
             write_stablehlo(folder, artefact, metadata)
         return {"bytes": len(artefact), "platforms": ", ".join(metadata["platforms"])}
 
-    def _check_free(self, path: Path, *, replaceable: bool) -> None:
+    def _check_free(self, path: Path, *, replaceable: bool) -> Identity:
+        """What stands at the path, which may be replaced."""
         from ecapa_jax.errors import EcapaError
+        from ecapa_jax.files.atomic import identity
 
+        found = identity(path)
         if os.path.lexists(path) and not (self.force and replaceable):
             remedy = " or pass --force" if replaceable else "; it will not be replaced"
             raise EcapaError(f"{path} exists: choose another output{remedy}")
+        return found

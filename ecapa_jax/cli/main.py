@@ -18,6 +18,8 @@ import tyro
 from ecapa_jax.cli.calibrate import Calibrate
 from ecapa_jax.cli.cohort import MakeCohort
 from ecapa_jax.cli.convert import Convert
+from ecapa_jax.cli.der import Der
+from ecapa_jax.cli.diarize import Diarize
 from ecapa_jax.cli.doctor import Doctor
 from ecapa_jax.cli.embed import Embed
 from ecapa_jax.cli.evaluate import Evaluate
@@ -29,6 +31,7 @@ from ecapa_jax.cli.prepare import Prepare
 from ecapa_jax.cli.serve import Serve
 from ecapa_jax.cli.threshold import Threshold
 from ecapa_jax.cli.train import Train
+from ecapa_jax.cli.vad import DetectSpeech
 from ecapa_jax.cli.verify import Verify
 from ecapa_jax.cli.views import WriteViews
 from ecapa_jax.errors import EcapaError, Stopped
@@ -37,7 +40,10 @@ from ecapa_jax.runtime import compile_cache
 Verb = (
     Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Embed, tyro.conf.subcommand("embed")]
+    | Annotated[DetectSpeech, tyro.conf.subcommand("vad")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Diarize, tyro.conf.subcommand("diarize")]
+    | Annotated[Der, tyro.conf.subcommand("der")]
     | Annotated[Enroll, tyro.conf.subcommand("enroll")]
     | Annotated[Identify, tyro.conf.subcommand("identify")]
     | Annotated[List, tyro.conf.subcommand("list")]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Output, OutputOptions
+from ecapa_jax.cli.common import Flag, Output, OutputOptions, packaged_recipes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +18,12 @@ class PlanStep:
     a compilation takes a minute or so, and there are up to four.
     """
 
-    config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
-    """TOML file, or the name of a packaged recipe, as for `train`."""
+    config: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(
+            metavar="CONFIG", help=f"TOML file, or the name of a packaged recipe: {', '.join(packaged_recipes())}."
+        ),
+    ]
     topology: Annotated[str, tyro.conf.arg(metavar="KIND:SHAPE")]
     """The chips, as in v5e:2x4, v5e:16x16, v6e:2x4, v4:2x2x1. mesh.model stands; the rest of them is mesh.data."""
     speakers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: as in data.manifest)")] = (

@@ -15,12 +15,13 @@ from ecapa_jax.cli.common import Output, OutputOptions
 class Prepare:
     """Check a collection of speech and write the manifest that training reads.
 
-    Takes folders of speakers (VoxCeleb's tree is one), a Kaldi data folder (wav.scp, utt2spk) or a CSV (3D-Speaker's or
-    SpeechBrain's columns). What is broken, silent, too short or there twice is listed in problems.csv.
+    Takes folders of speakers (VoxCeleb's tree is one), a Kaldi data folder (wav.scp, utt2spk, perhaps
+    segments), a CSV or TSV (3D-Speaker's or SpeechBrain's columns) or JSON lines (NeMo's, WeSpeaker's
+    raw.list). What is broken, silent, too short or there twice is listed in problems.csv.
     """
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """Folder or CSV file."""
+    """Folder, table or JSON lines."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
     """Folder to make: manifest.parquet, problems.csv, and shards if asked for."""
     layout: Literal["auto", "folders", "kaldi", "csv"] = "auto"

@@ -49,20 +49,22 @@ class Serve:
 
         try:
             from ecapa_jax.serve.app import create_app
-            from ecapa_jax.serve.run import address_of, listen, server_of
+            from ecapa_jax.serve.run import format_address, listen, make_server
             from ecapa_jax.serve.service import Service
             from ecapa_jax.serve.settings import Settings
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("ecapa_jax"):
                 raise
             raise EcapaError(f"serve needs {error.name}: pip install 'ecapa-jax[serve]'") from error
+        if self.store == "":
+            raise EcapaError("--store is empty (an unset variable?); name a file, or leave the option out")
         settings = Settings(
             host=self.host,
             max_bytes=round(self.max_mb * 1e6),
             max_seconds=self.max_seconds,
             max_requests=self.max_requests,
             body_seconds=self.body_seconds,
-            token=self.token or machine.token(),
+            token=machine.token() if self.token is None else self.token,
             allow_urls=self.allow_urls,
         )
         with listen(self.host, self.port) as sock:
@@ -72,12 +74,12 @@ class Serve:
                 settings,
                 name=self.model.name,
                 points=read_operating_points(api.resolve(self.model.model, progress=False)),
-                store=SpeakerStore.open(self.store, encoder) if self.store else None,
+                store=SpeakerStore.open(self.store, encoder) if self.store is not None else None,
             )
             if not settings.loopback and settings.token is None:
                 self.output.note("anyone who reaches this address may use it: set --token, or listen on 127.0.0.1")
             if self.warm_up:
                 self.output.note(f"compiling for recordings up to {self.warm_up:g} s")
             app = create_app(service, warm_up=self.warm_up)
-            self.output.note(f"{address_of(sock)}   API: {address_of(sock)}docs   stop: Ctrl-C")
-            server_of(app, stop_seconds=self.stop_seconds).run(sockets=[sock])
+            self.output.note(f"{format_address(sock)}   API: {format_address(sock)}docs   stop: Ctrl-C")
+            make_server(app, stop_seconds=self.stop_seconds).run(sockets=[sock])

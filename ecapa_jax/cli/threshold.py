@@ -37,7 +37,7 @@ class Threshold:
         from ecapa_jax.evaluation.operating import choose_threshold, operating_point
 
         rule = self._rule()
-        path = self.target.check(self.model)
+        target = self.target.check(self.model)
         trials = self.list.read()
         source = api.resolve(self.model.model, progress=not self.output.quiet)
         scoring, *_ = load_scoring(source)
@@ -51,10 +51,10 @@ class Threshold:
         point = operating_point(value, scores, trials.known_labels, trials=name, llr=llr) | {"chosen_by": str(rule)}
         earlier = read_operating_points(source)
         others = [other for other in earlier if (other["threshold"], other["trials"]) != (value, name)]
-        write_scoring(self.model, path, dataclasses.replace(scoring, threshold=value), [point, *others])
+        write_scoring(self.model, target, dataclasses.replace(scoring, threshold=value), [point, *others])
         self.output.result(
-            {"out": str(path), "score_type": scoring.score_type, **point},
-            f"{path}: threshold {value:.4f} by {rule}\n"
+            {"out": str(target[0]), "score_type": scoring.score_type, **point},
+            f"{target[0]}: threshold {value:.4f} by {rule}\n"
             f"on {name}, {point['n_trials']} trials: FAR {point['far']:.2%}, FRR {point['frr']:.2%}",
         )
 

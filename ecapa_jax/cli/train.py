@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ecapa_jax.cli.common import Output, OutputOptions
+from ecapa_jax.cli.common import Output, OutputOptions, packaged_recipes
 
 if TYPE_CHECKING:
     from ecapa_jax.train.dev import DevResult
@@ -22,9 +22,12 @@ class Train:
     Weights come from the newest checkpoint in RUN_DIR, else start.run, else start.bundle, else they are drawn.
     """
 
-    config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
-    """TOML file, or the name of a packaged recipe: voxceleb2_3dspeaker, voxceleb2_wespeaker, voxceleb2_wespeaker_lm,
-    voxceleb_speechbrain, mini, smoke."""
+    config: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(
+            metavar="CONFIG", help=f"TOML file, or the name of a packaged recipe: {', '.join(packaged_recipes())}."
+        ),
+    ]
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="RUN_DIR")]
     """Folder of the run: checkpoints, metrics.jsonl, timings.jsonl, tensorboard, curves.png, bundle, best_bundle."""
     set: Annotated[

@@ -11,8 +11,10 @@ import numpy as np
 
 from ecapa_jax.api import load
 from ecapa_jax.audio.load import AudioSource
+from ecapa_jax.convert.names import suggestion
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError
+from ecapa_jax.hub.address import HUBS
 from ecapa_jax.scoring.scorer import checked_threshold
 
 
@@ -68,17 +70,38 @@ class SpeakerVerificationPipeline:
 
 
 def pipeline(
-    task: Literal["speaker-verification"], model: str | os.PathLike[str] | None = None
+    task: Literal["speaker-verification"],
+    model: str | os.PathLike[str] | None = None,
+    *,
+    model_revision: str | None = None,
 ) -> SpeakerVerificationPipeline:
     """ModelScope's `pipeline("speaker-verification", model=...)` on a bundle.
 
+    Args:
+      task: the only one that is built.
+      model: as `ecapa_jax.load` takes it. ModelScope's own names are addresses here: `modelscope:iic/...`.
+      model_revision: branch, tag or commit of a model that is named by its address.
+
     Raises:
-      ConfigError: another task is asked for.
+      ConfigError: another task is asked for, or a revision of what has none.
       BundleError: there is no whole bundle.
     """
     if task != "speaker-verification":
         raise ConfigError(f"task {task!r} is not built; built: speaker-verification")
-    return SpeakerVerificationPipeline(load(model))
+    return SpeakerVerificationPipeline(load(_revised(model, model_revision)))
+
+
+def _revised(model: str | os.PathLike[str] | None, revision: str | None) -> str | os.PathLike[str] | None:
+    """The model's name with the revision in it, as an address has it."""
+    if revision is None:
+        return model
+    name = "" if model is None else os.fspath(model)
+    if os.path.exists(name) or "@" in name or not (suggestion(name) or name.partition(":")[0].lower() in HUBS):
+        raise ConfigError(
+            f"model_revision={revision!r} is for a model on a hub, such as modelscope:ORG/NAME; "
+            f"{name or 'the packaged model'} has no other revision"
+        )
+    return f"{name}@{revision}"
 
 
 def _modelscope_input(audio: Any) -> AudioSource:

@@ -1,4 +1,4 @@
-"""Which recordings a corpus has: Parquet, CSV, TSV, JSON lines, Kaldi's wav.scp, or a plain list of paths."""
+"""Which recordings a corpus has: a table, JSON, Kaldi's wav.scp, or a plain list of paths; see `files.entries`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,44 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax.errors import CorpusError, one_line
+from ecapa_jax.files.entries import (
+    COLUMNS,
+    Entry,
+    entry_of_row,
+    numbered_lines,
+    read_json,
+    read_scp,
+    read_table,
+)
+from ecapa_jax.files.tables import column_of
 
 _BLOCK = 1 << 16  # rows that are Python strings at a time
 
-Row = tuple[str, str]
+_NAMES = {"path": COLUMNS["path"][:-1], "id": ("id", "ID"), "start": COLUMNS["start"], "stop": COLUMNS["stop"]}
+"""Names of columns; `utterance` may hold what was said, and `file` anything, so that they count for `prepare` only."""
+
+_COLUMNS = ("id", "path", "start", "stop", "in_samples")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a recording.
+
+    Attributes:
+      path: the recording.
+      start, stop: where it begins and ends; a stop of None is the recording's end.
+      in_samples: whether these are samples at the model's rate, and not seconds.
+    """
+
+    path: str
+    start: float
+    stop: float | None
+    in_samples: bool
+
+    def bounds(self, rate: int) -> tuple[int, int | None]:
+        """First and last-plus-one sample at a rate."""
+        factor = 1 if self.in_samples else rate
+        return round(self.start * factor), None if self.stop is None else round(self.stop * factor)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -24,7 +58,8 @@ class Manifest:
     """The recordings of a corpus, in order.
 
     Attributes:
-      table: Arrow table with the string columns `id` and `path`, ids unique.
+      table: Arrow table with the string columns `id` and `path`, ids unique; and `start`, `stop` and `in_samples`,
+        which are null for a whole recording.
     """
 
     table: Any
@@ -34,10 +69,13 @@ class Manifest:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Sha256 over ids and paths in order; what the files hold is not read."""
+        """Sha256 over ids, paths and parts in order; what the files hold is not read."""
         digest = hashlib.sha256()
         for start in range(0, len(self), _BLOCK):
             digest.update(json.dumps(self.rows(start, start + _BLOCK)).encode())
+        if self.table["in_samples"].null_count < len(self):
+            for name in _COLUMNS[2:]:
+                digest.update(json.dumps(self.table[name].to_pylist()).encode())
         return digest.hexdigest()
 
     def rows(self, start: int, stop: int) -> tuple[list[str], list[str]]:
@@ -45,15 +83,29 @@ class Manifest:
         part = self.table.slice(start, stop - start)
         return part["id"].to_pylist(), part["path"].to_pylist()
 
+    def sources(self, start: int, stop: int) -> list[str | Part]:
+        """The recordings from `start` to `stop`: the path of a whole one, or the part that is meant."""
+        rows = self.table.slice(start, stop - start).to_pylist()
+        return [
+            row["path"]
+            if row["in_samples"] is None
+            else Part(row["path"], row["start"] or 0.0, row["stop"], row["in_samples"])
+            for row in rows
+        ]
+
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Reads a manifest; its suffix says which kind it is.
 
-    .parquet, .csv, .tsv, .jsonl   column `path`, and `id` where there is one; other columns are left alone
-    .scp                           Kaldi: `id path` a line; commands and offsets into archives are refused
-    anything else                  one path a line
+    .parquet               column `path`, and `id` where there is one; other columns are left alone
+    .csv, .tsv             the same, and 3D-Speaker's and SpeechBrain's columns, with `start` and `stop`. A .tsv is
+                           split at tabs, and quotes in it are text
+    .json, .jsonl          an object a line: `path`, `id`, or as NeMo and WeSpeaker write them; SpeechBrain's .json
+    .list                  WeSpeaker's raw list, an object a line; or one path a line
+    .scp                   Kaldi: `id path` a line; commands and offsets into archives are refused
+    anything else          one path a line
 
-    Without ids a path is its own id. Empty lines are skipped.
+    Without ids a path is its own id, with where it starts for a later part. Empty lines are skipped.
 
     Raises:
       CorpusError: it can't be read, a row has no path, or an id comes twice; naming the row.
@@ -64,10 +116,10 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     reader = _READERS.get(path.suffix.lower(), _plain)
     try:
         rows = reader(path)
-        blocks = [pa.table({"id": [], "path": []}, schema=_schema())]
+        blocks = [pa.table({name: [] for name in _COLUMNS}, schema=_schema())]
         while block := list(itertools.islice(rows, _BLOCK)):
-            ids, paths = zip(*block, strict=True)
-            blocks.append(pa.table({"id": ids, "path": paths}, schema=_schema()))
+            columns = zip(*map(_row, block), strict=True)
+            blocks.append(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=_schema()))
     except (OSError, UnicodeError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise CorpusError(f"{path}: can't be read as a manifest ({reason}); check the file and its suffix") from error
@@ -81,7 +133,18 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 def _schema() -> Any:
     import pyarrow as pa
 
-    return pa.schema([("id", pa.large_string()), ("path", pa.large_string())])
+    types = (pa.large_string(), pa.large_string(), pa.float64(), pa.float64(), pa.bool_())
+    return pa.schema(list(zip(_COLUMNS, types, strict=True)))
+
+
+def _row(entry: Entry) -> tuple[str, str, float | None, float | None, bool | None]:
+    identity = entry.id
+    if identity is None:
+        until = "" if entry.stop is None else f"{entry.stop:g}"
+        identity = f"{entry.path}:{entry.start:g}-{until}" if entry.start else entry.path
+    if not entry.is_part:
+        return identity, entry.path, None, None, None
+    return identity, entry.path, entry.start, entry.stop, entry.in_samples
 
 
 def _check_unique(path: Path, ids: Any) -> None:
@@ -96,105 +159,54 @@ def _check_unique(path: Path, ids: Any) -> None:
         )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and content of each line that is not empty."""
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                line.encode()
-            except UnicodeError as error:
-                raise CorpusError(f"{path}:{number}: is not UTF-8; convert the manifest to it") from error
-            yield number, line.strip("\r\n")
-
-
-def _plain(path: Path) -> Iterator[Row]:
-    for _, line in _lines(path):
-        yield line, line
-
-
-def _kaldi(path: Path) -> Iterator[Row]:
-    for number, line in _lines(path):
-        where = f"{path}:{number}"
-        key, *rest = line.split(maxsplit=1)
-        if not rest:
-            raise CorpusError(f"{where}: has no path; a line of wav.scp is 'id path'")
-        value = rest[0].strip()
-        if value.endswith("|") or value.startswith("|"):
+def _plain(path: Path) -> Iterator[Entry]:
+    for number, line in numbered_lines(path, CorpusError):
+        if (line.lstrip().startswith(("{", "[")) or "\t" in line) and not os.path.exists(line):
+            kind = ".tsv" if "\t" in line and not line.lstrip().startswith(("{", "[")) else ".jsonl"
             raise CorpusError(
-                f"{where}: is a command (a pipe), which is never run; write its output to a file, list that"
+                f"{path}:{number}: is no path but a row of a table ({line[:40]}...); name the file *{kind}, or list "
+                "one path a line"
             )
-        if value.rpartition(":")[2].isdecimal() and not os.path.exists(value):
-            raise CorpusError(f"{where}: points into an archive ({value}); write its recordings to files, list those")
-        yield key, value
+        yield Entry(f"{path}:{number}", line)
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
-    for number, line in _lines(path):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(f"{path}:{number}: is not JSON ({one_line(error)})") from error
-        if not isinstance(value, dict):
-            raise CorpusError(f'{path}:{number}: is no object; write {{"id": ..., "path": ...}}')
-        yield _row(f"{path}:{number}", value.get("id", value.get("path")), value.get("path"))
+def _raw_list(path: Path) -> Iterator[Entry]:
+    """WeSpeaker's raw.list, which is JSON lines, or paths."""
+    first = next((line for _, line in numbered_lines(path, CorpusError)), "")
+    yield from read_json(path, CorpusError) if first.lstrip().startswith("{") else _plain(path)
 
 
-def _delimited(path: Path, delimiter: str) -> Iterator[Row]:
-    import csv
-
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
-            lines = csv.reader(file, delimiter=delimiter, strict=True)
-            names = next(lines, [])
-            if "path" not in names:
-                raise CorpusError(
-                    f"{path}: its first line must name the columns, one of them 'path'; it is {names[:8]}"
-                )
-            at, key = names.index("path"), names.index("id") if "id" in names else names.index("path")
-            for line in filter(None, lines):
-                cells = dict(enumerate(line))
-                yield _row(f"{path}:{lines.line_num}", cells.get(key), cells.get(at))
-        except csv.Error as error:
-            raise CorpusError(f"{path}:{lines.line_num}: is damaged ({error})") from error
+def _table(path: Path) -> Iterator[Entry]:
+    yield from read_table(path, CorpusError, _NAMES)
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[Entry]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
-        if "path" not in names:
+        places = {what: column_of(names, of) for what, of in _NAMES.items()}
+        wanted = {what: names[at] for what, at in places.items() if at is not None}
+        if "path" not in wanted:
             raise CorpusError(f"{path}: has no column 'path'; it has {names[:8]}")
-        key = "id" if "id" in names else "path"
         number = 0
-        for batch in file.iter_batches(_BLOCK, columns=sorted({key, "path"})):
-            columns = (batch.column(name).cast(pa.large_string()).to_pylist() for name in (key, "path"))
-            for identity, name in zip(*columns, strict=True):
+        for batch in file.iter_batches(_BLOCK, columns=list(wanted.values())):
+            columns = [batch.column(name).cast(pa.large_string()).to_pylist() for name in wanted.values()]
+            for row in zip(*columns, strict=True):
                 number += 1
-                yield _row(f"{path}, row {number}", identity, name)
+                yield entry_of_row(f"{path}, row {number}", dict(zip(wanted, row, strict=True)), CorpusError)
 
 
-def _row(where: str, identity: Any, path: Any) -> Row:
-    if isinstance(identity, int) and not isinstance(identity, bool):
-        identity = str(identity)
-    for name, value in (("path", path), ("id", identity)):
-        if not isinstance(value, str) or not value:
-            raise CorpusError(
-                f"{where}: its {name} is {'missing' if value in (None, '') else repr(value)}; give a text"
-            )
-    return identity, path
-
-
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+_READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {
     ".parquet": _parquet,
-    ".csv": functools.partial(_delimited, delimiter=","),
-    ".tsv": functools.partial(_delimited, delimiter="\t"),
-    ".jsonl": _json_lines,
-    ".ndjson": _json_lines,
-    ".scp": _kaldi,
+    ".csv": _table,
+    ".tsv": _table,
+    ".json": functools.partial(read_json, error=CorpusError),
+    ".jsonl": functools.partial(read_json, error=CorpusError),
+    ".ndjson": functools.partial(read_json, error=CorpusError),
+    ".list": _raw_list,
+    ".scp": functools.partial(read_scp, error=CorpusError),
 }
 
 

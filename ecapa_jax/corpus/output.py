@@ -22,10 +22,11 @@ import numpy as np
 
 from ecapa_jax.corpus.shard import Embedded
 from ecapa_jax.errors import CorpusError
+from ecapa_jax.files.atomic import replacing_file
 
 SCHEMA = 1
 _KEY = b"ecapa_jax"
-_OURS = {".lock", "._corpus.json.partial"}  # what a run that was killed at once leaves
+_OURS = (".lock", "._corpus.json.partial")  # how what a run that was killed at once leaves begins
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,9 +126,10 @@ class Output:
         summary = ShardSummary(len(ids), errors, float(np.nansum(embedded.seconds)))
         note = {"run": self.description.fingerprint, "shard": index, "errors": errors, "seconds": summary.seconds}
         table = shard_table(ids, embedded).replace_schema_metadata({_KEY: json.dumps(note).encode()})
-        with _replacing(self.path(index)) as temporary, temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", use_dictionary=False)
-            os.fsync(file.fileno())
+        path = self.path(index)
+        path.with_name(f".{path.name}.partial").unlink(missing_ok=True)  # what a killed run of version 0.1 left
+        with replacing_file(path, error=CorpusError, sync=True) as temporary:
+            pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
         return summary
 
 
@@ -143,13 +145,17 @@ def open_output(folder: str | os.PathLike[str], description: Description) -> Ite
         try:
             if not folder.is_dir():
                 folder.mkdir()
-            elif not (folder / "_corpus.json").exists() and (foreign := sorted(set(os.listdir(folder)) - _OURS)):
+            elif not (folder / "_corpus.json").exists() and (foreign := _foreign(folder)):
                 raise CorpusError(f"{folder} holds {foreign[0]} and no corpus; choose an empty or a new directory")
             stack.enter_context(_locked(folder))
             _describe(folder / "_corpus.json", description)
         except OSError as error:
             raise CorpusError(f"{folder} can't be written: {error.strerror or error}") from error
         yield Output(folder, description)
+
+
+def _foreign(folder: Path) -> list[str]:
+    return sorted(name for name in os.listdir(folder) if not name.startswith(_OURS))
 
 
 @contextlib.contextmanager
@@ -186,10 +192,8 @@ def _describe(path: Path, description: Description) -> None:
     """Writes the description of a new directory, or compares that of an old one."""
     wanted = dataclasses.asdict(description)
     if not path.exists():
-        with _replacing(path) as temporary:
+        with replacing_file(path, error=CorpusError, sync=True) as temporary:
             temporary.write_text(json.dumps(wanted, indent=2) + "\n", "utf-8")
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
         return
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -205,21 +209,3 @@ def _describe(path: Path, description: Description) -> None:
         if found.get(name) != value:
             reason = _CHANGED.get(name, f"{name} differs")
             raise CorpusError(f"{path.parent} can't be continued: {reason}; go on as before, or choose another output")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `path`, or leaves nothing."""
-    temporary = path.with_name(f".{path.name}.partial")  # one name, as one run writes: a killed run's rest is replaced
-    try:
-        yield temporary
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise CorpusError(f"{path} can't be written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

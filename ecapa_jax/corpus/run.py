@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ecapa_jax.corpus.manifest import Manifest, shard_bounds
+from ecapa_jax.corpus.manifest import Manifest, Part, shard_bounds
 from ecapa_jax.corpus.output import Description, ShardSummary, open_output
 from ecapa_jax.corpus.shard import embed_recordings
 from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import CorpusError, EcapaError, Stopped
+from ecapa_jax.files.entries import under
 
 SHARD_SIZE = 2000
 """Rows of a shard: what a killed run loses at most."""
@@ -89,11 +90,11 @@ def embed_corpus(
                 skipped, earlier = skipped + found.rows, earlier + found.seconds
                 told(found.rows, found.seconds, True)
                 continue
-            ids, paths = manifest.rows(first, last)
+            ids, _ = manifest.rows(first, last)
             try:
                 embedded = embed_recordings(
                     encoder,
-                    [_placed(audio_root, path) for path in paths],
+                    [_placed(audio_root, source) for source in manifest.sources(first, last)],
                     short=short,
                     workers=workers,
                     advance=lambda files, seconds: told(files, seconds, False),
@@ -135,8 +136,10 @@ def _summary(done: list[ShardSummary], n_rows: int, skipped: int, earlier: float
     )
 
 
-def _placed(root: str | os.PathLike[str], path: str) -> str:
-    return path if "://" in path else os.path.join(root, path)
+def _placed(root: str | os.PathLike[str], source: str | Part) -> str | Part:
+    if isinstance(source, Part):
+        return dataclasses.replace(source, path=under(root, source.path))
+    return under(root, source)
 
 
 def check_installed() -> None:

@@ -15,8 +15,10 @@ from jaxtyping import Float32, Float64
 
 from ecapa_jax.audio.load import AudioSource, is_silent, name_of
 from ecapa_jax.audio.prefetch import map_ahead
+from ecapa_jax.corpus.manifest import Part
 from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped
+from ecapa_jax.files.recordings import why_no_recording
 
 Advance = Callable[[int, float], None]
 """Told how many recordings and seconds of speech more are done."""
@@ -39,7 +41,7 @@ class Embedded:
 
 def embed_recordings(
     encoder: SpeakerEncoder,
-    sources: Sequence[AudioSource],
+    sources: Sequence[AudioSource | Part],
     *,
     sample_rate: int | None = None,
     short: Short = "error",
@@ -55,7 +57,7 @@ def embed_recordings(
 
     Args:
       encoder: the model.
-      sources, sample_rate, short: as for `SpeakerEncoder.embed`.
+      sources, sample_rate, short: as for `SpeakerEncoder.embed`; a source may also be a part of a recording.
       workers: decoding threads; None is one a core, at most `audio.prefetch.MAX_WORKERS`.
       advance: told of progress.
       stop: checked before each recording and after each batch.
@@ -82,7 +84,7 @@ def embed_recordings(
             result.seconds[index] = len(waveform) / encoder.sample_rate
             yield waveform
 
-    read = functools.partial(_read, encoder, sample_rate, short)
+    read = functools.partial(_read, _Reader(encoder, sample_rate, short))
     with contextlib.closing(map_ahead(read, sources, workers)) as decoded:
         for positions, embeddings in encoder.embed_stream(readable()):
             indices = [order[position] for position in positions]
@@ -91,7 +93,7 @@ def embed_recordings(
             _check(stop)
     for index in np.flatnonzero(~np.isfinite(result.embeddings).all(axis=1)).tolist():
         result.embeddings[index], result.seconds[index] = np.nan, np.nan
-        result.errors[index] = result.errors[index] or f"{name_of(sources[index])}: its embedding is not finite"
+        result.errors[index] = result.errors[index] or f"{_name(sources[index])}: its embedding is not finite"
     return result
 
 
@@ -103,15 +105,59 @@ def _check(stop: threading.Event | None) -> None:
 Decoded = tuple[Float32[np.ndarray, " samples"] | None, str | None]
 
 
-def _read(encoder: SpeakerEncoder, sample_rate: int | None, short: Short, source: AudioSource) -> Decoded:
+class _Reader:
+    """Reads recordings and parts of them; the recordings that parts were last taken from are kept decoded."""
+
+    def __init__(self, encoder: SpeakerEncoder, sample_rate: int | None, short: Short):
+        self._encoder, self._sample_rate, self._short = encoder, sample_rate, short
+        self._whole = functools.lru_cache(2)(functools.partial(self._file, short="repeat"))
+
+    def read(self, source: AudioSource | Part) -> Float32[np.ndarray, " samples"]:
+        """The samples.
+
+        Raises:
+          AudioError: they can't be read, or are too short.
+        """
+        if isinstance(source, Part):
+            return self._part(source)
+        return self._file(source, self._short)
+
+    def _file(self, source: AudioSource, short: Short) -> Float32[np.ndarray, " samples"]:
+        if isinstance(source, str) and (why := why_no_recording(source)):
+            raise AudioError(why)
+        return self._encoder.read(source, self._sample_rate, short=short)
+
+    def _part(self, part: Part) -> Float32[np.ndarray, " samples"]:
+        rate, minimum = self._encoder.sample_rate, self._encoder.minimum_samples
+        start, stop = part.bounds(rate)
+        whole = self._whole(part.path)
+        samples = whole[start:stop]
+        if len(samples) == 0:
+            raise AudioError(f"{part.path}: the part from {start / rate:g} s is outside its {len(whole) / rate:g} s")
+        if len(samples) >= minimum:
+            return samples
+        if self._short == "error":
+            raise AudioError(
+                f"{part.path}: the part from {start / rate:g} s is too short: {len(samples)} samples at {rate} Hz, "
+                f"this model needs {minimum}; give a longer one, or repeat it (--short repeat)"
+            )
+        return np.resize(samples, minimum)
+
+
+def _name(source: AudioSource | Part) -> str:
+    return source.path if isinstance(source, Part) else name_of(source)
+
+
+def _read(reader: _Reader, source: AudioSource | Part) -> Decoded:
+    name = _name(source)
     try:
-        waveform = encoder.read(source, sample_rate, short=short)
+        waveform = reader.read(source)
     except AudioError as error:
         return None, str(error)
     except Exception as error:  # whatever a decoder makes of a damaged file, it must not end a run of a million
-        return None, f"{name_of(source)}: {type(error).__name__}: {' '.join(str(error).split())}"
+        return None, f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
     if is_silent(waveform):
-        return None, f"{name_of(source)}: has no signal (all samples are equal), so there is no voice to embed"
+        return None, f"{name}: has no signal (all samples are equal), so there is no voice to embed"
     return waveform, None
 
 

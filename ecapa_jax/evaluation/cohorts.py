@@ -11,11 +11,9 @@ from ecapa_jax.errors import TrialError
 from ecapa_jax.evaluation.cache import EmbeddingCache
 from ecapa_jax.evaluation.files import Progress, embed_files, find_files
 from ecapa_jax.evaluation.trials import read_speakers
+from ecapa_jax.files.recordings import find_audio
 from ecapa_jax.scoring.config import Cohort
 from ecapa_jax.scoring.normalisation import speaker_means
-
-SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".aif", ".aiff", ".sph", ".w64", ".caf"}
-"""What counts as a recording in a folder of speakers."""
 
 
 def read_cohort(source: str | os.PathLike[str], root: str | os.PathLike[str]) -> dict[Path, str]:
@@ -35,8 +33,8 @@ def read_cohort(source: str | os.PathLike[str], root: str | os.PathLike[str]) ->
     folder = Path(source)
     found = {
         path: path.relative_to(folder).parts[0]
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and len(path.relative_to(folder).parts) > 1 and path.is_file()
+        for path in find_audio(folder)
+        if len(path.relative_to(folder).parts) > 1
     }
     if not found:
         raise TrialError(f"{folder} has no recordings in folders: give a folder with one folder a speaker")

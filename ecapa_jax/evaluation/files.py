@@ -20,6 +20,7 @@ from ecapa_jax.audio.prefetch import map_ahead
 from ecapa_jax.encoder import Short, SilenceWarning, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped, TrialError
 from ecapa_jax.evaluation.cache import EmbeddingCache, Entry
+from ecapa_jax.files.entries import read_scp
 
 THREADS = 4
 """Recordings that are decoded before they are needed."""
@@ -43,26 +44,66 @@ class Embedded:
     computed: int
 
 
-def find_files(names: Sequence[str], root: str | os.PathLike[str], missing_to: Path | None = None) -> list[Path]:
+def read_places(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Kaldi's wav.scp: the path of each utterance id.
+
+    Raises:
+      TrialError: it can't be read, a line is no `id path`, or an id comes with two paths.
+    """
+    places: dict[str, str] = {}
+    try:
+        for entry in read_scp(Path(path), TrialError):
+            if places.setdefault(str(entry.id), entry.path) != entry.path:
+                raise TrialError(f"{entry.where}: {entry.id} has another path further up")
+    except OSError as error:
+        raise TrialError(f"{os.fspath(path)} can't be read: {error.strerror or error}") from error
+    return places
+
+
+def located(names: Sequence[str], root: str | os.PathLike[str], places: Mapping[str, str] | None = None) -> list[Path]:
+    """The path of each name below `root`; where `places` has the name, the path that it gives.
+
+    Raises:
+      TrialError: there are places, and none for some names.
+    """
+    if places is None:
+        return [Path(root) / name for name in names]
+    if missing := [name for name in names if name not in places]:
+        raise TrialError(
+            f"{len(missing)} of {len(names)} recordings are not in the wav.scp, as {missing[0]}; it has ids such as "
+            f"{next(iter(places), 'none')}"
+        )
+    return [Path(root) / places[name] for name in names]
+
+
+def find_files(
+    names: Sequence[str],
+    root: str | os.PathLike[str],
+    missing_to: Path | None = None,
+    places: Mapping[str, str] | None = None,
+) -> list[Path]:
     """The path of each name below `root`.
 
     Args:
       names: as the trial list has them; absolute ones are taken as they are.
       root: folder of the audio.
       missing_to: writes all missing names there, one a line.
+      places: paths of names that are utterance ids.
 
     Raises:
       TrialError: some are missing; the message has their number and the first.
     """
     if not os.path.isdir(root):
         raise TrialError(f"{os.fspath(root)} is no folder: name the one that the list's paths start from")
-    paths = [Path(root) / name for name in names]
+    paths = located(names, root, places)
     missing = [name for name, path in zip(names, paths, strict=True) if not os.path.isfile(path)]
     if missing and missing_to is not None:
         missing_to.write_text("".join(f"{name}\n" for name in missing), "utf-8")
     if missing:
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         written = f"; all are in {missing_to}" if missing_to else "; --missing FILE writes all of them"
+        if not os.path.splitext(missing[0])[1] and places is None:
+            written += "; if these are utterance ids, --wav-scp FILE says where they are"
         raise TrialError(f"{len(missing)} of {len(names)} recordings are not in {os.fspath(root)}: {shown}{written}")
     return paths
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Float32, Float64, Int64
 from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import TrialError
 from ecapa_jax.evaluation.cache import EmbeddingCache
-from ecapa_jax.evaluation.files import Progress, embed_files, find_files
+from ecapa_jax.evaluation.files import Progress, embed_files, find_files, located
 from ecapa_jax.evaluation.scores import enrolled, finished, mapped, normalised, score_pairs, speaker_vectors
 from ecapa_jax.evaluation.trials import Trials
 from ecapa_jax.scoring.cosine import unit
@@ -74,6 +74,7 @@ def score_lists(
     cohort: Cohort | None = None,
     short: Short = "error",
     missing_to: Path | None = None,
+    places: Mapping[str, str] | None = None,
     progress: Progress = lambda *_: None,
 ) -> list[Scored]:
     """Embeds every recording once and scores every trial.
@@ -87,6 +88,7 @@ def score_lists(
       cohort: for normalised scores beside the plain ones.
       short: as for `SpeakerEncoder.embed`.
       missing_to: where to write the names of all missing recordings.
+      places: paths of the recordings, where the lists name them by ids.
       progress: told from time to time.
 
     Raises:
@@ -99,10 +101,10 @@ def score_lists(
     names = [_files(trials, groups) for trials, groups in zip(lists, models, strict=True)]
     cohort_names = list(cohort.speakers) if cohort else []
     every = list(dict.fromkeys(name for group in names for name in group))
-    find_files(every, root, missing_to)
+    find_files(every, root, missing_to, places)
     wanted = _Wanted()
-    rows = [wanted.add([Path(root) / name for name in group]) for group in names]
-    cohort_rows = wanted.add(find_files(cohort_names, cohort.root, missing_to)) if cohort else []
+    rows = [wanted.add(located(group, root, places)) for group in names]
+    cohort_rows = wanted.add(find_files(cohort_names, cohort.root, missing_to, places)) if cohort else []
     if cohort:
         _check_cohort(cohort, lists, set(cohort_rows) & {row for group in rows for row in group}, list(wanted.rows))
     shape = encoder.scorer.n_views, encoder.config.ecapa.embedding_dim

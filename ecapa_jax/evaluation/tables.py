@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import gzip
 import io
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ecapa_jax.errors import TrialError
+from ecapa_jax.files.tables import lines_of, split_row
 
 MAX_BYTES = 1 << 31  # unpacked; VoxCeleb1-E, the longest of the usual lists, has 41 MB
 
@@ -41,42 +41,69 @@ class Table:
         return next((self.header.index(name) for name in names if self.header and name in self.header), None)
 
 
-def read_table(path: str | os.PathLike[str], header_names: Iterable[str]) -> Table:
+def read_table(
+    path: str | os.PathLike[str],
+    header_names: Iterable[str],
+    *,
+    least_tabs: int = 2,
+    is_header: Callable[[list[str]], bool] = lambda fields: False,
+) -> Table:
     """Reads a table, whole.
 
     Args:
       path: text in UTF-8, perhaps compressed by gzip, whatever its name.
       header_names: one of these in the first line, and a tab or comma, make that line a header and its separator the
-        table's. Other tables have fields without white space in them.
+        table's. Other tables have fields without white space in them, or between tabs.
+      least_tabs: how many tabs every line must have for that.
+      is_header: whether fields that are separated by white space are a header.
 
     Raises:
       TrialError: it can't be read, is no text, or a line has more or fewer fields than the header.
     """
     name = os.fspath(path)
-    lines = [(number, line) for number, line in enumerate(_text(name).splitlines(), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(lines_of(_text(name)), 1) if line.strip()]
     if not lines:
         raise TrialError(f"{name} is empty; give one trial a line")
-    first = lines[0][1]
-    separator = "\t" if "\t" in first else ","
-    header = tuple(field.strip().lower() for field in next(csv.reader([first], delimiter=separator)))
-    if len(header) < 2 or not set(header) & set(header_names):
-        return Table(name, None, [line.split() for _, line in lines], [number for number, _ in lines])
+    numbers = [number for number, _ in lines]
+    separator = "\t" if "\t" in lines[0][1] else ","
+    header = tuple(field.strip().lower() for field in split_row(lines[0][1], separator) or ())
+    if len(header) >= 2 and set(header) & set(header_names):
+        rows = [[field.strip() for field in _cells(name, number, line, separator)] for number, line in lines[1:]]
+    else:
+        rows = _fields([line for _, line in lines], least_tabs)
+        if not is_header(rows[0]):
+            return Table(name, None, rows, numbers)
+        header, rows = tuple(field.lower() for field in rows[0]), rows[1:]
+    return _checked(Table(name, header, rows, numbers[1:]), lines[0])
+
+
+def _checked(table: Table, first: tuple[int, str]) -> Table:
+    header = table.header or ()
     if len(set(header)) < len(header):
-        raise TrialError(f"{name}, line {lines[0][0]}: a column name comes twice in the header: {first.strip()}")
-    rows = [[field.strip() for field in row] for row in _split([line for _, line in lines[1:]], separator)]
-    table = Table(name, header, rows, [number for number, _ in lines[1:]])
-    for index, row in enumerate(rows):
+        raise TrialError(f"{table.path}, line {first[0]}: a column name comes twice in the header: {first[1].strip()}")
+    for index, row in enumerate(table.rows):
         if len(row) != len(header):
             raise table.error(index, f"{len(row)} fields, the header has {len(header)}")
-    if not rows:
-        raise TrialError(f"{name} has a header and nothing below it; give one trial a line")
+    if not table.rows:
+        raise TrialError(f"{table.path} has a header and nothing below it; give one trial a line")
     return table
 
 
-def _split(lines: list[str], separator: str) -> Iterator[list[str]]:
-    """Fields of each line; a quoted field can't go over several lines, so that rows and lines stay together."""
-    for line in lines:
-        yield next(csv.reader([line], delimiter=separator)) if '"' in line else line.split(separator)
+def _cells(name: str, number: int, line: str, separator: str) -> list[str]:
+    """Fields of a line; a quoted field can't go over several lines, so that rows and lines stay together."""
+    cells = split_row(line, separator)
+    if cells is None:
+        raise TrialError(f"{name}, line {number}: a quote opens and is not closed in this line; close it or double it")
+    return cells
+
+
+def _fields(lines: list[str], least_tabs: int) -> list[list[str]]:
+    """Fields of lines without a header: between tabs, if every line has as many and enough, else between spaces."""
+    tabs = {line.strip("\t ").count("\t") for line in lines}
+    if len(tabs) == 1 and min(tabs) >= least_tabs:
+        return [[field.strip(" ") for field in line.strip("\t ").split("\t")] for line in lines]
+    # Not `split()`, which also splits at the wide and unbreakable spaces that may stand in names.
+    return [[field for field in line.replace("\t", " ").split(" ") if field] for line in lines]
 
 
 def _text(name: str) -> str:

@@ -1,10 +1,13 @@
 """Trial lists: VoxCeleb's, Kaldi's, CSV and TSV; and the speakers of their recordings.
 
 VoxCeleb         1 id10270/a/00001.wav id10270/b/00008.wav           label enrol test
-Kaldi            speaker1-a speaker1-b target                        enrol test label
+Kaldi, VOiCES    speaker1-a speaker1-b target                        enrol test label
+WeSpeaker        speaker1-a speaker1-b 0.61 target                   enrol test score label
+ESPnet           speaker1-a*speaker1-b 1                             enrol*test label
+NIST             modelid segmentid side targettype, under a header   by name
 CSV, TSV         header with enrol, test, label, and any others      by name, in any order
 
-A label is 1, target or true; 0, nontarget or false. Which format it is, the first line says.
+`LABELS` has what labels are called. Which format it is, the first line says; where it could be several, all lines.
 """
 
 from __future__ import annotations
@@ -20,17 +23,45 @@ from jaxtyping import Bool, Float64, Int64
 from ecapa_jax.errors import TrialError
 from ecapa_jax.evaluation.tables import Table, read_table
 
-LABELS = {"1": True, "target": True, "true": True, "0": False, "nontarget": False, "false": False}
+_TARGETS = (
+    "1",
+    "target",
+    "targets",
+    "tgt",
+    "tar",
+    "true",
+    "same",
+    "genuine",
+    "positive",
+    "pos",
+    "yes",
+    "match",
+    "mated",
+)
+_NONTARGETS = (
+    *("0", "-1", "nontarget", "nontgt", "nontar", "non", "false", "different", "diff", "imposter", "impostor", "imp"),
+    *("negative", "neg", "no", "nonmatch", "mismatch", "nonmated"),
+)
+LABELS = dict.fromkeys(_TARGETS, True) | dict.fromkeys(_NONTARGETS, False)
+"""What labels are called, in lower case and without `-` and `_` inside (`non-target`, `non_target`)."""
 
 NAMES = {
-    "enrol": ("enrol", "enroll", "enrolment", "enrollment", "enrol_path", "model", "file1", "path1", "a"),
-    "test": ("test", "test_path", "file2", "path2", "b"),
-    "label": ("label", "target", "key"),
-    "score": ("score", "scores", "llr"),
+    "enrol": (
+        *("enrol", "enroll", "enrolment", "enrollment", "enrol_path", "enroll_path", "enrol_id", "enroll_id"),
+        *("model", "modelid", "model_id", "file1", "path1", "utt1", "wav1", "audio1", "reference", "a"),
+    ),
+    "test": (
+        *("test", "test_path", "test_id", "segment", "segmentid", "segment_id", "file2", "path2", "utt2", "wav2"),
+        *("audio2", "b"),
+    ),
+    "label": ("label", "target", "key", "targettype", "target_type", "labels", "is_target", "same_speaker"),
+    "score": ("score", "scores", "llr", "cosine", "cos", "similarity"),
     "enrol_speaker": ("enrol_speaker", "enroll_speaker", "speaker1", "spk1"),
     "test_speaker": ("test_speaker", "speaker2", "spk2"),
 }
 """Column names that are understood, by what they hold; any other column is kept for breakdowns."""
+
+_ALL_NAMES = {name for names in NAMES.values() for name in names}
 
 _VOXCELEB_ID = re.compile(r"(?:^|/)(id\d{5})/")
 
@@ -101,7 +132,7 @@ def read_trials(path: str | os.PathLike[str]) -> Trials:
     Raises:
       TrialError: naming file, line and what is wrong: an unknown label, too few fields, two labels for one pair.
     """
-    table = read_table(path, {name for names in NAMES.values() for name in names})
+    table = _apart(read_table(path, _ALL_NAMES - LABELS.keys() - {"a", "b"}, is_header=_is_header))
     places = _places(table)
     fields = {what: [row[at] for row in table.rows] for what, at in places.items()}
     labels = _labels(table, fields["label"]) if "label" in fields else None
@@ -128,6 +159,21 @@ def read_trials(path: str | os.PathLike[str]) -> Trials:
     return _with_paths(trials)
 
 
+def _is_header(fields: list[str]) -> bool:
+    """Whether fields between spaces are column names: all known, and none that recordings may have too."""
+    lower = [field.lower() for field in fields]
+    named = all(any(field in NAMES[side][:-1] for field in lower) for side in ("enrol", "test"))
+    return named and all(field in _ALL_NAMES or field in ("side", "channel") for field in lower)
+
+
+def _apart(table: Table) -> Table:
+    """ESPnet's `enrol*test label` in three fields."""
+    if table.header is not None or len(table.rows[0]) not in (2, 3) or table.rows[0][0].count("*") != 1:
+        return table
+    rows = [[*row[0].split("*"), *row[1:]] for row in table.rows]
+    return dataclasses.replace(table, rows=rows)
+
+
 def with_speakers(trials: Trials, speakers: Mapping[str, str], source: str) -> Trials:
     """The trials with a speaker for each name.
 
@@ -150,7 +196,7 @@ def read_speakers(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
       TrialError: a line has other than two fields, or an utterance comes with two speakers.
     """
-    table = read_table(path, ())
+    table = read_table(path, (), least_tabs=1)
     speakers: dict[str, str] = {}
     for index, row in enumerate(table.rows):
         if len(row) != 2:
@@ -166,7 +212,7 @@ def read_enrolment(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
     Raises:
       TrialError: a model without utterances, or one that comes twice.
     """
-    table = read_table(path, ())
+    table = read_table(path, (), least_tabs=1 << 30)
     models: dict[str, tuple[str, ...]] = {}
     for index, row in enumerate(table.rows):
         if len(row) < 2:
@@ -193,19 +239,58 @@ def _places(table: Table) -> dict[str, int]:
     return places
 
 
+_ORDERS = (
+    ("label", "enrol", "test"),
+    ("enrol", "test", "label"),
+    ("enrol", "test", "score"),
+    ("score", "enrol", "test"),
+    ("label", "enrol", "test", "score"),
+    ("enrol", "test", "label", "score"),
+    ("enrol", "test", "score", "label"),
+    ("score", "label", "enrol", "test"),
+    ("label", "score", "enrol", "test"),
+    ("enrol", "test", "side", "label"),
+    ("enrol", "test", "side", "score"),
+)
+"""What the fields of lines without a header may be, the more usual first."""
+
+
 def _headless_places(table: Table, first: Sequence[str]) -> dict[str, int]:
-    known = [field.lower() in LABELS for field in first]
-    if len(first) in (3, 4) and known[0] and not known[2]:
-        return {"label": 0, "enrol": 1, "test": 2} | ({"score": 3} if len(first) == 4 else {})
-    if len(first) in (3, 4) and known[2] and not known[0]:
-        return {"enrol": 0, "test": 1, "label": 2} | ({"score": 3} if len(first) == 4 else {})
-    if len(first) == 3 and not any(known) and _is_number(first[2]):
-        return {"enrol": 0, "test": 1, "score": 2}
-    raise table.error(
-        0,
-        f"'{' '.join(first)[:80]}' is no trial; a line is 'label enrol test' or 'enrol test label' (label: 1 or "
-        "target, 0 or nontarget), or the file is CSV or TSV with a header: enrol,test,label",
-    )
+    """Which field holds what, by the first line; if it fits several orders, by all lines."""
+    fitting = [order for order in _ORDERS if _fits(order, first)]
+    if len(fitting) > 1:
+        whole = [row for row in table.rows if len(row) == len(first)]
+        fitting = [order for order in fitting if all(_fits(order, row) for row in whole)] or fitting
+        if set(fitting) >= set(_ORDERS[:2]):
+            fitting = []  # labels on both sides: either could be a name
+    if not fitting:
+        raise table.error(
+            0,
+            f"'{' '.join(first)[:80]}' is no trial; a line is 'label enrol test', 'enrol test label' or 'enrol test "
+            "score label' (label: 1 or target, 0 or nontarget), or the file is CSV or TSV with a header: "
+            "enrol,test,label",
+        )
+    return {what: at for at, what in enumerate(fitting[0]) if what != "side"}
+
+
+def _fits(order: Sequence[str], fields: Sequence[str]) -> bool:
+    """Whether a line can be of an order."""
+    if len(order) != len(fields):
+        return False
+    checks = {"label": lambda text: _label(text) is not None, "score": _is_number, "side": _is_side}
+    if order[0] == "score" and fields[0].isdecimal():
+        return False  # a label, or a name
+    return all(checks[what](text) for what, text in zip(order, fields, strict=True) if what in checks)
+
+
+def _is_side(text: str) -> bool:
+    """NIST's side of a telephone call."""
+    return text.lower() in ("a", "b", "x", "1", "2")
+
+
+def _label(text: str) -> bool | None:
+    plain = text.lower()
+    return LABELS.get(plain if plain == "-1" else plain.replace("-", "").replace("_", ""))
 
 
 def _is_number(text: str) -> bool:
@@ -217,10 +302,15 @@ def _is_number(text: str) -> bool:
 
 
 def _labels(table: Table, texts: Sequence[str]) -> Bool[np.ndarray, " trials"]:
-    known = [LABELS.get(text.lower()) for text in texts]
+    kinds = {text: _label(text) for text in dict.fromkeys(texts)}
+    known = [kinds[text] for text in texts]
     if None in known:
         at = known.index(None)
-        raise table.error(at, f"label '{texts[at][:40]}' is unknown; it must be 1 or target, 0 or nontarget")
+        raise table.error(
+            at,
+            f"label '{texts[at][:40]}' is unknown; it must be 1 or target, 0 or nontarget, or a like one: "
+            f"{', '.join(LABELS)}",
+        )
     return np.array(known, bool)
 
 

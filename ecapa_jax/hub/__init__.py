@@ -1,1 +1,1 @@
-"""Models and recordings from elsewhere: addresses and downloads."""
+"""Addresses and downloads of models and recordings."""

@@ -1,4 +1,4 @@
-"""Single files out of a zip or tar archive, by name, without unpacking the rest."""
+"""Extracts single files from a zip or tar archive by name."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from pathlib import Path
 from typing import IO, Any
 
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.hub.download import no_room
+from ecapa_jax.hub.download import disk_error
 
 SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
 MAX_MEMBER = 4_000_000_000
 
 
 def is_archive(name: str) -> bool:
-    """By the end of the address: checkpoints are zip archives too, and `.nemo` files tar ones, to be kept whole."""
+    """Returns whether an address ends like an archive. Checkpoints (zip) and `.nemo` files (tar) stay whole."""
     return name.lower().endswith(SUFFIXES)
 
 
 def extract(archive: Path, wanted: Callable[[Collection[str]], Collection[str]], folder: Path) -> list[str]:
-    """Writes the wanted members, by their last name, flat into `folder`.
+    """Writes the wanted members into `folder`, each under the last part of its name.
 
-    Only regular files are taken and no path of the archive is used, so nothing can be written elsewhere.
+    The function reads regular files only and ignores paths in the archive, so it can't write anywhere else.
 
     Args:
       archive: a zip, tar or tar.gz file.
-      wanted: of the member names that are there, those to take.
-      folder: exists.
+      wanted: chooses from the names of the members.
+      folder: a folder that exists.
 
     Returns:
-      The names taken.
+      The names of the files it wrote.
 
     Raises:
-      DownloadError: it is no such archive, is damaged, holds one wanted name twice, or a member is too large.
+      DownloadError: the file is no archive, is damaged, holds one wanted name twice, or has a member that is too large.
     """
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:
                 members = [(i.filename, i.file_size, i) for i in zipped.infolist() if not i.is_dir()]
-                return _take(archive, members, wanted, zipped.open, folder)
+                return _copy_members(archive, members, wanted, zipped.open, folder)
         with tarfile.open(archive) as tarred:
             files = [(i.name, i.size, i) for i in tarred if i.isfile()]
-            taken = _take(archive, files, wanted, tarred.extractfile, folder)
+            taken = _copy_members(archive, files, wanted, tarred.extractfile, folder)
             _read_to_end(tarred)
             return taken
     except DownloadError:
@@ -55,22 +55,22 @@ def extract(archive: Path, wanted: Callable[[Collection[str]], Collection[str]],
     except OSError as error:
         if error.errno is None:  # as gzip raises it for damaged content
             raise DownloadError(f"{archive.name} is damaged ({error}); download it again") from error
-        raise no_room(error, folder / "x") from error
+        raise disk_error(error, folder) from error
 
 
 def _read_to_end(tarred: tarfile.TarFile) -> None:
-    """Makes gzip compare its checksum, which it does at the very end only."""
+    """Reads on to the end, where gzip compares its checksum."""
     assert tarred.fileobj is not None
     while tarred.fileobj.read(1 << 20):
         if tarred.fileobj.tell() > 2 * MAX_MEMBER:
-            raise tarfile.ReadError("it has no end")
+            raise tarfile.ReadError("it does not end")
 
 
-def _take(
+def _copy_members(
     archive: Path,
     members: list[tuple[str, int, Any]],
     wanted: Callable[[Collection[str]], Collection[str]],
-    opened: Callable[[Any], IO[bytes] | None],
+    open_member: Callable[[Any], IO[bytes] | None],
     folder: Path,
 ) -> list[str]:
     named = [(name.replace("\\", "/").rpartition("/")[2], size, member) for name, size, member in members]
@@ -82,7 +82,7 @@ def _take(
         size, member = next((size, member) for found, size, member in named if found == name)
         if size > MAX_MEMBER:
             raise DownloadError(f"{archive.name} holds a {name} of {size / 1e6:g} MB; no speaker model is so large")
-        source = opened(member)
+        source = open_member(member)
         assert source is not None  # of a regular file
         with source, (folder / name).open("wb") as target:
             shutil.copyfileobj(source, target, 1 << 20)

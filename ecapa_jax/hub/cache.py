@@ -1,4 +1,4 @@
-"""The user's cache of models: one folder a model, made by one process at a time, there only when whole."""
+"""The user's cache of models: one folder for each model, which one process makes and which appears when it is whole."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ import platformdirs
 from ecapa_jax.errors import DownloadError, one_line
 
 PATIENCE = 3600.0
-"""Seconds to wait for another process; a slow line needs an hour for a model."""
+"""Seconds to wait for another process; over a slow connection a model takes an hour."""
 
 _SAY_AFTER = 2.0
 
 
 def default_folder() -> Path:
-    """Where models are kept unless the caller says otherwise; on Linux below `$XDG_CACHE_HOME` or `~/.cache`."""
+    """Returns the folder of everything ecapa-jax keeps; on Linux it is in `$XDG_CACHE_HOME` or `~/.cache`."""
     return Path(platformdirs.user_cache_dir("ecapa-jax"))
 
 
 @contextlib.contextmanager
-def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Keeps other processes from making `folder` meanwhile; waits for one that is at it.
+def lock_folder(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Holds the lock on `folder`, so that no other process makes it at the same time.
 
-    A process that is killed lets go at once. What it left half made (`.NAME.partial-*` beside the folder, as
-    `bundle.bundle` names it) is removed here, where no one else can be writing it.
+    The lock of a killed process is free at once. Its unfinished work (`.NAME.partial-*` beside the folder, as
+    `bundle.bundle` names it) is removed here, because nobody else can be writing it now.
 
     Raises:
-      DownloadError: the cache can't be written, or the other process is not done in time: who it is.
+      DownloadError: the cache can't be written, or another process holds the lock too long; the message names it.
     """
     owner = folder.with_name(f"{folder.name}.owner.json")
     try:
@@ -46,11 +46,11 @@ def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, DownloadError):
             raise
-        raise not_writable(folder.parent, error) from error
+        raise cache_error(folder.parent, error) from error
     try:
         for left in folder.parent.glob(f".{folder.name}.partial-*"):
             shutil.rmtree(left, ignore_errors=True)
-        _sign(owner)
+        _write_owner(owner)
         yield
     finally:
         with contextlib.suppress(OSError):
@@ -58,8 +58,8 @@ def alone(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
         lock.release()
 
 
-def not_writable(folder: Path, error: OSError) -> DownloadError:
-    """The cache can't be used: why, and what to do."""
+def cache_error(folder: Path, error: OSError) -> DownloadError:
+    """Returns the error for a cache that can't be written."""
     reason = error.strerror or one_line(error)
     return DownloadError(
         f"the cache {folder} can't be written: {reason}; pass cache_dir, or set XDG_CACHE_HOME to a folder with room"
@@ -71,20 +71,20 @@ def _acquire(lock: filelock.BaseFileLock, owner: Path, folder: Path, patience: f
         try:
             lock.acquire(timeout=min(_SAY_AFTER, patience))
         except filelock.Timeout:
-            warnings.warn(f"waiting for {_who(owner)}, which is making {folder.name}", stacklevel=2)
+            warnings.warn(f"waiting for {_name_owner(owner)}, which is making {folder.name}", stacklevel=2)
             lock.acquire(timeout=max(0.0, patience - _SAY_AFTER))
     except filelock.Timeout as error:
         raise DownloadError(
-            f"{folder} is still being made by {_who(owner)}, after {patience:g} s: wait for it, or end it"
+            f"{folder} is still being made by {_name_owner(owner)}, after {patience:g} s: wait for it, or end it"
         ) from error
 
 
-def _sign(owner: Path) -> None:
-    with contextlib.suppress(OSError):  # a courtesy to whoever waits
+def _write_owner(owner: Path) -> None:
+    with contextlib.suppress(OSError):  # only a process that waits reads it
         owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}), "utf-8")
 
 
-def _who(owner: Path) -> str:
+def _name_owner(owner: Path) -> str:
     try:
         signed = json.loads(owner.read_text("utf-8"))
         return f"process {signed['pid']} on {signed['host']} (for {time.time() - signed['since']:.0f} s)"

@@ -1,30 +1,29 @@
-"""One large file over http and https: resumed, retried, checked, and in place only when whole."""
+"""Downloads one large file: resumes, retries, checks, and puts it in place only when it is whole."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import email.utils
 import errno
 import hashlib
-import http.client
 import json
 import os
 import re
 import time
-import urllib.error
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ecapa_jax.errors import DownloadError, one_line, without_secrets
-from ecapa_jax.hub.http import explained, open_url
+from ecapa_jax.hub.http import TransientError, declared_bytes, open_url, read_blocks
+
+if TYPE_CHECKING:
+    import httpx2
 
 Report = Callable[[int, int | None], None]
-"""Called with the bytes that are there, and all there will be where that is known."""
+"""Called with the number of bytes received so far, and of all bytes if that is known."""
 
-_BLOCK = 1 << 18
-_PASSING = (429, 500, 502, 503, 504)
+_PARTIAL, _OUT_OF_RANGE = 206, 416
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 T = TypeVar("T")
@@ -36,9 +35,9 @@ class Policy:
 
     Attributes:
       timeout: for the connection, and for each further piece of data.
-      attempts: how often a passing fault is tried, the first included.
+      attempts: how often the file is tried in all while faults are transient.
       pause: before the second attempt; doubled for each further one.
-      longest_pause: a server that asks for more (Retry-After) is not waited for.
+      longest_pause: the download gives up if the server asks for a longer pause (Retry-After).
       max_bytes: no speaker model is larger.
     """
 
@@ -49,17 +48,9 @@ class Policy:
     max_bytes: int = 4_000_000_000
 
 
-class Passing(Exception):
-    """A fault that another attempt may not meet; `after` seconds are asked for by the server."""
-
-    def __init__(self, error: DownloadError, after: float = 0.0):
-        super().__init__(str(error))
-        self.error, self.after = error, after
-
-
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A downloaded file: bytes, and the sha256 of all of them."""
+    """The size of a file in bytes, and its sha256."""
 
     size: int
     sha256: str
@@ -76,15 +67,15 @@ def download(
 ) -> File:
     """Downloads a URL to `path`, which appears only when it is whole and right.
 
-    What came before a fault, or before the process was killed, stays in `.NAME.partial` beside it. The next call goes
-    on from there, if the server still has the same version (ETag or Last-Modified), else from the beginning.
+    What came before a fault, or before the process was killed, stays in `.NAME.partial` beside it. The next call
+    resumes there if the server still has the same version (ETag or Last-Modified), else it starts again.
 
     Args:
       url: http or https.
       path: the file to make, in a folder that exists.
       size: bytes, where known.
       sha256: in hexadecimal, where known.
-      policy: see there.
+      policy: how often to try, and how long to wait.
       report: for a progress bar.
 
     Raises:
@@ -92,10 +83,10 @@ def download(
         is no room on the disk. One line, without the URL's query.
     """
     policy = policy or Policy()
-    part, name = _Part(path, url), without_secrets(url)
-    retried(policy, lambda: _transfer(url, name, part, size, policy, report))
-    with _disk(path):
-        file = described(part.path)
+    part, name = _PartialFile(path, url), without_secrets(url)
+    retry(policy, lambda: _attempt(url, name, part, size, policy, report))
+    with _explain_disk_errors(path):
+        file = describe(part.path)
         if size not in (None, file.size):
             part.discard()
             raise DownloadError(f"{name}: is {file.size} bytes, {size} were expected; try again, or report it")
@@ -109,14 +100,14 @@ def download(
     return file
 
 
-def described(path: Path) -> File:
-    """Size and sha256 of a file."""
+def describe(path: Path) -> File:
+    """Returns the size and the sha256 of a file."""
     with path.open("rb") as file:
         return File(os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def retried(policy: Policy, action: Callable[[], T]) -> T:
-    """Calls `action` again while it raises `Passing`, with growing pauses, or those that the server asks for.
+def retry(policy: Policy, action: Callable[[], T]) -> T:
+    """Calls `action` again while it raises `TransientError`, with growing pauses or those that the server asks for.
 
     Raises:
       DownloadError: the last fault, when no attempt is left or the server asks for a longer pause than allowed.
@@ -124,17 +115,17 @@ def retried(policy: Policy, action: Callable[[], T]) -> T:
     for attempt in range(policy.attempts):
         try:
             return action()
-        except Passing as fault:
-            if fault.after > policy.longest_pause:
-                raise DownloadError(f"{fault.error}; it asks to wait {fault.after:.0f} s") from fault
+        except TransientError as error:
+            if error.after > policy.longest_pause:
+                raise DownloadError(f"{error}; it asks to wait {error.after:.0f} s") from error
             if attempt + 1 == policy.attempts:
-                raise DownloadError(f"{fault.error} (tried {policy.attempts} times); run again to go on") from fault
-            time.sleep(max(policy.pause * 2**attempt, fault.after))
+                raise DownloadError(f"{error} (tried {policy.attempts} times); run again to go on") from error
+            time.sleep(max(policy.pause * 2**attempt, error.after))
     raise AssertionError("attempts is at least 1")
 
 
 def get_json(url: str, policy: Policy) -> Any:
-    """A small JSON document, retried as files are.
+    """Downloads a small JSON document, with retries.
 
     Raises:
       DownloadError: as `download`; also if it is no JSON.
@@ -142,179 +133,106 @@ def get_json(url: str, policy: Policy) -> Any:
     name = without_secrets(url)
 
     def get() -> bytes:
-        with _explained(name, policy), open_url(url, timeout=policy.timeout) as response:
-            body = response.read(20_000_001)
-        if len(body) > 20_000_000:
-            raise DownloadError(f"{name}: the answer is longer than any listing of files")
-        return body
+        with open_url(url, timeout=policy.timeout) as response:
+            return b"".join(read_blocks(response, name, 20_000_000))
 
     try:
-        return json.loads(retried(policy, get))
+        return json.loads(retry(policy, get))
     except (ValueError, RecursionError) as error:
-        raise DownloadError(f"{name}: the answer is no JSON; a proxy or a log-in page may have given it") from error
+        raise DownloadError(f"{name}: the answer is no JSON; a proxy or a log-in page may have sent it") from error
 
 
-class _Part:
-    """What is there so far, and which version it is of."""
+class _PartialFile:
+    """The part of a file that has arrived, and a note that says of which version it is."""
 
     def __init__(self, path: Path, url: str):
         self.path = path.with_name(f".{path.name}.partial")
         self.note = path.with_name(f".{path.name}.partial.json")
         self.origin = hashlib.sha256(url.encode()).hexdigest()  # not the URL, which may hold keys
 
-    def state(self) -> tuple[int, str]:
-        """Bytes that are there, and what tells their version; (0, "") where there is nothing to go on from."""
-        try:
+    def read_state(self) -> tuple[int, str]:
+        """Returns the number of bytes and their version; (0, "") if the download has to start again."""
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             note = json.loads(self.note.read_text("utf-8"))
             if note["origin"] == self.origin and note["version"]:
                 return self.path.stat().st_size, str(note["version"])
-        except (OSError, ValueError, LookupError, TypeError):
-            pass
         return 0, ""
 
-    def begin(self, version: str) -> None:
-        """An empty file of this version."""
+    def start(self, version: str) -> None:
+        """Makes an empty file of this version."""
         self.path.write_bytes(b"")
         self.note.write_text(json.dumps({"origin": self.origin, "version": version}), "utf-8")
 
     def discard(self) -> None:
-        """Nothing to go on from."""
+        """Removes the part, so that the next attempt starts again."""
         self.note.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
     def finish(self, path: Path) -> None:
-        """The whole file in its place."""
+        """Moves the whole file to its place."""
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         self.path.replace(path)
         self.note.unlink(missing_ok=True)
 
 
-def _transfer(url: str, name: str, part: _Part, size: int | None, policy: Policy, report: Report) -> None:
-    """One attempt; returns when the server has sent all."""
-    offset, version = part.state()
-    headers = {"Accept-Encoding": "identity"}
-    if offset:
-        headers |= {"Range": f"bytes={offset}-", "If-Range": version}
-    try:
-        with _explained(name, policy):
-            response = open_url(url, timeout=policy.timeout, headers=headers)
-    except _OutOfRange as told:
-        if told.total == offset:  # all was there already; the process was killed before it said so
-            return
-        part.discard()
-        raise Passing(DownloadError(f"{name}: the server has no bytes after {offset}")) from None
-    with response:
-        start, total = _placed(response, offset, version)
+def _attempt(url: str, name: str, part: _PartialFile, size: int | None, policy: Policy, report: Report) -> None:
+    """Makes one attempt, from where the last one ended; returns when the server has sent all."""
+    offset, version = part.read_state()
+    headers = {"Range": f"bytes={offset}-", "If-Range": version} if offset else {}
+    with open_url(url, timeout=policy.timeout, headers=headers, accept=(_OUT_OF_RANGE,)) as response:
+        if response.status_code == _OUT_OF_RANGE:
+            if response.headers.get("Content-Range") == f"bytes */{offset}":
+                return  # all of it is there: the process was killed before it moved the file
+            part.discard()
+            raise TransientError(f"{name}: the server has no bytes after {offset}")
+        start, total = _find_place(response, offset, version)
         if start is None:
             part.discard()
-            raise Passing(DownloadError(f"{name}: the server sent another part than asked for"))
+            raise TransientError(f"{name}: the server sent another part than the one asked for")
         if size is not None and total not in (None, size):
             raise DownloadError(f"{name}: the server has {total} bytes, {size} were expected; report it")
-        if max(total or 0, start) > policy.max_bytes:
-            raise DownloadError(f"{name}: is larger than {policy.max_bytes / 1e6:g} MB; download it yourself")
-        if start == 0:
-            with _disk(part.path):
-                part.begin(_version(response))
-        _append(response, name, part.path, start, total, policy, report)
+        blocks = read_blocks(response, name, policy.max_bytes, start=start, total=total, remedy="download it yourself")
+        with _explain_disk_errors(part.path):
+            if start == 0:
+                part.start(_version_of(response))
+            report(start, total)
+            with part.path.open("ab") as file:
+                for block in blocks:
+                    file.write(block)
+                    file.flush()  # so that a process that is killed loses nothing
+                    start += len(block)
+                    report(start, total)
 
 
-def _append(
-    response: http.client.HTTPResponse,
-    name: str,
-    path: Path,
-    done: int,
-    total: int | None,
-    policy: Policy,
-    report: Report,
-) -> None:
-    report(done, total)
-    with _disk(path), path.open("ab") as file:
-        while True:
-            with _explained(name, policy):
-                block = response.read1(_BLOCK)
-            if not block:
-                break
-            done += len(block)
-            if done > policy.max_bytes:
-                raise DownloadError(f"{name}: is larger than {policy.max_bytes / 1e6:g} MB; download it yourself")
-            file.write(block)
-            report(done, total)
-    if total is not None and done < total:
-        raise Passing(DownloadError(f"{name}: the connection closed after {done} of {total} bytes"))
-
-
-def _placed(response: http.client.HTTPResponse, offset: int, version: str) -> tuple[int | None, int | None]:
-    """Where the answer's bytes belong (None: nowhere), and how many the whole file has (None: unknown)."""
-    if response.status != http.client.PARTIAL_CONTENT:
-        return 0, response.length
+def _find_place(response: httpx2.Response, offset: int, version: str) -> tuple[int | None, int | None]:
+    """Returns where the answer's bytes belong (None: nowhere), and how many the whole file has (None: unknown)."""
+    if response.status_code != _PARTIAL:
+        return 0, declared_bytes(response)
     found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-    if found is None or int(found[1]) != offset or _version(response) not in ("", version):
+    if found is None or int(found[1]) != offset or _version_of(response) not in ("", version):
         return None, None
     return offset, None if found[3] == "*" else int(found[3])
 
 
-def _version(response: http.client.HTTPResponse) -> str:
-    """What tells this version of the file from another; a weak ETag does not."""
-    tag = response.headers.get("ETag", "")
-    return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
-
-
-class _OutOfRange(Exception):
-    """The server has no bytes after those that are there; `total` is how many it has, -1 where it does not tell."""
-
-    def __init__(self, content_range: str):
-        self.total = int(content_range.rpartition("/")[2]) if re.fullmatch(r"bytes \*/\d+", content_range) else -1
+def _version_of(response: httpx2.Response) -> str:
+    """Returns what tells this version of the file from another; a weak ETag does not."""
+    tag: str = response.headers.get("ETag", "")
+    return tag if tag and not tag.startswith("W/") else str(response.headers.get("Last-Modified", ""))
 
 
 @contextlib.contextmanager
-def _explained(name: str, policy: Policy) -> Iterator[None]:
-    """Turns faults of the network into `Passing`, where another attempt may help, else into a DownloadError."""
-    try:
-        yield
-    except DownloadError:
-        raise
-    except urllib.error.HTTPError as error:
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            error.close()
-            raise _OutOfRange(error.headers.get("Content-Range", "")) from error
-        after = _retry_after(error.headers.get("Retry-After", ""))
-        told = explained(error, name, policy.timeout)
-        if error.code not in _PASSING:
-            raise told from error
-        busy = f"{name}: the server is busy or faulty ({error.code} {one_line(error.reason)})"
-        raise Passing(DownloadError(busy), after) from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        told = explained(error, name, policy.timeout)
-        # Without a network every attempt fails at once: only what was cut short is worth another.
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(reason, TimeoutError | ConnectionResetError | BrokenPipeError | http.client.IncompleteRead):
-            raise Passing(told) from error
-        raise told from error
-
-
-def _retry_after(text: str) -> float:
-    """Seconds of a Retry-After header, which has seconds or a date; 0 without or with a broken one."""
-    if text.strip().isdecimal():
-        return float(text)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0
-
-
-@contextlib.contextmanager
-def _disk(path: Path) -> Iterator[None]:
+def _explain_disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except DownloadError:
         raise
     except OSError as error:
-        raise no_room(error, path) from error
+        raise disk_error(error, path.parent) from error
 
 
-def no_room(error: OSError, path: Path) -> DownloadError:
-    """What hinders writing a file: most often a full disk or missing rights."""
+def disk_error(error: OSError, folder: Path) -> DownloadError:
+    """Returns the error for a folder that can't be written: most often the disk is full or a right is missing."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     remedy = "make room and run again to go on" if full else "choose another folder"
-    return DownloadError(f"{path.parent} can't be written: {error.strerror or one_line(error)}; {remedy}")
+    return DownloadError(f"{folder} can't be written: {error.strerror or one_line(error)}; {remedy}")

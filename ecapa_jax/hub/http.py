@@ -1,26 +1,40 @@
-"""Downloads over http and https, with the standard library only."""
+"""The one HTTP client: httpx, with checks on addresses, redirects, status and size, and errors of one line."""
 
 from __future__ import annotations
 
-import http.client
-import io
-import string
-import urllib.error
+import contextlib
+import email.utils
+import ssl
+import time
 import urllib.parse
-import urllib.request
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from ecapa_jax.errors import DownloadError, one_line, without_secrets
 
-_SCHEMES = ("http", "https")
-_BLOCK = 1 << 16
+if TYPE_CHECKING:  # at run time it is imported when something is fetched
+    import httpx2
+
+_REDIRECTS = 10
+_BUSY = (429, 500, 502, 503, 504)
+
+
+class TransientError(DownloadError):
+    """A download failed in a way that another attempt may not; the server asks to wait `after` seconds first."""
+
+    def __init__(self, message: str, after: float = 0.0):
+        super().__init__(message)
+        self.after = after
+
+
+class TooLargeError(DownloadError):
+    """The answer is larger than the caller allows."""
 
 
 def fetch(url: str, *, max_bytes: int = 200_000_000, timeout: float = 30.0) -> bytes:
     """Downloads a URL into memory.
 
-    Any host is allowed, private networks too: a service that takes URLs from strangers must filter them first.
+    Any host is allowed, private networks too: a service that takes URLs from strangers uses `serve.fetch`.
 
     Args:
       url: address, http or https; redirects are followed within these two schemes only.
@@ -34,99 +48,167 @@ def fetch(url: str, *, max_bytes: int = 200_000_000, timeout: float = 30.0) -> b
       DownloadError: other scheme, unreachable host, HTTP error, answer too large or cut short. The message is one
         line and shows the URL without its query.
     """
-    name = without_secrets(url)
-    try:
-        with open_url(url, timeout=timeout) as response:
-            return _read(response, name, max_bytes)
-    except DownloadError:
-        raise
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise explained(error, name, timeout) from error
+    with open_url(url, timeout=timeout) as response:
+        return b"".join(read_blocks(response, without_secrets(url), max_bytes))
 
 
-def open_url(url: str, *, timeout: float, headers: Mapping[str, str] | None = None) -> http.client.HTTPResponse:
-    """Opens a URL of http or https, and follows redirects that stay there and do not give up encryption.
+@contextlib.contextmanager
+def open_url(
+    url: str,
+    *,
+    timeout: float,
+    headers: Mapping[str, str] | None = None,
+    accept: Collection[int] = (),
+    redirects: int = _REDIRECTS,
+    transport: httpx2.BaseTransport | None = None,
+) -> Iterator[httpx2.Response]:
+    """Opens a URL and follows redirects that stay with http and https and keep the encryption.
+
+    Args:
+      url: http or https.
+      timeout: seconds to wait for the connection, and for each further piece of data.
+      headers: added to the request.
+      accept: status codes to return, besides those of success.
+      redirects: how many to follow at most.
+      transport: replaces httpx's own, and the proxies that the environment names.
 
     Raises:
-      DownloadError: another scheme is asked for, or redirected to.
-      OSError, http.client.HTTPException, ValueError: as urllib raises them; `explained` says them in one line.
+      DownloadError: the address is refused or wrong, or the request fails, also while the caller reads the answer.
     """
-    _check_scheme(url, without_secrets(url))
-    # Addresses are pasted with blanks and accents; a % is left alone, because the rest may be quoted already.
-    address = urllib.parse.quote(url.strip(), safe=string.punctuation)
-    request = urllib.request.Request(address, headers={"User-Agent": "ecapa-jax", **(headers or {})})
-    return _opener().open(request, timeout=timeout)
+    import httpx2
+
+    name = without_secrets(url)
+    _check_scheme(url, name)
+    sent = {"User-Agent": "ecapa-jax", "Accept-Encoding": "identity", **(headers or {})}
+    try:
+        if not httpx2.URL(url.strip()).host:
+            raise DownloadError(f"{name}: can't be downloaded (it names no host); check the address")
+        with (
+            httpx2.Client(
+                verify=ssl.create_default_context() if transport is None else True,
+                transport=transport,
+                timeout=timeout,
+                follow_redirects=True,
+                max_redirects=redirects,
+                event_hooks={"response": [_check_location]},
+            ) as client,
+            client.stream("GET", url.strip(), headers=sent) as response,
+        ):
+            if not response.is_success and response.status_code not in accept:
+                raise _status_error(response, name)
+            yield response
+    except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError, ImportError) as error:
+        raise _explain_error(error, name, timeout, redirects) from error
 
 
-def explained(error: Exception, name: str, timeout: float) -> DownloadError:
-    """What went wrong with the address `name`, in one line."""
-    if isinstance(error, urllib.error.HTTPError):
-        error.close()
-        return DownloadError(f"{name}: the server answered {error.code} {one_line(error.reason)}; check the address")
-    if isinstance(error, urllib.error.URLError):
-        return DownloadError(f"{name}: can't be reached ({one_line(error.reason)}); check address and network")
-    if isinstance(error, TimeoutError):
-        return DownloadError(f"{name}: no data for {timeout:g} s; try again, or download it by other means")
-    return DownloadError(f"{name}: can't be downloaded ({one_line(error)}); check the address")
+def read_blocks(
+    response: httpx2.Response,
+    name: str,
+    max_bytes: int,
+    *,
+    start: int = 0,
+    total: int | None = None,
+    remedy: str = "download it yourself and give the path",
+) -> Iterator[bytes]:
+    """Yields the body of an answer.
 
+    Args:
+      response: from `open_url`.
+      name: the address, for messages.
+      max_bytes: the whole file has at most these.
+      start: bytes that the caller has already.
+      total: bytes of the whole file; None takes what the answer declares.
+      remedy: what to do about a file that is too large.
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects between http and https only: the standard handler would also go on to ftp."""
+    Raises:
+      TooLargeError: the file is larger than `max_bytes`.
+      TransientError: the connection closed early.
+    """
+    import httpx2
 
-    def http_error_302(
-        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: http.client.HTTPMessage
-    ) -> Any:
-        """Refuses the new address by its scheme, or follows it as usual."""
-        target = urllib.parse.urljoin(req.full_url, headers.get("Location", ""))
-        try:
-            _check_redirect(req.full_url, target)
-        except DownloadError:
-            fp.close()
+    total, done = declared_bytes(response) if total is None else total, start
+    too_large = TooLargeError(f"{name}: is larger than {max_bytes / 1e6:g} MB; {remedy}")
+    if max(total or 0, start) > max_bytes:
+        raise too_large
+    try:
+        for block in response.iter_raw():
+            done += len(block)
+            if done > max_bytes:
+                raise too_large
+            yield block
+    except (httpx2.RemoteProtocolError, httpx2.ReadError) as error:
+        if total is None:
             raise
-        return super().http_error_302(req, fp, code, msg, headers)
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+        raise TransientError(f"{name}: the connection closed after {done} of {total} bytes") from error
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """An opener that knows no scheme but http and https (`build_opener` would add file, ftp and data)."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        _Redirects(),
-    ):
-        opener.add_handler(handler)
-    return opener
+def declared_bytes(response: httpx2.Response) -> int | None:
+    """Returns the length that the answer declares; None where it declares none."""
+    text: str = response.headers.get("Content-Length", "")
+    return int(text) if text.isdecimal() else None
 
 
-def _check_redirect(url: str, target: str) -> None:
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Returns the seconds of a Retry-After header, which holds seconds or a date; 0 without one or for a broken one."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isdecimal():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def _check_location(response: httpx2.Response) -> None:
+    """Checks where an answer redirects to, and drops its body, which httpx would read and unpack without a limit."""
+    import httpx2
+
+    if response.has_redirect_location:
+        url = str(response.request.url)
+        check_redirect(url, urllib.parse.urljoin(url, response.headers["Location"]))
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        response.stream.close()
+        response.stream = httpx2.ByteStream(b"")
+
+
+def check_redirect(url: str, target: str) -> None:
+    """Raises DownloadError if a redirect leaves http and https, or gives up the encryption."""
     name = f"{without_secrets(url)}: redirects to {without_secrets(target)}"
     _check_scheme(target, name)
     if url.lower().startswith("https:") and not target.lower().startswith("https:"):
-        raise DownloadError(f"{name}: which is not encrypted; ask for that address itself, if you trust it")
+        raise DownloadError(f"{name}, which is not encrypted; give that address itself if you trust it")
 
 
 def _check_scheme(url: str, name: str) -> None:
-    scheme = url.partition(":")[0].lower()
-    if scheme not in _SCHEMES:
-        raise DownloadError(f"{name}: only http and https addresses are downloaded, not {scheme!r}; use a local path")
+    scheme = url.strip().partition(":")[0].lower()
+    if scheme not in ("http", "https"):
+        raise DownloadError(
+            f"{name}: only http and https addresses are downloaded, not {scheme!r}; give the file itself"
+        )
 
 
-def _read(response: http.client.HTTPResponse, name: str, max_bytes: int) -> bytes:
-    declared = response.length
-    too_large = f"{name}: is larger than {max_bytes / 1e6:g} MB; download it yourself and give the path"
-    if declared is not None and declared > max_bytes:
-        raise DownloadError(too_large)
-    body = io.BytesIO()
-    while block := response.read1(_BLOCK):
-        body.write(block)
-        if body.tell() > max_bytes:
-            raise DownloadError(too_large)
-    # http.client reports a connection closed early only to a reader that asks for everything at once.
-    if declared is not None and body.tell() < declared:
-        raise DownloadError(f"{name}: the connection closed after {body.tell()} of {declared} bytes; try again")
-    return body.getvalue()
+def _status_error(response: httpx2.Response, name: str) -> DownloadError:
+    status = f"{response.status_code} {response.reason_phrase}".strip()
+    if response.status_code in _BUSY:
+        return TransientError(f"{name}: the server is busy or faulty ({status})", retry_after(response.headers))
+    if response.is_redirect:
+        return DownloadError(f"{name}: redirects to nowhere ({status}); check the address")
+    return DownloadError(f"{name}: the server answered {status}; check the address")
+
+
+def _explain_error(error: Exception, name: str, timeout: float, redirects: int) -> DownloadError:
+    """Returns the error that the user sees. Without a network every attempt fails at once, so that is final."""
+    import httpx2
+
+    if isinstance(error, httpx2.TooManyRedirects):
+        return DownloadError(
+            f"{name}: redirects more than {redirects} times, perhaps in an infinite loop; give the file's own address"
+        )
+    if isinstance(error, httpx2.TimeoutException):
+        return TransientError(f"{name}: no data for {timeout:g} s; try again, or download it by other means")
+    if isinstance(error, httpx2.ConnectError) and "SSL" not in str(error):
+        return DownloadError(f"{name}: can't be reached ({one_line(error)}); check address and network")
+    cut = isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError)
+    return (TransientError if cut else DownloadError)(
+        f"{name}: can't be downloaded ({one_line(error)}); check the address"
+    )

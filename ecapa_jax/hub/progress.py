@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from ecapa_jax.hub.download import Report
 
 
-def on_terminal() -> bool:
-    """Whether stderr is a terminal, so that a bar is seen by someone."""
+def is_terminal() -> bool:
+    """Returns whether stderr is a terminal, so that someone sees a bar."""
     from rich.console import Console
 
     return Console(stderr=True).is_terminal
@@ -17,20 +17,14 @@ def on_terminal() -> bool:
 
 @contextlib.contextmanager
 def bar(title: str, *, shown: bool) -> Iterator[Report]:
-    """Shows the bytes of one download; nothing is printed unless `shown` and stderr is a terminal."""
-    if not shown or not on_terminal():
+    """Shows the bytes of one download; prints nothing unless `shown` and stderr is a terminal."""
+    if not shown or not is_terminal():
         yield lambda done, total: None
         return
     from rich import progress
     from rich.console import Console
 
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as shown_bar:
-        task = shown_bar.add_task(title, total=None)
-        yield lambda done, total: shown_bar.update(task, completed=done, total=total)
+    columns = ("{task.description}", progress.BarColumn(), progress.DownloadColumn(), progress.TransferSpeedColumn())
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as display:
+        task = display.add_task(title, total=None)
+        yield lambda done, total: display.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""Models of the hubs and of plain web addresses into a local folder, with a record of what was fetched."""
+"""Fetches models from the hubs and from plain web addresses into a local folder, and records what was fetched."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from pathlib import Path, PurePosixPath
 from ecapa_jax.errors import DownloadError
 from ecapa_jax.hub import archive, huggingface
 from ecapa_jax.hub.address import Address
-from ecapa_jax.hub.cache import PATIENCE, alone, not_writable
-from ecapa_jax.hub.download import File, Policy, described, download, get_json
+from ecapa_jax.hub.cache import PATIENCE, cache_error, lock_folder
+from ecapa_jax.hub.download import File, Policy, describe, download, get_json
 from ecapa_jax.hub.progress import bar
 
 Wanted = Callable[[Collection[str]], Collection[str]]
-"""Of the names that are there, those to fetch."""
+"""Chooses from the names that exist the files to fetch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,28 +64,28 @@ def fetch(
     patience: float = PATIENCE,
     hubs: Hubs | None = None,
 ) -> Fetched:
-    """Fetches the wanted files of an address once; from then on no network is used for it.
+    """Fetches the wanted files of an address once; later calls use no network.
 
     Args:
       address: with the revision to fetch.
-      wanted: which of the files that are there.
+      wanted: chooses the files.
       cache: folder of the cache.
       progress: show a bar, on a terminal.
       patience: seconds to wait for another process that fetches the same.
       hubs: None is `HUBS`.
 
     Raises:
-      DownloadError: nothing wanted is there, or a download fails; what came so far is gone on from next time.
+      DownloadError: the address holds nothing wanted, or a download fails; the next call resumes it.
     """
     folder = cache / "downloads" / address.folder()
-    if (found := _recorded(folder)) is None:
-        with alone(folder, patience):
-            found = _recorded(folder) or _fetch(address, wanted, folder, progress, hubs or HUBS)
+    if (found := _read_record(folder)) is None:
+        with lock_folder(folder, patience):
+            found = _read_record(folder) or _fetch(address, wanted, folder, progress, hubs or HUBS)
     return found
 
 
-def _recorded(folder: Path) -> Fetched | None:
-    """What was fetched before, if all of it is there; the record is in its place only together with the files."""
+def _read_record(folder: Path) -> Fetched | None:
+    """Returns what an earlier call fetched, if all of it is still there."""
     try:
         record = json.loads((folder / "download.json").read_text("utf-8"))
         files = {name: File(file["size"], file["sha256"]) for name, file in record["files"].items()}
@@ -99,11 +99,12 @@ def _fetch(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs:
     part = folder.with_name(f"{folder.name}.partial")
     try:
         (part / "files").mkdir(parents=True, exist_ok=True)
-        from_hub = {"hf": _huggingface, "modelscope": _modelscope}.get(address.scheme, _web)
-        revision, files = from_hub(address, wanted, part / "files", progress, hubs)
+        fetch_from = {"hf": _fetch_huggingface, "modelscope": _fetch_modelscope}.get(address.scheme, _fetch_url)
+        revision, names = fetch_from(address, wanted, part / "files", progress, hubs)
         for path in [path for path in (part / "files").rglob("*") if path.is_file()]:
-            if path.relative_to(part / "files").as_posix() not in files:
-                path.unlink()  # of an attempt that was after other files
+            if path.relative_to(part / "files").as_posix() not in names:
+                path.unlink()  # an earlier attempt wanted other files
+        files = {name: describe(part / "files" / name) for name in names}
         record = {
             "address": str(address),
             "revision": revision,
@@ -114,73 +115,89 @@ def _fetch(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs:
         shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
         part.rename(folder)
     except OSError as error:
-        with contextlib.suppress(OSError):  # only where nothing came
+        with contextlib.suppress(OSError):  # removes them only if nothing arrived
             (part / "files").rmdir()
             part.rmdir()
         if isinstance(error, DownloadError):
             raise
-        raise not_writable(part, error) from error
+        raise cache_error(part, error) from error
     return Fetched(folder / "files", revision, files)
 
 
-Result = tuple[str | None, dict[str, File]]
+Names = tuple[str | None, list[str]]
+"""The revision that was fetched, and the names of the files."""
 
 
-def _modelscope(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs: Hubs) -> Result:
-    """Through ModelScope's public API: a listing with sizes and sha256, and one address a file."""
+def _fetch_modelscope(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs: Hubs) -> Names:
+    """Uses ModelScope's public API: a listing with sizes and sha256, and one address for each file."""
     revision = address.revision or "master"
     base = f"{hubs.modelscope}/api/v1/models/{address.name}/repo"
-    listing = get_json(
-        f"{base}/files?{urllib.parse.urlencode({'Revision': revision, 'Recursive': 'true'})}", hubs.policy
-    )
+    query = urllib.parse.urlencode({"Revision": revision, "Recursive": "true"})
+    listing = get_json(f"{base}/files?{query}", hubs.policy)
     try:
         if listing.get("Code", 200) != 200:
             raise DownloadError(f"{address}: ModelScope says {ascii(listing.get('Message'))[:200]}; check the name")
         entries = {entry["Path"]: entry for entry in listing["Data"]["Files"] if entry.get("Type") != "tree"}
+        names = choose(address, list(entries), wanted)
+        sizes = [(entries[name].get("Size") or None, entries[name].get("Sha256") or None) for name in names]
     except (LookupError, TypeError, AttributeError) as error:
         raise DownloadError(f"{address}: ModelScope's listing is of an unknown form; report it") from error
-    files = {}
-    for name in chosen(address, list(entries), wanted):
-        size, sha256 = entries[name].get("Size"), entries[name].get("Sha256") or None
-        if not isinstance(size, int | None) or not isinstance(sha256, str | None):
-            raise DownloadError(f"{address}: ModelScope's listing is of an unknown form; report it")
+    if not all(isinstance(size, int | None) and isinstance(sha256, str | None) for size, sha256 in sizes):
+        raise DownloadError(f"{address}: ModelScope's listing is of an unknown form; report it")
+    for name, (size, sha256) in zip(names, sizes, strict=True):
         query = urllib.parse.urlencode({"Revision": revision, "FilePath": name})
-        files[name] = _file(f"{base}?{query}", folder, name, progress, hubs.policy, size or None, sha256)
-    return revision, files
+        _download(f"{base}?{query}", folder / name, progress, hubs.policy, size, sha256)
+    return revision, names
 
 
-def _huggingface(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs: Hubs) -> Result:
-    listing = huggingface.listing(address, hubs.huggingface, hubs.policy)
-    names = chosen(address, list(listing.sha256), wanted)
-    files = {}
+def _fetch_huggingface(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs: Hubs) -> Names:
+    """Asks the hub; without a connection it takes the files from Hugging Face's own cache."""
+    try:
+        listing = huggingface.listing(address, hubs.huggingface, hubs.policy)
+    except huggingface.UnreachableError as error:
+        if (snapshot := huggingface.find_snapshot(address)) is None:
+            raise
+        return _copy_snapshot(address, wanted, folder, snapshot, error)
+    names = choose(address, list(listing.sha256), wanted)
     for name in names:
         huggingface.download(address, listing.commit, name, folder, hubs.huggingface, progress)
-        files[name] = described(folder / name)
-        if listing.sha256[name] not in (None, files[name].sha256):
+        if listing.sha256[name] not in (None, sha256 := describe(folder / name).sha256):
             (folder / name).unlink()
             raise DownloadError(
-                f"{address}: {name} has sha256 {files[name].sha256}, the hub lists {listing.sha256[name]}; try again"
+                f"{address}: {name} has sha256 {sha256}, the hub lists {listing.sha256[name]}; try again"
             )
     shutil.rmtree(folder / ".cache", ignore_errors=True)  # huggingface_hub's own notes
-    return listing.commit, files
+    return listing.commit, names
 
 
-def _web(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs: Hubs) -> Result:
-    """One file, or the wanted members of an archive."""
-    url = urllib.parse.urlsplit(address.name)
-    packed = archive.is_archive(address.name)
-    name = "archive" if packed else PurePosixPath(urllib.parse.unquote(url.path)).name
-    if not packed:
-        chosen(address, [name], lambda names: names)
-        return None, {name: _file(address.name, folder, name, progress, hubs.policy)}
-    _file(address.name, folder.parent, name, progress, hubs.policy)
-    taken = archive.extract(folder.parent / name, lambda names: chosen(address, names, wanted), folder)
-    (folder.parent / name).unlink()
-    return None, {name: described(folder / name) for name in taken}
+def _copy_snapshot(address: Address, wanted: Wanted, folder: Path, snapshot: Path, error: DownloadError) -> Names:
+    files = [path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()]
+    try:
+        names = choose(address, files, wanted)
+    except DownloadError as missing:
+        raise DownloadError(f"{error}; Hugging Face's cache has only a part of it ({snapshot})") from missing
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(snapshot / name, folder / name)
+    return snapshot.name, names
 
 
-def chosen(address: Address, names: Collection[str], wanted: Wanted) -> list[str]:
-    """The wanted names, in order.
+def _fetch_url(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs: Hubs) -> Names:
+    """Fetches one file, or the wanted members of an archive."""
+    if archive.is_archive(address.name):
+        packed = folder.parent / "archive"
+        _download(address.name, packed, progress, hubs.policy)
+        names = archive.extract(packed, lambda names: choose(address, names, wanted), folder)
+        packed.unlink()
+        return None, names
+    name = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address.name).path)).name
+    choose(address, [name], lambda names: names)
+    _download(address.name, folder / name, progress, hubs.policy)
+    return None, [name]
+
+
+def choose(address: Address, names: Collection[str], wanted: Wanted) -> list[str]:
+    """Returns the wanted names in order.
 
     Raises:
       DownloadError: none is there, or one is no plain relative path.
@@ -196,18 +213,11 @@ def chosen(address: Address, names: Collection[str], wanted: Wanted) -> list[str
     return taken
 
 
-def _file(
-    url: str,
-    folder: Path,
-    name: str,
-    progress: bool,
-    policy: Policy,
-    size: int | None = None,
-    sha256: str | None = None,
-) -> File:
-    path = folder / name
+def _download(
+    url: str, path: Path, progress: bool, policy: Policy, size: int | None = None, sha256: str | None = None
+) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and sha256 is not None and (found := described(path)).sha256 == sha256.lower():
-        return found
-    with bar(name, shown=progress) as report:
-        return download(url, path, size=size, sha256=sha256, policy=policy, report=report)
+    if path.is_file() and sha256 is not None and describe(path).sha256 == sha256.lower():
+        return
+    with bar(path.name, shown=progress) as report:
+        download(url, path, size=size, sha256=sha256, policy=policy, report=report)

@@ -1,1 +1,1 @@
-"""Who is it: enrolled speakers in one file, searched exactly."""
+"""Enrols speakers in one file and identifies the speaker of a recording by exact search."""

@@ -1,7 +1,7 @@
-"""Enrolled speakers in one SQLite file: safe with several processes, and with a process that is killed.
+"""Enrolled speakers in one SQLite file, which several processes can use and which survives a killed process.
 
-A rollback journal rather than a write-ahead log: the store stays one file, works from read-only media and over network
-file systems, and enrolments are too rare for a log to pay.
+SQLite uses a rollback journal rather than a write-ahead log: the store stays one file, works on read-only media and
+network file systems, and enrolments are too rare for a write-ahead log to be worth it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from ecapa_jax.errors import StoreError
 SCHEMA = 1
 APPLICATION_ID = 0x45434A58  # "ECJX", at a fixed place of the file
 WAIT_SECONDS = 30.0
-"""How long a write waits for other processes."""
+"""Longest time that a write waits for other processes."""
 
-_BLOCK = 20_000  # rows that are Python objects at a time
+_BLOCK = 20_000  # rows held as Python objects at once
 _LONGEST_NAME = 200
 _TABLES = """
 CREATE TABLE model (fingerprint TEXT NOT NULL, embedding_dim INTEGER NOT NULL);
@@ -47,8 +47,8 @@ class Speaker:
     """An enrolled speaker.
 
     Attributes:
-      name: unique in a store.
-      utterances: how many are enrolled.
+      name: unique in the store.
+      utterances: number of enrolled utterances.
     """
 
     name: str
@@ -60,8 +60,8 @@ class Utterance:
     """An utterance to enrol.
 
     Attributes:
-      source: where it comes from, for the reader.
-      digest: what tells it from the others of its speaker.
+      source: name of the recording, for people.
+      digest: distinguishes it from the speaker's other utterances.
       embedding: [embedding_dim] float32.
     """
 
@@ -71,7 +71,7 @@ class Utterance:
 
 
 class Database:
-    """A store's file, without the model; made by `Database.open`. Threads may share one."""
+    """The file of a store, without the model. `Database.open` makes it, and threads can share it."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection):
         self.path = path
@@ -81,14 +81,14 @@ class Database:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, create: bool = False) -> Database:
-        """Opens a store's file.
+        """Opens the file of a store.
 
         Args:
           path: the file.
-          create: make it where it is not there.
+          create: make the file if it does not exist.
 
         Raises:
-          StoreError: it is not there, is no store, is damaged, or was written by a newer version.
+          StoreError: the file does not exist, is no store, is damaged, or was written by a newer version.
         """
         path = Path(path)
         if os.path.isdir(path):
@@ -97,26 +97,26 @@ class Database:
             raise StoreError(
                 f"{path}: no such speaker store; make it with ecapa-jax enroll NAME FILES... --store {path}"
             )
-        with _told(path):
-            # `rw` opens a file that may not be written for reading.
+        with _explain_errors(path):
+            # `rw` falls back to reading if the file is write-protected.
             address = f"{path.absolute().as_uri()}?mode={'rwc' if create else 'rw'}"
             connection = sqlite3.connect(
                 address, uri=True, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
         database = cls(path, connection)
         try:
-            database._check(create)
+            database._check_schema(create)
         except BaseException:
             database.close()
             raise
         return database
 
-    def _check(self, create: bool) -> None:
-        with _told(self.path):
+    def _check_schema(self, create: bool) -> None:
+        with _explain_errors(self.path):
             with self.reading():
-                (version,) = self._row("PRAGMA user_version")
-                (application,) = self._row("PRAGMA application_id")
-                (tables,) = self._row("SELECT count(*) FROM sqlite_master")
+                (version,) = self._fetch_row("PRAGMA user_version")
+                (application,) = self._fetch_row("PRAGMA application_id")
+                (tables,) = self._fetch_row("SELECT count(*) FROM sqlite_master")
             if not tables and application == 0:
                 if not create:
                     raise StoreError(f"{self.path} is empty; enrol speakers with ecapa-jax enroll")
@@ -128,7 +128,7 @@ class Database:
                     f"{self.path} has schema {version}, this version reads {SCHEMA}; use the version that wrote it"
                 )
             self._connection.execute("PRAGMA foreign_keys = ON")
-            self._connection.execute("PRAGMA synchronous = FULL")  # what is reported as enrolled outlives a power cut
+            self._connection.execute("PRAGMA synchronous = FULL")  # an enrolment that was reported survives a power cut
 
     def _create(self) -> None:
         with self.writing() as connection:
@@ -140,12 +140,12 @@ class Database:
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def bind(self, fingerprint: str, embedding_dim: int) -> None:
-        """Binds a new store to a model, and refuses another model's afterwards.
+        """Binds a new store to a model; an existing store accepts only the model it is bound to.
 
         Raises:
           StoreError: the store is bound to another model.
         """
-        with _told(self.path), self._lock:
+        with _explain_errors(self.path), self._lock:
             found = self._connection.execute("SELECT fingerprint, embedding_dim FROM model").fetchone()
             if found is None:
                 with self.writing() as connection:
@@ -153,7 +153,7 @@ class Database:
                         "INSERT INTO model SELECT ?, ? WHERE NOT EXISTS (SELECT * FROM model)",
                         (fingerprint, embedding_dim),
                     )
-                found = self._row("SELECT fingerprint, embedding_dim FROM model")
+                found = self._fetch_row("SELECT fingerprint, embedding_dim FROM model")
         if found != (fingerprint, embedding_dim):
             raise StoreError(
                 f"{self.path} holds embeddings of another model ({str(found[0])[:12]}, this is {fingerprint[:12]}), "
@@ -162,12 +162,12 @@ class Database:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it is in the file afterwards, or nothing.
+        """Runs one transaction: either all of it is in the file afterwards, or nothing.
 
         Raises:
-          StoreError: the store may not be written, the disk is full, or others keep it busy.
+          StoreError: the store is write-protected, the disk is full, or other processes keep it busy.
         """
-        with _told(self.path), self._lock:
+        with _explain_errors(self.path), self._lock:
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 yield self._connection
@@ -179,16 +179,17 @@ class Database:
                 raise
 
     def enroll(self, name: str, utterances: Sequence[Utterance]) -> int:
-        """Adds utterances to a speaker, who is made where he is not there; returns how many were new.
+        """Adds utterances to a new or known speaker; returns how many were new.
 
         Raises:
-          StoreError: as for `writing`, or the name is none.
+          StoreError: as for `writing`, or the name is invalid.
         """
-        name = checked_name(name)
+        name = check_name(name)
         with self.writing() as connection:
             connection.execute("INSERT INTO speaker (name) VALUES (?) ON CONFLICT DO NOTHING", (name,))
             (speaker,) = connection.execute("SELECT id FROM speaker WHERE name = ?", (name,)).fetchone()
-            rows = [(speaker, u.source, u.digest, u.embedding.tobytes()) for u in utterances]
+            (dim,) = connection.execute("SELECT embedding_dim FROM model").fetchone() or (None,)
+            rows = [(speaker, u.source, u.digest, blob_of(u.embedding, dim, u.source)) for u in utterances]
             before = connection.total_changes
             connection.executemany(
                 "INSERT INTO utterance (speaker, source, digest, embedding) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -197,12 +198,12 @@ class Database:
             return connection.total_changes - before
 
     def remove(self, name: str) -> int:
-        """Removes a speaker with all utterances; returns how many there were.
+        """Removes a speaker and all the speaker's utterances; returns how many there were.
 
         Raises:
-          StoreError: there is no such speaker, or as for `writing`.
+          StoreError: no speaker has this name, or as for `writing`.
         """
-        name = checked_name(name)
+        name = unicodedata.normalize("NFC", name).strip()  # unchecked: an older version may have taken it
         with self.writing() as connection:
             found = connection.execute("SELECT id FROM speaker WHERE name = ?", (name,)).fetchone()
             if found is None:
@@ -212,24 +213,24 @@ class Database:
             return int(count)
 
     def speakers(self) -> list[Speaker]:
-        """Everyone enrolled, by name."""
+        """Returns the enrolled speakers by name."""
         query = (
             "SELECT name, count(utterance.id) FROM speaker LEFT JOIN utterance ON utterance.speaker = speaker.id "
             "GROUP BY speaker.id ORDER BY name"
         )
-        with _told(self.path), self._lock:
+        with _explain_errors(self.path), self._lock:
             return [Speaker(name, count) for name, count in self._connection.execute(query)]
 
     @property
     def version(self) -> tuple[int, int]:
-        """Another value after any change, whichever process made it."""
-        with _told(self.path), self._lock:
-            return self._row("PRAGMA data_version")[0], self._writes
+        """A value that differs after any change, whichever process made it."""
+        with _explain_errors(self.path), self._lock:
+            return self._fetch_row("PRAGMA data_version")[0], self._writes
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
-        """One state of the store for several queries."""
-        with _told(self.path), self._lock:
+        """Lets several queries see one state of the store."""
+        with _explain_errors(self.path), self._lock:
             self._connection.execute("BEGIN")
             try:
                 yield self._connection
@@ -239,18 +240,47 @@ class Database:
     def embeddings(
         self, connection: sqlite3.Connection, embedding_dim: int
     ) -> Iterator[tuple[Int64[np.ndarray, " n"], Float32[np.ndarray, "n embedding"]]]:
-        """Blocks of the speakers' row ids and embeddings, in the order they were enrolled in.
+        """Yields blocks of speakers' row ids and embeddings, in order of enrolment.
 
         Raises:
           StoreError: the file is damaged.
         """
-        cursor = connection.execute("SELECT speaker, embedding FROM utterance ORDER BY id")
+        cursor = connection.execute("SELECT id, speaker, embedding FROM utterance ORDER BY id")
         while rows := cursor.fetchmany(_BLOCK):
-            speakers, blobs = zip(*rows, strict=True)
-            if any(len(blob) != 4 * embedding_dim for blob in blobs):
-                raise StoreError(f"{self.path} is damaged (an embedding has another size); restore a copy")
-            values = np.frombuffer(b"".join(blobs), np.float32).reshape(len(rows), embedding_dim)
-            yield np.array(speakers, np.int64), values
+            speakers = np.array([row[1] for row in rows], np.int64)
+            blobs = [row[2] for row in rows]
+            if any(type(blob) is not bytes or len(blob) != 4 * embedding_dim for blob in blobs):
+                blobs = [self._repaired(connection, *row, embedding_dim) for row in rows]
+            values = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), embedding_dim)
+            if not np.isfinite(values).all():
+                at = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+                raise self._damaged(connection, rows[at][0], "holds values that are no numbers")
+            yield speakers, values.astype(np.float32, copy=False)
+
+    def _repaired(
+        self, connection: sqlite3.Connection, row: int, speaker: int, blob: object, embedding_dim: int
+    ) -> bytes:
+        """The float32 values of an embedding; version 0.1 wrote float64 ones where the host had 64 bits on."""
+        if isinstance(blob, bytes) and len(blob) == 4 * embedding_dim:
+            return blob
+        if isinstance(blob, bytes) and len(blob) == 8 * embedding_dim:
+            values = np.frombuffer(blob, "<f8")
+            if np.isfinite(values).all() and np.abs(values).max() < np.finfo(np.float32).max:
+                return values.astype("<f4").tobytes()
+        size = len(blob) if isinstance(blob, bytes | str) else 0
+        raise self._damaged(connection, row, f"has {size} bytes, {4 * embedding_dim} are right")
+
+    def _damaged(self, connection: sqlite3.Connection, row: int, what: str) -> StoreError:
+        found = connection.execute(
+            "SELECT name, source FROM utterance LEFT JOIN speaker ON speaker.id = utterance.speaker "
+            "WHERE utterance.id = ?",
+            (row,),
+        ).fetchone()
+        name, source = found or ("?", "?")
+        return StoreError(
+            f"{self.path} is damaged: the embedding of {source!r} of the speaker {name!r} {what}; remove the speaker "
+            "(ecapa-jax remove) and enrol the recordings again, or restore a copy"
+        )
 
     def close(self) -> None:
         """Closes the file."""
@@ -264,32 +294,67 @@ class Database:
     ) -> None:
         self.close()
 
-    def _row(self, query: str) -> tuple:
+    def _fetch_row(self, query: str) -> tuple:
         row: tuple = self._connection.execute(query).fetchone()
         return row
 
 
-def checked_name(name: str) -> str:
-    """The name in Unicode's composed form, without spaces around it, so that what looks alike is one speaker.
+def blob_of(embedding: np.ndarray, embedding_dim: int | None, source: str) -> bytes:
+    """An embedding as a store keeps it, float32 whatever the host computes in.
 
     Raises:
-      StoreError: it is empty, longer than 200 characters, or holds control characters or bytes that are not Unicode.
+      StoreError: it has another size than the store's, or holds what is no number: `identify` could not read it.
+    """
+    values = np.asarray(embedding, "<f4")
+    if values.ndim != 1 or embedding_dim not in (None, len(values)) or not np.isfinite(values).all():
+        raise StoreError(
+            f"the embedding of {source} has shape {values.shape} or values that are not finite; the store takes "
+            f"{embedding_dim} finite values; nothing was enrolled"
+        )
+    return values.tobytes()
+
+
+def check_name(name: str) -> str:
+    """Returns the name in Unicode's composed form, without spaces around it, so that what looks alike is one speaker.
+
+    Raises:
+      StoreError: it is empty, longer than 200 characters, or holds characters that can't be seen: controls, marks that
+        turn the direction of writing so that one name looks like another, or bytes that are not Unicode.
     """
     name = unicodedata.normalize("NFC", name).strip()
     if not name:
         raise StoreError("a speaker's name is empty; give one")
     if len(name) > _LONGEST_NAME:
         raise StoreError(f"a speaker's name has {len(name)} characters; give at most {_LONGEST_NAME}")
-    if wrong := [character for character in name if unicodedata.category(character) in ("Cc", "Cs")]:
+    if wrong := _unseen(name):
         raise StoreError(f"the speaker's name {name!a} holds {wrong[0]!a}, which is no text; leave it out")
     return name
+
+
+_JOINERS = "\u200c\u200d"  # Persian, Hindi and emoji are written with them; between Latin letters they are not seen
+
+
+def _unseen(name: str) -> list[str]:
+    """Characters that show nothing: controls, direction marks, separators of lines, and bytes that are not Unicode."""
+    return [
+        character
+        for before, character in zip(" " + name, name, strict=False)
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        and not (character in _JOINERS and not before.isascii())
+    ]
+
+
+def shown_name(name: str) -> str:
+    """A name as a list shows it: what an older version took and can't be seen is written as an escape."""
+    unseen = set(_unseen(name))
+    return "".join(ascii(character)[1:-1] if character in unseen else character for character in name)
 
 
 _REASONS = {
     sqlite3.SQLITE_BUSY: f"is busy: another process has been writing for {WAIT_SECONDS:g} s; try again",
     sqlite3.SQLITE_LOCKED: "is busy: another process is writing; try again",
     sqlite3.SQLITE_FULL: "can't be written: the disk is full; make room, nothing was changed",
-    sqlite3.SQLITE_READONLY: "may not be written (it or its folder is read-only); nothing was changed",
+    sqlite3.SQLITE_READONLY: "can't be written (it or its folder is read-only); nothing was changed",
     sqlite3.SQLITE_CANTOPEN: "can't be opened; check its folder and the access rights",
     sqlite3.SQLITE_PERM: "can't be opened; check the access rights",
     sqlite3.SQLITE_AUTH: "can't be opened; check the access rights",
@@ -299,12 +364,11 @@ _REASONS = {
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """SQLite's errors as one line that says what to do."""
+def _explain_errors(path: Path) -> Iterator[None]:
+    """Turns SQLite's errors into a StoreError of one line that says what to do."""
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", -1) & 0xFF  # the rest are details
-        raise StoreError(
-            f"{path} {_REASONS.get(code, f'can not be read or written ({error}); check the disk')}"
-        ) from error
+        code = getattr(error, "sqlite_errorcode", -1) & 0xFF  # the upper bits hold details
+        reason = _REASONS.get(code, f"can't be read or written ({error}); check the disk")
+        raise StoreError(f"{path} {reason}") from error

@@ -1,4 +1,4 @@
-"""SpeakerStore: enrol speakers, and find out who speaks."""
+"""SpeakerStore: enrols speakers and identifies the speaker of a recording."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from jaxtyping import Float, Float32
 from ecapa_jax.audio.load import AudioSource, is_silent, name_of
 from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import AudioError, StoreError
-from ecapa_jax.identify.database import Database, Speaker, Utterance, checked_name
+from ecapa_jax.identify.database import Database, Speaker, Utterance, check_name
 from ecapa_jax.masks import bucket_length
 from ecapa_jax.scoring.config import Scoring
 from ecapa_jax.scoring.scorer import ScoringName, checked_threshold
 from ecapa_jax.scoring.search import search
 
 SMALLEST_CAPACITY = 1024
-"""Rows that a gallery has room for at least: with room, an enrolment does not compile the search anew."""
+"""Smallest number of rows in a gallery; spare rows avoid a new compilation of the search for each enrolment."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Enrolment:
-    """What an enrolment did.
+    """The result of an enrolment.
 
     Attributes:
-      name: the speaker's, as stored.
-      added: utterances that were new.
-      known: utterances that had been enrolled before, and were left as they are.
+      name: the speaker's name, as stored.
+      added: number of new utterances.
+      known: number of utterances that were enrolled already, which the call left unchanged.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Enrolment:
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A speaker who may be the one.
+    """A speaker who may have made the recording.
 
     Attributes:
-      name: the speaker's.
+      name: the speaker's name.
       score: cosine with the speaker's centroid, in [-1, 1].
     """
 
@@ -59,9 +59,9 @@ class Identification:
 
     Attributes:
       speaker: the best candidate's name if its score is at least `threshold`; None means unknown, or that there is no
-        threshold to decide with.
-      threshold: the one used; None where neither the caller nor the model gives one.
-      candidates: the best, by falling score.
+        threshold.
+      threshold: the threshold used; None if neither the caller nor the model gives one.
+      candidates: the best speakers, by descending score.
     """
 
     speaker: str | None
@@ -74,7 +74,7 @@ class Gallery:
     """All enrolled speakers as one array.
 
     Attributes:
-      names: of the speakers.
+      names: the speakers' names.
       centroids: [capacity, embedding_dim], length 1; rows from `len(names)` on are padding.
     """
 
@@ -85,8 +85,8 @@ class Gallery:
 class SpeakerStore:
     """Enrolled speakers in a file, bound to the model that embeds them.
 
-    A speaker is one centroid: the mean of his utterances' embeddings, each scaled to length 1 first, scaled to length 1
-    again. All centroids are compared with every query; no approximate index is involved.
+    Each speaker has one centroid: the embeddings of the speaker's utterances are scaled to length 1 and averaged, and
+    the mean is scaled to length 1 again. A query is compared with all centroids, without an approximate index.
 
         with SpeakerStore.open("team.db", ecapa_jax.load()) as store:
             store.enroll("Ann", ["ann_1.wav", "ann_2.wav"])
@@ -105,11 +105,11 @@ class SpeakerStore:
 
         Args:
           path: the file.
-          encoder: the model. Embeddings of different models can't be compared, so a store takes only its first one.
-          create: make the file where it is not there.
+          encoder: the model. Embeddings of different models can't be compared, so a store accepts only its first model.
+          create: make the file if it does not exist.
 
         Raises:
-          StoreError: it can't be opened, or belongs to another model.
+          StoreError: the file can't be opened, or belongs to another model.
         """
         database = Database.open(path, create=create)
         try:
@@ -119,9 +119,9 @@ class SpeakerStore:
             raise
 
     def enroll(self, name: str, sources: Sequence[AudioSource], *, short: Short = "error") -> Enrolment:
-        """Enrols utterances of a speaker, new or known; all of them or none.
+        """Enrols utterances of a new or known speaker: all of them, or none if one can't be used.
 
-        A recording that the speaker has already (the same samples) is left as it is, so that a call may be repeated.
+        A recording whose samples are enrolled already is left as it is, so that a call can be repeated.
 
         Args:
           name: any text on one line.
@@ -129,32 +129,32 @@ class SpeakerStore:
 
         Raises:
           AudioError: a recording can't be embedded, or has no signal.
-          StoreError: the name is none, no recordings are given, or the store can't be written.
+          StoreError: the name is invalid, no recordings are given, or the store can't be written.
         """
         utterances = embed_utterances(self.encoder, sources, short=short)
-        name = checked_name(name)
+        name = check_name(name)
         added = self.database.enroll(name, utterances)
         return Enrolment(name, added, len(utterances) - added)
 
     def enroll_embeddings(
         self, names: Sequence[str], embeddings: Float[np.ndarray, "n embedding"], *, source: str = "embedding"
     ) -> int:
-        """Enrols embeddings that this store's model made, in one transaction.
+        """Enrols embeddings that the store's model made, in one transaction.
 
         Args:
-          names: of the speaker of each; one may come several times.
-          embeddings: [n, embedding_dim], as `SpeakerEncoder.embed` or a corpus gives them.
-          source: where they come from, for the reader.
+          names: the speaker of each embedding; a name can occur several times.
+          embeddings: [n, embedding_dim], from `SpeakerEncoder.embed` or a corpus.
+          source: where they come from, for people.
 
         Returns:
-          How many were new.
+          The number of new embeddings.
 
         Raises:
-          StoreError: shapes do not fit, a value is not finite, a row is zero, or as for `enroll`.
+          StoreError: the shapes do not match, a value is not finite, a row is zero, or as for `enroll`.
         """
         values = np.ascontiguousarray(embeddings, np.float32)
         self._check_embeddings(names, values)
-        checked = [checked_name(name) for name in names]
+        checked = [check_name(name) for name in names]
         with self.database.writing() as connection:
             everyone = [(name,) for name in dict.fromkeys(checked)]
             connection.executemany("INSERT INTO speaker (name) VALUES (?) ON CONFLICT DO NOTHING", everyone)
@@ -162,20 +162,20 @@ class SpeakerStore:
             connection.executemany(
                 "INSERT INTO utterance (speaker, source, digest, embedding) "
                 "SELECT id, ?, ?, ? FROM speaker WHERE name = ? ON CONFLICT DO NOTHING",
-                ((source, digest_of(row), row.tobytes(), name) for name, row in zip(checked, values, strict=True)),
+                ((source, compute_digest(row), row.tobytes(), name) for name, row in zip(checked, values, strict=True)),
             )
             return connection.total_changes - before
 
     def identify(
         self, source: AudioSource, *, top: int = 5, threshold: float | None = None, short: Short = "error"
     ) -> Identification:
-        """Finds out who speaks.
+        """Identifies the speaker of a recording.
 
         Args:
           source, short: a recording, as for `SpeakerEncoder.embed`.
-          top: how many candidates to return at most.
-          threshold: least cosine to be the speaker, in [-1, 1]; None takes the model's, if it has one for cosines of
-            whole recordings.
+          top: largest number of candidates to return.
+          threshold: smallest cosine at which a candidate counts as the speaker, in [-1, 1]; None takes the model's
+            threshold, if it has one for cosines of whole recordings.
 
         Raises:
           AudioError: the recording can't be embedded, or has no signal.
@@ -191,7 +191,7 @@ class SpeakerStore:
     def identify_embedding(
         self, embedding: Float[np.ndarray, " embedding"], *, top: int = 5, threshold: float | None = None
     ) -> Identification:
-        """As `identify`, from an embedding that this store's model made."""
+        """Does what `identify` does, from an embedding that the store's model made."""
         if top < 1:
             raise StoreError(f"{top} candidates are asked for; ask for 1 or more")
         threshold = self._scoring.threshold if threshold is None else checked_threshold(threshold)
@@ -201,12 +201,12 @@ class SpeakerStore:
         return Identification(best.name if best and decided else None, threshold, tuple(candidates))
 
     def search(self, embeddings: Float[np.ndarray, "n embedding"], *, top: int = 5) -> list[list[Candidate]]:
-        """The best candidates of each of n embeddings of this store's model, by falling score."""
+        """Returns the best candidates for each of n embeddings of the store's model, by descending score."""
         gallery = self.gallery()
         top = min(top, len(gallery.names))
         if not top:
             return [[] for _ in embeddings]
-        queries = self._centred(np.asarray(embeddings, np.float32))
+        queries = self._subtract_mean(np.asarray(embeddings, np.float32))
         scores, rows = search(queries, gallery.centroids, top, np.asarray(len(gallery.names), np.int32))
         return [
             [Candidate(gallery.names[row], float(np.clip(score, -1, 1))) for score, row in zip(*pair, strict=True)]
@@ -214,26 +214,26 @@ class SpeakerStore:
         ]
 
     def gallery(self) -> Gallery:
-        """All centroids, read again only after a change; in order of first enrolment.
+        """Returns all centroids in order of first enrolment; reads the file again only after a change.
 
         Raises:
           StoreError: the store can't be read.
         """
         version = self.database.version
         if self._gallery is None or self._gallery[0] != version:
-            self._gallery = None  # two would be in memory at once
-            self._gallery = version, self._load()
+            self._gallery = None  # otherwise two galleries would be in memory
+            self._gallery = version, self._load_gallery()
         return self._gallery[1]
 
     def speakers(self) -> list[Speaker]:
-        """Everyone enrolled, by name."""
+        """Returns the enrolled speakers by name."""
         return self.database.speakers()
 
     def remove(self, name: str) -> int:
-        """Removes a speaker; returns how many utterances were enrolled.
+        """Removes a speaker; returns the number of utterances removed.
 
         Raises:
-          StoreError: there is no such speaker, or the store can't be written.
+          StoreError: no speaker has this name, or the store can't be written.
         """
         return self.database.remove(name)
 
@@ -251,27 +251,29 @@ class SpeakerStore:
 
     @property
     def _scoring(self) -> Scoring:
-        """The model's scoring as far as one embedding a recording goes; its threshold only if it holds for that."""
+        """The model's scoring for one embedding per recording; it has a threshold only if that is for such scores."""
         name: ScoringName = "cosine_less_mean" if self.encoder.scorer.scoring.subtract_mean else "cosine"
         return self.encoder.scorer.named(name).scoring
 
-    def _load(self) -> Gallery:
+    def _load_gallery(self) -> Gallery:
         dim = self.encoder.config.ecapa.embedding_dim
         with self.database.reading() as connection:
             speakers = connection.execute("SELECT id, name FROM speaker ORDER BY id").fetchall()
             ids = np.array([identity for identity, _ in speakers], np.int64)
-            centroids = _aligned_zeros(bucket_length(len(ids), SMALLEST_CAPACITY), dim)
+            centroids = _make_aligned_zeros(bucket_length(len(ids), SMALLEST_CAPACITY), dim)
             for owners, embeddings in self.database.embeddings(connection, dim):
                 rows = np.searchsorted(ids, owners)
                 order = np.argsort(rows, kind="stable")
                 present, starts = np.unique(rows[order], return_index=True)
-                centroids[present] += np.add.reduceat(_unit(self._centred(embeddings[order])), starts, axis=0)
+                centroids[present] += np.add.reduceat(
+                    _normalize(self._subtract_mean(embeddings[order])), starts, axis=0
+                )
         for start in range(0, len(ids), 1 << 16):  # in place: a million speakers are 768 MB
-            centroids[start : start + (1 << 16)] = _unit(centroids[start : start + (1 << 16)])
+            centroids[start : start + (1 << 16)] = _normalize(centroids[start : start + (1 << 16)])
         return Gallery([name for _, name in speakers], jax.device_put(centroids, jax.local_devices()[0]))
 
-    def _centred(self, embeddings: Float32[np.ndarray, "n embedding"]) -> Float32[np.ndarray, "n embedding"]:
-        """Less the mean embedding where the model's scores are made so."""
+    def _subtract_mean(self, embeddings: Float32[np.ndarray, "n embedding"]) -> Float32[np.ndarray, "n embedding"]:
+        """Subtracts the mean embedding if the model's scoring does."""
         if self._scoring.subtract_mean and self.encoder.scorer.embedding_mean is not None:
             return embeddings - self.encoder.scorer.embedding_mean.astype(np.float32)
         return embeddings
@@ -290,7 +292,7 @@ class SpeakerStore:
 def embed_utterances(
     encoder: SpeakerEncoder, sources: Sequence[AudioSource], *, short: Short = "error"
 ) -> list[Utterance]:
-    """Recordings as a store keeps them: what can fail in an enrolment, before the store is touched.
+    """Embeds recordings for a store, which is not touched: this is the part of an enrolment that can fail.
 
     Args:
       encoder: the store's model.
@@ -298,13 +300,13 @@ def embed_utterances(
 
     Raises:
       AudioError: a recording can't be embedded, or has no signal.
-      StoreError: there are none.
+      StoreError: no recordings are given.
     """
     if not sources:
         raise StoreError("no recordings given; give one or more")
     waveforms = [_read(encoder, source, short) for source in sources]
     return [
-        Utterance(name_of(source), digest_of(waveform), embedding)
+        Utterance(name_of(source), compute_digest(waveform), embedding)
         for source, waveform, embedding in zip(sources, waveforms, encoder.embed(waveforms), strict=True)
     ]
 
@@ -316,18 +318,18 @@ def _read(encoder: SpeakerEncoder, source: AudioSource, short: Short) -> Float32
     return waveform
 
 
-def _aligned_zeros(n: int, dim: int) -> Float32[np.ndarray, "n embedding"]:
-    """Zeros at an address that JAX takes over on a CPU; it would copy others, and a gallery can be large."""
+def _make_aligned_zeros(n: int, dim: int) -> Float32[np.ndarray, "n embedding"]:
+    """Returns zeros at an address that JAX on a CPU uses without a copy, because a gallery can be large."""
     values = np.zeros(n * dim + 16, np.float32)
     start = -values.ctypes.data % 64 // 4
     return values[start : start + n * dim].reshape(n, dim)
 
 
-def _unit(rows: Float32[np.ndarray, "n embedding"]) -> Float32[np.ndarray, "n embedding"]:
+def _normalize(rows: Float32[np.ndarray, "n embedding"]) -> Float32[np.ndarray, "n embedding"]:
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(lengths > 0, lengths, 1)
 
 
-def digest_of(values: Float32[np.ndarray, " n"]) -> bytes:
-    """What tells an utterance from the others of its speaker: a hash of its samples."""
+def compute_digest(values: Float32[np.ndarray, " n"]) -> bytes:
+    """Returns a hash of an utterance's samples, which distinguishes it from the speaker's other utterances."""
     return hashlib.sha256(values.tobytes()).digest()[:16]

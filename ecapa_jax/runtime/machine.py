@@ -48,8 +48,11 @@ TPU_ABSENT = {
 
 
 def token() -> str | None:
-    """The token of `ecapa-jax serve`, kept off the command line, which other users of the machine can read."""
-    return os.environ.get("ECAPA_JAX_TOKEN") or None
+    """Returns the token of `ecapa-jax serve`, kept off the command line, which other users of the machine can read.
+
+    A variable that is set but empty gives "", which the service refuses: it is a mistake, not a wish to go without.
+    """
+    return os.environ.get("ECAPA_JAX_TOKEN")
 
 
 _M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _MADV_HUGEPAGE = -8, -3, -1, 14  # of malloc.h, mman.h

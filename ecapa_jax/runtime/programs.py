@@ -22,6 +22,8 @@ from typing import Any, TypeAlias
 import jax
 
 from ecapa_jax.config import ModelConfig, Variables, to_dict
+from ecapa_jax.errors import EcapaError
+from ecapa_jax.files.atomic import write_whole
 from ecapa_jax.runtime import compile_cache
 
 _KEPT_BYTES = 256 << 20  # of all programs of a folder: some 200 of them
@@ -187,15 +189,10 @@ def _content(path: Path) -> bytes | None:
 
 def _keep(path: Path, content: bytes) -> None:
     """Writes a file, and forgets those that were used longest ago; what can't be kept is done without."""
-    temporary = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError, EcapaError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
-        temporary.replace(path)
+        write_whole(path, lambda to: to.write_bytes(hashlib.sha256(content).digest() + content))
         _forget(path.parent)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _forget(folder: Path) -> None:

@@ -34,15 +34,15 @@ STATUS: list[tuple[type[Exception], int]] = [
     (DownloadError, 422),
     (Stopped, 503),
 ]
-"""What each error of a request is answered with; the first that fits."""
+"""The HTTP status for each error; the first that fits is used."""
 
 
 def create_app(service: Service, *, warm_up: float = 0.0) -> FastAPI:
-    """The ASGI app of a service, which it closes at its end.
+    """Returns the ASGI app of a service; the app closes the service when it shuts down.
 
     Args:
-      service: what it answers with.
-      warm_up: compile for recordings up to these seconds before the first request is taken.
+      service: answers the requests.
+      warm_up: compile for recordings up to this many seconds before accepting the first request.
     """
 
     @contextlib.asynccontextmanager
@@ -69,46 +69,46 @@ def create_app(service: Service, *, warm_up: float = 0.0) -> FastAPI:
     app.include_router(router)
     _add_page(app)
     _add_errors(app)
-    _describe(app)
+    _correct_openapi(app)
     app.add_middleware(Guard, settings=service.settings)
     return app
 
 
-def _describe(app: FastAPI) -> None:
-    """The OpenAPI, with forms as they are: no field of a form can be null, what is optional is left out."""
-    described = app.openapi
+def _correct_openapi(app: FastAPI) -> None:
+    """Corrects the OpenAPI document: a field of a form can be left out, but it can't be null."""
+    build_openapi = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            for name, component in described()["components"]["schemas"].items():
+            for name, component in build_openapi()["components"]["schemas"].items():
                 if name.startswith("Body_"):
-                    component["properties"] = {key: _not_null(value) for key, value in component["properties"].items()}
-        return described()
+                    component["properties"] = {key: _drop_null(value) for key, value in component["properties"].items()}
+        return build_openapi()
 
     app.openapi = openapi  # type: ignore[method-assign, unused-ignore]
 
 
-def _not_null(field: dict[str, Any]) -> dict[str, Any]:
+def _drop_null(field: dict[str, Any]) -> dict[str, Any]:
     kinds = [kind for kind in field.pop("anyOf", []) if kind != {"type": "null"}]
     for kind in kinds:
         field |= kind
     for file in (field, field.get("items", {})):
         if file.pop("contentMediaType", None):
-            file["format"] = "binary"  # which tools know as a file
+            file["format"] = "binary"  # the form in which tools recognise a file
     return field
 
 
 def _add_page(app: FastAPI) -> None:
     @app.get("/healthz", tags=["about"])
     async def healthz(request: Request) -> schema.Health:
-        """That the service is up, and how well it batches."""
+        """Reports that the service is up, and how many requests share a batch."""
         service: Service = request.app.state.service
         batcher = service.batcher
         return schema.Health(model=service.name, batches=batcher.batches, utterances=batcher.utterances)
 
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
-        """The page."""
+        """Sends the page."""
         return FileResponse(_FOLDER / "static" / "index.html")
 
     app.mount("/static", StaticFiles(directory=_FOLDER / "static"))
@@ -116,35 +116,35 @@ def _add_page(app: FastAPI) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     for kind, status in STATUS:
-        app.add_exception_handler(kind, _told(status))
+        app.add_exception_handler(kind, _make_handler(status))
 
     @app.exception_handler(StoreError)
-    async def store(_: Request, error: Exception) -> JSONResponse:
+    async def handle_store(_: Request, error: Exception) -> JSONResponse:
         _LOG.error("%s", error)  # names the file, which is not for clients
-        return _problem(503, "the store of speakers can't be used now; the service's log says why")
+        return _make_answer(503, "the speaker store can't be used now; see the service's log")
 
     @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: Exception) -> JSONResponse:
+    async def handle_refusal(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        return _problem(error.status_code, str(error.detail), error.headers)
+        return _make_answer(error.status_code, str(error.detail), error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def handle_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         parts = [f"{'.'.join(str(at) for at in one['loc'][1:])}: {one['msg']}" for one in error.errors()]
-        return _problem(422, "; ".join(parts))
+        return _make_answer(422, "; ".join(parts))
 
     @app.exception_handler(Exception)
-    async def fault(_: Request, error: Exception) -> JSONResponse:
-        return _problem(500, "internal fault; the service's log has it")
+    async def handle_fault(_: Request, error: Exception) -> JSONResponse:
+        return _make_answer(500, "internal error; see the service's log")
 
 
-def _told(status: int) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
-    async def told(_: Request, error: Exception) -> JSONResponse:
-        return _problem(status, str(error))
+def _make_handler(status: int) -> Callable[[Request, Exception], Awaitable[JSONResponse]]:
+    async def handle(_: Request, error: Exception) -> JSONResponse:
+        return _make_answer(status, str(error))
 
-    return told
+    return handle
 
 
-def _problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def _make_answer(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"detail": " ".join(detail.split())}, status, headers=headers)

@@ -1,4 +1,4 @@
-"""Micro-batching: recordings of requests that are in work at once share the encoder's batches."""
+"""Micro-batching: recordings of concurrent requests share the encoder's batches."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class _Job:
 
 
 class Batcher:
-    """One thread that embeds what waits: the oldest, with all that fits into its batch.
+    """Embeds recordings in one thread: the oldest that waits, together with all that fit into its batch.
 
-    Nothing waits for company. While one batch computes the next one gathers, so that batches grow with the load and a
-    lone request is answered at once.
+    It never waits for more recordings. While one batch is computed the next one collects, so batches grow with the
+    load, and a single request is answered at once.
 
     Attributes:
-      batches, utterances: how many were computed so far.
+      batches, utterances: numbers computed so far.
     """
 
     def __init__(self, encoder: SpeakerEncoder):
@@ -43,7 +43,7 @@ class Batcher:
         self._thread.start()
 
     async def embed(self, waveform: Float32[np.ndarray, " samples"]) -> Rows:
-        """The embedding of a waveform that `SpeakerEncoder.read` would give.
+        """Returns the embedding of a waveform, which has the form that `SpeakerEncoder.read` returns.
 
         Raises:
           Stopped: the service is shutting down.
@@ -57,7 +57,7 @@ class Batcher:
         return await asyncio.wrap_future(job.done)
 
     def close(self) -> None:
-        """Computes what waits, then ends the thread."""
+        """Embeds the recordings that still wait, then ends the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -75,10 +75,10 @@ class Batcher:
                 self.utterances += len(jobs)
                 for job, row in zip(jobs, rows, strict=True):
                     job.done.set_result(row)
-            del jobs  # not kept while the next is waited for
+            del jobs  # frees the memory before the wait for the next batch
 
     def _next(self) -> list[_Job]:
-        """The batch that the oldest job is in; none when closed and all is done."""
+        """Returns the batch with the oldest job; an empty list once the batcher is closed and all jobs are done."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self._closed)

@@ -1,38 +1,34 @@
-"""Recordings by address, for strangers: public hosts only, and the address that was checked is the one connected to.
+"""Fetches recordings that strangers name by address: from public hosts only.
 
-The standard openers resolve a name again when they connect, and go through proxies; here each name is resolved once,
-every address it has is checked, and the socket is opened to one of these.
+The transport resolves each name once, checks every address it has, and connects to one of these, so that a name that
+resolves to something else a moment later gains nothing. The name stays in the Host header and in the TLS handshake.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import ipaddress
 import socket
 import ssl
-import string
 import threading
 import time
-import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
-from ecapa_jax.errors import DownloadError, one_line, without_secrets
+import httpx2
+
+from ecapa_jax.errors import DownloadError, without_secrets
+from ecapa_jax.hub.http import TooLargeError, open_url, read_blocks
+
+__all__ = ["TooLargeError", "fetch_public", "is_public"]
 
 Check = Callable[[str], bool]
 
-_BLOCK = 1 << 16
-_MOVED = {301, 302, 303, 307, 308}
 _REDIRECTS = 4
-_PORTS = {"http": 80, "https": 443}
-
-
-class TooLargeError(DownloadError):
-    """What an address names is larger than allowed."""
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is of the public internet, also inside IPv6 forms that carry an IPv4 address."""
+    """Returns whether an IP address is of the public internet, also inside IPv6 forms that carry an IPv4 address."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         carried = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
@@ -56,94 +52,85 @@ def fetch_public(url: str, *, max_bytes: int, seconds: float, allowed: Check = i
       TooLargeError: the answer is too long.
       DownloadError: another scheme, an address that is not allowed, unreachable, an HTTP error, too slow, cut short.
     """
-    name, end = without_secrets(url), time.monotonic() + seconds
+    name = without_secrets(url)
+    transport = _PublicTransport(time.monotonic() + seconds, allowed)
     try:
-        for _ in range(_REDIRECTS + 1):
-            with _answer(url, name, end, allowed) as response:
-                if response.status not in _MOVED:
-                    return _body(response, name, max_bytes, end)
-                url = _next(url, response.headers.get("Location", ""), name)
-    except DownloadError:
+        with open_url(url, timeout=seconds, redirects=_REDIRECTS, transport=transport) as response:
+            body = b"".join(read_blocks(response, name, max_bytes, remedy="send a shorter recording"))
+    except TooLargeError:
         raise
-    except TimeoutError as error:
+    except DownloadError as error:
+        if transport.seconds_left() > 0:
+            raise
         raise DownloadError(f"{name}: is not there after {seconds:g} s; upload the file instead") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise DownloadError(f"{name}: can't be downloaded ({one_line(error)}); check the address") from error
-    raise DownloadError(f"{name}: redirects more than {_REDIRECTS} times; give the address of the file itself")
+    if transport.seconds_left() <= 0:  # the connection was cut, which looks like the end of a body without a length
+        raise DownloadError(f"{name}: is not there after {seconds:g} s; upload the file instead")
+    return body
 
 
-@contextlib.contextmanager
-def _answer(url: str, name: str, end: float, allowed: Check) -> Iterator[http.client.HTTPResponse]:
-    parts = urllib.parse.urlsplit(urllib.parse.quote(url.strip(), safe=string.punctuation))
-    if parts.scheme not in _PORTS or not parts.hostname:
-        raise DownloadError(f"{name}: only http and https addresses are fetched; give one, or upload the file")
-    port = parts.port or _PORTS[parts.scheme]
-    connection = http.client.HTTPConnection(parts.hostname, port)
-    connection.sock = sock = _connect(parts.hostname, port, parts.scheme, name, end, allowed)
-    # Each wait has a time-out of its own; a server that sends a byte now and then is cut off by this.
-    watch = threading.Timer(_left(end), _cut, [sock])
-    watch.start()
-    try:
-        if isinstance(sock, ssl.SSLSocket):
-            sock.do_handshake()
-        target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
-        host = parts.netloc.rpartition("@")[2]
-        connection.putrequest("GET", target, skip_host=True, skip_accept_encoding=True)
-        for header, value in (("Host", host), ("User-Agent", "ecapa-jax"), ("Accept-Encoding", "identity")):
-            connection.putheader(header, value)
-        connection.endheaders()
-        yield connection.getresponse()
-    except OSError as error:
-        _left(end)
-        raise error
-    finally:
-        watch.cancel()
-        connection.close()
+class _PublicTransport(httpx2.BaseTransport):
+    """Wraps httpx's transport: connects to addresses that were checked, and cuts connections at the deadline.
+
+    httpx's own time limits hold for each wait; a server that sends a byte now and then never reaches them.
+    """
+
+    def __init__(self, deadline: float, allowed: Check):
+        self._deadline = deadline
+        self._allowed = allowed
+        # No connection is kept: the next name may have the same address, and must show its own certificate.
+        limits = httpx2.Limits(max_keepalive_connections=0)
+        self._inner = httpx2.HTTPTransport(verify=ssl.create_default_context(), trust_env=False, limits=limits)
+        self._watches: list[tuple[threading.Timer, socket.socket]] = []
+
+    def seconds_left(self) -> float:
+        """Returns the seconds until the deadline."""
+        return self._deadline - time.monotonic()
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Sends a request to an address of its host, if all addresses of the host are allowed."""
+        host = request.url.raw_host.decode("ascii").strip("[]")
+        left = self.seconds_left()
+        if left <= 0:
+            raise httpx2.ConnectTimeout("the deadline has passed")
+        checked = httpx2.Request(
+            request.method,
+            request.url.copy_with(host=self._resolve(host, request.url)),
+            headers=request.headers,  # with the Host
+            extensions={
+                **request.extensions,
+                "sni_hostname": host,
+                "timeout": dict.fromkeys(("connect", "read", "write", "pool"), left),
+                "trace": self._watch,
+            },
+        )
+        return self._inner.handle_request(checked)
+
+    def close(self) -> None:
+        """Closes all connections."""
+        for timer, sock in self._watches:
+            timer.cancel()
+            sock.close()
+        self._inner.close()
+
+    def _resolve(self, host: str, url: httpx2.URL) -> str:
+        port = url.port or {"http": 80, "https": 443}[url.scheme]
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise httpx2.ConnectError(str(error)) from error
+        addresses = [str(entry[4][0]) for entry in found]
+        if not addresses or not all(self._allowed(address) for address in addresses):
+            raise DownloadError(f"{without_secrets(str(url))}: has no public address; upload the file instead")
+        return addresses[0]
+
+    def _watch(self, event: str, info: dict[str, Any]) -> None:
+        if event == "connection.connect_tcp.complete":
+            sock = info["return_value"].get_extra_info("socket").dup()  # the original is replaced by the one of TLS
+            timer = threading.Timer(max(0.0, self.seconds_left()), _shut_down, [sock])
+            self._watches.append((timer, sock))
+            timer.start()
 
 
-def _connect(host: str, port: int, scheme: str, name: str, end: float, allowed: Check) -> socket.socket:
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [str(entry[4][0]) for entry in found]
-    if not addresses or not all(allowed(address) for address in addresses):
-        raise DownloadError(f"{name}: is no public address; upload the file instead")
-    plain = socket.create_connection((addresses[0], port), timeout=_left(end))
-    if scheme == "http":
-        return plain
-    return ssl.create_default_context().wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
-
-
-def _cut(sock: socket.socket) -> None:
+def _shut_down(sock: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
-
-
-def _next(url: str, location: str, name: str) -> str:
-    if not location:
-        raise DownloadError(f"{name}: redirects to nowhere; check the address")
-    target = urllib.parse.urljoin(url, location)
-    if url.lower().startswith("https:") and not target.lower().startswith("https:"):
-        raise DownloadError(f"{name}: redirects to an address that is not encrypted; give that one, if you trust it")
-    return target
-
-
-def _body(response: http.client.HTTPResponse, name: str, max_bytes: int, end: float) -> bytes:
-    if response.status != http.client.OK:
-        raise DownloadError(f"{name}: the server answered {response.status}; check the address")
-    declared = response.length
-    body = bytearray()
-    while len(body) <= max_bytes and (declared is None or declared <= max_bytes):
-        block = response.read1(_BLOCK)
-        _left(end)  # else a connection that was cut off here would look like the end
-        if not block:
-            if declared is not None and len(body) < declared:
-                raise DownloadError(f"{name}: the connection closed after {len(body)} of {declared} bytes; try again")
-            return bytes(body)
-        body += block
-    raise TooLargeError(f"{name}: is larger than {max_bytes / 1e6:g} MB; send a shorter recording")
-
-
-def _left(end: float) -> float:
-    left = end - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
+        sock.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""What stands before every request: origin, token, number, size and time."""
+"""Checks every request before the app sees it: origin, token, number, size and time."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ DOCS_POLICY = (
 )
 DOCS = "/docs"
 
-_DRAIN = 4  # of a body that is too large, this many times the limit is taken in so that the sender hears why
+_DRAIN = 4  # a body up to this many times the limit is read and dropped, so that the sender gets the answer
 
 
-class _Refused(Exception):
+class _RefusedError(Exception):
     def __init__(self, status: int, detail: str, **headers: str):
         self.status, self.detail, self.headers = status, detail, headers
 
 
-class _Gone(Exception):
-    """The client left."""
+class _ClientGoneError(Exception):
+    """The client has closed the connection."""
 
 
 class Guard:
-    """ASGI middleware that holds a request back until it is there whole, and refuses what is over a limit.
+    """ASGI middleware that passes a request on when it has arrived completely, and refuses it if it is over a limit.
 
-    Bodies are kept in memory, `max_requests` of at most `max_bytes`. Nothing that a client does not send, or does not
-    take, keeps a place for longer than `body_seconds`.
+    Bodies stay in memory: at most `max_requests` of at most `max_bytes` each. A client that stops sending or receiving
+    occupies a place for at most `body_seconds`.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings):
@@ -48,52 +48,52 @@ class Guard:
         self.running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Handles one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        safe = self._guarded_send(scope["path"], send)
-        with contextlib.suppress(_Gone):
+        safe = self._make_guarded_send(scope["path"], send)
+        with contextlib.suppress(_ClientGoneError):
             try:
-                await self._pass(scope, receive, safe)
-            except _Refused as refused:
-                await _answer(refused, safe)
+                await self._handle(scope, receive, safe)
+            except _RefusedError as refused:
+                await _send_refusal(refused, safe)
 
-    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if refused := self._refusal(scope, headers):
-            # A connection that is closed on a sender tells him nothing: what he has to say is taken in, and dropped.
-            await self._body(headers, receive, keep=False)
+        if refused := self._find_refusal(scope, headers):
+            # A client that is still sending does not read the answer, so its body is read and dropped first.
+            await self._read_body(headers, receive, keep=False)
             raise refused
         if not scope["path"].startswith("/v1/"):
             await self.app(scope, receive, send)
             return
         self.running += 1
         try:
-            body = await self._body(headers, receive)
-            await self.app(scope, _replay(body, receive), send)
+            body = await self._read_body(headers, receive)
+            await self.app(scope, _make_replay(body, receive), send)
         finally:
             self.running -= 1
 
-    def _refusal(self, scope: Scope, headers: Headers) -> _Refused | None:
+    def _find_refusal(self, scope: Scope, headers: Headers) -> _RefusedError | None:
         host = headers.get("host", "")
         if self.settings.loopback and not is_loopback(urllib.parse.urlsplit(f"//{host}").hostname or ""):
-            return _Refused(403, "this service answers on this machine only: use localhost or 127.0.0.1")
+            return _RefusedError(403, "this service answers on this machine only: use localhost or 127.0.0.1")
         origin = headers.get("origin")  # no other site may use a visitor's browser to reach this service
         if origin is not None and urllib.parse.urlsplit(origin).netloc.lower() != host.lower():
-            return _Refused(403, "requests of other sites' pages are not taken")
+            return _RefusedError(403, "requests from the pages of other sites are refused")
         if not scope["path"].startswith("/v1/"):
             return None
         if not self.settings.admits(headers.get("authorization", "")):
             wanted = {"www-authenticate": "Bearer"}
-            return _Refused(401, "this service asks for its token: Authorization: Bearer TOKEN", **wanted)
+            return _RefusedError(401, "this service requires its token: Authorization: Bearer TOKEN", **wanted)
         if self.running >= self.settings.max_requests:
-            return _Refused(429, "too many requests at once; try again in a second", **{"retry-after": "1"})
+            return _RefusedError(429, "too many requests at once; try again in a second", **{"retry-after": "1"})
         return None
 
-    async def _body(self, headers: Headers, receive: Receive, *, keep: bool = True) -> bytes:
+    async def _read_body(self, headers: Headers, receive: Receive, *, keep: bool = True) -> bytes:
         limit, declared = self.settings.max_bytes, headers.get("content-length", "")
-        too_large = _Refused(413, f"the request is larger than {limit / 1e6:g} MB; send shorter recordings")
+        too_large = _RefusedError(413, f"the request is larger than {limit / 1e6:g} MB; send shorter recordings")
         wanted = int(declared) if declared.isdecimal() else 0
         if wanted > _DRAIN * limit:
             raise too_large
@@ -104,7 +104,7 @@ class Guard:
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise _Gone
+                        raise _ClientGoneError
                     size += len(message.get("body", b""))
                     more = message.get("more_body", False)
                     if size > _DRAIN * limit:
@@ -114,13 +114,13 @@ class Guard:
                     else:
                         body.clear()
         except TimeoutError:
-            late = f"the request was not there whole after {self.settings.body_seconds:g} s; send it again"
-            raise _Refused(408, late) from None
+            late = f"the request had not arrived completely after {self.settings.body_seconds:g} s; send it again"
+            raise _RefusedError(408, late) from None
         if size > limit:
             raise too_large
         return bytes(body)
 
-    def _guarded_send(self, path: str, send: Send) -> Send:
+    def _make_guarded_send(self, path: str, send: Send) -> Send:
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
@@ -133,13 +133,13 @@ class Guard:
                 async with asyncio.timeout(self.settings.body_seconds):
                     await send(message)
             except TimeoutError:
-                raise _Gone from None
+                raise _ClientGoneError from None
 
         return guarded
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body in one message; then whatever else comes."""
+def _make_replay(body: bytes, receive: Receive) -> Receive:
+    """Returns a `receive` that gives the whole body in one message, then passes on later messages."""
     parts = [body]
 
     async def replayed() -> Message:
@@ -150,7 +150,7 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-async def _answer(refused: _Refused, send: Send) -> None:
+async def _send_refusal(refused: _RefusedError, send: Send) -> None:
     content = json.dumps({"detail": refused.detail}).encode()
     headers = {"content-type": "application/json", "content-length": str(len(content)), "connection": "close"}
     pairs = [(name.encode(), value.encode()) for name, value in (headers | refused.headers).items()]

@@ -11,20 +11,25 @@ from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, Uplo
 from ecapa_jax.identify.store import SpeakerStore
 from ecapa_jax.serve import schema
 from ecapa_jax.serve.service import Service
-from ecapa_jax.serve.uploads import FormRoute, recording, recordings
+from ecapa_jax.serve.uploads import FormRoute, read_recording, read_recordings
 
 REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": schema.Problem, "description": "The form can't be read."},
     401: {"model": schema.Problem, "description": "The token is missing or wrong."},
-    403: {"model": schema.Problem, "description": "Addresses are not fetched here, or another site's page asks."},
+    403: {
+        "model": schema.Problem,
+        "description": "The service does not fetch addresses, or the request comes from another site's page.",
+    },
     408: {"model": schema.Problem, "description": "The request did not arrive in time."},
-    413: {"model": schema.Problem, "description": "The request or a recording is over a limit."},
-    415: {"model": schema.Problem, "description": "It is no multipart/form-data."},
+    413: {"model": schema.Problem, "description": "The request or a recording exceeds a limit."},
+    415: {"model": schema.Problem, "description": "The request is not multipart/form-data."},
     422: {"model": schema.Problem, "description": "A recording or a value can't be used."},
     429: {"model": schema.Problem, "description": "Too many requests at once; try again."},
     503: {"model": schema.Problem, "description": "The service is stopping, or its store can't be used."},
 }
-NO_STORE: dict[int | str, dict[str, Any]] = {404: {"model": schema.Problem, "description": "There is no store."}}
+NO_STORE: dict[int | str, dict[str, Any]] = {
+    404: {"model": schema.Problem, "description": "The service has no speaker store."}
+}
 
 SAMPLES = {
     "slt_1.flac": "Woman, sentence 1",
@@ -38,33 +43,37 @@ SAMPLES = {
 
 router = APIRouter(prefix="/v1", route_class=FormRoute, responses=REFUSALS)
 
-Threshold = Annotated[float | None, Form(description="Accept at this score or above; the model's if left out.")]
-Upload = Annotated[UploadFile | None, File(description="WAV, FLAC, OGG or MP3; any rate, any number of channels.")]
-Uploads = Annotated[list[UploadFile] | None, File(description="Recordings, each as for verify.")]
-Url = Annotated[str | None, Form(description="In place of the file, where --allow-urls is on.")]
-Urls = Annotated[list[str] | None, Form(description="Addresses, where --allow-urls is on.")]
+Threshold = Annotated[
+    float | None, Form(description="Accept scores at or above this value; the default is the model's threshold.")
+]
+Upload = Annotated[
+    UploadFile | None, File(description="WAV, FLAC, OGG or MP3, at any sample rate and with any number of channels.")
+]
+Uploads = Annotated[list[UploadFile] | None, File(description="Recordings in the formats that verify accepts.")]
+Url = Annotated[str | None, Form(description="Address to fetch instead of the file; needs --allow-urls.")]
+Urls = Annotated[list[str] | None, Form(description="Addresses to fetch; needs --allow-urls.")]
 
 
-def service_of(request: Request) -> Service:
-    """The service that the app was made for."""
+def get_service(request: Request) -> Service:
+    """Returns the app's service."""
     found: Service = request.app.state.service
     return found
 
 
-def store_of(service: Annotated[Service, Depends(service_of)]) -> SpeakerStore:
-    """Its store."""
+def get_store(service: Annotated[Service, Depends(get_service)]) -> SpeakerStore:
+    """Returns the service's speaker store."""
     if service.store is None:
-        raise HTTPException(404, "this service has no store of speakers: start it with --store FILE")
+        raise HTTPException(404, "this service has no speaker store: start it with --store FILE")
     return service.store
 
 
-TheService = Annotated[Service, Depends(service_of)]
-TheStore = Annotated[SpeakerStore, Depends(store_of)]
+TheService = Annotated[Service, Depends(get_service)]
+TheStore = Annotated[SpeakerStore, Depends(get_store)]
 
 
 @router.get("/model", tags=["about"])
 async def model(service: TheService) -> schema.ModelAnswer:
-    """The model, what it was measured at, and what this service allows."""
+    """Describes the model, its measured error rates, and the limits of this service."""
     encoder, settings = service.encoder, service.settings
     scoring = encoder.scorer.scoring
     return schema.ModelAnswer(
@@ -95,10 +104,10 @@ async def verify(
     b_url: Url = None,
     threshold: Threshold = None,
 ) -> schema.VerifyAnswer:
-    """Scores two recordings: one speaker or two?"""
+    """Scores two recordings and says whether one speaker made both."""
     start = time.perf_counter()
-    one = await recording(a, a_url, "a", service.settings)
-    other = await recording(b, b_url, "b", service.settings)
+    one = await read_recording(a, a_url, "a", service.settings)
+    other = await read_recording(b, b_url, "b", service.settings)
     answer, seconds = await service.verify(one, other, threshold)
     return schema.VerifyAnswer(
         score=answer.score,
@@ -106,21 +115,21 @@ async def verify(
         threshold=answer.threshold,
         score_type=answer.score_type,
         seconds=seconds,
-        milliseconds=_since(start),
+        milliseconds=_milliseconds_since(start),
         model=service.name,
     )
 
 
 @router.post("/embed", tags=["score"])
 async def embed(service: TheService, file: Uploads = None, file_url: Urls = None) -> schema.EmbedAnswer:
-    """Embeds recordings; equal to what each gives alone."""
+    """Embeds recordings; each embedding is the same as if its recording were sent alone."""
     start = time.perf_counter()
-    found = await recordings(file or [], file_url or [], "file", service.settings)
+    found = await read_recordings(file or [], file_url or [], "file", service.settings)
     waveforms, rows = await service.embed(found)
     return schema.EmbedAnswer(
         embeddings=rows.tolist(),
         seconds=[len(waveform) / service.encoder.sample_rate for waveform in waveforms],
-        milliseconds=_since(start),
+        milliseconds=_milliseconds_since(start),
         model=service.name,
         fingerprint=service.fingerprint,
     )
@@ -128,8 +137,8 @@ async def embed(service: TheService, file: Uploads = None, file_url: Urls = None
 
 @router.post("/features", tags=["score"])
 async def features(service: TheService, file: Upload = None, file_url: Url = None) -> schema.FeaturesAnswer:
-    """What there is to see of a recording: its waveform, and the log-mel features that the network sees."""
-    picture, seconds = await service.picture(await recording(file, file_url, "file", service.settings))
+    """Returns a recording's waveform and the log-mel features that the network receives, for pictures."""
+    picture, seconds = await service.picture(await read_recording(file, file_url, "file", service.settings))
     mels, columns = picture.features.shape
     return schema.FeaturesAnswer(
         seconds=seconds,
@@ -151,8 +160,10 @@ async def enroll(
     file: Uploads = None,
     file_url: Urls = None,
 ) -> schema.EnrollAnswer:
-    """Enrols recordings of a speaker, new or known; all of them or none."""
-    done = await service.enroll(store, name, await recordings(file or [], file_url or [], "file", service.settings))
+    """Enrols recordings of a new or known speaker: all of them, or none if one can't be used."""
+    done = await service.enroll(
+        store, name, await read_recordings(file or [], file_url or [], "file", service.settings)
+    )
     return schema.EnrollAnswer(name=done.name, added=done.added, known=done.known)
 
 
@@ -166,7 +177,7 @@ async def identify(
     threshold: Threshold = None,
 ) -> schema.IdentifyAnswer:
     """Says which enrolled speaker made a recording, or that none did."""
-    one = await recording(file, file_url, "file", service.settings)
+    one = await read_recording(file, file_url, "file", service.settings)
     found = await service.identify(store, one, top=top, threshold=threshold)
     candidates = [schema.CandidateAnswer(name=one.name, score=one.score) for one in found.candidates]
     return schema.IdentifyAnswer(speaker=found.speaker, threshold=found.threshold, candidates=candidates)
@@ -174,10 +185,10 @@ async def identify(
 
 @router.get("/speakers", tags=["speakers"], responses=NO_STORE)
 async def speakers(service: TheService, store: TheStore) -> list[schema.SpeakerAnswer]:
-    """Everyone enrolled, by name."""
+    """Lists the enrolled speakers by name."""
     everyone = await service.speakers(store)
     return [schema.SpeakerAnswer(name=one.name, utterances=one.utterances) for one in everyone]
 
 
-def _since(start: float) -> float:
+def _milliseconds_since(start: float) -> float:
     return round(1000 * (time.perf_counter() - start), 1)

@@ -1,4 +1,4 @@
-"""The server: one process, stopped gracefully."""
+"""The HTTP server: one process that stops gracefully."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from ecapa_jax.errors import EcapaError
 
 HEADER_SECONDS = 10.0
-"""A connection that has not sent the head of its request by then is closed."""
+"""A connection is closed if it has not sent the headers of its request by then."""
 MAX_CONNECTIONS = 1000
 
 
 class HttpProtocol(H11Protocol):
-    """uvicorn's protocol, which waits for the head of a request without end."""
+    """uvicorn's protocol with a time limit on the headers of a request, which uvicorn lacks."""
 
     _head: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override, unused-ignore]
-        """Starts to wait."""
+        """Starts the time limit."""
         super().connection_made(transport)
         self._head = self.loop.call_later(HEADER_SECONDS, transport.close)
 
     def data_received(self, data: bytes) -> None:
-        """Waits anew for the head of the next request."""
+        """Starts the time limit again for the next request."""
         super().data_received(data)
         waiting = self.conn.their_state is h11.IDLE
         if self._head is not None and not waiting:
@@ -42,18 +42,18 @@ class HttpProtocol(H11Protocol):
             self._head = self.loop.call_later(HEADER_SECONDS, self.transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stops waiting."""
+        """Ends the time limit."""
         if self._head is not None:
             self._head.cancel()
         super().connection_lost(exc)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, which ends the program by the signal that stopped it; this one returns."""
+    """uvicorn's server, but `run` returns after a signal, where uvicorn's raises the signal again."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Stops on SIGINT and SIGTERM; at once on a second SIGINT."""
+        """Stops on SIGINT and SIGTERM, and without waiting on a second SIGINT."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -66,13 +66,13 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound to the address.
+    """Returns a socket that listens on the address.
 
     Raises:
-      EcapaError: it is in use, or not of this machine.
+      EcapaError: the address is in use, or does not belong to this machine.
     """
     if not 0 <= port <= 65535:
-        raise EcapaError(f"port {port} is none; choose another --port, from 0 to 65535")
+        raise EcapaError(f"port {port} does not exist; choose a --port from 0 to 65535")
     try:
         (family, *_), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         return socket.create_server((host, port), family=family, backlog=2048)
@@ -81,14 +81,14 @@ def listen(host: str, port: int) -> socket.socket:
         raise EcapaError(f"can't listen on {host} port {port} ({reason}); choose another --host or --port") from error
 
 
-def address_of(sock: socket.socket) -> str:
-    """What to type into a browser."""
+def format_address(sock: socket.socket) -> str:
+    """Returns the URL to open in a browser."""
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def server_of(app: FastAPI, *, stop_seconds: float) -> uvicorn.Server:
-    """A server for the app; `run(sockets=[...])` serves until a signal comes and the requests in work are answered."""
+def make_server(app: FastAPI, *, stop_seconds: float) -> uvicorn.Server:
+    """Returns a server; `run(sockets=[...])` serves until a signal arrives and the current requests are answered."""
     config = uvicorn.Config(
         app,
         http=HttpProtocol,

@@ -18,12 +18,12 @@ class Problem(BaseModel):
 class VerifyAnswer(BaseModel):
     """The answer to one trial."""
 
-    score: float = Field(description="Of both recordings, as `score_type` says.")
-    same_speaker: bool | None = Field(description="score >= threshold; null without a threshold.")
-    threshold: float | None = Field(description="The one used: the request's, or the model's.")
+    score: float = Field(description="The score of the two recordings; `score_type` says what it is.")
+    same_speaker: bool | None = Field(description="Whether score >= threshold; null without a threshold.")
+    threshold: float | None = Field(description="The threshold used: the request's, or else the model's.")
     score_type: ScoreType = Field(description="cosine and half lie in [-1, 1]; the others are not bounded.")
-    seconds: list[float] = Field(description="Length of both recordings.")
-    milliseconds: float = Field(description="Time taken from the whole request to the answer.")
+    seconds: list[float] = Field(description="Lengths of the two recordings.")
+    milliseconds: float = Field(description="Time from the arrival of the whole request to the answer.")
     model: str
 
 
@@ -38,24 +38,24 @@ class EmbedAnswer(BaseModel):
 
 
 class FeaturesAnswer(BaseModel):
-    """What there is to see of a recording."""
+    """The data of the page's pictures."""
 
     seconds: float
     peaks: list[list[float]] = Field(description="Lowest and highest sample of each equal part.")
-    frames: int = Field(description="Of log-mel features, as the network sees them.")
+    frames: int = Field(description="Number of log-mel frames that the network receives.")
     mels: int
-    columns: int = Field(description="Of the picture; neighbouring frames are averaged in long recordings.")
+    columns: int = Field(description="Width of the picture; neighbouring frames of long recordings are averaged.")
     lowest: float = Field(description="Value drawn as 0.")
     highest: float = Field(description="Value drawn as 255.")
     image: str = Field(description="mels x columns bytes, row by row from the lowest band, in base64.")
 
 
 class EnrollAnswer(BaseModel):
-    """What an enrolment did."""
+    """The result of an enrolment."""
 
     name: str
-    added: int = Field(description="Recordings that were new.")
-    known: int = Field(description="Recordings that had been enrolled before.")
+    added: int = Field(description="Number of new recordings.")
+    known: int = Field(description="Number of recordings that were enrolled already.")
 
 
 class SpeakerAnswer(BaseModel):
@@ -66,16 +66,18 @@ class SpeakerAnswer(BaseModel):
 
 
 class CandidateAnswer(BaseModel):
-    """A speaker who may be the one."""
+    """A speaker who may have made the recording."""
 
     name: str
     score: float
 
 
 class IdentifyAnswer(BaseModel):
-    """Who speaks."""
+    """The speaker of a recording."""
 
-    speaker: str | None = Field(description="The best candidate at or above the threshold; null: nobody known.")
+    speaker: str | None = Field(
+        description="The best candidate at or above the threshold; null if nobody enrolled reaches it."
+    )
     threshold: float | None
     candidates: list[CandidateAnswer]
 
@@ -86,7 +88,7 @@ class OperatingPoint(BaseModel):
     threshold: float
     far: float = Field(description="False acceptance rate.")
     frr: float = Field(description="False rejection rate.")
-    trials: str = Field(description="The list they come from.")
+    trials: str = Field(description="The trial list on which they were measured.")
     n_trials: int | None = None
 
 
@@ -98,7 +100,7 @@ class Sample(BaseModel):
 
 
 class ModelAnswer(BaseModel):
-    """The model, what it was measured at, and what this service allows."""
+    """The model, its measured error rates, and the limits of this service."""
 
     name: str
     embedding_dim: int
@@ -106,7 +108,7 @@ class ModelAnswer(BaseModel):
     sample_rate: int
     threshold: float | None
     score_type: ScoreType
-    scale: str = Field(description="What the score is, in words.")
+    scale: str = Field(description="What the score means.")
     operating_points: list[OperatingPoint]
     minimum_seconds: float
     max_seconds: float
@@ -118,9 +120,9 @@ class ModelAnswer(BaseModel):
 
 
 class Health(BaseModel):
-    """That the service is up."""
+    """The state of the service."""
 
     status: Literal["ok"] = "ok"
     model: str
-    batches: int = Field(description="Computed so far.")
-    utterances: int = Field(description="Embedded so far; over batches: the batching that the load allows.")
+    batches: int = Field(description="Batches computed so far.")
+    utterances: int = Field(description="Utterances embedded so far; divided by batches, the mean size of a batch.")

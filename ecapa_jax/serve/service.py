@@ -1,4 +1,4 @@
-"""What the service does, without HTTP: recordings as bytes in, answers out."""
+"""The service without HTTP: takes recordings as bytes and returns answers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from jaxtyping import Float32
 from ecapa_jax.audio.load import is_silent, load_audio
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError, StoreError
-from ecapa_jax.identify.database import Speaker, Utterance, checked_name
-from ecapa_jax.identify.store import Enrolment, Identification, SpeakerStore, digest_of
+from ecapa_jax.identify.database import Speaker, Utterance, check_name
+from ecapa_jax.identify.store import Enrolment, Identification, SpeakerStore, compute_digest
 from ecapa_jax.scoring.scorer import Verification, checked_threshold
 from ecapa_jax.serve.batcher import Batcher
 from ecapa_jax.serve.fetch import fetch_public
@@ -35,7 +35,7 @@ _LONGEST_NAME = 80
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """A recording of a request: content and name of a file, or an address."""
+    """A recording in a request: the content and name of a file, or an address."""
 
     name: str
     content: bytes = b""
@@ -43,7 +43,7 @@ class Recording:
 
 
 class _Named(io.BytesIO):
-    """Bytes that bring the name that messages shall show."""
+    """Bytes with a name for messages."""
 
     def __init__(self, content: bytes, name: str):
         super().__init__(content)
@@ -51,12 +51,12 @@ class _Named(io.BytesIO):
 
 
 class Service:
-    """A model, its batcher, and where there is one the store of enrolled speakers.
+    """A model, its batcher, and optionally the store of enrolled speakers.
 
     Attributes:
-      encoder, name: the model.
-      points: its operating points.
-      fingerprint: equal ones give embeddings that may be compared.
+      encoder, name: the model and its name.
+      points: the model's operating points.
+      fingerprint: models with equal fingerprints give embeddings that can be compared.
     """
 
     def __init__(
@@ -74,44 +74,44 @@ class Service:
         self.points = list(points)
         self.store = store
         self.batcher = Batcher(encoder)
-        self.fingerprint = encoder.fingerprint  # hashes every weight: not while requests wait
+        self.fingerprint = encoder.fingerprint  # hashes every weight, so it is done before requests arrive
         self._painter = Painter(encoder)
-        self._painting = threading.Lock()  # one picture at a time: the processor is for embeddings
+        self._painting = threading.Lock()  # one picture at a time leaves the processor to embeddings
         self._decoding: anyio.CapacityLimiter | None = None
         self._storing: anyio.CapacityLimiter | None = None
 
     @property
     def minimum_seconds(self) -> float:
-        """Of a recording."""
+        """The shortest recording that the model accepts."""
         return self.encoder.minimum_samples / self.encoder.sample_rate
 
     async def read(self, recording: Recording) -> Waveform:
-        """The waveform of a recording, as `SpeakerEncoder.read` gives it.
+        """Returns the waveform of a recording, in the form of `SpeakerEncoder.read`.
 
         Raises:
-          AudioError: it is no audio, too short, too long, silent or damaged.
+          AudioError: the recording is not audio, too short, too long, silent or damaged.
           DownloadError: its address can't be fetched.
         """
         if self._decoding is None:
             self._decoding = anyio.CapacityLimiter(os.cpu_count() or 1)
         if recording.url:
-            content = await anyio.to_thread.run_sync(self._fetched, recording.url)
+            content = await anyio.to_thread.run_sync(self._fetch, recording.url)
             recording = dataclasses.replace(recording, content=content, url="")
-        return await anyio.to_thread.run_sync(self._decoded, recording, limiter=self._decoding)
+        return await anyio.to_thread.run_sync(self._decode, recording, limiter=self._decoding)
 
     async def embed_views(self, waveforms: Sequence[Waveform]) -> Float32[np.ndarray, "n views embedding"]:
-        """As `SpeakerEncoder.embed_views`, in batches shared with other requests."""
+        """Does what `SpeakerEncoder.embed_views` does, in batches shared with other requests."""
         views = [view for waveform in waveforms for view in self.encoder.scorer.views(waveform)]
         rows = await asyncio.gather(*map(self.batcher.embed, views))
         return np.stack(rows).reshape(len(waveforms), self.encoder.scorer.n_views, -1)
 
     async def embed(self, recordings: Sequence[Recording]) -> tuple[list[Waveform], Float32[np.ndarray, "n embedding"]]:
-        """Waveforms and embeddings of recordings."""
+        """Returns the waveforms and the embeddings of recordings."""
         waveforms = [await self.read(recording) for recording in recordings]
         return waveforms, np.stack(await asyncio.gather(*map(self.batcher.embed, waveforms)))
 
     async def verify(self, a: Recording, b: Recording, threshold: float | None) -> tuple[Verification, list[float]]:
-        """The answer to a trial, and the seconds of both recordings.
+        """Scores two recordings; returns the answer and the lengths of both in seconds.
 
         Raises:
           ConfigError: the threshold is out of the score's range.
@@ -126,20 +126,20 @@ class Service:
         return Verification(score, same_speaker, threshold, scorer.scoring.score_type), seconds
 
     async def picture(self, recording: Recording) -> tuple[Picture, float]:
-        """What the page draws of a recording, and its seconds."""
+        """Returns the data of the page's pictures, and the recording's length in seconds."""
         waveform = await self.read(recording)
-        picture = await anyio.to_thread.run_sync(self._painted, waveform)
+        picture = await anyio.to_thread.run_sync(self._paint, waveform)
         return picture, len(waveform) / self.encoder.sample_rate
 
     async def enroll(self, store: SpeakerStore, name: str, recordings: Sequence[Recording]) -> Enrolment:
-        """As `SpeakerStore.enroll`."""
+        """Does what `SpeakerStore.enroll` does, in shared batches."""
         try:
-            name = checked_name(name)
-        except StoreError as error:  # the only one whose words are for the client
+            name = check_name(name)
+        except StoreError as error:  # other errors of the store name files, which clients should not see
             raise ConfigError(str(error)) from error
         waveforms, rows = await self.embed(recordings)
         utterances = [
-            Utterance(recording.name, digest_of(waveform), row)
+            Utterance(recording.name, compute_digest(waveform), row)
             for recording, waveform, row in zip(recordings, waveforms, rows, strict=True)
         ]
         added = await self._with_store(lambda: store.database.enroll(name, utterances))
@@ -148,32 +148,32 @@ class Service:
     async def identify(
         self, store: SpeakerStore, recording: Recording, *, top: int, threshold: float | None
     ) -> Identification:
-        """As `SpeakerStore.identify`."""
+        """Does what `SpeakerStore.identify` does, in shared batches."""
         threshold = None if threshold is None else checked_threshold(threshold)
         _, rows = await self.embed([recording])
         return await self._with_store(lambda: store.identify_embedding(rows[0], top=top, threshold=threshold))
 
     async def speakers(self, store: SpeakerStore) -> list[Speaker]:
-        """Everyone enrolled."""
+        """Returns all enrolled speakers."""
         return await self._with_store(store.speakers)
 
     def warm_up(self, max_seconds: float) -> int:
-        """Compiles what recordings up to `max_seconds` need; returns how many programs of the encoder there are."""
+        """Compiles all programs for recordings up to `max_seconds`; returns the number of the encoder's programs."""
         count = self.encoder.warm_up(max_seconds)
         length = self.encoder.minimum_samples
         while length <= max_seconds * self.encoder.sample_rate:
-            self._painted(np.zeros(length, np.float32))
-            length += length // 8 + 1  # no bucket is left out: there are four to a doubling
+            self._paint(np.zeros(length, np.float32))
+            length += length // 8 + 1  # leaves out no bucket, because there are four to each doubling
         score = np.ones((self.encoder.scorer.n_views, self.encoder.config.ecapa.embedding_dim), np.float32)
         self.encoder.score(score, score, [1.0, 1.0])
         return count
 
     def parameters(self) -> int:
-        """Weights of the model."""
+        """Returns the number of weights in the model."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.encoder.variables["params"]))
 
     def close(self) -> None:
-        """Ends what runs, and closes the store."""
+        """Ends the batcher and closes the store."""
         self.batcher.close()
         if self.store is not None:
             self.store.close()
@@ -183,14 +183,14 @@ class Service:
             self._storing = anyio.CapacityLimiter(1)
         return await anyio.to_thread.run_sync(action, limiter=self._storing)
 
-    def _fetched(self, url: str) -> bytes:
+    def _fetch(self, url: str) -> bytes:
         return fetch_public(url, max_bytes=self.settings.max_bytes, seconds=self.settings.body_seconds)
 
-    def _painted(self, waveform: Waveform) -> Picture:
+    def _paint(self, waveform: Waveform) -> Picture:
         with self._painting:
             return self._painter.picture(waveform)
 
-    def _decoded(self, recording: Recording) -> Waveform:
+    def _decode(self, recording: Recording) -> Waveform:
         rate, name = self.encoder.sample_rate, recording.name
         waveform = load_audio(
             _Named(recording.content, name),
@@ -209,8 +209,8 @@ class Service:
         return waveform
 
 
-def shown_name(name: str | None, otherwise: str) -> str:
-    """A file's name as its sender wrote it, fit for one line."""
+def clean_name(name: str | None, otherwise: str) -> str:
+    """Returns the name of an uploaded file without its folder and without unprintable characters."""
     base = (name or "").replace("\\", "/").rpartition("/")[2]
     shown = "".join(character for character in base if character.isprintable()).strip()
     return shown[:_LONGEST_NAME] or otherwise

@@ -1,4 +1,4 @@
-"""What a service allows."""
+"""The limits of the service."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ LARGEST_BODY = 1 << 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Limits and rights, from the flags of `ecapa-jax serve`.
+    """Limits and permissions, from the options of `ecapa-jax serve`.
 
     Attributes:
-      host: address that is listened on; a loopback address unless told otherwise.
-      max_bytes: of a request, all its files together.
-      max_seconds: of one recording.
-      max_files: of one request.
-      max_requests: in work at once; more are answered with 429.
-      body_seconds: a request that is not there whole by then is answered with 408.
-      token: that `/v1` asks for; None: none.
+      host: address to listen on; by default only this machine can reach it.
+      max_bytes: largest request, all its files together.
+      max_seconds: longest recording.
+      max_files: most files in one request.
+      max_requests: most requests handled at once; further ones get status 429.
+      body_seconds: a request that has not arrived completely by then gets status 408.
+      token: required by `/v1`; None requires no token.
       allow_urls: whether a request may name recordings by public http(s) addresses.
     """
 
@@ -40,8 +40,10 @@ class Settings:
         _require(0 < self.max_seconds <= 6 * 3600, "max-seconds must be above 0 and at most 21600")
         _require(self.max_requests >= 1, "max-requests must be 1 or more")
         _require(self.body_seconds > 0, "body-seconds must be above 0")
+        empty = "the token is empty (an unset variable?); give one, or leave out --token and unset ECAPA_JAX_TOKEN"
+        _require(self.token != "", empty)
         plain = self.token is None or (self.token.isascii() and self.token.isprintable() and " " not in self.token)
-        _require(plain and self.token != "", "the token must be printable ASCII without spaces")
+        _require(plain, "the token must be printable ASCII without spaces")
 
     @property
     def loopback(self) -> bool:
@@ -49,7 +51,7 @@ class Settings:
         return is_loopback(self.host)
 
     def admits(self, authorization: str) -> bool:
-        """Whether an Authorization header brings the token, where one is asked for."""
+        """Returns whether an Authorization header holds the token, if one is required."""
         if self.token is None:
             return True
         scheme, _, given = authorization.partition(" ")
@@ -57,7 +59,7 @@ class Settings:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a name or address is this machine's own."""
+    """Returns whether a name or address is a loopback one."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""Forms that stay in memory, and the recordings in them."""
+"""Reads the recordings in a form, which stays in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import FormData
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from ecapa_jax.serve.service import Recording, shown_name
+from ecapa_jax.serve.service import Recording, clean_name
 from ecapa_jax.serve.settings import LARGEST_BODY, Settings
 
 _MAX_FIELDS = 64
@@ -19,14 +19,14 @@ _LONGEST_URL = 4_096
 
 
 class _Parser(MultiPartParser):
-    spool_max_size = LARGEST_BODY  # what is said into a microphone is never written to a disk
+    spool_max_size = LARGEST_BODY  # recordings are never written to disk
     _ended = False
 
     def on_end(self) -> None:
         self._ended = True
 
     async def parse(self) -> FormData:
-        """The form, if it is there to its last boundary; a part that is cut off would be left out unseen."""
+        """Returns the form if it is complete; Starlette would silently drop a part that is cut off."""
         form = await super().parse()
         if not self._ended:
             for file in self._files_to_close_on_error:
@@ -39,7 +39,7 @@ class _FormRequest(Request):
     """A request whose form is parsed in memory, within the limits."""
 
     async def form(self, **_: Any) -> FormData:  # type: ignore[override, unused-ignore]
-        """The form, once."""
+        """Returns the form."""
         if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
             raise HTTPException(415, "send the recordings as multipart/form-data (curl -F name=@file)")
         settings: Settings = self.app.state.service.settings
@@ -59,10 +59,10 @@ class _FormRequest(Request):
 
 
 class FormRoute(APIRoute):
-    """A route that takes forms in this way."""
+    """A route that reads forms within the limits."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """The handler, given another kind of request."""
+        """Returns the handler, wrapped so that it gets a `_FormRequest`."""
         handler = super().get_route_handler()
 
         async def with_form(request: Request) -> Response:
@@ -71,25 +71,27 @@ class FormRoute(APIRoute):
         return with_form
 
 
-async def recording(upload: UploadFile | None, url: str | None, field: str, settings: Settings) -> Recording:
-    """The one recording of a field: a file, or an address where these are allowed."""
-    found = await recordings([upload] if upload else [], [url] if url else [], field, settings)
+async def read_recording(upload: UploadFile | None, url: str | None, field: str, settings: Settings) -> Recording:
+    """Returns the one recording of a field: a file, or an address if the service allows them."""
+    found = await read_recordings([upload] if upload else [], [url] if url else [], field, settings)
     if len(found) > 1:
         raise HTTPException(422, f"{field}: give a file or {field}_url, not both")
     return found[0]
 
 
-async def recordings(
+async def read_recordings(
     uploads: Sequence[UploadFile], urls: Sequence[str], field: str, settings: Settings
 ) -> list[Recording]:
-    """The recordings of a field, at least one: files, then addresses where these are allowed."""
+    """Returns the recordings of a field, at least one: files, then addresses if the service allows them."""
     if urls and not settings.allow_urls:
-        raise HTTPException(403, "addresses are not fetched here: upload the file, or start with --allow-urls")
+        raise HTTPException(
+            403, "this service does not fetch addresses: upload the file, or start the service with --allow-urls"
+        )
     if any(len(url) > _LONGEST_URL for url in urls):
-        raise HTTPException(422, f"{field}_url: is longer than {_LONGEST_URL} characters; give the file")
+        raise HTTPException(422, f"{field}_url: the address is longer than {_LONGEST_URL} characters; give the file")
     if not uploads and not urls:
-        raise HTTPException(422, f"{field}: no recording in it; give a file (curl -F {field}=@file)")
+        raise HTTPException(422, f"{field}: no recording is given; send a file (curl -F {field}=@file)")
     if len(uploads) + len(urls) > settings.max_files:
         raise HTTPException(422, f"{field}: more than {settings.max_files} recordings; send several requests")
-    files = [Recording(shown_name(upload.filename, field), await upload.read()) for upload in uploads]
-    return files + [Recording(shown_name(url.partition("?")[0], field), url=url) for url in urls]
+    files = [Recording(clean_name(upload.filename, field), await upload.read()) for upload in uploads]
+    return files + [Recording(clean_name(url.partition("?")[0], field), url=url) for url in urls]

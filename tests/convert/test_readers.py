@@ -166,6 +166,8 @@ W = np.ones(2, np.float32)
         ({"model_ema": {"w": W}}, "model_ema"),
         ({"ema": {"w": W}}, "ema"),
         ({"embedding_model": {"w": W}, "state_dict": {0: W}}, "embedding_model"),
+        ({"weights": {"w": W}, "state_dict": {}}, "weights"),
+        ({"averaged": {"student": {"w": W}}, "epoch": 3}, "averaged.student"),
     ],
 )
 def test_tensors_are_found_at_the_top_or_in_a_wrapper(content, wrapper):
@@ -181,7 +183,7 @@ def test_tensors_are_found_at_the_top_or_in_a_wrapper(content, wrapper):
         ([W], "holds a list instead of"),
         ({}, "its top level holds: nothing"),
         ({"epoch": 1, "lr": 0.1}, "its top level holds: epoch, lr;"),
-        ({"weights": {"w": W}, "state_dict": {}}, "its top level holds: weights, state_dict;"),
+        ({"weights": {3: W}, "state_dict": {}}, "its top level holds: weights, state_dict;"),
         ({f"k{n}": [W] for n in range(9)}, "holds: k0, k1, k2, k3, k4, k5, k6, k7, ...;"),
         ({"a\nb": {}, 3: W}, r"holds: 'a\nb', 3;"),
     ],

@@ -160,7 +160,6 @@ def test_what_pytorch_saves_beyond_weights_is_refused_by_name(torch):
         "torch._utils._rebuild_sparse_tensor": torch.eye(2).to_sparse(),
         "torch._tensor._rebuild_from_type_v2": tagged,
         "torch.ComplexFloatStorage": torch.zeros(2, dtype=torch.complex64),
-        "torch.device": torch.device("cpu"),
         "a storage that belongs to no tensor": torch.zeros(2).untyped_storage(),
         "resolve_neg": torch.zeros(2, dtype=torch.complex64).conj().imag,
     }

@@ -81,7 +81,7 @@ def test_scores_files(tmp_path):
         ("\n \n", "is empty"),
         ("1 a b\n\n0 a\n", "line 3: 2 fields, the lines above have 3"),
         ("1 a b\n2 a c\n", "line 2: label '2' is unknown"),
-        ("a b target\na c imposter\n", "line 2: label 'imposter' is unknown"),
+        ("a b target\na c perhaps\n", "line 2: label 'perhaps' is unknown"),
         ("1 a b\n0 b c\n0 a b\n", "line 3: the same pair has the other label in line 1"),
         ("a b\n", "line 1: 'a b' is no trial"),
         ("hello world again\n", "line 1: 'hello world again' is no trial"),

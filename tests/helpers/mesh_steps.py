@@ -17,6 +17,7 @@ import numpy as np
 
 from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.train.config import MeshConfig, TrainConfig
+from ecapa_jax.train.data.manifest import UNNAMED
 from ecapa_jax.train.scale.hlo import collectives
 from ecapa_jax.train.scale.mesh import batch_rows, global_batch, make_mesh, mesh_size, replicated
 from ecapa_jax.train.schedules import Clock
@@ -46,10 +47,10 @@ def config_of(changes: dict[str, dict[str, Any]]) -> TrainConfig:
     return build_config({name: {**DOCUMENT.get(name, {}), **changes.get(name, {})} for name in sections})
 
 
-def host_batches() -> list[dict[str, np.ndarray]]:
-    """The same batches each time, rows in their own order."""
-    generator = np.random.default_rng(0)
-    return [
+def host_batches(with_targets: bool = False) -> list[dict[str, np.ndarray]]:
+    """The same batches each time, rows in their own order; with a teacher's embeddings where one is wanted."""
+    generator, teacher = np.random.default_rng(0), np.random.default_rng(2)
+    batches = [
         {
             "waveforms": (3000 * generator.standard_normal((BATCH, SAMPLES))).astype(np.int16),
             "lengths": np.full(BATCH, SAMPLES, np.int32),
@@ -57,6 +58,10 @@ def host_batches() -> list[dict[str, np.ndarray]]:
         }
         for _ in range(STEPS)
     ]
+    for batch in batches if with_targets else ():
+        batch["targets"] = teacher.standard_normal((BATCH, 16)).astype(np.float32)
+        batch["labels"][::5] = UNNAMED
+    return batches
 
 
 @dataclasses.dataclass
@@ -79,7 +84,7 @@ def run(changes: dict[str, dict[str, Any]]) -> Run:
     state = fresh_state(config, SPEAKERS, mesh)
     order = batch_rows(BATCH, mesh_size(mesh), config.step.micro_batches)
     taken, compiled = [], None
-    for step, rows in enumerate(host_batches(), 1):
+    for step, rows in enumerate(host_batches(config.teacher.is_used), 1):
         batch = global_batch(mesh, {name: array[order] for name, array in rows.items()}, BATCH)
         if compiled is None:
             plan = Plan(config, Clock(1, 100), mesh, SPEAKERS)

@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.identify.store import SpeakerStore
 from ecapa_jax.serve.app import create_app
-from ecapa_jax.serve.run import address_of, listen, server_of
+from ecapa_jax.serve.run import format_address, listen, make_server
 from ecapa_jax.serve.service import Service
 from ecapa_jax.serve.settings import Settings
 from helpers.bundles import POINT
@@ -50,7 +50,7 @@ def running(
     """A real server on a free port of this machine, stopped at the end."""
     points = [POINT, POINT | {"threshold": 0.5, "far": 0.001, "frr": 0.1}]
     service = Service(encoder, Settings(**settings), name="small", points=points, store=store)
-    server = server_of(create_app(service), stop_seconds=stop_seconds)
+    server = make_server(create_app(service), stop_seconds=stop_seconds)
     with listen("127.0.0.1", 0) as sock:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
         thread.start()
@@ -58,7 +58,7 @@ def running(
             assert thread.is_alive()
             time.sleep(0.01)
         try:
-            yield Running(address_of(sock).rstrip("/"), sock.getsockname()[1], service, server)
+            yield Running(format_address(sock).rstrip("/"), sock.getsockname()[1], service, server)
         finally:
             server.should_exit = True
             thread.join(60)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +17,20 @@ from ecapa_jax.train import loop
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import read_manifest
 from ecapa_jax.train.data.prepare import prepare
+from ecapa_jax.train.settings import config_document
 from ecapa_jax.train.start import CHECKPOINTS, start
 
 STEPS = 12
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from ecapa_jax.cli.progress import TrainProgress
+from ecapa_jax.train.loop import train
+from ecapa_jax.train.settings import build_config
+with TrainProgress() as progress:
+    train(build_config(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]), progress)
+"""
 
 
 class Silent:
@@ -69,3 +85,20 @@ def assert_equal_runs(config: TrainConfig, one: Path, other: Path) -> None:
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+
+
+def killed(config: TrainConfig, directory: Path, moment: Callable[[Path], bool]) -> bool:
+    """Trains in a process of its own, and kills it (SIGKILL) when `moment` says so; False where it ended before."""
+    document = directory.parent / "config.json"
+    document.write_text(json.dumps(config_document(config)))
+    command = [sys.executable, "-c", PROGRAM, str(document), str(directory)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 300
+        while process.poll() is None:
+            if moment(directory):
+                process.kill()
+                return True
+            assert time.monotonic() < deadline
+            time.sleep(0.0005)
+        assert process.returncode == 0, process.stderr.read()
+    return False

@@ -76,7 +76,7 @@ def test_refusals_leave_nothing(capsys, tmp_path, clips) -> None:
     for arguments, words in (
         (["enroll", "Ann", *new], "no recordings given"),
         (["enroll", "", clips[0], *new], "a speaker's name is empty"),
-        (["enroll", "a\nb", clips[0], *new], "which is no text"),
+        (["enroll", "a\nb", clips[0], *new], "which is not text"),
         (["enroll", "Ann", clips[0], tmp_path / "gone.wav", *new], "no such file"),
         (["enroll", "Ann", silent, *new], "has no signal"),
         (["enroll", "Ann", clips[0], "--store", tmp_path / "no" / "where.db"], "can't be opened"),

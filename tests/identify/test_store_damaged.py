@@ -107,7 +107,7 @@ def test_an_embedding_of_another_size_is_damage(full: Path, encoder: SpeakerEnco
     connection.commit()
     connection.close()
     with SpeakerStore.open(full, encoder) as store:
-        assert "is damaged (an embedding has another size)" in refusal(store.gallery)
+        assert "has 1 bytes, 768 are right; remove the speaker" in refusal(store.gallery)
 
 
 def test_a_full_disk_changes_nothing(full: Path, encoder: SpeakerEncoder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
@@ -66,9 +67,9 @@ def test_the_checked_address_is_the_one_connected_to(monkeypatch, hub) -> None:
     def resolve(*_, **__):
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
 
-    def connect(address, **options):
+    def connect(address, *rest, **options):
         connected.append(address)
-        return real(("127.0.0.1", port), **options)
+        return real(("127.0.0.1", port), *rest, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     monkeypatch.setattr(socket, "create_connection", connect)
@@ -94,6 +95,30 @@ def test_a_redirect_is_checked_too(hub) -> None:
         get(f"{hub.url}/a.wav?key=s3cret", allowed=lambda address: not checked.append(address) and len(checked) == 1)
     assert len(checked) == 2
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_the_body_of_a_redirect_is_not_read(packed) -> None:
+    """An endless or packed one would fill the memory, whatever `max_bytes` says."""
+    sent = 0
+
+    def redirect(listener: socket.socket) -> None:
+        nonlocal sent
+        peer, _ = listener.accept()
+        with peer, contextlib.suppress(OSError):
+            packing = "Content-Encoding: gzip\r\n" if packed else ""
+            peer.sendall(f"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.2/\r\n{packing}\r\n".encode())
+            while sent < 200_000_000:
+                sent += peer.send(bytes(100_000))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=redirect, args=[listener])
+        thread.start()
+        checked = iter([True, False])
+        with pytest.raises(DownloadError, match="no public address"):
+            get(f"http://127.0.0.1:{listener.getsockname()[1]}/", allowed=lambda _: next(checked))
+        thread.join()
+    assert sent < 20_000_000
 
 
 @pytest.mark.parametrize(

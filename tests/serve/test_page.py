@@ -220,9 +220,9 @@ def test_clear_messages(opened, samples, why, tmp_path) -> None:
 
 def test_the_microphone(opened, server, monkeypatch) -> None:
     heard = []
-    decoded = type(server.service)._decoded
+    decoded = type(server.service)._decode
     monkeypatch.setattr(
-        type(server.service), "_decoded", lambda self, one: heard.append(decoded(self, one)) or heard[-1]
+        type(server.service), "_decode", lambda self, one: heard.append(decoded(self, one)) or heard[-1]
     )
     button = slot(opened, "a").locator(".record")
     button.click()

@@ -210,7 +210,7 @@ def test_a_fault_is_told_without_its_trace_and_the_service_goes_on(encoder, monk
             broken.setattr(type(encoder), "embed", lambda *_: 1 / 0)
             answer = httpx2.post(f"{server.url}/v1/embed", files={"file": ("a.wav", WAV)})
         assert answer.status_code == 500
-        assert answer.json() == {"detail": "internal fault; the service's log has it"}
+        assert answer.json() == {"detail": "internal error; see the service's log"}
         assert httpx2.post(f"{server.url}/v1/embed", files={"file": ("a.wav", WAV)}, timeout=60).status_code == 200
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import json
 import os
 import random
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,36 +23,8 @@ from ecapa_jax.errors import AudioError, BundleError
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.prepare import prepare
 from ecapa_jax.train.loop import history, train
-from ecapa_jax.train.settings import config_document
 from ecapa_jax.train.start import CHECKPOINTS
-from helpers.training import Silent, assert_equal_runs, state_of, stop_after
-
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from ecapa_jax.cli.progress import TrainProgress
-from ecapa_jax.train.loop import train
-from ecapa_jax.train.settings import build_config
-with TrainProgress() as progress:
-    train(build_config(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]), progress)
-"""
-
-
-def killed(config: TrainConfig, directory: Path, moment: Callable[[Path], bool]) -> bool:
-    """Trains in a process of its own, and kills it (SIGKILL) when `moment` says so; False where it ended before."""
-    document = directory.parent / "config.json"
-    document.write_text(json.dumps(config_document(config)))
-    command = [sys.executable, "-c", PROGRAM, str(document), str(directory)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 300
-        while process.poll() is None:
-            if moment(directory):
-                process.kill()
-                return True
-            assert time.monotonic() < deadline
-            time.sleep(0.0005)
-        assert process.returncode == 0, process.stderr.read()
-    return False
+from helpers.training import Silent, assert_equal_runs, killed, state_of, stop_after
 
 
 def unfinished_saves(directory: Path) -> list[Path]:

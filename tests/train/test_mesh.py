@@ -75,6 +75,14 @@ def test_two_by_four_is_one_device() -> None:
 
 
 @pytest.mark.slow
+def test_distillation_on_two_by_four_is_one_device() -> None:
+    """Every loss against a table's embeddings, and the speakers of those rows that have one."""
+    teacher = {"embeddings": "table", "relations": 5.0, "contrast": 0.2, "labels": 0.5}
+    (report,) = on_eight_devices({"mesh": {"data": 2, "model": 4}, "teacher": teacher})
+    check_equal(report)
+
+
+@pytest.mark.slow
 def test_other_grids_are_one_device() -> None:
     grids = ((8, 1), (2, 4), (1, 8))
     for grid, report in zip(

@@ -26,6 +26,7 @@ def manifest(n_utterances: int, n_speakers: int) -> Manifest:
         starts=np.zeros(n_utterances, np.int64),
         samples=np.full(n_utterances, 16000, np.int64),
         labels=labels.astype(np.int32),
+        variants=("",) * n_utterances,
         speakers=tuple(f"s{i}" for i in range(n_speakers)),
         rate=16000,
         fingerprint="",

@@ -80,7 +80,7 @@ def test_kaldi_and_csv_name_the_same_recordings(collection, tmp_path):
     [
         ({"wav.scp": "a sox x |\n", "utt2spk": "a s\n"}, "is a command"),
         ({"wav.scp": "a x.wav\n", "utt2spk": "b s\n"}, "no speaker of a"),
-        ({"wav.scp": "a\n", "utt2spk": "a s\n"}, ":1 is not"),
+        ({"wav.scp": "a\n", "utt2spk": "a s\n"}, ":1: has no path"),
         ({"wav.scp": "a x.wav\na y.wav\n", "utt2spk": "a s\n"}, "the id a is there twice"),
         ({}, "holds no recording"),
     ],
@@ -97,7 +97,7 @@ def test_a_bad_folder_is_told(tmp_path, files, message):
     [
         ("ID,spk\na,b\n", "no column for the path"),
         ("path,start,spk\nx.wav,soon,s\n", "start is 'soon'"),
-        ("path,spk\nx.wav,\n", ":2 lacks a path or a speaker"),
+        ("path,spk\nx.wav,\n", ":2: its speaker is missing"),
     ],
 )
 def test_a_bad_table_is_told(tmp_path, text, message):

@@ -1,29 +1,20 @@
-"""Layouts of speech collections: speaker folders (VoxCeleb's tree is one), Kaldi's lists, CSV tables."""
+"""Layouts of speech collections: speaker folders (VoxCeleb's tree is one), Kaldi's lists, tables and JSON lines."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import itertools
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from ecapa_jax.errors import TrainingError
+from ecapa_jax.files.entries import COLUMNS, Entry, numbered_lines, read_json, read_scp, read_table, under
+from ecapa_jax.files.recordings import AUDIO_SUFFIXES, find_audio
 
 Layout = Literal["auto", "folders", "kaldi", "csv"]
 
-SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".aiff", ".au"}
-
-COLUMNS = {
-    "id": ("ID", "id", "utt", "utterance"),
-    "path": ("path", "wav", "file"),
-    "speaker": ("spk", "spk_id", "speaker"),
-    "start": ("start",),
-    "stop": ("stop",),
-}
-"""Names of columns: 3D-Speaker's (ID, path, start, stop, spk) and SpeechBrain's (ID, wav, start, stop, spk_id)."""
+_JSON = {".json", ".jsonl", ".ndjson", ".list"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +39,11 @@ def find_recordings(source: Path, layout: Layout = "auto", *, rate: int = 16000)
     """The utterances of a collection, sorted by id.
 
     Args:
-      source: a folder of speaker folders (anything below `<speaker>/` at any depth), a Kaldi data folder with `wav.scp`
-        and `utt2spk`, or a CSV file.
+      source: a folder of speaker folders (anything below `<speaker>/` at any depth), a Kaldi data folder with
+        `wav.scp`, `utt2spk` and perhaps `segments`, a CSV or TSV, or a list of JSON objects as NeMo,
+        WeSpeaker and SpeechBrain write them.
       layout: which of them; `auto` looks.
-      rate: Hz, by which a CSV's integer `start` and `stop` are samples.
+      rate: Hz, by which a table's integer `start` and `stop` are samples.
 
     Raises:
       TrainingError: it is none of them, or a line of a list is malformed, or an id is there twice.
@@ -60,7 +52,8 @@ def find_recordings(source: Path, layout: Layout = "auto", *, rate: int = 16000)
         raise TrainingError(f"{source}: no such file or folder; check the path")
     found = _reader(source, layout)(source, rate)
     if not found:
-        raise TrainingError(f"{source} holds no recording ({', '.join(sorted(SUFFIXES))}) in a folder of its speaker")
+        kinds = ", ".join(sorted(AUDIO_SUFFIXES))
+        raise TrainingError(f"{source} holds no recording ({kinds}) in a folder of its speaker")
     found.sort(key=lambda recording: recording.id)
     for one, other in itertools.pairwise(found):
         if one.id == other.id:
@@ -71,74 +64,78 @@ def find_recordings(source: Path, layout: Layout = "auto", *, rate: int = 16000)
 def _reader(source: Path, layout: Layout) -> Callable[[Path, int], list[Recording]]:
     if layout == "auto":
         layout = "csv" if source.is_file() else "kaldi" if (source / "wav.scp").is_file() else "folders"
-    return {"folders": _folders, "kaldi": _kaldi, "csv": _csv}[layout]
+    return {"folders": _folders, "kaldi": _kaldi, "csv": _list}[layout]
 
 
 def _folders(source: Path, rate: int) -> list[Recording]:
     """The first folder below `source` is the speaker: `id10001/video/00001.wav`, `speaker/utterance.flac`."""
-    paths = (path for path in source.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    placed = ((path, path.relative_to(source)) for path in paths)
+    placed = ((path, path.relative_to(source)) for path in find_audio(source))
     return [Recording(str(below), path, below.parts[0]) for path, below in placed if len(below.parts) > 1]
 
 
 def _kaldi(source: Path, rate: int) -> list[Recording]:
-    speakers = dict(_pairs(source / "utt2spk"))
+    speakers = dict(map(tuple, _fields(source / "utt2spk", 2)))
+    try:
+        entries = list(read_scp(source / "wav.scp", TrainingError))
+    except OSError as error:
+        raise TrainingError(f"{source / 'wav.scp'} can't be read ({error})") from error
+    if (source / "segments").is_file():
+        paths = {entry.id: entry.path for entry in entries}
+        return [_segment(source, fields, paths, speakers) for fields in _fields(source / "segments", 4)]
     recordings = []
-    for name, path in _pairs(source / "wav.scp"):
-        if path.endswith("|"):
-            raise TrainingError(
-                f"{source / 'wav.scp'}: {name} is a command, which is not run: write its output to a file"
-            )
-        if name not in speakers:
-            raise TrainingError(f"{source / 'utt2spk'} gives no speaker of {name}")
-        recordings.append(Recording(name, source / path, speakers[name]))
+    for entry in entries:
+        if entry.id not in speakers:
+            raise TrainingError(f"{source / 'utt2spk'} gives no speaker of {entry.id}")
+        recordings.append(Recording(str(entry.id), source / entry.path, speakers[entry.id]))
     return recordings
 
 
-def _pairs(path: Path) -> list[tuple[str, str]]:
+def _segment(source: Path, fields: list[str], paths: dict[str | None, str], speakers: dict[str, str]) -> Recording:
+    """An utterance of Kaldi's `segments`, which is a part of a recording."""
+    name, recording, *times = fields
+    if recording not in paths:
+        raise TrainingError(f"{source / 'wav.scp'} has no recording {recording}, which segments names for {name}")
+    if name not in speakers:
+        raise TrainingError(f"{source / 'utt2spk'} gives no speaker of {name}")
     try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        start, stop = map(float, times)
+    except ValueError as error:
+        raise TrainingError(f"{source / 'segments'}: {name} has times {' '.join(times)}, not two numbers") from error
+    end = None if stop == -1 else stop  # Kaldi: up to the recording's end
+    if not start >= 0 or (end is not None and not end > start):
+        raise TrainingError(f"{source / 'segments'}: {name} is empty, from {start:g} to {stop:g} s")
+    return Recording(name, source / paths[recording], speakers[name], start, end)
+
+
+def _fields(path: Path, n_fields: int) -> list[list[str]]:
+    """The fields of each line of one of Kaldi's files; a byte order mark is left out."""
+    try:
+        found = [(number, line.split(maxsplit=n_fields - 1)) for number, line in numbered_lines(path, TrainingError)]
+    except OSError as error:
         raise TrainingError(f"{path} can't be read ({error})") from error
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            parts = line.split(maxsplit=1)
-            if len(parts) != 2:
-                raise TrainingError(f"{path}:{number} is not `id value`: {line[:60]!r}")
-            pairs.append((parts[0], parts[1].strip()))
-    return pairs
+    for number, fields in found:
+        if len(fields) != n_fields:
+            form = "id value" if n_fields == 2 else "id recording start stop"
+            raise TrainingError(f"{path}:{number} is not `{form}`: {' '.join(fields)[:60]!r}")
+    return [fields for _, fields in found]
 
 
-def _csv(source: Path, rate: int) -> list[Recording]:
+def _list(source: Path, rate: int) -> list[Recording]:
+    """A table, or JSON objects; integer start and stop are samples, those with a decimal point seconds."""
+    is_json = source.suffix.lower() in _JSON
     try:
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, dialect="excel-tab" if source.suffix == ".tsv" else "excel")
-            names = {key: _column(source, list(reader.fieldnames or ()), key) for key in COLUMNS}
-            return [_row(source, number, row, names, rate) for number, row in enumerate(reader, 2)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        entries = list(read_json(source, TrainingError) if is_json else read_table(source, TrainingError))
+    except (OSError, UnicodeDecodeError) as error:
         raise TrainingError(f"{source} can't be read ({error})") from error
+    return [_recording(source, entry, rate) for entry in entries]
 
 
-def _column(source: Path, header: list[str] | tuple[str, ...], key: str) -> str | None:
-    for name in COLUMNS[key]:
-        if name in header:
-            return name
-    if key in ("path", "speaker"):
-        raise TrainingError(f"{source} has no column for the {key}: name one of {', '.join(COLUMNS[key])}")
-    return None
-
-
-def _row(source: Path, number: int, row: dict[str, str], names: dict[str, str | None], rate: int) -> Recording:
-    values = {key: (row.get(name) or "").strip() if name else "" for key, name in names.items()}
-    if not values["path"] or not values["speaker"]:
-        raise TrainingError(f"{source}:{number} lacks a path or a speaker")
-    times = {}
-    for key in ("start", "stop"):
-        text = values[key]
-        if text and not re.fullmatch(r"\d+(\.\d+)?", text):
-            raise TrainingError(f"{source}:{number}: {key} is {text!r}, not a number")
-        # SpeechBrain counts samples, 3D-Speaker seconds with a decimal point.
-        times[key] = None if not text else float(text) if "." in text else int(text) / rate
-    path = source.parent / values["path"]
-    return Recording(values["id"] or f"{values['path']}:{number}", path, values["speaker"], **times)
+def _recording(source: Path, entry: Entry, rate: int) -> Recording:
+    if entry.speaker is None:
+        names = ", ".join(COLUMNS["speaker"])
+        raise TrainingError(f"{entry.where}: there is no column for the speaker: name one of {names}")
+    factor = rate if entry.in_samples else 1
+    start, stop = (None if value is None else value / factor for value in (entry.start, entry.stop))
+    identity = entry.id or f"{entry.path}:{entry.where.rpartition(':')[2]}"
+    path = Path(under(source.parent, entry.path.strip()))
+    return Recording(identity.strip(), path, entry.speaker.strip(), start, stop)

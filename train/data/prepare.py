@@ -16,7 +16,9 @@ from jaxtyping import Int16
 
 from ecapa_jax.audio.load import is_silent, load_audio
 from ecapa_jax.audio.segments import to_flac, to_int16
-from ecapa_jax.errors import AudioError, TrainingError
+from ecapa_jax.errors import AudioError, TrainingError, one_line
+from ecapa_jax.files.atomic import claimed, replacing_file
+from ecapa_jax.files.recordings import why_no_recording
 from ecapa_jax.train.data.layouts import Layout, Recording, find_recordings
 from ecapa_jax.train.data.manifest import check_installed, write_manifest
 
@@ -74,9 +76,38 @@ def prepare(
     """
     check_installed("pyarrow", *(["array_record"] if shard_utterances else []))
     recordings = find_recordings(source, layout, rate=rate)
+    _check_free(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"{output} can't be made: {error.strerror or error}") from error
+    with claimed(output, TrainingError):
+        _check_free(output)
+        rows, problems = _written(recordings, output, rate, min_seconds, shard_utterances, threads, progress)
+        if not rows:
+            raise TrainingError(
+                f"none of the {len(recordings)} recordings of {source} can be used: see {output / PROBLEMS}"
+            )
+        with replacing_file(output / MANIFEST, error=TrainingError) as temporary:
+            write_manifest(temporary, rows, rate)
+    return _summary(output / MANIFEST, rows, problems)
+
+
+def _check_free(output: Path) -> None:
     if (output / MANIFEST).exists():
         raise TrainingError(f"{output / MANIFEST} exists: choose another output, or remove it")
-    output.mkdir(parents=True, exist_ok=True)
+
+
+def _written(
+    recordings: list[Recording],
+    output: Path,
+    rate: int,
+    min_seconds: float,
+    shard_utterances: int,
+    threads: int,
+    progress: Callable[[int, int], None],
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """The manifest's rows and the problems, once shards and the list of problems are written."""
     shards = Shards(output, shard_utterances, rate) if shard_utterances else None
     rows: list[dict[str, Any]] = []
     problems: list[dict[str, str]] = []
@@ -94,14 +125,7 @@ def prepare(
     if shards is not None:
         shards.close()
     _write_problems(output / PROBLEMS, problems)
-    if not rows:
-        raise TrainingError(
-            f"none of the {len(recordings)} recordings of {source} can be used: see {output / PROBLEMS}"
-        )
-    temporary = output / f".{MANIFEST}.partial"
-    write_manifest(temporary, rows, rate)
-    temporary.replace(output / MANIFEST)
-    return _summary(output / MANIFEST, rows, problems)
+    return rows, problems
 
 
 def _checked(
@@ -121,10 +145,14 @@ def _checked(
 
 def _read(recording: Recording, rate: int, min_seconds: float) -> tuple[Int16[np.ndarray, " samples"], str]:
     nothing = np.zeros(0, np.int16)
+    if why := why_no_recording(recording.path):
+        return nothing, f"broken: {why}"
     try:
         waveform = load_audio(recording.path, sample_rate=None, target_rate=rate, channel="first")
     except AudioError as error:
         return nothing, f"broken: {error}"
+    except Exception as error:  # whatever a decoder makes of a damaged file, it must not end a run of a million
+        return nothing, f"broken: {recording.path}: {type(error).__name__}: {one_line(error)}"
     start = round((recording.start or 0) * rate)
     stop = len(waveform) if recording.stop is None else round(recording.stop * rate)
     samples = to_int16(waveform[start:stop])

@@ -23,6 +23,7 @@ from ecapa_jax.train.start import abstract_state
 from ecapa_jax.train.step import Plan, compiled_step
 
 GIB = 2**30
+_DOUBLINGS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,8 @@ def largest_batch(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_s
     """The largest batch that fits into the chips' memory.
 
     Two programs give a line of memory over batch; a third, at the batch where it meets the memory, confirms it. Where
-    that one does not fit, because the compiler lays large programs out otherwise, nine tenths of it are tried.
+    that one does not fit, because the compiler lays large programs out otherwise, nine tenths of it are tried. Where
+    the line is nearly level, as with a classifier of a million speakers, the batch is doubled a few times instead.
     """
     quantum = len(devices) * config.step.micro_batches
     each = known.batch // quantum
@@ -183,12 +185,25 @@ def largest_batch(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_s
         return Limit(known.batch, True)
     slope = (known.total - second.total) / (each - other)
     room = chip.memory * GIB - known.total
-    estimate = max(int(each + room / max(slope, 1.0)), 1)
+    if slope <= 0 or slope * each * 2**_DOUBLINGS < room:
+        return _by_doubling(config, chip, devices, n_speakers, max((known, second), key=lambda found: found.batch))
+    estimate = max(int(each + room / slope), 1)
     for candidate in (estimate, int(0.9 * estimate)):
         found = _with_batch(config, devices, n_speakers, max(candidate, 1) * quantum)
         if found is not None and found.total <= chip.memory * GIB:
             return Limit(found.batch, True)
     return Limit(max(int(0.8 * estimate), 1) * quantum, False)
+
+
+def _by_doubling(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_speakers: int, largest: Program) -> Limit:
+    """The largest of the doubled batches that fits."""
+    confirmed = largest.total <= chip.memory * GIB
+    for _ in range(_DOUBLINGS):
+        found = _with_batch(config, devices, n_speakers, 2 * largest.batch)
+        if found is None or found.total > chip.memory * GIB:
+            break
+        largest, confirmed = found, True
+    return Limit(largest.batch, confirmed)
 
 
 def _with_batch(config: TrainConfig, devices: tuple[Any, ...], n_speakers: int, batch: int) -> Program | None:

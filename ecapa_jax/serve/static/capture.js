@@ -1,4 +1,4 @@
-// Hands the microphone's samples to the page, some 40 ms at a time.
+// Sends the microphone's samples to the page in blocks of about 40 ms.
 class Pcm extends AudioWorkletProcessor {
   constructor() {
     super();

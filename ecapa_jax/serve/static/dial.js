@@ -1,4 +1,4 @@
-// The score on a half circle, with the threshold as a mark that a pointer can drag; keys move the slider beside it.
+// Shows the score on a half circle. A pointer can drag the mark of the threshold; keys move the slider beside it.
 
 const SVG = "http://www.w3.org/2000/svg";
 const CENTRE = [160, 160];

@@ -1,7 +1,7 @@
 // The page: two slots, a comparison, a threshold to move.
 
 import { Dial } from "./dial.js";
-import { ratesAt, shown } from "./rates.js";
+import { ratesAt, formatRange } from "./rates.js";
 import { Locked, call, useToken } from "./service.js";
 import { Slot } from "./slot.js";
 
@@ -21,7 +21,7 @@ async function start() {
   const { model } = state;
   at("access").hidden = true;
   for (const slot of slots) slot.allow(model);
-  // An unbounded score has no ends: what matters lies around its threshold.
+  // An unbounded score has no limits, so the dial shows the range around the threshold.
   const range = ["cosine", "half"].includes(model.score_type) ? [-1, 1] : [(model.threshold ?? 0) - 10, (model.threshold ?? 0) + 10];
   state.dial = new Dial(at("dial"), range, (value) => { at("threshold").value = value; refresh(); });
   [at("threshold").min, at("threshold").max] = range;
@@ -46,7 +46,7 @@ async function compare() {
   at("hint").textContent = "";
   try {
     const answer = await call("/v1/verify", { a: files[0], b: files[1], threshold: at("threshold").value });
-    if (slots.some((slot, index) => slot.file !== files[index])) return; // of recordings that are no longer there
+    if (slots.some((slot, index) => slot.file !== files[index])) return; // the answer is about recordings that were replaced meanwhile
     state.answer = answer;
     const total = performance.now() - begin;
     at("taken").textContent = `${answer.milliseconds.toFixed(0)} ms in the service, ${total.toFixed(0)} ms with the upload; ${answer.seconds.map((part) => `${part.toFixed(1)} s`).join(" and ")} of sound; model ${answer.model}`;
@@ -87,7 +87,7 @@ function showRates(threshold) {
     head.scope = "row";
     head.textContent = trials.replaceAll("_", " ");
     row.append(head);
-    for (const rate of [far, frr]) row.insertCell().textContent = shown(rate);
+    for (const rate of [far, frr]) row.insertCell().textContent = formatRange(rate);
     return row;
   });
   at("rates").querySelector("tbody").replaceChildren(...rows);

@@ -1,6 +1,6 @@
-// Waveform and log-mel picture, from /v1/features.
+// Draws the waveform and the log-mel picture from the answer of /v1/features.
 
-// Dark to bright with even steps of lightness: blue, teal, yellow.
+// From dark to bright in even steps of lightness: blue, teal, yellow.
 const STOPS = [[13, 20, 48], [25, 62, 110], [22, 112, 132], [64, 160, 124], [158, 202, 92], [253, 240, 140]];
 
 export function drawWave(canvas, peaks) {

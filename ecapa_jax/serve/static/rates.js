@@ -1,5 +1,5 @@
-// Error rates at any threshold, as far as the bundle's operating points tell: both rates are monotonic in the
-// threshold, so that the measured thresholds on either side bound them.
+// Error rates at any threshold, bounded by the bundle's operating points: both rates are monotonic in the threshold,
+// so the measured thresholds on either side give the limits.
 
 export function ratesAt(points, threshold) {
   return [...new Set(points.map((point) => point.trials))].map((trials) => {
@@ -14,7 +14,7 @@ export function ratesAt(points, threshold) {
   });
 }
 
-export function shown([low, high]) {
+export function formatRange([low, high]) {
   const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}`;
   if (percent(low) === percent(high)) return `${percent(low)} %`;
   if (high === 1) return `at least ${percent(low)} %`;

@@ -1,9 +1,9 @@
-// Records the microphone as it is: PCM through an AudioWorklet, into a 16-bit WAV file.
+// Records the unprocessed microphone through an AudioWorklet into a 16-bit WAV file.
 
 const REFUSED = {
-  NotAllowedError: "The microphone was refused. Allow it in the browser's site settings, or upload a file.",
+  NotAllowedError: "The browser refused the microphone. Allow it in the browser's site settings, or upload a file.",
   NotFoundError: "No microphone was found. Connect one, or upload a file.",
-  NotReadableError: "The microphone is in use by another program. Close that one, or upload a file.",
+  NotReadableError: "The microphone is in use by another program. Close that program, or upload a file.",
 };
 
 export class Recorder {

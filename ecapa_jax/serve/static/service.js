@@ -1,4 +1,4 @@
-// Calls of the HTTP API. Whatever goes wrong becomes an Error whose message is for people.
+// Calls the HTTP API. Every failure becomes an Error whose message the page can show.
 
 const KEY = "ecapa-jax-token";
 const HEADERS_OF = () => {
@@ -15,7 +15,7 @@ export async function call(path, fields) {
   try {
     response = await fetch(path, fields ? { method: "POST", body: form(fields), headers: HEADERS_OF() } : { headers: HEADERS_OF() });
   } catch {
-    throw new Error("The service can't be reached, or refused a file of this size. Check that it runs, and try again.");
+    throw new Error("The service can't be reached, or refused a file of this size. Check that it is running, and try again.");
   }
   const answer = await response.json().catch(() => ({}));
   if (response.ok) return answer;

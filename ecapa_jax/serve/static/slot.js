@@ -1,4 +1,4 @@
-// One of the two recordings: chosen, uploaded, dropped or recorded, then shown.
+// One of the two recordings: the user chooses, uploads, drops or records it, and the page shows it.
 
 import { Locked, call } from "./service.js";
 import { Recorder } from "./recorder.js";
@@ -47,7 +47,7 @@ export class Slot {
     if (!name) return;
     const title = this.find("sample").selectedOptions[0].textContent;
     const response = await fetch(`/static/samples/${name}`).catch(() => null);
-    if (!response?.ok) { this.fail("The sample can't be read. Check that the service runs."); return; }
+    if (!response?.ok) { this.fail("The sample can't be read. Check that the service is running."); return; }
     await this.take(new File([await response.blob()], name, { type: "audio/flac" }), title);
   }
 
@@ -58,13 +58,13 @@ export class Slot {
     if (!title) this.find("sample").value = "";
     this.clear();
     if (file.size > this.model.max_bytes / 2) {
-      this.fail(`${file.name} is too large: ${megabytes(file.size)}, this service takes ${megabytes(this.model.max_bytes / 2)} a recording. Cut it.`);
+      this.fail(`${file.name} is too large: ${megabytes(file.size)}, this service accepts ${megabytes(this.model.max_bytes / 2)} per recording. Cut it.`);
       return;
     }
     this.root.setAttribute("aria-busy", "true");
     try {
       const features = await call("/v1/features", { file });
-      if (turn !== this.turn) return; // another choice came in between
+      if (turn !== this.turn) return; // the user has chosen another recording meanwhile
       Object.assign(this, { file, features });
       this.find("name").textContent = `${title || file.name} · ${features.seconds.toFixed(1)} s`;
       this.url = URL.createObjectURL(file);
@@ -74,7 +74,7 @@ export class Slot {
     } catch (error) {
       if (turn !== this.turn) return;
       if (error instanceof Locked) this.onLocked();
-      this.fail(sentence(error.message));
+      this.fail(error.message);
     } finally {
       if (turn === this.turn) this.root.removeAttribute("aria-busy");
       this.onChange();
@@ -88,7 +88,7 @@ export class Slot {
     drawMel(this.find("mel"), this.features);
     this.find("wave").setAttribute("aria-label", `Waveform of recording ${this.letter}, ${seconds.toFixed(1)} seconds`);
     this.find("mel").setAttribute("aria-label", `Log-mel picture of recording ${this.letter}`);
-    this.find("mel-caption").textContent = `What the model sees: ${mels} log-mel bands, ${frames} frames`;
+    this.find("mel-caption").textContent = `What the model receives: ${mels} log-mel bands, ${frames} frames`;
   }
 
   clear() {
@@ -144,4 +144,3 @@ export class Slot {
 }
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
-const sentence = (text) => text.charAt(0).toUpperCase() + text.slice(1);

@@ -142,6 +142,34 @@ def test_a_hub_that_is_set_offline(hub, root, monkeypatch):
     importlib.import_module("huggingface_hub").close_session()
 
 
+@pytest.mark.parametrize("how", ["offline", "unreachable"])
+@pytest.mark.parametrize("revision", ["", "@main", f"@{COMMIT}"])
+def test_without_a_network_hugging_faces_own_cache_is_used(hub, root, tmp_path, monkeypatch, how, revision):
+    constants = importlib.import_module("huggingface_hub.constants")
+    cached = tmp_path / "models--me--cached"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(COMMIT)
+    for name, content in hub.repositories["me/bundle"].items():
+        path = cached / "snapshots" / COMMIT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    if how == "offline":
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    else:
+        nowhere = repository.Hubs(modelscope="http://127.0.0.1:1", huggingface="http://127.0.0.1:1", policy=POLICY)
+        monkeypatch.setattr(repository, "HUBS", nowhere)
+    importlib.import_module("huggingface_hub").close_session()
+    folder = folder_of(f"hf:me/cached{revision}", root)
+    assert load_bundle(folder).config == CONFIG
+    assert not (folder / "extra").exists()
+    (cached / "snapshots" / COMMIT / "model.json").unlink()
+    assert "Hugging Face's cache has only a part of it" in refused_more(f"hf:me/cached{revision}", root / "other")
+    assert not hub.requests
+    monkeypatch.undo()
+    importlib.import_module("huggingface_hub").close_session()
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """Half of what the checkpoint needs."""

@@ -1,0 +1,106 @@
+"""silero-vad's ONNX file to the weights of `ecapa_jax.vad`.
+
+The wheel of silero-vad holds several exports of one network. `silero_vad.onnx` and `silero_vad_16k_op15.onnx` have the
+weights under their names; the file of safetensors beside them is another network's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ecapa_jax.convert.onnx_reader import read_onnx
+from ecapa_jax.errors import ConversionError
+from ecapa_jax.vad.weights import SHAPES, Weights
+
+_MAX_BYTES = 64 << 20  # the largest of the wheel has 3 MB
+
+_SOURCES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "transform": ("stft.forward_basis_buffer", (258, 1, 256)),
+    "lstm_input": ("decoder.rnn.weight_ih", (512, 128)),
+    "lstm_input_bias": ("decoder.rnn.bias_ih", (512,)),
+    "lstm_state": ("decoder.rnn.weight_hh", (512, 128)),
+    "lstm_state_bias": ("decoder.rnn.bias_hh", (512,)),
+    "output": ("decoder.decoder.2.weight", (1, 128, 1)),
+    "output_bias": ("decoder.decoder.2.bias", (1,)),
+    **{
+        f"convolution_{layer}": (f"encoder.{layer}.reparam_conv.weight", SHAPES[f"convolution_{layer}"][::-1])
+        for layer in range(4)
+    },
+    **{
+        f"convolution_{layer}_bias": (f"encoder.{layer}.reparam_conv.bias", SHAPES[f"convolution_{layer}_bias"])
+        for layer in range(4)
+    },
+}
+"""Source name and shape of every array."""
+
+
+def holds_speech_detector(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an ONNX export of silero-vad, by its name, its size and the names in it."""
+    path = Path(path)
+    if path.suffix.lower() != ".onnx" or not path.is_file() or path.stat().st_size > _MAX_BYTES:
+        return False
+    return _SOURCES["transform"][0].encode() in path.read_bytes()
+
+
+def read_silero(path: str | os.PathLike[str]) -> Weights:
+    """Reads the 16 kHz network out of an ONNX file of silero-vad.
+
+    Args:
+      path: `silero_vad.onnx` or `silero_vad_16k_op15.onnx` of the wheel.
+
+    Returns:
+      Arrays with the names and shapes of `ecapa_jax.vad.weights.SHAPES`.
+
+    Raises:
+      ConversionError: the file can't be read, or is of another network.
+    """
+    tensors = read_onnx(path)
+    weights = {}
+    for target, (name, shape) in _SOURCES.items():
+        # The same names stand in the branches of 8 kHz and of 16 kHz, and most of their shapes are equal, too.
+        found = [
+            array
+            for place, array in _of_16_khz(tensors)
+            if (place == name or place.endswith(f".{name}")) and array.dtype == np.float32 and array.shape == shape
+        ]
+        if len(found) != 1:
+            raise ConversionError(
+                f"{path}: has no {name} {list(shape)} in float32, so it is not silero-vad's network of version 5 or 6; "
+                "give silero_vad.onnx of the silero-vad wheel"
+            )
+        weights[target] = np.ascontiguousarray(found[0].T).reshape(SHAPES[target])
+    return weights
+
+
+def _of_16_khz(tensors: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+    """The tensors from the transform of 16 kHz on, up to another transform."""
+    name, shape = _SOURCES["transform"]
+    transforms = [index for index, (place, _) in enumerate(tensors) if place == name or place.endswith(f".{name}")]
+    for index, end in itertools.pairwise([*transforms, len(tensors)]):
+        if tensors[index][1].shape == shape:
+            return tensors[index:end]
+    return []
+
+
+def write_weights(weights: Weights, source: str | os.PathLike[str], path: Path) -> None:
+    """Writes weights as `ecapa_jax.vad.load_weights` reads them.
+
+    Args:
+      weights: as `read_silero` gives them.
+      source: the file they come from, named in the result.
+      path: the file to write.
+    """
+    from safetensors.numpy import save
+
+    source = Path(source)
+    origin = {
+        "source": source.name,
+        "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
+        "licence": "MIT, Copyright (c) 2020-present Silero Team",
+    }
+    path.write_bytes(save(weights, metadata=origin))

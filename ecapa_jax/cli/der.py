@@ -1,0 +1,86 @@
+"""`ecapa-jax der REF.rttm HYP.rttm`: how wrong a diarization is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from ecapa_jax.cli.common import Output, OutputOptions
+
+if TYPE_CHECKING:
+    from ecapa_jax.diarization.error_rate import ErrorRate
+    from ecapa_jax.diarization.turns import Turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Der:
+    """Compare turns with a reference: diarization error rate and its parts, Jaccard error rate, number of speakers."""
+
+    reference: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REF.rttm")]
+    """The reference: an RTTM file, or a folder of them."""
+    hypothesis: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="HYP.rttm")]
+    """What is judged, likewise."""
+    collar: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 0.0
+    """Seconds on each side of the reference's boundaries that are not scored."""
+    uem: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: first to last turn)")] = None
+    """Which parts of the recordings are scored: a UEM file, or a folder of them."""
+    output: OutputOptions = Output()
+
+    def run(self) -> None:
+        """Prints a line a recording, and one of all together."""
+        from ecapa_jax.diarization.error_rate import error_rates
+        from ecapa_jax.diarization.rttm import read_uem
+
+        parts = None
+        if self.uem is not None:
+            parts = {name: found for file in _files(self.uem, ".uem") for name, found in read_uem(file).items()}
+        overall, each = error_rates(_turns(self.reference), _turns(self.hypothesis), collar=self.collar, parts=parts)
+        rows = [*each.items(), ("all", overall)] if len(each) > 1 else list(each.items())
+        width = max(len(name) for name, _ in rows)
+        head = f"{'':{width}}   DER %   miss  false   conf  JER %  speakers found"
+        lines = [head, *(f"{name:{width}}  {_row(rate)}" for name, rate in rows)]
+        if overall.low is not None and overall.high is not None:
+            lines.append(
+                f"DER between {100 * overall.low:.1f} and {100 * overall.high:.1f} % (95 %, recordings drawn anew)"
+            )
+        if len(each) > 1:
+            lines.append(f"number of speakers right in {overall.counts_right} of {overall.recordings}")
+        value = {
+            "collar": self.collar,
+            "all": dataclasses.asdict(overall),
+            "recordings": {name: dataclasses.asdict(rate) for name, rate in each.items()},
+        }
+        self.output.result(value, "\n".join(lines))
+
+
+def _row(rate: ErrorRate) -> str:
+    shares = (rate.der, rate.miss, rate.false_alarm, rate.confusion, rate.jer)
+    return " ".join(f"{100 * share:6.2f}" for share in shares) + f" {rate.speakers:9d} {rate.found:5d}"
+
+
+def _turns(name: str) -> dict[str, list[Turn]]:
+    from ecapa_jax.diarization.rttm import read_rttm
+    from ecapa_jax.errors import DiarizationError
+
+    found: dict[str, list[Turn]] = {}
+    for file in _files(name, ".rttm"):
+        for recording, turns in read_rttm(file).items():
+            if recording in found:
+                raise DiarizationError(f"{file}: {recording!r} is in another file of {name} too; keep one")
+            found[recording] = turns
+    return found
+
+
+def _files(name: str, suffix: str) -> list[Path]:
+    from ecapa_jax.errors import DiarizationError
+
+    path = Path(name)
+    if not path.is_dir():
+        return [path]
+    found = sorted(path.glob(f"*{suffix}"))
+    if not found:
+        raise DiarizationError(f"{name}: no {suffix} files in this folder")
+    return found

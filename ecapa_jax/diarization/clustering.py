@@ -1,0 +1,310 @@
+"""From embeddings of windows to speakers: how many there are, and whose each window is.
+
+The number of speakers follows from how alike the parts of the recording are, measured by how alike the windows within a
+part are: one threshold serves models whose cosines differ. `spectral` decides it as 3D-Speaker's recipe does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.linalg import eigh
+
+from ecapa_jax.diarization.settings import Settings
+
+Embeddings = Float[np.ndarray, "windows embedding"]
+Spans = Int64[np.ndarray, "windows 2"]
+Labels = Int64[np.ndarray, " windows"]
+
+_ROUNDS = 5
+_RESTARTS = 4
+_P_VALUE, _NEIGHBOURS = 0.012, 6  # of 3D-Speaker's recipe
+_FEWEST_DIVIDED = 8
+"""Windows below which there is one speaker, unless a number is given."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeakerCount:
+    """How many speakers there may be.
+
+    Attributes:
+      exact: the number where it is known.
+      least, most: bounds where it is not.
+    """
+
+    exact: int | None = None
+    least: int = 1
+    most: int = 15
+
+    def bounded(self, n_windows: int) -> tuple[int, int]:
+        """Fewest and most clusters of so many windows."""
+        least, most = (self.exact, self.exact) if self.exact else (self.least, self.most)
+        return min(least, n_windows), min(most, n_windows)
+
+
+def cluster(embeddings: Embeddings, spans: Spans, count: SpeakerCount, settings: Settings) -> Labels:
+    """Groups windows by speaker.
+
+    A graph of the most alike windows is divided into 2, 3, 4, ... parts. The largest number counts in which no two
+    parts are about as alike as the windows within them. Long recordings are divided block by block, and the parts of
+    all blocks are merged by the same measure: memory grows with the length of the recording, not with its square.
+
+    Args:
+      embeddings: one a window, in order of time.
+      spans: first frame and frame after the last of each window; windows that overlap are no evidence.
+      count: how many speakers there may be.
+      settings: thresholds.
+
+    Returns:
+      A number from 0 for each window, by order of appearance.
+    """
+    if len(embeddings) == 0:
+        return np.zeros(0, np.int64)
+    x = unit(embeddings)
+    least, most = count.bounded(len(x))
+    n_blocks = -(-len(x) // settings.block_windows)
+    if n_blocks == 1:
+        return in_order(_exactly(_divide(x, spans, least, most, settings), x, least))
+    parts: list[np.ndarray] = []
+    offset = 0
+    for rows in np.array_split(np.arange(len(x)), n_blocks):
+        parts.append(_divide(x[rows], spans[rows], 1, most, settings) + offset)
+        offset = int(parts[-1].max()) + 1
+    labels = merge_clusters(np.concatenate(parts), x, spans, least, most, settings)
+    labels = without_small(labels, x, settings.fewest_windows, least)
+    return in_order(_exactly(moved_to_centroids(labels, x, least), x, least))
+
+
+def _divide(x: Embeddings, spans: Spans, least: int, most: int, settings: Settings) -> Labels:
+    """The parts of one block, at least `least` where the windows suffice."""
+    if most == 1 or (len(x) < _FEWEST_DIVIDED and least == 1):
+        return np.zeros(len(x), np.int64)
+    if len(x) < _FEWEST_DIVIDED:
+        return _ward(x, least)
+    _, vectors = _graph_vectors(x, most, _P_VALUE, _NEIGHBOURS)
+    best = _kmeans(vectors[:, :least], least) if least > 1 else np.zeros(len(x), np.int64)
+    for number in range(least + 1, min(most, max(len(x) // 3, least)) + 1):
+        labels = in_order(_kmeans(vectors[:, :number], number))
+        if np.bincount(labels).min() < settings.fewest_windows:
+            continue
+        if _likeness(*_cluster_sums(labels, x, spans), settings).max() < settings.same_speaker:
+            best = labels
+    return in_order(best)
+
+
+def merge_clusters(labels: Labels, x: Embeddings, spans: Spans, least: int, most: int, settings: Settings) -> Labels:
+    """Merges clusters until no two are as alike as the windows of one speaker.
+
+    Args:
+      labels: of the windows, from 0.
+      x: embeddings of length 1.
+      spans: of the windows.
+      least, most: how many clusters may remain.
+      settings: thresholds.
+    """
+    labels = in_order(labels)
+    sums, pairs = _cluster_sums(labels, x, spans)
+    groups = [[index] for index in range(len(sums))]
+    while len(groups) > least:
+        likeness = _likeness(sums, pairs, settings)
+        a, b = sorted(np.unravel_index(int(likeness.argmax()), likeness.shape))
+        if likeness[a, b] < settings.same_speaker and len(groups) <= most:
+            break
+        for table in (sums, pairs):
+            table[a] += table[b]
+            table[:, a] += table[:, b]
+        sums, pairs = (np.delete(np.delete(table, b, 0), b, 1) for table in (sums, pairs))
+        groups[a] += groups.pop(b)
+    new = np.empty(sum(map(len, groups)), np.int64)
+    for number, members in enumerate(groups):
+        new[members] = number
+    return new[labels]
+
+
+def _likeness(
+    sums: Float[np.ndarray, "clusters clusters"], pairs: Float[np.ndarray, "clusters clusters"], settings: Settings
+) -> Float[np.ndarray, "clusters clusters"]:
+    """How alike clusters are: 1 for two halves of one speaker, however long or noisy the windows are.
+
+    It is the mean cosine between their windows over the geometric mean of the mean cosines within each. Clusters with
+    few pairs of their own lean on the mean of all.
+    """
+    within = np.trace(sums) / np.trace(pairs) if np.trace(pairs) > 0 else 1.0
+    own = (np.diag(sums) + settings.prior_pairs * within) / (np.diag(pairs) + settings.prior_pairs)
+    scale = np.sqrt(np.maximum(own[:, None], 1e-3) * np.maximum(own[None, :], 1e-3))
+    likeness = np.where(pairs > 0, sums / np.maximum(pairs, 1e-9) / scale, -1.0)
+    np.fill_diagonal(likeness, -np.inf)
+    return likeness
+
+
+def _cluster_sums(
+    labels: Labels, x: Embeddings, spans: Spans
+) -> tuple[Float[np.ndarray, "clusters clusters"], Float[np.ndarray, "clusters clusters"]]:
+    """Sum of cosines and number of pairs between clusters, without pairs of windows that overlap or are one."""
+    members = np.zeros((len(x), int(labels.max()) + 1))
+    members[np.arange(len(x)), labels] = 1
+    totals = members.T @ x
+    sums = (totals @ totals.T).astype(np.float64)
+    sizes = members.sum(axis=0)
+    pairs = sizes[:, None] * sizes[None, :]
+    order = np.argsort(spans[:, 0], kind="stable")
+    starts, ends = spans[order, 0], spans[order, 1]
+    for step in range(len(x)):
+        first, second = order[: len(x) - step], order[step:]
+        overlap = starts[step:] < ends[: len(x) - step]
+        if not overlap.any():
+            break
+        i, j = first[overlap], second[overlap]
+        cosines = np.einsum("nd,nd->n", x[i], x[j])
+        for u, v in ((i, j), (j, i))[: 1 if step == 0 else 2]:
+            np.subtract.at(sums, (labels[u], labels[v]), cosines)
+            np.subtract.at(pairs, (labels[u], labels[v]), 1.0)
+    return sums, pairs
+
+
+def spectral(embeddings: Embeddings, count: SpeakerCount, *, p_value: float = 0.012, neighbours: int = 6) -> Labels:
+    """Spectral clustering of a graph that keeps each window's most alike windows.
+
+    Args:
+      embeddings: one a window.
+      count: how many speakers there may be; where it is not known, the largest gap between eigenvalues decides.
+      p_value, neighbours: share of windows that each is joined to, and their least number.
+
+    Reference: von Luxburg 2007, "A Tutorial on Spectral Clustering"; 3D-Speaker, `speakerlab.process.cluster`.
+    """
+    x = unit(embeddings)
+    least, most = count.bounded(len(x))
+    if len(x) <= neighbours:
+        return in_order(_ward(x, least))
+    values, vectors = _graph_vectors(x, most, p_value, neighbours)
+    number = least if least == most else int(np.argmax(np.diff(values)[least - 1 :])) + least
+    return in_order(_kmeans(vectors[:, :number], number))
+
+
+def _graph_vectors(
+    x: Embeddings, most: int, p_value: float, neighbours: int
+) -> tuple[Float[np.ndarray, " vectors"], Float[np.ndarray, "windows vectors"]]:
+    """The first eigenvalues, one more than `most`, and eigenvectors of the Laplacian of a graph of windows."""
+    cosines = x @ x.T
+    kept = min(max(int(np.ceil(p_value * len(x))), neighbours), len(x))
+    nearest = np.argpartition(cosines, len(x) - kept, axis=1)[:, len(x) - kept :]
+    graph = np.zeros_like(cosines)
+    np.put_along_axis(graph, nearest, np.take_along_axis(cosines, nearest, axis=1), axis=1)
+    graph = (graph + graph.T) / 2
+    np.fill_diagonal(graph, 0)
+    laplacian = np.diag(np.abs(graph).sum(axis=1)) - graph
+    return eigh(laplacian, subset_by_index=[0, min(most, len(x) - 1)])
+
+
+def merged_by_cosine(labels: Labels, embeddings: Embeddings, threshold: float) -> Labels:
+    """Joins clusters whose centroids are more alike than a threshold, as 3D-Speaker's recipe does at the end."""
+    x, labels = unit(embeddings), in_order(labels)
+    while labels.max() > 0:
+        centroids = centroids_of(labels, x)
+        cosines = np.triu(centroids @ centroids.T, 1)
+        a, b = np.unravel_index(int(cosines.argmax()), cosines.shape)
+        if cosines[a, b] < threshold:
+            break
+        labels = in_order(np.where(labels == b, a, labels))
+    return labels
+
+
+def without_small(labels: Labels, x: Embeddings, fewest: int, least: int) -> Labels:
+    """Shares out the windows of clusters with fewer than `fewest` windows, as long as `least` clusters remain."""
+    labels = in_order(labels)
+    sizes = np.bincount(labels)
+    order = np.argsort(-sizes, kind="stable")
+    kept = [cluster for rank, cluster in enumerate(order) if rank < max(least, 1) or sizes[cluster] >= fewest]
+    centroids = centroids_of(labels, x)[kept]
+    lost = ~np.isin(labels, kept)
+    result = labels.copy()
+    result[lost] = np.array(kept)[(x[lost] @ centroids.T).argmax(axis=1)]
+    return in_order(result)
+
+
+def moved_to_centroids(labels: Labels, x: Embeddings, least: int) -> Labels:
+    """Moves windows to the nearest centroid, a few times; stops before fewer than `least` clusters remain."""
+    labels = in_order(labels)
+    for _ in range(_ROUNDS):
+        moved = (x @ centroids_of(labels, x).T).argmax(axis=1)
+        if (moved == labels).all() or len(np.unique(moved)) < min(least, labels.max() + 1):
+            break
+        labels = in_order(moved)
+    return labels
+
+
+def centroids_of(labels: Labels, x: Embeddings) -> Float[np.ndarray, "clusters embedding"]:
+    """The mean of each cluster's embeddings, of length 1."""
+    members = np.zeros((int(labels.max()) + 1, len(x)), x.dtype)
+    members[labels, np.arange(len(x))] = 1
+    return unit(members @ x)
+
+
+def unit(rows: Float[np.ndarray, "*rows embedding"]) -> Float32[np.ndarray, "*rows embedding"]:
+    """Rows scaled to length 1; a zero row stays."""
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)
+
+
+def in_order(labels: Labels) -> Labels:
+    """The same clusters, numbered from 0 by first appearance."""
+    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
+
+
+def _exactly(labels: Labels, x: Embeddings, least: int) -> Labels:
+    """Splits the loosest clusters until there are `least`."""
+    labels = in_order(labels)
+    while labels.max() + 1 < least:
+        spread = 1 - np.einsum("nd,nd->n", x, centroids_of(labels, x)[labels])
+        sizes = np.bincount(labels)
+        total = np.where(sizes > 1, np.bincount(labels, weights=spread), -np.inf)
+        rows = np.flatnonzero(labels == int(total.argmax()))
+        halves = _ward(x[rows], 2)
+        if halves.max() == 0:  # all alike, as windows of silence are
+            halves = (np.arange(len(rows)) >= len(rows) // 2).astype(np.int64)
+        labels[rows[halves == 1]] = labels.max() + 1
+    return labels
+
+
+def _ward(x: Embeddings, clusters: int) -> Labels:
+    if len(x) <= 1 or clusters <= 1:
+        return np.zeros(len(x), np.int64)
+    return in_order(fcluster(linkage(x, "ward"), clusters, "maxclust").astype(np.int64))
+
+
+def _kmeans(rows: Float[np.ndarray, "n features"], clusters: int) -> Int64[np.ndarray, " n"]:
+    """Lloyd's algorithm from several k-means++ starts; the same input gives the same result."""
+    rng = np.random.default_rng(0)
+    best: tuple[float, np.ndarray] | None = None
+    for _ in range(_RESTARTS):
+        centres = _spread_start(rows, clusters, rng)
+        for _ in range(100):
+            distances = ((rows[:, None] - centres[None]) ** 2).sum(axis=2)
+            labels = distances.argmin(axis=1)
+            chosen: Bool[np.ndarray, "clusters n"] = labels[None] == np.arange(clusters)[:, None]
+            filled = chosen.any(axis=1, keepdims=True)
+            moved = np.where(filled, chosen @ rows / np.maximum(chosen.sum(axis=1, keepdims=True), 1), centres)
+            if np.allclose(moved, centres):
+                break
+            centres = moved
+        cost = float(distances[np.arange(len(rows)), labels].sum())
+        if best is None or cost < best[0]:
+            best = cost, labels
+    assert best is not None
+    return best[1].astype(np.int64)
+
+
+def _spread_start(rows: np.ndarray, clusters: int, rng: np.random.Generator) -> np.ndarray:
+    centres = [rows[rng.integers(len(rows))]]
+    while len(centres) < clusters:
+        distances = np.min([((rows - centre) ** 2).sum(axis=1) for centre in centres], axis=0)
+        total = distances.sum()
+        share = distances / total if total > 0 else None
+        centres.append(rows[rng.choice(len(rows), p=share)])
+    return np.array(centres)

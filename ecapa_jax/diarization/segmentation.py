@@ -1,0 +1,230 @@
+"""Which of up to three voices speak in each frame of ten seconds: pyannote's segmentation-3.0 in JAX.
+
+The network hears ten seconds at a time and knows voices within these ten seconds only: "voice 0" of one chunk has
+nothing to do with "voice 0" of the next. Its output is a distribution over the sets of at most two voices out of three.
+
+Letters: B chunks, S samples, T frames, C channels, H hidden units.
+
+Reference: Plaquet and Bredin 2023, "Powerset multi-class cross entropy loss for neural speaker diarization";
+`pyannote.audio.models.segmentation.PyanNet`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32
+
+RATE = 16000
+"""Sample rate of the network, Hz."""
+CHUNK_SAMPLES = 10 * RATE
+"""Samples that the network hears at a time."""
+CHUNK_FRAMES = 589
+"""Frames of a chunk."""
+FRAME_SAMPLES = 270
+"""Samples from one frame to the next."""
+RECEPTIVE_SAMPLES = 991
+"""Samples that decide one frame; the first frame's begin with the chunk."""
+VOICES = 3
+SETS: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2))
+"""The set of voices that each class of the output stands for."""
+LAYERS = 4
+"""Bidirectional LSTM layers."""
+BATCH = 8
+"""Chunks that are computed together: fewer leave the recurrent products too small, more leave the caches."""
+
+Weights: TypeAlias = dict[str, Any]
+
+_TAPS, _STRIDE, _POOL = 251, 10, 3
+_EPSILON = 1e-5  # of InstanceNorm1d
+_SLOPE = 0.01  # of leaky ReLU
+
+
+def log_probabilities(
+    weights: Weights, waveforms: Float[Array, "chunks samples"]
+) -> Float[Array, "chunks frames classes"]:
+    """Log-probability of each set of voices in each frame; pure, for any jit.
+
+    Args:
+      weights: as `load_weights` gives them.
+      waveforms: [B, S] at 16 kHz, in [-1, 1]; the network was trained on `CHUNK_SAMPLES` samples.
+
+    Returns:
+      [B, T, 7]; the last axis is ordered as `SETS`.
+    """
+    frames = _sincnet(weights, waveforms)
+    for layer in range(LAYERS):
+        frames = _bidirectional(weights["lstm"][layer], frames)
+    for dense in weights["linear"]:
+        frames = _leaky(_dot(frames, dense["kernel"]) + dense["bias"])
+    classifier = weights["classifier"]
+    return jax.nn.log_softmax(_dot(frames, classifier["kernel"]) + classifier["bias"], axis=-1)
+
+
+def active_voices(classes: np.ndarray) -> Bool[np.ndarray, "*frames voices"]:
+    """Which voices speak, from the most likely class of each frame.
+
+    Args:
+      classes: positions in `SETS`, of any shape.
+    """
+    return powerset()[classes]
+
+
+def powerset() -> Bool[np.ndarray, "classes voices"]:
+    """Which voices each class holds."""
+    table = np.zeros((len(SETS), VOICES), bool)
+    for row, voices in enumerate(SETS):
+        table[row, list(voices)] = True
+    return table
+
+
+def n_frames(n_samples: int) -> int:
+    """Frames that the network makes of so many samples."""
+    frames = (n_samples - _TAPS) // _STRIDE + 1
+    for kernel in (1, 5, 5):
+        frames = (frames - kernel + 1) // _POOL
+    return frames
+
+
+@functools.cache
+def load_weights() -> Weights:
+    """The weights that are packaged with this library, as float32 arrays."""
+    from safetensors.numpy import load
+
+    content = (resources.files("ecapa_jax.diarization") / "segmentation_3.0.safetensors").read_bytes()
+    return nested({name: array.astype(np.float32) for name, array in load(content).items()})
+
+
+def nested(flat: dict[str, np.ndarray]) -> Weights:
+    """The tree of weights of `log_probabilities` from its leaves.
+
+    Args:
+      flat: arrays by name, as `ecapa_jax.convert.segmentation` writes them: `lstm.0.input`, `linear.1.bias`.
+    """
+    tree: Weights = {}
+    for name, array in flat.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    for group in ("conv", "norm", "lstm", "linear"):
+        tree[group] = [tree[group][str(index)] for index in range(len(tree[group]))]
+    return tree
+
+
+class Segmenter:
+    """The network compiled for batches of chunks, on the first local device.
+
+    Attributes:
+      weights: as given or packaged.
+    """
+
+    def __init__(self, weights: Weights | None = None):
+        self.weights = jax.device_put(weights or load_weights(), jax.local_devices()[0])
+        self._run = _compiled()
+
+    def __call__(
+        self, chunks: Iterable[Float32[np.ndarray, " samples"]]
+    ) -> Iterator[Float32[np.ndarray, "frames classes"]]:
+        """Log-probabilities of each chunk, in order; chunks are read a batch at a time.
+
+        Args:
+          chunks: at most `CHUNK_SAMPLES` samples each; shorter ones are filled up with zeros.
+        """
+        batch: list[np.ndarray] = []
+        for chunk in chunks:
+            batch.append(chunk)
+            if len(batch) == BATCH:
+                yield from self._compute(batch)
+                batch = []
+        yield from self._compute(batch)
+
+    def _compute(self, batch: list[np.ndarray]) -> Iterator[Float32[np.ndarray, "frames classes"]]:
+        if not batch:
+            return
+        rows = BATCH if len(batch) > 1 else 1  # two shapes are compiled at most
+        padded = np.zeros((rows, CHUNK_SAMPLES), np.float32)
+        for row, chunk in enumerate(batch):
+            padded[row, : len(chunk)] = chunk
+        yield from np.asarray(self._run(self.weights, padded))[: len(batch)]
+
+
+@functools.cache
+def _compiled() -> Any:
+    return jax.jit(log_probabilities)
+
+
+def _sincnet(weights: Weights, waveforms: Float[Array, "chunks samples"]) -> Float[Array, "chunks frames channels"]:
+    x = _instance_norm(weights["wave_norm"], waveforms[..., None])
+    x = jnp.abs(lax.map(functools.partial(_filter, weights["sinc"]["kernel"]), x[..., 0]))
+    x = _leaky(_instance_norm(weights["norm"][0], _pool(x)))
+    for conv, norm in zip(weights["conv"], weights["norm"][1:], strict=True):
+        x = _pool(_convolve(x, conv["kernel"]) + conv["bias"])
+        x = _leaky(_instance_norm(norm, x))
+    return x
+
+
+def _filter(kernel: Float[Array, "taps channels"], wave: Float[Array, " samples"]) -> Float[Array, "frames channels"]:
+    """The filter bank as one product a block of hops: a convolution of one channel is slow on a processor."""
+    n = (wave.shape[0] - _TAPS) // _STRIDE + 1
+    blocks = -(-_TAPS // _STRIDE)
+    padded = jnp.pad(wave, (0, (n + blocks) * _STRIDE - wave.shape[0] if (n + blocks) * _STRIDE > wave.shape[0] else 0))
+    hops = padded[: (n + blocks) * _STRIDE].reshape(n + blocks, _STRIDE)
+    columns = jnp.concatenate([hops[shift : shift + n] for shift in range(blocks)], axis=1)
+    return _dot(columns, jnp.pad(kernel, ((0, blocks * _STRIDE - _TAPS), (0, 0))))
+
+
+def _convolve(
+    x: Float[Array, "chunks frames channels"], kernel: Float[Array, "taps channels out"]
+) -> Float[Array, "chunks shorter out"]:
+    return lax.conv_general_dilated(
+        x, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"), precision=lax.Precision.HIGHEST
+    )
+
+
+def _pool(x: Float[Array, "chunks frames channels"]) -> Float[Array, "chunks thirds channels"]:
+    thirds = x.shape[1] // _POOL
+    return x[:, : thirds * _POOL].reshape(x.shape[0], thirds, _POOL, x.shape[2]).max(axis=2)
+
+
+def _instance_norm(weights: Weights, x: Float[Array, "chunks frames channels"]) -> Array:
+    centred = x - x.mean(axis=1, keepdims=True)
+    variance = (centred**2).mean(axis=1, keepdims=True)
+    return centred * lax.rsqrt(variance + _EPSILON) * weights["scale"] + weights["bias"]
+
+
+def _bidirectional(
+    weights: Weights, x: Float[Array, "chunks frames channels"]
+) -> Float[Array, "chunks frames both_hidden"]:
+    """One layer in both directions, which advance together; gates are ordered as in PyTorch: i, f, g, o."""
+    inputs = jnp.stack([x, x[:, ::-1]])  # [2, B, T, C]
+    gates = jnp.einsum("dbtc,dcg->tdbg", inputs, weights["input"], precision=lax.Precision.HIGHEST)
+    gates = gates + weights["bias"][:, None]
+    zeros = jnp.zeros((2, x.shape[0], weights["hidden"].shape[1]), x.dtype)
+
+    def step(state: tuple[Array, Array], gate: Array) -> tuple[tuple[Array, Array], Array]:
+        hidden, cell = state
+        gate = gate + jnp.einsum("dbh,dhg->dbg", hidden, weights["hidden"], precision=lax.Precision.HIGHEST)
+        write, keep, value, read = jnp.split(gate, 4, axis=-1)
+        cell = jax.nn.sigmoid(keep) * cell + jax.nn.sigmoid(write) * jnp.tanh(value)
+        hidden = jax.nn.sigmoid(read) * jnp.tanh(cell)
+        return (hidden, cell), hidden
+
+    _, hidden = lax.scan(step, (zeros, zeros), gates)  # [T, 2, B, H]
+    return jnp.concatenate([hidden[:, 0], hidden[::-1, 1]], axis=-1).swapaxes(0, 1)
+
+
+def _dot(x: Float[Array, "*rows channels"], kernel: Float[Array, "channels out"]) -> Float[Array, "*rows out"]:
+    return jnp.dot(x, kernel, precision=lax.Precision.HIGHEST)
+
+
+def _leaky(x: Array) -> Array:
+    return jnp.where(x >= 0, x, _SLOPE * x)

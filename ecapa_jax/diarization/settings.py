@@ -1,0 +1,49 @@
+"""Every number that decides how a recording is diarized, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+
+FRAMES_A_SECOND = 100
+"""Frames on which speech, voices and speakers are decided: 10 ms."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Thresholds and lengths; `benchmarks/diarization.py --tune` measures them on conversations of dev speakers.
+
+    Attributes:
+      window, hop: seconds of speech that are embedded at a time, and from one window's start to the next's.
+      shortest_window: seconds; a shorter stretch of one voice is embedded only if there is no longer one.
+      bridge: seconds; a voice that comes back after a shorter pause is still the same stretch.
+      chunk_hop: seconds from one ten-second chunk of overlap detection to the next.
+      speech_threshold: least probability of speech.
+      padding: seconds by which speech is extended on both sides.
+      pause: seconds; a speaker's shorter pause is part of the turn.
+      shortest_turn: seconds; a shorter turn is dropped.
+      snap: seconds by which a change of speakers may move to where overlap detection hears the voice change.
+      overlap_voices: mean number of voices from which on two speak at once.
+      overlap_reach: seconds around two voices within which the second speaker is looked for.
+      same_speaker: two clusters that are at least this alike, on a scale on which 1 is as alike as the windows of one
+        cluster, are one speaker.
+      fewest_windows: no speaker has fewer windows, unless the number of speakers is given.
+      prior_pairs: pairs of windows that the mean of all clusters counts for, where a cluster has few of its own.
+      block_windows: windows that are clustered at a time; the clusters of several blocks are clustered again.
+    """
+
+    window: float = 1.5
+    hop: float = 0.75
+    shortest_window: float = 0.4
+    bridge: float = 0.5
+    chunk_hop: float = 2.5
+    speech_threshold: float = 0.3
+    padding: float = 0.08
+    pause: float = 0.3
+    shortest_turn: float = 0.1
+    snap: float = 0.75
+    overlap_voices: float = 1.5
+    overlap_reach: float = 1.0
+    same_speaker: float = 0.86
+    fewest_windows: int = 3
+    prior_pairs: float = 4.0
+    block_windows: int = 1500

@@ -1,0 +1,207 @@
+"""From windows with speakers to turns: whose each 10 ms frame is, where two speak at once, where a turn begins."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64
+from scipy.ndimage import distance_transform_edt
+
+from ecapa_jax.diarization.activity import Voices, runs
+from ecapa_jax.diarization.clustering import centroids_of, unit
+from ecapa_jax.diarization.settings import FRAMES_A_SECOND, Settings
+
+Frames = Int64[np.ndarray, " frames"]
+
+
+class Turn(NamedTuple):
+    """A stretch in which one speaker speaks.
+
+    Attributes:
+      start, end: seconds from the begin of the recording.
+      speaker: the speaker's name.
+    """
+
+    start: float
+    end: float
+    speaker: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labelled:
+    """Windows with their speakers.
+
+    Attributes:
+      spans: first frame and frame after the last of each window.
+      embeddings: of the windows.
+      labels: the speaker of each, from 0.
+    """
+
+    spans: Int64[np.ndarray, "windows 2"]
+    embeddings: Float32[np.ndarray, "windows embedding"]
+    labels: Int64[np.ndarray, " windows"]
+
+
+def frames_of(seconds: float) -> int:
+    """Seconds as a number of frames."""
+    return round(seconds * FRAMES_A_SECOND)
+
+
+def speech_frames(probability: Float32[np.ndarray, " frames"], settings: Settings) -> Bool[np.ndarray, " frames"]:
+    """Frames of speech: above the threshold, extended on both sides, short pauses filled, what is too short dropped."""
+    speech = probability >= settings.speech_threshold
+    reach = frames_of(settings.padding)
+    sums = np.concatenate([[0], np.cumsum(speech)])
+    positions = np.arange(len(speech))
+    around = sums[np.minimum(positions + reach + 1, len(speech))] - sums[np.maximum(positions - reach, 0)]
+    speech = around > 0
+    pause, shortest = frames_of(settings.pause), frames_of(settings.shortest_turn)
+    for start, end, value in runs(speech.astype(np.int64)):
+        if not value and end - start < pause and start > 0 and end < len(speech):
+            speech[start:end] = True
+    for start, end, value in runs(speech.astype(np.int64)):
+        if value and end - start < shortest:
+            speech[start:end] = False
+    return speech
+
+
+def stretches(speech: Bool[np.ndarray, " frames"], tracks: Frames | None, settings: Settings) -> list[tuple[int, int]]:
+    """Where windows are cut from: stretches of speech, and with overlap detection of one voice alone.
+
+    Args:
+      speech: frames of speech.
+      tracks: as `Voices.tracks` gives them, or None.
+      settings: lengths.
+    """
+    whole = [(start, end) for start, end, value in runs(speech.astype(np.int64)) if value]
+    if tracks is None:
+        return whole
+    bridge = frames_of(settings.bridge)
+    found: list[tuple[int, int, int]] = []
+    for start, end, voice in runs(np.where(speech, tracks, -1)):
+        if voice < 0:
+            continue
+        if found and found[-1][2] == voice and start - found[-1][1] < bridge:
+            between = tracks[found[-1][1] : start]
+            if not (between == -2).any():
+                found[-1] = (found[-1][0], end, voice)
+                continue
+        found.append((start, end, voice))
+    shortest = frames_of(settings.shortest_window)
+    return [(start, end) for start, end, _ in found if end - start >= shortest] or whole
+
+
+def speaker_frames(
+    windows: Labelled, speech: Bool[np.ndarray, " frames"], tracks: Frames | None, settings: Settings
+) -> Frames:
+    """The speaker of each frame of speech, -1 elsewhere.
+
+    A frame goes to the speaker whose centroid the windows around it are most like; changes of speaker move to where
+    overlap detection hears the voice change, if that is near.
+    """
+    scores = frame_scores(windows, len(speech))
+    heard = scores.any(axis=1)
+    if not heard.any():
+        return np.full(len(speech), -1, np.int64)
+    speakers = scores.argmax(axis=1)
+    nearest = distance_transform_edt(~heard, return_distances=False, return_indices=True)[0]
+    labels = np.where(speech, speakers[nearest], -1).astype(np.int64)
+    return labels if tracks is None else _snapped(labels, tracks, frames_of(settings.snap))
+
+
+def frame_scores(windows: Labelled, n_frames: int) -> Float32[np.ndarray, "frames speakers"]:
+    """How much the windows around each frame are like each speaker's centroid; windows count by how central it is."""
+    x = unit(windows.embeddings)
+    cosines = x @ centroids_of(windows.labels, x).T + 1.0  # above 0, so that only unheard frames are 0
+    total = np.zeros((n_frames, cosines.shape[1]), np.float32)
+    weight = np.zeros((n_frames, 1), np.float32)
+    for (start, end), row in zip(windows.spans, cosines, strict=True):
+        end = min(end, n_frames)
+        place = np.arange(end - start)
+        central = np.minimum(place + 1, end - start - place)[:, None].astype(np.float32)
+        total[start:end] += central * row
+        weight[start:end] += central
+    np.divide(total, weight, out=total, where=weight > 0)
+    return total
+
+
+def _snapped(labels: Frames, tracks: Frames, reach: int) -> Frames:
+    changes = np.flatnonzero(np.diff(tracks)) + 1
+    if not len(changes):
+        return labels
+    labels = labels.copy()
+    for start, _, speaker in runs(labels):
+        if start == 0 or speaker < 0 or labels[start - 1] < 0:
+            continue
+        nearest = int(changes[np.abs(changes - start).argmin()])
+        if abs(nearest - start) > reach:
+            continue
+        if nearest < start:
+            if (labels[nearest:start] >= 0).all():
+                labels[nearest:start] = speaker
+        elif (labels[start:nearest] == speaker).all():
+            labels[start:nearest] = labels[start - 1]
+    return labels
+
+
+def second_speakers(
+    labels: Frames, voices: Voices, scores: Float32[np.ndarray, "frames speakers"], settings: Settings
+) -> Frames:
+    """The other speaker of each frame in which two voices are heard, -1 elsewhere.
+
+    It is whoever speaks next to the overlap, before or after; where nobody else does, the speaker whom the windows
+    around it are second most like.
+    """
+    result = np.full(len(labels), -1, np.int64)
+    if scores.shape[1] < 2:
+        return result
+    both = (voices.counts() >= settings.overlap_voices) & (labels >= 0)
+    reach = frames_of(settings.overlap_reach)
+    for start, end, value in runs(both.astype(np.int64)):
+        if not value:
+            continue
+        low, high = max(0, start - reach), min(len(labels), end + reach)
+        around, distance = labels[low:high], np.abs(np.arange(low, high) - (start + end) / 2)
+        for speaker in np.unique(labels[start:end]):
+            others = (around >= 0) & (around != speaker)
+            if others.any():
+                other = around[others][distance[others].argmin()]
+            else:
+                likeness = scores[start:end].mean(axis=0)
+                likeness[speaker] = -np.inf
+                other = likeness.argmax()
+            here = labels[start:end] == speaker
+            result[start:end][here] = other
+    return result
+
+
+def make_turns(labels: Frames, second: Frames | None, names: Sequence[str], settings: Settings) -> list[Turn]:
+    """Turns in order of time; a speaker's short pauses are part of the turn."""
+    found: list[Turn] = []
+    pause, shortest = frames_of(settings.pause), frames_of(settings.shortest_turn)
+    for number, name in enumerate(names):
+        speaks = labels == number
+        if second is not None:
+            speaks |= second == number
+        joined: list[list[int]] = []
+        for start, end, value in runs(speaks.astype(np.int64)):
+            if not value:
+                continue
+            if joined and start - joined[-1][1] < pause and (second is not None or _free(labels, joined[-1][1], start)):
+                joined[-1][1] = end
+            else:
+                joined.append([start, end])
+        found += [
+            Turn(start / FRAMES_A_SECOND, end / FRAMES_A_SECOND, name)
+            for start, end in joined
+            if end - start >= shortest
+        ]
+    return sorted(found)
+
+
+def _free(labels: Frames, start: int, end: int) -> bool:
+    """Whether nobody speaks."""
+    return bool((labels[start:end] < 0).all())

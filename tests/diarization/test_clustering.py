@@ -1,0 +1,86 @@
+"""How many speakers there are, on embeddings drawn around known centres."""
+
+import numpy as np
+import pytest
+
+from ecapa_jax.diarization.clustering import (
+    SpeakerCount,
+    cluster,
+    in_order,
+    merged_by_cosine,
+    spectral,
+    unit,
+)
+from ecapa_jax.diarization.settings import Settings
+
+
+def drawn(speakers, each=30, noise=0.12, seed=0, dim=64):
+    """Windows of speakers in turn, each around a random direction."""
+    rng = np.random.default_rng(seed)
+    centres = unit(rng.standard_normal((speakers, dim)))
+    truth = np.repeat(np.arange(speakers), each)
+    rows = centres[truth] + noise * rng.standard_normal((len(truth), dim))
+    spans = np.stack([np.arange(len(truth)) * 75, np.arange(len(truth)) * 75 + 150], axis=1)
+    return rows.astype(np.float32), spans, truth
+
+
+def agree(labels, truth):
+    pairs = set(zip(labels.tolist(), truth.tolist(), strict=True))
+    return len(pairs) == len(set(labels.tolist())) == len(set(truth.tolist()))
+
+
+@pytest.mark.parametrize("speakers", [1, 2, 3, 5, 8, 12])
+def test_the_number_of_speakers_is_found(speakers):
+    rows, spans, truth = drawn(speakers)
+    assert agree(cluster(rows, spans, SpeakerCount(), Settings()), truth)
+
+
+@pytest.mark.parametrize("given", [1, 2, 3, 4, 7])
+def test_a_given_number_is_honoured(given):
+    rows, spans, _ = drawn(3)
+    labels = cluster(rows, spans, SpeakerCount(given), Settings())
+    assert len(np.unique(labels)) == given
+
+
+@pytest.mark.parametrize("given", [2, 3])
+def test_a_given_number_is_honoured_where_all_windows_are_equal(given):
+    rows = np.ones((6, 8), np.float32)
+    spans = np.stack([np.arange(6) * 75, np.arange(6) * 75 + 150], axis=1)
+    assert len(np.unique(cluster(rows, spans, SpeakerCount(given), Settings()))) == given
+
+
+def test_bounds_are_kept():
+    rows, spans, _ = drawn(6)
+    assert len(np.unique(cluster(rows, spans, SpeakerCount(most=4), Settings()))) <= 4
+    rows, spans, _ = drawn(1)
+    assert len(np.unique(cluster(rows, spans, SpeakerCount(least=2), Settings()))) >= 2
+
+
+def test_blocks_give_what_one_piece_gives():
+    rows, spans, truth = drawn(4, each=60)
+    order = np.random.default_rng(1).permutation(len(truth))
+    rows, truth = rows[order], truth[order]
+    assert agree(cluster(rows, spans, SpeakerCount(), Settings(block_windows=80)), truth)
+
+
+def test_few_windows():
+    rows, spans, _ = drawn(1, each=1)
+    assert cluster(rows, spans, SpeakerCount(), Settings()).tolist() == [0]
+    assert cluster(rows[:0], spans[:0], SpeakerCount(), Settings()).tolist() == []
+
+
+@pytest.mark.parametrize("speakers", [2, 4])
+def test_spectral_finds_the_number(speakers):
+    rows, _, truth = drawn(speakers)
+    assert agree(spectral(rows, SpeakerCount()), truth)
+    assert len(np.unique(spectral(rows, SpeakerCount(3)))) == 3
+
+
+def test_like_centroids_are_merged():
+    rows, _, truth = drawn(2)
+    split = truth * 2 + np.arange(len(truth)) % 2
+    assert agree(merged_by_cosine(split, rows, 0.8), truth)
+
+
+def test_numbers_follow_appearance():
+    assert in_order(np.array([7, 7, 2, 9, 2])).tolist() == [0, 0, 1, 2, 1]

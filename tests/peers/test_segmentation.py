@@ -1,0 +1,147 @@
+"""Overlap detection beside the same network in PyTorch, from the packaged weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from ecapa_jax.convert.segmentation import read_segmentation, sinc_filters
+from ecapa_jax.diarization import segmentation
+from ecapa_jax.errors import ConversionError
+
+pytestmark = pytest.mark.peers
+torch = pytest.importorskip("torch", reason="needs PyTorch (make peers installs it)")
+
+SHARED = Path(__file__).parents[3] / "shared" / "conversations"
+
+
+def state_of(weights, random=None):
+    """PyTorch's state dict of segmentation-3.0, from weights in this library's layout."""
+    state = {}
+    for ours, theirs in (("wave_norm", "wav_norm1d"), *((("norm", i), f"norm1d.{i}") for i in range(3))):
+        norm = weights[ours] if isinstance(ours, str) else weights[ours[0]][ours[1]]
+        state[f"sincnet.{theirs}.weight"], state[f"sincnet.{theirs}.bias"] = norm["scale"], norm["bias"]
+    for index, conv in enumerate(weights["conv"], 1):
+        state[f"sincnet.conv1d.{index}.weight"] = conv["kernel"].transpose(2, 1, 0)
+        state[f"sincnet.conv1d.{index}.bias"] = conv["bias"]
+    for layer, lstm in enumerate(weights["lstm"]):
+        for direction, end in enumerate(("", "_reverse")):
+            name = f"l{layer}{end}"
+            state[f"lstm.weight_ih_{name}"] = lstm["input"][direction].T
+            state[f"lstm.weight_hh_{name}"] = lstm["hidden"][direction].T
+            state[f"lstm.bias_ih_{name}"] = lstm["bias"][direction]
+            state[f"lstm.bias_hh_{name}"] = np.zeros_like(lstm["bias"][direction])
+    for index, dense in enumerate(weights["linear"]):
+        state[f"linear.{index}.weight"], state[f"linear.{index}.bias"] = dense["kernel"].T, dense["bias"]
+    state["classifier.weight"] = weights["classifier"]["kernel"].T
+    state["classifier.bias"] = weights["classifier"]["bias"]
+    return {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+
+
+class PyanNet(torch.nn.Module):
+    """pyannote's network of layers of PyTorch; the filters of its first layer are given."""
+
+    def __init__(self, filters):
+        super().__init__()
+        self.filters = torch.from_numpy(np.array(filters.T[:, None]))
+        nn = torch.nn
+        self.sincnet = nn.Module()
+        self.sincnet.wav_norm1d = nn.InstanceNorm1d(1, affine=True)
+        self.sincnet.conv1d = nn.ModuleList([nn.Identity(), nn.Conv1d(80, 60, 5), nn.Conv1d(60, 60, 5)])
+        self.sincnet.norm1d = nn.ModuleList([nn.InstanceNorm1d(width, affine=True) for width in (80, 60, 60)])
+        self.lstm = nn.LSTM(60, 128, 4, bidirectional=True, batch_first=True)
+        self.linear = nn.ModuleList([nn.Linear(256, 128), nn.Linear(128, 128)])
+        self.classifier = nn.Linear(128, 7)
+
+    def forward(self, waveforms):
+        functional = torch.nn.functional
+        x = self.sincnet.wav_norm1d(waveforms[:, None])
+        for index, (conv, norm) in enumerate(zip(self.sincnet.conv1d, self.sincnet.norm1d, strict=True)):
+            x = functional.conv1d(x, self.filters, stride=10).abs() if index == 0 else conv(x)
+            x = functional.leaky_relu(norm(functional.max_pool1d(x, 3)))
+        x, _ = self.lstm(x.transpose(1, 2))
+        for dense in self.linear:
+            x = functional.leaky_relu(dense(x))
+        return functional.log_softmax(self.classifier(x), dim=-1)
+
+
+def original(weights, dtype):
+    network = PyanNet(weights["sinc"]["kernel"])
+    network.load_state_dict(state_of(weights))
+    network.filters = network.filters.to(dtype)
+    return network.to(dtype).eval()
+
+
+@pytest.mark.shared
+def test_log_probabilities_of_real_speech():
+    if not SHARED.is_dir():
+        pytest.skip("needs ../shared/conversations")
+    names = sorted(SHARED.glob("*.flac"))
+    sounds = np.stack([soundfile.read(name, dtype="float32")[0][:160000] for name in names])
+    weights = segmentation.load_weights()
+    with torch.no_grad():
+        double = original(weights, torch.float64)(torch.from_numpy(sounds).double()).numpy()
+        single = original(weights, torch.float32)(torch.from_numpy(sounds)).numpy()
+    found = np.asarray(jax.jit(segmentation.log_probabilities)(weights, sounds))
+    assert (found.argmax(axis=-1) == single.argmax(axis=-1)).all()
+    heard = double > np.log(0.01)  # the logarithm of what is next to impossible is next to arbitrary in float32
+    error, theirs = np.abs(found - double), np.abs(single - double)
+    print(f"float32: {error[heard].max():.1e} (PyTorch {theirs[heard].max():.1e}); all classes {error.max():.1e} "
+          f"({theirs.max():.1e}); probabilities {np.abs(np.exp(found) - np.exp(double)).max():.1e}")  # fmt: skip
+    assert np.abs(np.exp(found) - np.exp(double)).max() <= 1e-4
+    assert error.max() <= max(2 * theirs.max(), 1e-3)
+
+
+def test_float64_is_exact():
+    rng = np.random.default_rng(0)
+    sounds = 0.1 * rng.standard_normal((2, 48000)) * np.linspace(0, 1, 48000)
+    weights = segmentation.load_weights()
+    with torch.no_grad():
+        expected = original(weights, torch.float64)(torch.from_numpy(sounds)).numpy()
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda array: array.astype(np.float64), weights)
+        found = np.asarray(jax.jit(segmentation.log_probabilities)(wide, sounds))
+    assert found.shape == (2, segmentation.n_frames(48000), 7)
+    assert np.abs(found - expected).max() <= 1e-8
+
+
+def checkpoint(path, **changes):
+    """A file as pyannote has it, with random filters."""
+    rng = np.random.default_rng(0)
+    state = state_of(segmentation.load_weights())
+    bank = "sincnet.conv1d.0.filterbank."
+    state[f"{bank}low_hz_"] = torch.from_numpy(rng.uniform(0, 4000, (40, 1)).astype(np.float32))
+    state[f"{bank}band_hz_"] = torch.from_numpy(rng.uniform(50, 500, (40, 1)).astype(np.float32))
+    state[f"{bank}n_"] = (2 * np.pi * torch.arange(-125, 0.0) / 16000)[None]
+    state[f"{bank}window_"] = torch.from_numpy(np.hamming(251)[:125].astype(np.float32))
+    state.update(changes)
+    torch.save({"state_dict": {name: value for name, value in state.items() if value is not None}}, path)
+    return state
+
+
+def test_a_checkpoint_is_read(tmp_path):
+    state = checkpoint(tmp_path / "a.bin")
+    weights = segmentation.nested(read_segmentation(tmp_path / "a.bin"))
+    packaged = segmentation.load_weights()
+    for ours, theirs in zip(jax.tree.leaves(weights["lstm"]), jax.tree.leaves(packaged["lstm"]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    bank = [state[f"sincnet.conv1d.0.filterbank.{name}"].numpy() for name in ("low_hz_", "band_hz_", "n_", "window_")]
+    np.testing.assert_array_equal(weights["sinc"]["kernel"], sinc_filters(*bank))
+
+
+def test_the_filters_are_those_of_asteroid(tmp_path):
+    filterbanks = pytest.importorskip("asteroid_filterbanks", reason="needs asteroid-filterbanks")
+    theirs = filterbanks.ParamSincFB(80, 251, stride=10, sample_rate=16000, min_low_hz=50, min_band_hz=50)
+    state = theirs.state_dict()
+    ours = sinc_filters(*(state[name].numpy() for name in ("low_hz_", "band_hz_", "n_", "window_")))
+    np.testing.assert_allclose(ours, theirs.filters().detach().numpy()[:, 0].T, atol=2e-6)
+
+
+def test_another_network_is_refused(tmp_path):
+    checkpoint(tmp_path / "a.bin", **{"classifier.weight": None})
+    with pytest.raises(ConversionError, match=r"classifier\.weight"):
+        read_segmentation(tmp_path / "a.bin")
