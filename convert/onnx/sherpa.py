@@ -117,7 +117,10 @@ def export_sherpa(bundle: Bundle) -> onnx.ModelProto:
     variables["params"]["stem"] = {**variables["params"]["stem"], "conv": {**conv, "kernel": kernel}}
     graph, dim = Graph(), config.ecapa.embedding_dim
     if kind == "nemo":  # its extractor wants two outputs, and takes the second
-        inputs: list[tuple[str, Any, list[Any]]] = [("audio_signal", TensorProto.FLOAT, [1, 80, "frames"]), ("length", TensorProto.INT64, [1])]
+        inputs: list[tuple[str, Any, list[Any]]] = [
+            ("audio_signal", TensorProto.FLOAT, [1, 80, "frames"]),
+            ("length", TensorProto.INT64, [1]),
+        ]
         found = write_from_frames(graph, bundle, variables, "audio_signal")
         outputs = ["logits", EMBEDDINGS]
     else:
