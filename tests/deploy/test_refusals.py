@@ -115,12 +115,14 @@ def test_a_wrong_file_is_one_line(
     assert message in refused(capsys, tmp_path, "verify", A, B, "--model", path)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x00" * 4096, b"not a model\n" * 99], ids=repr)
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04", b"\x00" * 4096, b"not a model\n" * 99], ids=["empty", "zip", "zeros", "text"]
+)
 def test_what_is_no_model_is_one_line(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     assert "is damaged or no ONNX file" in refused(capsys, tmp_path, "verify", A, B, "--model", path)
-    assert "can't be read" in refused(capsys, tmp_path, "verify", A, B, "--model", tmp_path / "none.onnx")
+    assert "no such bundle" in refused(capsys, tmp_path, "verify", A, B, "--model", tmp_path / "none.onnx")
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
