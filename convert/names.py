@@ -9,9 +9,7 @@ from pathlib import Path
 
 from ecapa_jax.convert.published import PUBLISHED
 from ecapa_jax.hub.address import HUBS, is_address
-
-DEFAULT = "default"
-"""Names the packaged model wherever a bundle is named."""
+from ecapa_jax.presets import DEFAULT
 
 WEIGHTS = {".bin", ".ckpt", ".pt", ".pth", ".nemo", ".safetensors", ".npz", ".model", ".pdparams"}
 """How files of weights end."""

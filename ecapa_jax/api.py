@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax.bundle.bundle import load_bundle, read_document
-from ecapa_jax.convert.names import DEFAULT, why_no_bundle
 from ecapa_jax.encoder import Dtype, SpeakerEncoder
 from ecapa_jax.errors import BundleError, ConfigError
 from ecapa_jax.onnx_file import is_onnx, read_onnx
+from ecapa_jax.presets import DEFAULT as DEFAULT
 from ecapa_jax.presets import PRESETS
 from ecapa_jax.runtime.compile_cache import private_folder, programs_folder
 from ecapa_jax.runtime.machine import Device
@@ -43,6 +43,10 @@ def check_name(model: str | os.PathLike[str] | None) -> None:
                 f"{name} is a preset without packaged weights: get its checkpoint from the publisher and run "
                 f"'ecapa-jax convert CHECKPOINT --family {name} -o BUNDLE'"
             )
+    if os.path.isfile(os.path.join(name, "model.json")):
+        return  # the usual case imports nothing more
+    from ecapa_jax.convert.names import why_no_bundle
+
     if why := why_no_bundle(name):
         raise BundleError(why)
 

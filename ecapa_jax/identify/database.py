@@ -325,7 +325,7 @@ def check_name(name: str) -> str:
     if len(name) > _LONGEST_NAME:
         raise StoreError(f"a speaker's name has {len(name)} characters; give at most {_LONGEST_NAME}")
     if wrong := _unseen(name):
-        raise StoreError(f"the speaker's name {name!a} holds {wrong[0]!a}, which is no text; leave it out")
+        raise StoreError(f"the speaker's name {name!a} holds {wrong[0]!a}, which is not text; leave it out")
     return name
 
 
