@@ -204,6 +204,8 @@ class Database:
           StoreError: no speaker has this name, or as for `writing`.
         """
         name = unicodedata.normalize("NFC", name).strip()  # unchecked: an older version may have taken it
+        if not name:
+            raise StoreError("a speaker's name is empty; give one")
         with self.writing() as connection:
             found = connection.execute("SELECT id FROM speaker WHERE name = ?", (name,)).fetchone()
             if found is None:
