@@ -257,7 +257,7 @@ def test_the_microphone_refused(browser, server) -> None:
         page.goto(server.url)
         expect(page.locator("#model")).to_contain_text("million")
         slot(page, "a").locator(".record").click()
-        expect(slot(page, "a").locator(".message")).to_contain_text("microphone was refused")
+        expect(slot(page, "a").locator(".message")).to_contain_text("refused the microphone")
         expect(slot(page, "a").locator(".record")).to_have_text("Record")
 
 
