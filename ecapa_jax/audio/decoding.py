@@ -11,16 +11,17 @@ import os
 import shutil
 import struct
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from ecapa_jax.audio import ffmpeg
-from ecapa_jax.errors import AudioError, TooLongError, one_line
+from ecapa_jax.audio import ffmpeg, pieces, unfinished
+from ecapa_jax.errors import AudioError, ConfigError, TooLongError, one_line
 
-Channel: TypeAlias = Literal["first", "mean"]
+Channel: TypeAlias = Literal["first", "left", "right", "mean"] | int
 Block: TypeAlias = tuple[int, Float32[np.ndarray, " samples"]]
 """Sample rate, the same in all of a file, and samples."""
 
@@ -43,11 +44,34 @@ def decode(file: io.BufferedIOBase, name: str, channel: Channel, max_seconds: fl
     Raises:
       AudioError: as `audio.load.load_audio` has it; the end of the file is only judged where it is reached.
     """
+    try:
+        size = file.seek(0, os.SEEK_END)
+        if not size:
+            raise AudioError(f"{name}: is empty; give an audio file")
+        first_rate = None
+        for start, stop in pieces.boundaries(file, size):
+            part = file if (start, stop) == (0, size) else io.BufferedReader(pieces.Part(file, start, stop))
+            for rate, block in _decode_piece(part, stop - start, name, channel, max_seconds):
+                if rate != (first_rate := first_rate or rate):
+                    raise AudioError(
+                        f"{name}: holds recordings one after the other, at {first_rate} and {rate} Hz; split it first"
+                    )
+                yield rate, block
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise AudioError(f"{name}: can't be read ({reason}); give an ordinary audio file") from error
+
+
+def _decode_piece(
+    file: io.BufferedIOBase, size: int, name: str, channel: Channel, max_seconds: float
+) -> Iterator[Block]:
+    """`decode` of a file that holds one stream."""
     import soundfile
 
-    size = file.seek(0, os.SEEK_END)
-    if not size:
-        raise AudioError(f"{name}: is empty; give an audio file")
+    if repairs := unfinished.patches(file, size):
+        message = f"{name}: its header was never finished (the recorder was stopped); it is read to its end"
+        warnings.warn(message, UserWarning, stacklevel=2)
+        file = io.BufferedReader(pieces.Part(file, 0, size, repairs))
     _check_end(file, size, name)
     file.seek(0)
     begun = False
@@ -58,26 +82,58 @@ def decode(file: io.BufferedIOBase, name: str, channel: Channel, max_seconds: fl
     except soundfile.LibsndfileError as error:
         file.seek(0)
         kind = ffmpeg.kind_of(file.read(ffmpeg.HEAD))
-        if kind is None or begun:
+        if begun:
             raise _undecodable(error, name) from error
+        if kind is None:
+            start = pieces.first_frame(file, size) if error.code == 1 else None
+            if start is None:
+                raise _undecodable(error, name) from error
+            yield from _read_mp3(io.BufferedReader(pieces.Part(file, start, size)), name, channel, max_seconds)
+            return
     else:
         return
     file.seek(0)
     yield from _by_others(file, name, kind, channel, max_seconds)
 
 
-def checked_rate(rate: int, name: str) -> int:
-    """The rate, Hz, if it is one of sound."""
+def checked_rate(rate: int | str, name: str) -> int:
+    """The rate, Hz, if it is one of sound; text that says a number counts as one."""
+    try:
+        number = float(rate)
+        rate = int(number) if number == int(number) else number  # type: ignore[assignment]
+    except (TypeError, ValueError, OverflowError):
+        raise AudioError(f"{name}: sample rate {rate!r} is no number; give it in Hz, such as 16000") from None
     if not _RATES[0] <= rate <= _RATES[1]:
         raise AudioError(f"{name}: sample rate {rate} Hz is outside {_RATES[0]} to {_RATES[1]} Hz; check it")
     return rate
 
 
 def mono(samples: Shaped[np.ndarray, "samples channels"], channel: Channel) -> Shaped[np.ndarray, " samples"]:
-    """One channel of several."""
+    """One channel of several: `first` or `left`, `right`, a number from 0, or the `mean` of all.
+
+    Raises:
+      AudioError: the recording has no such channel.
+    """
     if channel == "mean" and samples.shape[1] > 1:
         return samples.mean(axis=1, dtype=np.float64)
-    return np.ascontiguousarray(samples[:, 0])
+    index = {"first": 0, "left": 0, "right": 1, "mean": 0}.get(channel, channel)  # type: ignore[call-overload]
+    if index >= samples.shape[1]:
+        raise AudioError(f"channel {channel} is not there: the recording has {samples.shape[1]}; choose another")
+    return np.ascontiguousarray(samples[:, index])
+
+
+def parsed_channel(text: str | int) -> Channel:
+    """A channel as a user names it: `left`, `right`, `mean`, `first`, or its number from 0.
+
+    Raises:
+      ConfigError: the text names no channel.
+    """
+    if isinstance(text, str) and text in ("first", "left", "right", "mean"):
+        return text  # type: ignore[return-value]
+    with contextlib.suppress(TypeError, ValueError):
+        if not isinstance(text, bool) and (number := int(text)) >= 0:
+            return number
+    raise ConfigError(f"channel is {text!r}; it must be left, right, mean or a number from 0")
 
 
 def _undecodable(error: Any, name: str) -> AudioError:
@@ -94,6 +150,12 @@ def _by_soundfile(file: io.BufferedIOBase, name: str, channel: Channel, max_seco
         if sound.format != "MP3":
             yield from _read(sound, name, channel, max_seconds)
             return
+    yield from _read_mp3(file, name, channel, max_seconds)
+
+
+def _read_mp3(file: io.BufferedIOBase, name: str, channel: Channel, max_seconds: float) -> Iterator[Block]:
+    import soundfile
+
     with _piped(file) as pipe, soundfile.SoundFile(pipe, closefd=False) as sound:
         yield from _read(sound, name, channel, max_seconds)
 

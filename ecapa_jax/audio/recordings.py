@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32
 
+from ecapa_jax.audio.arrays import is_dataset_row
 from ecapa_jax.audio.load import AudioSource, LongAudio, is_silent, load_audio, name_of, open_audio
 from ecapa_jax.batching import minimum_samples
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import AudioError, ConfigError
 
+_PACKAGE = str(Path(__file__).parents[1])
 Short = Literal["error", "repeat"]
 
 
@@ -24,7 +28,11 @@ class SilenceWarning(UserWarning):
 
 def as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
     """The recordings, of which there may be one."""
-    one = isinstance(sources, str | bytes | bytearray) or hasattr(sources, "__fspath__")
+    one = (
+        isinstance(sources, str | bytes | bytearray | memoryview)
+        or is_dataset_row(sources)
+        or hasattr(sources, "__fspath__")
+    )
     if one or hasattr(sources, "read") or hasattr(sources, "__array__"):
         return [sources]  # type: ignore[list-item]
     return list(sources)  # type: ignore[arg-type]
@@ -33,8 +41,17 @@ def as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
 def warn_of_silence(source: AudioSource, audio: np.ndarray | LongAudio) -> None:
     """Warns if there is no signal in a recording that has been read."""
     if audio.is_silent if isinstance(audio, LongAudio) else is_silent(audio):
-        message = f"{name_of(source)} has no signal (all samples are equal): its embedding means nothing"
-        warnings.warn(message, SilenceWarning, stacklevel=3)
+        faint = "all samples are equal, or less than a step of 16 bits apart"
+        message = f"{name_of(source)} has no signal ({faint}): its embedding means nothing"
+        warnings.warn(message, SilenceWarning, stacklevel=_levels_to_user())
+
+
+def _levels_to_user() -> int:
+    """The `stacklevel` of the first caller outside this package (`skip_file_prefixes` needs Python 3.12)."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def open_recording(
