@@ -157,7 +157,11 @@ class SpeakerEncoder:
         return 1 - self._real_samples / self._padded_samples if self._padded_samples else 0.0
 
     def embed(
-        self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | None = None, *, short: Short = "error"
+        self,
+        sources: AudioSource | Iterable[AudioSource],
+        sample_rate: int | str | None = None,
+        *,
+        short: Short = "error",
     ) -> Float32[np.ndarray, "n embedding"]:
         """Embeds recordings; each row is what the recording alone would give.
 
@@ -181,7 +185,7 @@ class SpeakerEncoder:
         source: AudioSource,
         window: float = 3.0,
         hop: float | None = None,
-        sample_rate: int | None = None,
+        sample_rate: int | str | None = None,
         *,
         short: Short = "error",
     ) -> Windows:
@@ -209,7 +213,7 @@ class SpeakerEncoder:
     def embed_views(
         self,
         sources: AudioSource | Iterable[AudioSource],
-        sample_rate: int | None = None,
+        sample_rate: int | str | None = None,
         *,
         short: Short = "error",
         scorer: Scorer | None = None,
@@ -235,7 +239,7 @@ class SpeakerEncoder:
     def _read_ahead(
         self,
         sources: AudioSource | Iterable[AudioSource],
-        sample_rate: int | None,
+        sample_rate: int | str | None,
         short: Short,
         longest: float = math.inf,
     ) -> Iterator[Float32[np.ndarray, " _"] | LongAudio]:
@@ -251,7 +255,7 @@ class SpeakerEncoder:
                 warn_of_silence(source, audio)  # of which a stream knows at its end
 
     def _read_whole(
-        self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | None, short: Short
+        self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | str | None, short: Short
     ) -> list[Float32[np.ndarray, " _"]]:
         return cast("list[np.ndarray]", list(self._read_ahead(sources, sample_rate, short)))
 
@@ -264,7 +268,7 @@ class SpeakerEncoder:
         return np.stack([rows[index] for index in range(len(rows))])
 
     def read(
-        self, source: AudioSource, sample_rate: int | None = None, *, short: Short = "error"
+        self, source: AudioSource, sample_rate: int | str | None = None, *, short: Short = "error"
     ) -> Float32[np.ndarray, " samples"]:
         """One recording as the model takes it: one channel at its rate, at least `minimum_samples` long.
 

@@ -43,7 +43,7 @@ def embed_recordings(
     encoder: SpeakerEncoder,
     sources: Sequence[AudioSource | Part],
     *,
-    sample_rate: int | None = None,
+    sample_rate: int | str | None = None,
     short: Short = "error",
     workers: int | None = None,
     advance: Advance | None = None,
@@ -108,7 +108,7 @@ Decoded = tuple[Float32[np.ndarray, " samples"] | None, str | None]
 class _Reader:
     """Reads recordings and parts of them; the recordings that parts were last taken from are kept decoded."""
 
-    def __init__(self, encoder: SpeakerEncoder, sample_rate: int | None, short: Short):
+    def __init__(self, encoder: SpeakerEncoder, sample_rate: int | str | None, short: Short):
         self._encoder, self._sample_rate, self._short = encoder, sample_rate, short
         self._whole = functools.lru_cache(2)(functools.partial(self._file, short="repeat"))
 
@@ -176,7 +176,7 @@ class ShardEmbedder:
         *,
         short: Short = "error",
         workers: int | None = None,
-        sample_rate: int | None = None,
+        sample_rate: int | str | None = None,
     ):
         """Keeps what a call needs.
 
