@@ -22,6 +22,10 @@ class SilenceWarning(UserWarning):
     """A recording has no signal: its embedding says nothing about a speaker."""
 
 
+class NoSpeechWarning(UserWarning):
+    """Nobody is heard to speak in a recording: its embedding says nothing about a speaker."""
+
+
 def as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
     """The recordings, of which there may be one."""
     one = isinstance(sources, str | bytes | bytearray) or hasattr(sources, "__fspath__")
@@ -35,6 +39,12 @@ def warn_of_silence(source: AudioSource, audio: np.ndarray | LongAudio) -> None:
     if audio.is_silent if isinstance(audio, LongAudio) else is_silent(audio):
         message = f"{name_of(source)} has no signal (all samples are equal): its embedding means nothing"
         warnings.warn(message, SilenceWarning, stacklevel=3)
+
+
+def warn_of_no_speech(source: AudioSource) -> None:
+    """Warns that nobody is heard to speak in a recording."""
+    message = f"{name_of(source)} holds hardly any speech (less than half a second): its embedding means nothing"
+    warnings.warn(message, NoSpeechWarning, stacklevel=3)
 
 
 def open_recording(
