@@ -6,7 +6,7 @@
 # make slow   runs the long tests: ten minutes of fuzzing
 # make docs   builds the documentation into build/site
 # make dist   builds wheel and sdist into dist, and checks them
-# make browser  installs what the page's tests need beside: Debian's Chromium, and axe-core from npm
+# make browser  installs what the pages' tests need beside: Debian's Chromium, and axe-core and onnxruntime-web from npm
 # make lint   format, lint, types, import layers
 #
 # Another Python: make test PYTHON=python3.13 VENV=.venv-latest
@@ -47,6 +47,7 @@ slow: $(VENV)/.test-ready
 # Without them these tests skip and say so.
 browser:
 	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null
+	test -e .venv/web/node_modules/onnxruntime-web || npm install --silent --prefix .venv/web onnxruntime-web@1
 	test -e .venv/axe/node_modules/axe-core/axe.min.js || npm install --silent --prefix .venv/axe axe-core@4
 
 lint: $(VENV)/.lint-ready

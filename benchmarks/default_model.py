@@ -38,6 +38,8 @@ STRICTER = (0.05, 0.01)
 
 LICENCE = "Apache-2.0; distilled on speech under CC BY 4.0, CC BY-SA 4.0, MIT and the licence of CMU AN4"
 
+SOURCE = "distilled from CAM++, starting from the packaged model of 2026-11-23"
+
 TEACHER_NOTE = (
     "Distilled by `ecapa-jax train distil` from CAM++, 3D-Speaker's speech_campplus_sv_zh_en_16k-common_advanced "
     "(Apache-2.0; 6.8 M parameters, learned from about 200 000 speakers), whose embeddings it reproduces: "
@@ -128,7 +130,13 @@ def eer_interval(trials: Trials, scores: np.ndarray) -> list[float]:
 def described(bundle: Bundle, points: list[dict[str, Any]], note: str) -> Bundle:
     """The bundle with its name, notes, threshold and operating points."""
     notes = [TEACHER_NOTE.format(**bundle.provenance["training"]), DATA_NOTE, LIMITS_NOTE, note]
-    provenance = {**bundle.provenance, "name": "ecapa-jax default model", "licence": LICENCE, "notes": notes}
+    provenance = {
+        **bundle.provenance,
+        "source": SOURCE,
+        "name": "ecapa-jax default model",
+        "licence": LICENCE,
+        "notes": notes,
+    }
     scoring = Scoring(threshold=points[0]["threshold"])
     return dataclasses.replace(bundle, provenance=provenance, scoring=scoring, operating_points=points)
 

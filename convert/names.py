@@ -9,11 +9,9 @@ from pathlib import Path
 
 from ecapa_jax.convert.published import PUBLISHED
 from ecapa_jax.hub.address import HUBS, is_address
+from ecapa_jax.presets import DEFAULT
 
-DEFAULT = "default"
-"""Names the packaged model wherever a bundle is named."""
-
-WEIGHTS = {".bin", ".ckpt", ".pt", ".pth", ".nemo", ".safetensors", ".npz", ".model", ".onnx", ".pdparams"}
+WEIGHTS = {".bin", ".ckpt", ".pt", ".pth", ".nemo", ".safetensors", ".npz", ".model", ".pdparams"}
 """How files of weights end."""
 
 _ORG_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*)/([A-Za-z0-9_][A-Za-z0-9._-]*)(?:@(\S+))?")
@@ -47,6 +45,8 @@ def is_web(address: str) -> bool:
 def why_no_bundle(name: str) -> str:
     """What to say of a name that stands for no bundle; empty where a bundle may be there, or it is an address."""
     if os.path.isfile(name):
+        if name.endswith(".onnx"):
+            return ""  # the reader of such files says what is wrong with one
         if Path(name).suffix.lower() in WEIGHTS:
             return f"{name} is a checkpoint and no bundle: ecapa-jax convert {name} -o BUNDLE makes one"
         return f"{name} is not a bundle directory but a file: name one that `ecapa-jax convert` or `train` wrote"

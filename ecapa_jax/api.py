@@ -7,11 +7,13 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from ecapa_jax.bundle.bundle import load_bundle
-from ecapa_jax.convert.names import DEFAULT, why_no_bundle
+from ecapa_jax.bundle.bundle import load_bundle, read_document
 from ecapa_jax.encoder import Dtype, SpeakerEncoder
-from ecapa_jax.errors import BundleError
+from ecapa_jax.errors import BundleError, ConfigError
+from ecapa_jax.onnx_file import is_onnx, read_onnx
+from ecapa_jax.presets import DEFAULT as DEFAULT
 from ecapa_jax.presets import PRESETS
 from ecapa_jax.runtime.compile_cache import private_folder, programs_folder
 from ecapa_jax.runtime.machine import Device
@@ -41,6 +43,10 @@ def check_name(model: str | os.PathLike[str] | None) -> None:
                 f"{name} is a preset without packaged weights: get its checkpoint from the publisher and run "
                 f"'ecapa-jax convert CHECKPOINT --family {name} -o BUNDLE'"
             )
+    if os.path.isfile(os.path.join(name, "model.json")):
+        return  # the usual case imports nothing more
+    from ecapa_jax.convert.names import why_no_bundle
+
     if why := why_no_bundle(name):
         raise BundleError(why)
 
@@ -91,7 +97,8 @@ def load(
     """Loads a model.
 
     Args:
-      model: a bundle directory, or an address as `resolve` takes it; None and `default` are the packaged model.
+      model: a bundle directory, a `.onnx` file as `ecapa-jax export` writes it, or an address as `resolve` takes it;
+        None and `default` are the packaged model.
       dtype: compute dtype, `float32` or `bfloat16`; `auto` is bfloat16 where the device is faster in it.
       scoring: the model's own (`publisher`), or `cosine`, `cosine_less_mean`, `half` or `two_views` in its place.
       devices: devices that share each batch; None is all local ones.
@@ -101,16 +108,41 @@ def load(
       progress: on a terminal, show a bar while a model is fetched and say when compiling takes a while.
 
     Raises:
-      BundleError: there is no whole bundle.
-      ConfigError: there is no such dtype, the scoring needs what the model does not bring, or other users can write to
-        `programs_dir`.
+      BundleError: there is no whole bundle or file.
+      ConfigError: there is no such dtype, an ONNX file is to run on other devices or in another dtype, the scoring
+        needs what the model does not bring, or other users can write to `programs_dir`.
       DownloadError, ConversionError: as `resolve`.
     """
+    path = resolve(model, cache_dir=cache_dir, progress=progress)
+    if is_onnx(path):
+        encoder = _load_onnx(path, dtype, devices)
+        encoder.scorer = encoder.scorer.named(scoring)
+        return encoder
     programs = None
     if keep_programs:
         programs = programs_folder() if programs_dir is None else private_folder(Path(programs_dir))
     shapes = None if programs is None else functools.partial(kept_shapes, programs)
-    bundle = load_bundle(resolve(model, cache_dir=cache_dir, progress=progress), abstract=shapes)
+    bundle = load_bundle(path, abstract=shapes)
     encoder = SpeakerEncoder.from_bundle(bundle, devices=devices, dtype=dtype, programs=programs, announce=progress)
     encoder.scorer = encoder.scorer.named(scoring)
     return encoder
+
+
+def provenance(model: str | os.PathLike[str] | None) -> dict[str, Any]:
+    """What a bundle or an ONNX file says of its origin.
+
+    Raises:
+      BundleError: there is no whole bundle or file.
+      DownloadError, ConversionError: as `resolve`.
+    """
+    path = resolve(model)
+    return read_onnx(path).provenance if is_onnx(path) else read_document(path)["provenance"]
+
+
+def _load_onnx(path: Path, dtype: Dtype, devices: Sequence[Device] | None) -> SpeakerEncoder:
+    from ecapa_jax.onnx_encoder import OnnxEncoder
+
+    if dtype == "bfloat16" or devices is not None:
+        what = "on the devices it is given" if devices is not None else f"in {dtype}"
+        raise ConfigError(f"{path} can't run {what}: an ONNX file runs on the processor in its own precision")
+    return OnnxEncoder(path)

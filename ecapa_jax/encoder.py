@@ -161,7 +161,7 @@ class SpeakerEncoder:
     def embed(
         self,
         sources: AudioSource | Iterable[AudioSource],
-        sample_rate: int | None = None,
+        sample_rate: int | str | None = None,
         *,
         short: Short = "error",
         vad: bool = False,
@@ -190,7 +190,7 @@ class SpeakerEncoder:
         source: AudioSource,
         window: float = 3.0,
         hop: float | None = None,
-        sample_rate: int | None = None,
+        sample_rate: int | str | None = None,
         *,
         short: Short = "error",
     ) -> Windows:
@@ -218,7 +218,7 @@ class SpeakerEncoder:
     def embed_views(
         self,
         sources: AudioSource | Iterable[AudioSource],
-        sample_rate: int | None = None,
+        sample_rate: int | str | None = None,
         *,
         short: Short = "error",
         scorer: Scorer | None = None,
@@ -244,7 +244,7 @@ class SpeakerEncoder:
     def _read_ahead(
         self,
         sources: AudioSource | Iterable[AudioSource],
-        sample_rate: int | None,
+        sample_rate: int | str | None,
         short: Short,
         longest: float = math.inf,
         *,
@@ -283,7 +283,7 @@ class SpeakerEncoder:
     def _read_whole(
         self,
         sources: AudioSource | Iterable[AudioSource],
-        sample_rate: int | None,
+        sample_rate: int | str | None,
         short: Short,
         *,
         vad: bool = False,
@@ -302,7 +302,7 @@ class SpeakerEncoder:
         return np.stack([rows[index] for index in range(len(rows))])
 
     def read(
-        self, source: AudioSource, sample_rate: int | None = None, *, short: Short = "error", vad: bool = False
+        self, source: AudioSource, sample_rate: int | str | None = None, *, short: Short = "error", vad: bool = False
     ) -> Float32[np.ndarray, " samples"]:
         """One recording as the model takes it: one channel at its rate, at least `minimum_samples` long.
 

@@ -3,6 +3,12 @@
 Every message says what is wrong, where, and what to do; the command line prints it as one line and exits with 2.
 """
 
+import os
+import sys
+from types import FrameType
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+
 
 class EcapaError(Exception):
     """Base of every error that the user's input or environment can cause."""
@@ -70,3 +76,18 @@ def without_secrets(url: str) -> str:
 def one_line(error: object) -> str:
     """What an error says, without line breaks; its type if it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def levels_to_user() -> int:
+    """The `stacklevel` at which a warning names the line that called this package.
+
+    Decorators of other packages may stand between, which `skip_file_prefixes` of Python 3.12 would stop at.
+    """
+    files: list[str] = []
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        files.append(frame.f_code.co_filename)
+        frame = frame.f_back
+    ours = [index for index, file in enumerate(files) if file.startswith(_PACKAGE)]
+    warner = next((index for index in ours if files[index] != __file__), 0)
+    return ours[-1] + 2 - warner

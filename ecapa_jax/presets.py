@@ -136,6 +136,9 @@ WESPEAKER_GLOB = EcapaConfig(
 LANGUAGE_ID = EcapaConfig(n_mels=60, embedding_dim=256, activation="leaky_relu", activation_scope="outer")
 """SpeechBrain's language identification on VoxLingua107."""
 
+DEFAULT = "default"
+"""Names the packaged model wherever a bundle is named."""
+
 PRESETS: dict[str, ModelConfig] = {
     "3dspeaker": ModelConfig(fbank=KALDI_POVEY, ecapa=SEQUENTIAL_REFLECT),
     "speechbrain": ModelConfig(fbank=SPEECHBRAIN_DB, ecapa=SEQUENTIAL_REFLECT),

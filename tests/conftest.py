@@ -20,6 +20,8 @@ THOROUGH = (
     "convert/test_torch_zip_hostile.py",
     "corpus/test_ray.py",
     "corpus/test_ten_thousand.py",
+    "deploy/test_examples.py",
+    "deploy/test_families.py",
     "docs",
     "serve/test_fetch_tls.py",
     "serve/test_load.py",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import sysconfig
 import tarfile
-import venv
 from pathlib import Path
 
 import pytest
+
+from helpers.environments import make_environment
 
 ROOT = Path(__file__).parents[1]
 RECORDINGS = [ROOT / "examples" / "audio" / name for name in ("rms_1.flac", "rms_2.flac")]
@@ -53,26 +53,18 @@ def test_source_archive_is_the_whole_repository(dist: Path) -> None:
 
 def test_wheel_verifies_outside_the_repository(dist: Path, tmp_path: Path) -> None:
     """In an environment of its own, where nothing of this repository is; the dependencies are lent."""
-    python = _environment(tmp_path)
-    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
-    # A path in a .pth file is searched, but the .pth files there, one of which names this checkout, are not.
-    (site / "lent.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    python = make_environment(tmp_path, lend=True)
     _pip(python, "--no-deps", str(_wheel(dist)))
-    assert _installed(python, tmp_path).is_relative_to(site)
+    assert _installed(python, tmp_path).is_relative_to(tmp_path / "env")
     _verify(python, tmp_path)
 
 
 @pytest.mark.slow
 def test_wheel_brings_its_dependencies(dist: Path, tmp_path: Path) -> None:
     """Installed as a user does, from a package index."""
-    python = _environment(tmp_path)
+    python = make_environment(tmp_path, lend=False)
     _pip(python, "-c", str(ROOT / CONSTRAINTS), str(_wheel(dist)))
     _verify(python, tmp_path)
-
-
-def _environment(folder: Path) -> Path:
-    venv.create(folder / "env", with_pip=True)
-    return folder / "env" / "bin" / "python"
 
 
 def _wheel(dist: Path) -> Path:

@@ -6,12 +6,12 @@ import re
 import shutil
 import subprocess
 import sys
-import venv
 from pathlib import Path
 
 import pytest
 
 import ecapa_jax
+from helpers.environments import make_environment
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "tests" / "helpers" / "user_program.py"
@@ -30,11 +30,9 @@ def user(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    venv.create(folder / "env", with_pip=True)
-    (site,) = (folder / "env" / "lib").glob("python*/site-packages")
-    (site / "lent.pth").write_text("\n".join(path for path in sys.path if path.endswith("site-packages")) + "\n")
+    python = make_environment(folder, lend=True)
     options = ["-e", str(source)] if request.param == "editable" else [str(source)]
-    pip = [str(folder / "env" / "bin" / "python"), "-m", "pip", "install", "-q", "--no-deps", *options]
+    pip = [str(python), "-m", "pip", "install", "-q", "--no-deps", *options]
     done = subprocess.run(pip, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     if request.param == "wheel":

@@ -20,6 +20,12 @@ from ecapa_jax.train.state import State, model_variables
 FAMILY = "ecapa-jax"
 
 
+def _start_of(config: TrainConfig) -> str:
+    """Where the weights came from, by name: where the files lay is nobody's business."""
+    start = config.start.run or config.start.bundle
+    return Path(start).name if start else "random weights"
+
+
 def final_bundle(
     config: TrainConfig, state: State, manifest: Manifest, path: Path, dev: DevResult | None, dev_name: str
 ) -> Path:
@@ -30,7 +36,7 @@ def final_bundle(
         points = [{**point, "trials": dev_name}]
     provenance = {
         "family": FAMILY,
-        "source": f"trained from {config.start.run or config.start.bundle or 'random weights'}",
+        "source": f"trained from {_start_of(config)}",
         "converter": f"ecapa-jax {importlib.metadata.version('ecapa-jax')}",
         "date": datetime.date.today().isoformat(),
         "training": {

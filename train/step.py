@@ -183,6 +183,8 @@ def _speaker_loss(
             config.loss, embeddings, centres, labels, move, plan.n_speakers or centres.shape[0], MODEL
         )
     named = labels != UNNAMED
+    if plan.mesh is not None:  # the same on all devices of a model row, which the compiler can't know
+        named = lax.pmax(named.astype(jnp.int32), MODEL) == 1
     return _mean_over(plan, losses, named), _mean_over(plan, right, named)
 
 

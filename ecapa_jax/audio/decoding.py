@@ -11,17 +11,18 @@ import os
 import shutil
 import struct
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from ecapa_jax.audio import ffmpeg
-from ecapa_jax.errors import AudioError, TooLongError, one_line
+from ecapa_jax.audio import ffmpeg, pieces, unfinished
+from ecapa_jax.errors import AudioError, TooLongError, levels_to_user, one_line
 
-Channel: TypeAlias = Literal["first", "mean"] | int
-"""The first channel, the mean of all, or the one of a number from 0."""
+Channel: TypeAlias = Literal["first", "left", "right", "mean"] | int
+"""The first (left) or second (right) channel, the mean of all, or the one of a number from 0."""
 Block: TypeAlias = tuple[int, Float32[np.ndarray, " samples"]]
 """Sample rate, the same in all of a file, and samples."""
 
@@ -44,11 +45,34 @@ def decode(file: io.BufferedIOBase, name: str, channel: Channel, max_seconds: fl
     Raises:
       AudioError: as `audio.load.load_audio` has it; the end of the file is only judged where it is reached.
     """
+    try:
+        size = file.seek(0, os.SEEK_END)
+        if not size:
+            raise AudioError(f"{name}: is empty; give an audio file")
+        first_rate = None
+        for start, stop in pieces.boundaries(file, size):
+            part = file if (start, stop) == (0, size) else io.BufferedReader(pieces.Part(file, start, stop))
+            for rate, block in _decode_piece(part, stop - start, name, channel, max_seconds):
+                if rate != (first_rate := first_rate or rate):
+                    raise AudioError(
+                        f"{name}: holds recordings one after the other, at {first_rate} and {rate} Hz; split it first"
+                    )
+                yield rate, block
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise AudioError(f"{name}: can't be read ({reason}); give an ordinary audio file") from error
+
+
+def _decode_piece(
+    file: io.BufferedIOBase, size: int, name: str, channel: Channel, max_seconds: float
+) -> Iterator[Block]:
+    """`decode` of a file that holds one stream."""
     import soundfile
 
-    size = file.seek(0, os.SEEK_END)
-    if not size:
-        raise AudioError(f"{name}: is empty; give an audio file")
+    if repairs := unfinished.patches(file, size):
+        message = f"{name}: its header was never finished (the recorder was stopped); it is read to its end"
+        warnings.warn(message, UserWarning, stacklevel=levels_to_user())
+        file = io.BufferedReader(pieces.Part(file, 0, size, repairs))
     _check_end(file, size, name)
     file.seek(0)
     begun = False
@@ -59,19 +83,31 @@ def decode(file: io.BufferedIOBase, name: str, channel: Channel, max_seconds: fl
     except soundfile.LibsndfileError as error:
         file.seek(0)
         kind = ffmpeg.kind_of(file.read(ffmpeg.HEAD))
-        if kind is None or begun:
+        if begun:
             raise _undecodable(error, name) from error
+        if kind is None:
+            start = pieces.first_frame(file, size) if error.code == 1 else None
+            if start is None:
+                raise _undecodable(error, name) from error
+            yield from _read_mp3(io.BufferedReader(pieces.Part(file, start, size)), name, channel, max_seconds)
+            return
     else:
         return
     file.seek(0)
     yield from _by_others(file, name, kind, channel, max_seconds)
 
 
-def checked_rate(rate: int, name: str) -> int:
-    """The rate, Hz, if it is one of sound."""
-    if not _RATES[0] <= rate <= _RATES[1]:
+def checked_rate(rate: int | str, name: str) -> int:
+    """The rate, Hz, if it is one of sound; text that says a number counts as one."""
+    try:
+        number = int(float(rate))
+    except (TypeError, ValueError, OverflowError):
+        raise AudioError(f"{name}: sample rate {rate!r} is no number; give it in Hz, such as 16000") from None
+    if number != float(rate):
+        raise AudioError(f"{name}: sample rate {rate} is no whole number; give it in Hz, such as 16000")
+    if not _RATES[0] <= number <= _RATES[1]:
         raise AudioError(f"{name}: sample rate {rate} Hz is outside {_RATES[0]} to {_RATES[1]} Hz; check it")
-    return rate
+    return number
 
 
 def mono(samples: Shaped[np.ndarray, "samples channels"], channel: Channel) -> Shaped[np.ndarray, " samples"]:
@@ -82,7 +118,7 @@ def mono(samples: Shaped[np.ndarray, "samples channels"], channel: Channel) -> S
     """
     if channel == "mean" and samples.shape[1] > 1:
         return samples.mean(axis=1, dtype=np.float64)
-    number = channel if isinstance(channel, int) else 0
+    number = channel if isinstance(channel, int) else int(channel == "right")
     if number >= samples.shape[1]:
         raise AudioError(f"channel {number + 1} is asked for, and the recording has {samples.shape[1]}; name another")
     return np.ascontiguousarray(samples[:, number])
@@ -102,6 +138,12 @@ def _by_soundfile(file: io.BufferedIOBase, name: str, channel: Channel, max_seco
         if sound.format != "MP3":
             yield from _read(sound, name, channel, max_seconds)
             return
+    yield from _read_mp3(file, name, channel, max_seconds)
+
+
+def _read_mp3(file: io.BufferedIOBase, name: str, channel: Channel, max_seconds: float) -> Iterator[Block]:
+    import soundfile
+
     with _piped(file) as pipe, soundfile.SoundFile(pipe, closefd=False) as sound:
         yield from _read(sound, name, channel, max_seconds)
 

@@ -23,15 +23,23 @@ _KINDS: dict[str, tuple[int, bytes | tuple[bytes, ...], str]] = {
     "WMA": (0, b"0&\xb2u", "asf"),
     "AAC": (0, (b"\xff\xf1", b"\xff\xf9"), "aac"),
     "AMR": (0, b"#!AMR", "amr"),
+    "WAV": (0, b"\0no magic of its own", "wav"),
 }
+# PCM, Microsoft and IMA ADPCM, float, A-law, mu-law, GSM 6.10, NMS ADPCM, G.721, G.723, Ogg and extensible.
+_CODINGS_OF_LIBSNDFILE = {0x1, 0x2, 0x3, 0x6, 0x7, 0x11, 0x14, 0x31, 0x38, 0x40, 0x55, 0x674F, 0xFFFE}
 
 
-HEAD = 12
+HEAD = 22
 """Bytes that tell."""
 
 
 def kind_of(content: bytes) -> str | None:
-    """The format of a file's bytes, if it is one of those."""
+    """The format of a file's bytes, if it is one of those.
+
+    A WAV is one of those where its coding is none that libsndfile knows.
+    """
+    if content.startswith(b"RIFF") and content[8:16] == b"WAVEfmt ":
+        return "WAV" if int.from_bytes(content[20:22], "little") not in _CODINGS_OF_LIBSNDFILE else None
     return next((kind for kind, (at, magic, _) in _KINDS.items() if content.startswith(magic, at)), None)
 
 

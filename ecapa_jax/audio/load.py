@@ -11,13 +11,15 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Generator, Iterator
-from typing import Protocol, TypeAlias, TypeGuard, runtime_checkable
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from ecapa_jax.audio.arrays import as_columns, from_dataset_row, is_dataset_row, to_floats
 from ecapa_jax.audio.decoding import Block, Channel, checked_rate, decode, mono
+from ecapa_jax.audio.files import open_binary, read_stream
 from ecapa_jax.errors import AudioError, DownloadError, one_line, without_secrets
 
 
@@ -35,13 +37,15 @@ class SupportsArray(Protocol):
     def __array__(self) -> np.ndarray: ...
 
 
-AudioSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | SupportsRead | SupportsArray
+AudioSource: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | SupportsRead | SupportsArray | Mapping[str, Any]
+)
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _UNSCALED = 1000.0  # no gain mistake reaches it, 16-bit samples without their 1/32768 do
 _MAX_BYTES = 1 << 32  # of a file: six hours in any ordinary coding
 _BLOCK = 1 << 20  # samples of a long array that are converted at a time
-_INTEGERS = {"i1": (0, 2.0**7), "u1": (128, 2.0**7), "i2": (0, 2.0**15), "i4": (0, 2.0**31)}  # offset, divisor
+_FAINT = 2.0**-16  # half a step of 16 bits: everything a front end sees of it lies at the floor of its energies
 
 
 def name_of(source: object) -> str:
@@ -60,7 +64,7 @@ def name_of(source: object) -> str:
 def load_audio(
     source: AudioSource,
     *,
-    sample_rate: int | None,
+    sample_rate: int | str | None,
     target_rate: int,
     channel: Channel,
     max_seconds: float = 6 * 3600.0,
@@ -71,7 +75,8 @@ def load_audio(
       source: path, http(s) URL, the bytes of an audio file, a file opened in binary mode, or an array, [samples] or
         [samples, channels]. WAV, FLAC, OGG, MP3 and the other formats of libsndfile are decoded by it, MP4, WebM,
         WMA, AAC and AMR by PyAV (`pip install ecapa-jax[av]`), or by librosa where ffmpeg is installed. Arrays: int8,
-        int16, int32 and uint8 are scaled by their full range, floats are taken to be in [-1, 1].
+        int16, int32 and uint8 are scaled by their full range, floats are taken to be in [-1, 1]. Tensors of PyTorch
+        on any device, and a row of Hugging Face datasets, {"array", "sampling_rate"}. `-` is standard input.
       sample_rate: rate of an array in Hz; None means `target_rate`. Files bring their own.
       target_rate: rate of the result, Hz.
       channel: the channel of a multi-channel recording that is kept, or the mean of all.
@@ -94,7 +99,7 @@ def load_audio(
 def open_audio(
     source: AudioSource,
     *,
-    sample_rate: int | None,
+    sample_rate: int | str | None,
     target_rate: int,
     channel: Channel,
     longest: float,
@@ -111,22 +116,32 @@ def open_audio(
 
 
 def _read(
-    source: object, sample_rate: int | None, target_rate: int, channel: Channel, longest: float, max_seconds: float
+    source: object,
+    sample_rate: int | str | None,
+    target_rate: int,
+    channel: Channel,
+    longest: float,
+    max_seconds: float,
 ) -> Float32[np.ndarray, " samples"] | LongAudio:
     """The recording, or where it is longer than `longest` seconds, the way to read it."""
+    if is_dataset_row(source):
+        source, sample_rate = from_dataset_row(source, sample_rate)  # type: ignore[arg-type]
     name, whole = name_of(source), longest == math.inf
     reader: Callable[[], Generator[Block]]
     # A string or bytes taken out of a NumPy array is an array too.
     if hasattr(source, "__array__") and not isinstance(source, str | bytes):
-        array, rate = _array(source, name), checked_rate(target_rate if sample_rate is None else sample_rate, name)
+        array, rate = as_columns(source, name), checked_rate(target_rate if sample_rate is None else sample_rate, name)
         step = len(array) if whole else _BLOCK
 
         def reader() -> Generator[Block]:
             for start in range(0, len(array), step):
-                yield rate, mono(_floats(array[start : start + step]), channel)
+                yield rate, mono(to_floats(array[start : start + step]), channel)
     else:
         # What is no ordinary file, such as a pipe of the shell, can be read once.
-        kept = source if _is_path(source) and os.path.isfile(source) else _file(source, name, whole=whole).read()
+        kept = source
+        if not (_is_path(source) and os.path.isfile(source)):
+            with _file(source, name, whole=whole) as file:
+                kept = file.read()
 
         def reader() -> Generator[Block]:
             with _file(kept, name, whole=whole) as file:
@@ -153,7 +168,7 @@ class LongAudio:
       name: for messages.
       rate: of the samples, Hz.
       reader: gives the blocks as they are stored, at a rate of their own.
-      is_silent: whether all samples of the last iteration were equal.
+      is_silent: whether the samples of the last iteration hold no signal, as `is_silent` has it.
     """
 
     name: str
@@ -167,10 +182,10 @@ class LongAudio:
         Raises:
           AudioError: the recording is damaged here, or holds samples that are not finite or never scaled.
         """
-        first, self.is_silent = None, True
+        low, high, self.is_silent = math.inf, -math.inf, True
         for block in filter(len, self._blocks()):
-            first = block[0] if first is None else first
-            self.is_silent = self.is_silent and bool((block == first).all())
+            low, high = min(low, float(block.min())), max(high, float(block.max()))
+            self.is_silent = high - low < 2 * _FAINT
             yield block
 
     def _blocks(self) -> Iterator[Float32[np.ndarray, " _"]]:
@@ -204,33 +219,8 @@ def _resampled(
 
 
 def is_silent(waveform: Float32[np.ndarray, " samples"]) -> bool:
-    """Whether all samples are equal: digital silence or a constant, in which there is no signal at all."""
-    return bool(waveform.size == 0 or (waveform == waveform[0]).all())
-
-
-def _array(source: object, name: str) -> Shaped[np.ndarray, "samples channels"]:
-    """The source as it is, [samples, channels]."""
-    try:
-        array = np.asarray(source)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise AudioError(f"{name}: NumPy can't read it ({one_line(error)}); give a NumPy array") from error
-    if array.ndim not in (1, 2):
-        raise AudioError(f"{name}: shape {array.shape}; give [samples] or [samples, channels]")
-    if array.size == 0:
-        raise AudioError(f"{name}: shape {array.shape} holds no samples; give some")
-    if array.ndim == 2 and array.shape[0] < array.shape[1] and array.shape[0] <= 32:
-        raise AudioError(f"{name}: shape {array.shape} looks like [channels, samples]; transpose it")
-    if array.dtype.str[1:] not in _INTEGERS and not np.issubdtype(array.dtype, np.floating):
-        raise AudioError(f"{name}: dtype {array.dtype}; give int8, int16, int32, uint8 or a float dtype of NumPy")
-    return array.reshape(len(array), -1)
-
-
-def _floats(array: Shaped[np.ndarray, "samples channels"]) -> Shaped[np.ndarray, "samples channels"]:
-    """Samples in [-1, 1]."""
-    if array.dtype.str[1:] not in _INTEGERS:
-        return array
-    offset, divisor = _INTEGERS[array.dtype.str[1:]]
-    return (array.astype(np.float32) - np.float32(offset)) / np.float32(divisor)
+    """Whether there is no signal at all: the samples stay within half a step of 16 bits around a constant."""
+    return bool(waveform.size == 0 or float(waveform.max()) - float(waveform.min()) < 2 * _FAINT)
 
 
 def _checked(samples: Shaped[np.ndarray, " samples"], name: str, first: int = 0) -> Float32[np.ndarray, " samples"]:
@@ -258,7 +248,7 @@ def _file(source: object, name: str, *, whole: bool) -> io.BufferedIOBase:
 
             return io.BytesIO(fetch(source))
         if isinstance(source, str | os.PathLike):
-            return _opened(open(source, "rb"), name, whole=whole)
+            return _opened(open_binary(source, name), name, whole=whole)
         content = source.read() if hasattr(source, "read") else source
     except AudioError:
         raise
@@ -282,10 +272,10 @@ def _file(source: object, name: str, *, whole: bool) -> io.BufferedIOBase:
 def _opened(file: io.BufferedIOBase, name: str, *, whole: bool) -> io.BufferedIOBase:
     """The file itself, or where it can't be sought its contents."""
     status = os.fstat(file.fileno())
-    too_large = whole and status.st_size > _MAX_BYTES
-    if stat.S_ISREG(status.st_mode) and not too_large:
+    if stat.S_ISREG(status.st_mode):
+        if whole and status.st_size > _MAX_BYTES:
+            file.close()
+            raise AudioError(f"{name}: is larger than {_MAX_BYTES / 2**30:g} GiB; cut it into parts")
         return file
     with file:
-        if too_large:
-            raise AudioError(f"{name}: is larger than {_MAX_BYTES / 2**30:g} GiB; cut it into parts")
-        return io.BytesIO(file.read())
+        return io.BytesIO(read_stream(file, name))

@@ -10,10 +10,11 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float32
 
+from ecapa_jax.audio.arrays import is_dataset_row
 from ecapa_jax.audio.load import AudioSource, LongAudio, is_silent, load_audio, name_of, open_audio
 from ecapa_jax.batching import minimum_samples
 from ecapa_jax.config import ModelConfig
-from ecapa_jax.errors import AudioError, ConfigError
+from ecapa_jax.errors import AudioError, ConfigError, levels_to_user
 
 Short = Literal["error", "repeat"]
 
@@ -28,7 +29,11 @@ class NoSpeechWarning(UserWarning):
 
 def as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
     """The recordings, of which there may be one."""
-    one = isinstance(sources, str | bytes | bytearray) or hasattr(sources, "__fspath__")
+    one = (
+        isinstance(sources, str | bytes | bytearray | memoryview)
+        or is_dataset_row(sources)
+        or hasattr(sources, "__fspath__")
+    )
     if one or hasattr(sources, "read") or hasattr(sources, "__array__"):
         return [sources]  # type: ignore[list-item]
     return list(sources)  # type: ignore[arg-type]
@@ -37,18 +42,19 @@ def as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
 def warn_of_silence(source: AudioSource, audio: np.ndarray | LongAudio) -> None:
     """Warns if there is no signal in a recording that has been read."""
     if audio.is_silent if isinstance(audio, LongAudio) else is_silent(audio):
-        message = f"{name_of(source)} has no signal (all samples are equal): its embedding means nothing"
-        warnings.warn(message, SilenceWarning, stacklevel=3)
+        faint = "all samples are equal, or less than a step of 16 bits apart"
+        message = f"{name_of(source)} has no signal ({faint}): its embedding means nothing"
+        warnings.warn(message, SilenceWarning, stacklevel=levels_to_user())
 
 
 def warn_of_no_speech(source: AudioSource) -> None:
     """Warns that nobody is heard to speak in a recording."""
     message = f"{name_of(source)} holds hardly any speech (less than half a second): its embedding means nothing"
-    warnings.warn(message, NoSpeechWarning, stacklevel=3)
+    warnings.warn(message, NoSpeechWarning, stacklevel=levels_to_user())
 
 
 def open_recording(
-    config: ModelConfig, source: AudioSource, sample_rate: int | None, short: Short, longest: float = math.inf
+    config: ModelConfig, source: AudioSource, sample_rate: int | str | None, short: Short, longest: float = math.inf
 ) -> Float32[np.ndarray, " samples"] | LongAudio:
     """The samples, at least `minimum_samples(config)`; what is longer than `longest` seconds is left to be streamed.
 

@@ -59,8 +59,8 @@ class Model:
     model: Annotated[
         str | None, tyro.conf.arg(metavar="BUNDLE", help_behavior_hint="(default: the packaged model)")
     ] = None
-    """Bundle directory, as `ecapa-jax convert` writes it, or an address such as hf:ORG/NAME, fetched once; `default` is
-    the packaged model."""
+    """Bundle directory, as `ecapa-jax convert` writes it, a .onnx file, as `ecapa-jax export` does, or an address such
+    as hf:ORG/NAME, fetched once; `default` is the packaged model."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Compute dtype; auto is bfloat16 where the device is faster in it."""
 

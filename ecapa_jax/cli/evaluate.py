@@ -294,12 +294,11 @@ class Evaluate:
 
     def _published(self) -> dict[str, Any]:
         from ecapa_jax import api
-        from ecapa_jax.bundle.bundle import read_document
         from ecapa_jax.evaluation.presets import PRESETS, published_figures
 
         if self.preset is None or self.scores is not None:
             return {}
-        found = published_figures(PRESETS[self.preset], read_document(api.resolve(self.model.model))["provenance"])
+        found = published_figures(PRESETS[self.preset], api.provenance(self.model.model))
         return found or {PRESETS[self.preset].title: "no figure in this model's card"}
 
     def _write(self, folder: Path, scored: Scored, settings: Settings, reports: list[Report]) -> None:

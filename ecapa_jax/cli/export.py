@@ -1,4 +1,4 @@
-"""`ecapa-jax export BUNDLE --to torch|safetensors|stablehlo -o OUT`."""
+"""`ecapa-jax export BUNDLE --to torch|safetensors|stablehlo|onnx -o OUT`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,33 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a bundle for other programs: the original PyTorch code, or any that runs StableHLO."""
+    """Write a bundle for other programs: the original PyTorch code, or any that runs StableHLO or ONNX."""
 
     bundle: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BUNDLE")]
     """Bundle directory, as `ecapa-jax convert` writes it; `default` is the packaged model."""
-    to: Literal["torch", "safetensors", "stablehlo"]
+    to: Literal["torch", "safetensors", "stablehlo", "onnx"]
     """`torch`: the file that the source was, tensor by tensor. `safetensors`: the same tensors. `stablehlo`: a folder
-    with the whole computation, waveforms to embeddings, for cpu, cuda and tpu."""
+    with the whole computation, waveforms to embeddings, for cpu, cuda and tpu. `onnx`: one file with the same, for
+    ONNX Runtime, OpenVINO, sherpa-onnx, browsers and phones."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="OUT")]
     """The file to write; for `stablehlo` the folder."""
     family: Annotated[
         str | None, tyro.conf.arg(metavar="FAMILY", help_behavior_hint="(default: the source's, else 3dspeaker)")
     ] = None
     """Whose layout `torch` and `safetensors` write."""
+    takes: Annotated[
+        Literal["waveform", "features", "sherpa"], tyro.conf.arg(name="input", help_behavior_hint="(default: waveform)")
+    ] = "waveform"
+    """What an ONNX model takes: waveforms and lengths; features of the model's own front end; or what sherpa-onnx
+    makes of a recording."""
+    quantize: Annotated[Literal["int8", "float16"] | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Smaller numbers in an ONNX model: int8 convolutions, or float16 weights."""
+    calibration: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder of speech that int8 is calibrated on; without one it is the packaged demo speech."""
+    trials: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """Trial list on which a quantised ONNX model is compared with float32; the result is in the file's card."""
+    audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
+    """What the list's paths are relative to."""
     force: Flag = False
     """Replace an existing output."""
     output: OutputOptions = Output()
@@ -40,7 +54,9 @@ class Export:
 
         path = local_path(self.out)
         bundle = api.resolve(self.bundle)
-        result = self._stablehlo(bundle, path) if self.to == "stablehlo" else self._tensors(bundle, path)
+        write = {"stablehlo": self._stablehlo, "onnx": self._onnx}.get(self.to, self._tensors)
+        self._check_options()
+        result = write(bundle, path)
         text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result.items())
         self.output.result({"out": str(path), "to": self.to, **result}, f"{path}: {text}")
 
@@ -68,6 +84,44 @@ class Export:
         with replacing_folder(path, over=before) as folder:
             write_stablehlo(folder, artefact, metadata)
         return {"bytes": len(artefact), "platforms": ", ".join(metadata["platforms"])}
+
+    def _onnx(self, bundle: Path, path: Path) -> dict[str, Any]:
+        from ecapa_jax.bundle.bundle import load_bundle
+        from ecapa_jax.cli.export_onnx import OnnxOptions, make_onnx
+        from ecapa_jax.errors import ConfigError
+        from ecapa_jax.files.atomic import write_whole
+
+        if self.family is not None:
+            raise ConfigError("--family is for --to torch and --to safetensors: ONNX has no layout of tensors")
+        if path.suffix != ".onnx":
+            raise ConfigError(f"{path} must end in .onnx")
+        before = self._check_free(path, replaceable=path.is_file())
+        options = OnnxOptions(
+            takes=self.takes,
+            quantize=self.quantize,
+            calibration=self.calibration,
+            trials=self.trials,
+            audio_root=self.audio_root,
+        )
+        options.check()
+        model, about = make_onnx(load_bundle(bundle), options)
+        content = model.SerializeToString()
+        write_whole(path, lambda to: to.write_bytes(content), over=before)
+        return {"bytes": len(content), **about}
+
+    def _check_options(self) -> None:
+        """Checks that what only ONNX has is asked of ONNX only."""
+        from ecapa_jax.errors import ConfigError
+
+        given = {
+            "--input": self.takes != "waveform",
+            "--quantize": self.quantize,
+            "--calibration": self.calibration,
+            "--trials": self.trials,
+            "--audio-root": self.audio_root,
+        }
+        if self.to != "onnx" and (wrong := [name for name, value in given.items() if value]):
+            raise ConfigError(f"{wrong[0]} is for --to onnx: {self.to} has no such choice")
 
     def _check_free(self, path: Path, *, replaceable: bool) -> Identity:
         """What stands at the path, which may be replaced."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -18,7 +19,8 @@ class Info:
         tyro.conf.Positional[str | None],
         tyro.conf.arg(metavar="[BUNDLE]", help_behavior_hint="(default: the packaged model)"),
     ] = None
-    """Bundle directory, as `ecapa-jax convert` writes it; or an address such as hf:ORG/NAME."""
+    """Bundle directory, as `ecapa-jax convert` writes it; a .onnx file, as `ecapa-jax export` does; or an address such
+    as hf:ORG/NAME."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
@@ -28,8 +30,12 @@ class Info:
         from ecapa_jax import api, functional
         from ecapa_jax.bundle.bundle import load_bundle, read_document
         from ecapa_jax.bundle.card import card
+        from ecapa_jax.onnx_file import is_onnx
 
         path = api.resolve(self.bundle, progress=not self.output.quiet)
+        if is_onnx(path):
+            self._onnx(path)
+            return
         bundle = load_bundle(path)
         document = read_document(path)
         derived = {
@@ -41,3 +47,17 @@ class Info:
         self.output.result(
             {**document, **derived, "operating_points": bundle.operating_points, "parity": bundle.parity}, text
         )
+
+    def _onnx(self, path: Path) -> None:
+        from ecapa_jax.config import to_dict
+        from ecapa_jax.onnx_file import read_onnx
+
+        file = read_onnx(path)
+        value = {
+            "input": file.takes,
+            "precision": file.precision,
+            "config": to_dict(file.config),
+            "scoring": dataclasses.asdict(file.scoring),
+            "provenance": file.provenance,
+        }
+        self.output.result(value, file.card.rstrip())

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Annotated, Literal
 
 import tyro
 
 from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions, Short, Vad
+
+SERIOUS_USE = (
+    "the packaged model is small: for serious use take a published one, such as "
+    "--model hf:speechbrain/spkrec-ecapa-voxceleb (ecapa-jax convert --list shows all)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,13 @@ class Verify:
                 f"threshold     {answer.threshold:.4f}",
                 f"same speaker  {'yes' if answer.same_speaker else 'no'}",
             ]
+        if self.model.name == "default" and is_terminal():
+            self.output.note(f"ecapa-jax: {SERIOUS_USE}")
         self.output.result(
             {"a": self.a, "b": self.b, **dataclasses.asdict(answer), "model": self.model.name}, "\n".join(lines)
         )
+
+
+def is_terminal() -> bool:
+    """Whether a person reads what goes to stderr."""
+    return sys.stderr.isatty()

@@ -44,7 +44,7 @@ def embed_recordings(
     encoder: SpeakerEncoder,
     sources: Sequence[AudioSource | Part],
     *,
-    sample_rate: int | None = None,
+    sample_rate: int | str | None = None,
     short: Short = "error",
     vad: bool = False,
     workers: int | None = None,
@@ -110,7 +110,7 @@ Decoded = tuple[Float32[np.ndarray, " samples"] | None, str | None]
 class _Reader:
     """Reads recordings and parts of them; the recordings that parts were last taken from are kept decoded."""
 
-    def __init__(self, encoder: SpeakerEncoder, sample_rate: int | None, short: Short, vad: bool):
+    def __init__(self, encoder: SpeakerEncoder, sample_rate: int | str | None, short: Short, vad: bool):
         self._encoder, self._sample_rate, self._short, self._vad = encoder, sample_rate, short, vad
         self._whole = functools.lru_cache(2)(functools.partial(self._file, short="repeat"))
 
@@ -183,7 +183,7 @@ class ShardEmbedder:
         short: Short = "error",
         vad: bool = False,
         workers: int | None = None,
-        sample_rate: int | None = None,
+        sample_rate: int | str | None = None,
     ):
         """Keeps what a call needs.
 

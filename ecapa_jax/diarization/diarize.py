@@ -66,7 +66,7 @@ def diarize(
     max_speakers: int = 15,
     overlap: bool | segmentation.Segmenter = True,
     vad: Vad | None = stream_probabilities,
-    sample_rate: int | None = None,
+    sample_rate: int | str | None = None,
     channel: Channel | None = None,
     settings: Settings | None = None,
     clusterer: Clusterer = clustering.cluster,

@@ -22,7 +22,7 @@ class Recording:
       source: path, URL, bytes or array; an open file is read once and kept as bytes.
     """
 
-    def __init__(self, source: AudioSource, sample_rate: int | None, channel: Channel):
+    def __init__(self, source: AudioSource, sample_rate: int | str | None, channel: Channel):
         self.source: AudioSource = source.read() if hasattr(source, "read") else source
         self._sample_rate, self._channel = sample_rate, channel
         self._opened: dict[int, np.ndarray | LongAudio] = {}

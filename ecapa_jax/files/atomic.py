@@ -136,7 +136,8 @@ def _told(path: Path, error: type[EcapaError]) -> Iterator[None]:
     except EcapaError:
         raise
     except OSError as failure:
-        raise error(f"{path} can't be written: {failure.strerror or failure}") from failure
+        where = f" ({path.parent})" if isinstance(failure, PermissionError) else ""
+        raise error(f"{path} can't be written: {failure.strerror or failure}{where}") from failure
 
 
 def _check_same(path: Path, over: Identity | str, error: type[EcapaError]) -> None:

@@ -204,6 +204,8 @@ class Database:
           StoreError: no speaker has this name, or as for `writing`.
         """
         name = unicodedata.normalize("NFC", name).strip()  # unchecked: an older version may have taken it
+        if not name:
+            raise StoreError("a speaker's name is empty; give one")
         with self.writing() as connection:
             found = connection.execute("SELECT id FROM speaker WHERE name = ?", (name,)).fetchone()
             if found is None:
@@ -325,7 +327,7 @@ def check_name(name: str) -> str:
     if len(name) > _LONGEST_NAME:
         raise StoreError(f"a speaker's name has {len(name)} characters; give at most {_LONGEST_NAME}")
     if wrong := _unseen(name):
-        raise StoreError(f"the speaker's name {name!a} holds {wrong[0]!a}, which is no text; leave it out")
+        raise StoreError(f"the speaker's name {name!a} holds {wrong[0]!a}, which is not text; leave it out")
     return name
 
 

@@ -29,7 +29,7 @@ def speech_segments(
     recording: AudioSource,
     threshold: float = 0.5,
     *,
-    sample_rate: int | None = None,
+    sample_rate: int | str | None = None,
     channel: Channel = "mean",
     **options: Any,
 ) -> list[Segment]:
@@ -56,7 +56,7 @@ def speech_segments(
 
 
 def recording_probabilities(
-    recording: AudioSource, *, sample_rate: int | None = None, channel: Channel = "mean"
+    recording: AudioSource, *, sample_rate: int | str | None = None, channel: Channel = "mean"
 ) -> tuple[Float32[np.ndarray, " frames"], int]:
     """Computes the speech probability of each 32 ms of a recording; of a long file memory holds a part.
 

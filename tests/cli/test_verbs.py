@@ -335,3 +335,12 @@ def test_a_reader_that_leaves_is_no_fault(tmp_path, model):
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait(timeout=300)) == (b"", 1)
+
+
+def test_verify_names_a_published_model_on_a_terminal(capsys, tmp_path, monkeypatch):
+    wav = write_wav(tmp_path / "a.wav")
+    assert "published" not in run(capsys, "verify", wav, wav).err
+    monkeypatch.setattr("ecapa_jax.cli.verify.is_terminal", lambda: True)
+    notes = [line for line in run(capsys, "verify", wav, wav).err.splitlines() if "published" in line]
+    assert len(notes) == 1
+    assert "--model hf:speechbrain/spkrec-ecapa-voxceleb" in notes[0]

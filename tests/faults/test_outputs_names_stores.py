@@ -165,7 +165,7 @@ def test_help_lists_the_recipes_that_there_are() -> None:
     "name", ["\u202ennA", "An\u200bn", "A\u2066nn", "\ufeffAnn", "Ann\u2028", "An\u00adn", "An\u200dn", "a\tb"]
 )
 def test_names_with_characters_that_are_not_seen_are_refused(name: str) -> None:
-    with pytest.raises(StoreError, match="which is no text"):
+    with pytest.raises(StoreError, match="which is not text"):
         check_name(name + "x")
 
 

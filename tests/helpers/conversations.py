@@ -30,7 +30,8 @@ def voice(seconds: float, pitch: float, seed: int = 0) -> np.ndarray:
 class PitchEncoder:
     """Stands for a `SpeakerEncoder`: an embedding that follows the pitch of a window, 100 to 200 Hz."""
 
-    sample_rate, minimum_samples, embedding_mean = RATE, 400, None
+    sample_rate, minimum_samples = RATE, 400
+    scorer = SimpleNamespace(embedding_mean=None)
     config = SimpleNamespace(fbank=SimpleNamespace(channel="first"))
 
     def embed(self, waveform: np.ndarray) -> np.ndarray:

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
 import numpy as np
+import numpy.typing as npt
 
 import ecapa_jax
 from ecapa_jax.convert.run import convert
@@ -27,6 +29,20 @@ def recordings() -> float:
     for indices, embeddings in encoder.embed_stream([waveform, waveform]):
         print(indices, embeddings.shape, encoder.embed_views(waveform).shape, encoder.variables["params"])
     return answer.score + encoder.score(rows[0], rows[1])
+
+
+def who_speaks_when(samples: Iterable[npt.NDArray[np.float32]]) -> list[ecapa_jax.Turn]:
+    encoder = ecapa_jax.load()
+    try:
+        found: ecapa_jax.Diarization = ecapa_jax.diarize(encoder, "meeting.wav")
+    except ecapa_jax.DiarizationError:
+        raise
+    speakers: list[ecapa_jax.Speaker] = found.speakers
+    print([(speaker.name, speaker.embedding.shape, speaker.seconds) for speaker in speakers])
+    diarizer = ecapa_jax.Diarizer(encoder, max_speakers=4)
+    for block in samples:
+        print([(turn.start, turn.speaker) for turn in diarizer.push(block)])
+    return found.turns + diarizer.finish()
 
 
 def modelscope() -> ecapa_jax.SpeakerVerificationPipeline:

@@ -129,15 +129,15 @@ def test_the_threshold_moves_decision_and_error_rates(opened) -> None:
     choose(opened)
     compare(opened)
     row = opened.locator("#rates tbody tr").first
-    assert row.locator("td").all_text_contents() == ["9.3 %", "9.3 %"]
-    opened.locator("#threshold").fill("0.32")
-    assert row.locator("td").all_text_contents() == ["5.0 to 9.3 %", "9.3 to 20 %"]
+    assert row.locator("td").all_text_contents() == ["11 %", "13 %"]
+    opened.locator("#threshold").fill("0.55")
+    assert row.locator("td").all_text_contents() == ["1.4 to 11 %", "13 to 40 %"]
     opened.locator("#threshold").fill("0.99")
     assert opened.text_content("#decision") == "Different speakers"
-    assert row.locator("td").all_text_contents() == ["at most 1.0 %", "at least 44 %"]
+    assert row.locator("td").all_text_contents() == ["0.0 %", "at least 74 %"]
     opened.click("#reset")
     assert opened.text_content("#decision") == "Same speaker"
-    assert opened.text_content("#threshold-value") == "0.298"
+    assert opened.text_content("#threshold-value") == "0.508"
 
 
 def test_the_mark_on_the_dial_is_dragged(opened) -> None:
@@ -208,7 +208,7 @@ def test_a_dropped_text_file(opened) -> None:
         (sound(0.01), "too short"),
         (np.zeros(16000, np.float32), "silent"),
         (sound(25), "longer than 20 seconds"),
-        (sound(40), "too large: 1.3 MB, this service takes 1.0 MB"),
+        (sound(40), "too large: 1.3 MB, this service accepts 1.0 MB"),
     ],
 )
 def test_clear_messages(opened, samples, why, tmp_path) -> None:
@@ -257,7 +257,7 @@ def test_the_microphone_refused(browser, server) -> None:
         page.goto(server.url)
         expect(page.locator("#model")).to_contain_text("million")
         slot(page, "a").locator(".record").click()
-        expect(slot(page, "a").locator(".message")).to_contain_text("microphone was refused")
+        expect(slot(page, "a").locator(".message")).to_contain_text("refused the microphone")
         expect(slot(page, "a").locator(".record")).to_have_text("Record")
 
 

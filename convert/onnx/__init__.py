@@ -1,0 +1,1 @@
+"""A bundle as an ONNX file: front end, network, metadata, quantisation."""

@@ -1,0 +1,125 @@
+"""Smaller numbers in an exported ONNX model: int8 in the convolutions over time, or float16 weights."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ecapa_jax.errors import ConfigError
+
+IN_FLOAT32 = re.compile(r"(^|/)(front_end|se|pooling|projection)/")
+"""Whose convolutions stay: what is done once an utterance, and what decides how frames are weighed."""
+
+Feed = dict[str, np.ndarray]
+
+
+def to_int8(model: onnx.ModelProto, calibration: Iterable[Feed]) -> onnx.ModelProto:
+    """The model with int8 convolutions: weights a channel, activations by the range that calibration shows.
+
+    ONNX Runtime's static quantisation, as QuantizeLinear and DequantizeLinear about each convolution of the stem, the
+    blocks and the MFA. Everything else, front end, squeeze-excitation, statistics and pooling, stays float32.
+
+    Args:
+      model: as `export_onnx` makes it.
+      calibration: inputs of the model, one recording each.
+
+    Raises:
+      ConfigError: there is no recording to calibrate with.
+    """
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    feeds = iter(calibration)
+    first = next(feeds, None)
+    if first is None:
+        raise ConfigError("there is no recording to calibrate with: name a folder of speech with --calibration")
+
+    class Reader(CalibrationDataReader):
+        """Gives one recording after the other."""
+
+        def __init__(self) -> None:
+            self._feeds = itertools.chain([first], feeds)
+
+        def get_next(self) -> Feed | None:
+            """The next inputs."""
+            return next(self._feeds, None)
+
+    convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
+        onnx.save(model, source)
+        logging.disable(logging.WARNING)  # it asks for a pre-processing that has nothing to do here
+        try:
+            quantize_static(
+                source,
+                target,
+                Reader(),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=[name for name in convolutions if IN_FLOAT32.search(name)],
+            )
+        finally:
+            logging.disable(logging.NOTSET)
+        found = onnx.load(target)
+    _store_in_int8(found)
+    helper.set_model_props(found, {prop.key: prop.value for prop in model.metadata_props})
+    found.doc_string = model.doc_string
+    found.producer_name = model.producer_name
+    return found
+
+
+def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with float16 kernels, which are read as float32: half the size, the same speed.
+
+    Only kernels of convolutions are stored so: the front end's matrices, biases and normalisations stay float32.
+    """
+    found = onnx.ModelProto()
+    found.CopyFrom(model)
+    before = []
+    for tensor in _kernels(found):
+        name = tensor.name
+        half = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}/float16"))
+        before.append(helper.make_node("Cast", [f"{name}/float16"], [name], name=f"{name}/cast", to=TensorProto.FLOAT))
+    _prepend(found, before)
+    return found
+
+
+def _store_in_int8(model: onnx.ModelProto) -> None:
+    """Stores the kernels of the convolutions that stay in float32 as int8 with a factor for each output channel.
+
+    A cast and a product, which runtimes do once when they load; they would compute DequantizeLinear at every call.
+    """
+    before = []
+    for tensor in _kernels(model):
+        name, values = tensor.name, numpy_helper.to_array(tensor)
+        peak = np.abs(values).max(axis=(1, 2), keepdims=True)
+        scale = np.where(peak > 0, peak, 1).astype(np.float32) / np.float32(127)
+        tensor.CopyFrom(numpy_helper.from_array(np.round(values / scale).astype(np.int8), f"{name}/int8"))
+        model.graph.initializer.append(numpy_helper.from_array(scale, f"{name}/scale"))
+        cast = helper.make_node("Cast", [f"{name}/int8"], [f"{name}/cast"], name=f"{name}/cast", to=TensorProto.FLOAT)
+        product = helper.make_node("Mul", [f"{name}/cast", f"{name}/scale"], [name], name=f"{name}/scaled")
+        before += [cast, product]
+    _prepend(model, before)
+
+
+def _kernels(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    """The float32 kernels of convolutions."""
+    names = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    return [tensor for tensor in model.graph.initializer if tensor.name in names]
+
+
+def _prepend(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> None:
+    rest = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend([*nodes, *rest])

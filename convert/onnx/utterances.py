@@ -1,0 +1,131 @@
+"""What depends on where an utterance ends: padding, means and softmax over time, on values [batch, channels, time]."""
+
+from __future__ import annotations
+
+import abc
+
+import numpy as np
+
+from ecapa_jax.convert.onnx.graph import Graph
+
+LOWEST = float(np.finfo(np.float32).min)
+
+
+class Utterances(abc.ABC):
+    """Operations over time of a batch of utterances.
+
+    Attributes:
+      graph: into which they are written.
+      count: [batch or 1, 1, 1] float32, real frames of each utterance.
+    """
+
+    graph: Graph
+    count: str
+
+    @abc.abstractmethod
+    def reflected(self, x: str, width: int) -> str:
+        """`x` with `width` more frames at both ends of each utterance: its own frames mirrored."""
+
+    @abc.abstractmethod
+    def zeroed(self, x: str) -> str:
+        """`x` as a convolution with zero padding takes it: zero beyond the frames that convolutions see."""
+
+    @abc.abstractmethod
+    def mean(self, x: str, name: str = "mean") -> str:
+        """Mean over the real frames, [batch, channels, 1]."""
+
+    @abc.abstractmethod
+    def real(self, x: str, other: float) -> str:
+        """`x` at real frames and `other` elsewhere."""
+
+    def softmax(self, logits: str) -> str:
+        """Weights over time that sum to one over the real frames and are zero elsewhere."""
+        return self.graph.op("Softmax", self.real(logits, LOWEST), axis=2)
+
+
+class WholeUtterances(Utterances):
+    """Utterances that are as long as their batch: all frames are real."""
+
+    def __init__(self, graph: Graph, frames: str) -> None:
+        """`frames` is [batch, channels, time]."""
+        self.graph = graph
+        count = graph.op("Cast", graph.size(frames, 2), to=1)
+        self.count = graph.op("Reshape", count, graph.constant([1, 1, 1]), name="count")
+
+    def reflected(self, x: str, width: int) -> str:
+        """As `Utterances.reflected`."""
+        pads = self.graph.constant([0, 0, width, 0, 0, width])
+        return self.graph.op("Pad", x, pads, name="reflect", mode="reflect")
+
+    def zeroed(self, x: str) -> str:
+        """`x`."""
+        return x
+
+    def mean(self, x: str, name: str = "mean") -> str:
+        """As `Utterances.mean`."""
+        return self.graph.op("ReduceMean", x, name=name, axes=[2], keepdims=1)
+
+    def real(self, x: str, other: float) -> str:
+        """`x`."""
+        return x
+
+
+class PaddedUtterances(Utterances):
+    """Utterances of a padded batch. Beyond an utterance's end frames are finite and reach nothing.
+
+    Args:
+      graph: into which the masks are written.
+      real: [batch, 1] int64, real frames of each utterance: those of its statistics.
+      seen: [batch, 1] int64, frames that its convolutions see: the front end's own blank frames as well.
+      size: int64 array of one number, frames of the batch.
+    """
+
+    def __init__(self, graph: Graph, real: str, seen: str, size: str) -> None:
+        self.graph, self._seen, self._same = graph, seen, seen == real
+        time = graph.until(size)
+        middle = graph.constant([1])
+        is_real = graph.op("Less", time, real, name="is_real")  # [batch, time]
+        self._is_real = graph.op("Unsqueeze", is_real, middle)
+        self._is_seen = self._is_real
+        if not self._same:
+            self._is_seen = graph.op("Unsqueeze", graph.op("Less", time, seen, name="is_seen"), middle)
+        ones = graph.op("Cast", is_real, to=1)
+        self._ones = graph.op("Unsqueeze", ones, graph.constant([2]))  # [batch, time, 1]
+        count = graph.op("Cast", graph.op("Max", real, graph.constant([1])), to=1)
+        self.count = graph.op("Unsqueeze", count, graph.constant([2]), name="count")
+        self._tails: dict[int, tuple[str, str]] = {}
+
+    def reflected(self, x: str, width: int) -> str:
+        """As `Utterances.reflected`: the batch is padded, then each utterance's own tail is written at its end."""
+        graph = self.graph
+        rows, places = self._tail(width)
+        expanded = graph.op("Concat", graph.size(x, 0), graph.size(x, 1), graph.constant([width]), axis=0)
+        tail = graph.op("GatherElements", x, graph.op("Expand", rows, expanded), name="tail", axis=2)
+        padded = graph.op("Pad", x, graph.constant([0, 0, width, 0, 0, width]), name="reflect", mode="reflect")
+        return graph.op(
+            "ScatterElements", padded, graph.op("Expand", places, expanded), tail, name="reflect_at_end", axis=2
+        )
+
+    def _tail(self, width: int) -> tuple[str, str]:
+        """Which frames follow an utterance's end, and where they stand in the padded batch; each [batch, 1, width]."""
+        if width not in self._tails:
+            graph, steps = self.graph, np.arange(width)
+            rows = graph.op("Add", self._seen, graph.constant(-2 - steps))
+            rows = graph.op("Max", rows, graph.constant([0]))
+            places = graph.op("Add", self._seen, graph.constant(width + steps))
+            middle = graph.constant([1])
+            self._tails[width] = graph.op("Unsqueeze", rows, middle), graph.op("Unsqueeze", places, middle)
+        return self._tails[width]
+
+    def zeroed(self, x: str) -> str:
+        """As `Utterances.zeroed`."""
+        return self.graph.op("Where", self._is_seen, x, self.graph.constant(0.0), name="zero_beyond")
+
+    def mean(self, x: str, name: str = "mean") -> str:
+        """As `Utterances.mean`, by a product with ones and zeros."""
+        total = self.graph.op("MatMul", x, self._ones, name=f"{name}_total")
+        return self.graph.op("Div", total, self.count, name=name)
+
+    def real(self, x: str, other: float) -> str:
+        """As `Utterances.real`."""
+        return self.graph.op("Where", self._is_real, x, self.graph.constant(other), name="real")

@@ -1,0 +1,28 @@
+"""What the tests of exported files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnx", reason="needs pip install ecapa-jax[onnx]")
+pytest.importorskip("onnxruntime", reason="needs pip install ecapa-jax[onnx]")
+
+from ecapa_jax.api import default_bundle
+from ecapa_jax.bundle.bundle import Bundle, load_bundle
+from ecapa_jax.convert.onnx.export import export_onnx
+
+
+@pytest.fixture(scope="session")
+def packaged() -> Bundle:
+    """The packaged model."""
+    return load_bundle(default_bundle())
+
+
+@pytest.fixture(scope="session")
+def exported(packaged: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged model as a file that takes waveforms."""
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    path.write_bytes(export_onnx(packaged).SerializeToString())
+    return path

@@ -1,0 +1,36 @@
+"""Exported models in the runtimes that read them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+Feed = Mapping[str, np.ndarray]
+
+
+def onnx_runtime(model: onnx.ModelProto, feed: Feed) -> np.ndarray:
+    """The first output in ONNX Runtime; its log would be a warning."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, dict(feed))[0]
+
+
+def openvino(model: onnx.ModelProto, feed: Feed) -> np.ndarray:
+    """The first output in OpenVINO, in float32."""
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "model.onnx")
+        path.write_bytes(model.SerializeToString())
+        compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.array(compiled(dict(feed))[0])
+
+
+RUNTIMES = {"ONNX Runtime": onnx_runtime, "OpenVINO": openvino}
