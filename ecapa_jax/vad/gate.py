@@ -29,12 +29,16 @@ _ENOUGH_CERTAIN = 16  # frames, 0.51 s
 _STEADIEST = 0.88  # median similarity of neighbouring spectra
 _PART = 128  # frames, 4 s; two of them are judged at a time
 _LEVEL = 0.05  # RMS of the loud frames, -26 dBFS, to which quieter recordings are amplified
-_LOUD = 0.95  # quantile of the frames' levels
+_LOUD = 0.95  # quantile of the levels of a part's frames: above what a click has
 _BAND = slice(13, 256)  # bins of 15.6 Hz: 200 Hz to 4 kHz
 
 
 def speech_seconds(
-    recording: AudioSource, *, sample_rate: int | None = None, channel: Channel = "mean", at_most: float = math.inf
+    recording: AudioSource,
+    *,
+    sample_rate: int | str | None = None,
+    channel: Channel = "mean",
+    at_most: float = math.inf,
 ) -> float:
     """Measures for how long somebody speaks in a recording.
 
@@ -100,7 +104,10 @@ def _amplified(waveform: Float32[np.ndarray, " samples"]) -> Float32[np.ndarray,
     """The waveform without its mean, at a level at which speech is heard."""
     samples = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
     frames = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME) if len(samples) >= FRAME else samples[None]
-    level = float(np.quantile(np.sqrt(np.mean(frames * frames, axis=1)), _LOUD))
+    levels = np.sqrt(np.mean(frames * frames, axis=1))
+    last = max(len(levels) - _PART, 0)
+    parts = (levels[start : start + _PART] for start in (*range(0, last, _PART), last))
+    level = max(float(np.quantile(part, _LOUD)) for part in parts)
     if not 0 < level < _LEVEL:
         return samples
     return np.clip(samples * np.float32(_LEVEL / level), -1, 1)
