@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 # Type checkers and editors read the imports, Python reads the table below them; a test compares the two and `__all__`.
 if TYPE_CHECKING:
     from ecapa_jax.api import load as load
+    from ecapa_jax.audio.recordings import NoSpeechWarning as NoSpeechWarning
     from ecapa_jax.audio.recordings import SilenceWarning as SilenceWarning
     from ecapa_jax.compat.modelscope import SpeakerVerificationPipeline as SpeakerVerificationPipeline
     from ecapa_jax.compat.modelscope import pipeline as pipeline
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "load": "ecapa_jax.api",
+    "NoSpeechWarning": "ecapa_jax.audio.recordings",
     "SilenceWarning": "ecapa_jax.audio.recordings",
     "SpeakerVerificationPipeline": "ecapa_jax.compat.modelscope",
     "pipeline": "ecapa_jax.compat.modelscope",
@@ -111,6 +113,7 @@ __all__ = [
     "EcapaError",
     "FbankConfig",
     "ModelConfig",
+    "NoSpeechWarning",
     "Scorer",
     "ScoringError",
     "SilenceWarning",

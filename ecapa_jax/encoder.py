@@ -17,11 +17,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32
 
-from ecapa_jax.audio.load import AudioSource, LongAudio
+from ecapa_jax.audio.load import AudioSource, LongAudio, is_silent
 from ecapa_jax.audio.prefetch import map_ahead
 from ecapa_jax.audio.recordings import Short as Short
 from ecapa_jax.audio.recordings import SilenceWarning as SilenceWarning
-from ecapa_jax.audio.recordings import as_list, open_recording, warn_of_silence
+from ecapa_jax.audio.recordings import as_list, open_recording, warn_of_no_speech, warn_of_silence
 from ecapa_jax.audio.windows import Windows, embed_windows, samples_of
 from ecapa_jax.batching import MAX_BATCH_SECONDS, Batch, Blocks, Buckets, minimum_samples
 from ecapa_jax.bundle.bundle import Bundle
@@ -31,6 +31,8 @@ from ecapa_jax.runtime.machine import Device, fastest_dtype
 from ecapa_jax.runtime.programs import Programs
 from ecapa_jax.scoring.config import Cohort, Scoring
 from ecapa_jax.scoring.scorer import Scorer, ScoringName, Verification, checked_threshold
+from ecapa_jax.vad.gate import holds_speech
+from ecapa_jax.vad.silence import cut_silence
 
 Dtype = Literal["float32", "bfloat16", "auto"]
 EmbeddedRows: TypeAlias = Iterator[tuple[tuple[int, ...], Float32[np.ndarray, "rows embedding"]]]
@@ -162,6 +164,7 @@ class SpeakerEncoder:
         sample_rate: int | str | None = None,
         *,
         short: Short = "error",
+        vad: bool = False,
     ) -> Float32[np.ndarray, "n embedding"]:
         """Embeds recordings; each row is what the recording alone would give.
 
@@ -170,6 +173,8 @@ class SpeakerEncoder:
             Those longer than `MAX_BATCH_SECONDS` take three times the work and bounded memory: `ecapa_jax.long`.
           sample_rate: of the arrays, Hz; None means the model's.
           short: what to do with an utterance below `minimum_samples`: an error, or repeat it until it is long enough.
+          vad: embed only what somebody says, without the silence between; where nobody is heard, a NoSpeechWarning
+            says so and all of the recording is embedded.
 
         Returns:
           [n, embedding_dim] float32, in the order given.
@@ -177,8 +182,8 @@ class SpeakerEncoder:
         Raises:
           AudioError: a source can't be read, is too short, or holds NaN; nothing is embedded then.
         """
-        recordings = self._read_ahead(sources, sample_rate, short, MAX_BATCH_SECONDS)
-        return self._in_order(self.embed_stream(recordings))
+        recordings = self._read_ahead(sources, sample_rate, short, MAX_BATCH_SECONDS, vad=vad)
+        return self._in_order(self.embed_stream(audio for audio, _ in recordings))
 
     def embed_windows(
         self,
@@ -225,7 +230,7 @@ class SpeakerEncoder:
           scorer: None is the model's.
         """
         scorer = scorer or self.scorer
-        waveforms = self._read_whole(sources, sample_rate, short)
+        waveforms, _ = self._read_whole(sources, sample_rate, short)
         rows = self._in_order(self.embed_stream(self._views(waveforms, scorer)))
         return rows.reshape(len(waveforms), scorer.n_views, -1)
 
@@ -242,22 +247,51 @@ class SpeakerEncoder:
         sample_rate: int | str | None,
         short: Short,
         longest: float = math.inf,
-    ) -> Iterator[Float32[np.ndarray, " _"] | LongAudio]:
+        *,
+        vad: bool = False,
+        listen: bool = False,
+    ) -> Iterator[tuple[Float32[np.ndarray, " _"] | LongAudio, bool]]:
         """The recordings in order, decoded by threads while the device is busy with those before.
 
+        With each comes whether somebody is heard to speak in it; True where neither `vad` nor `listen` asks for that.
         What is longer than `longest` seconds is left to whoever takes it, who reads it before he takes the next.
         """
+
+        def read(source: AudioSource) -> tuple[Float32[np.ndarray, " _"] | LongAudio, bool]:
+            audio = open_recording(self.config, source, sample_rate, short, longest)
+            speech = self._without_silence(audio) if vad else audio
+            heard = speech is not None and (not listen or holds_speech(audio, self.sample_rate))
+            return audio if speech is None else speech, heard
+
         listed = as_list(sources)
-        read = functools.partial(open_recording, self.config, sample_rate=sample_rate, short=short, longest=longest)
         with contextlib.closing(map_ahead(read, listed)) as recordings:
-            for source, audio in zip(listed, recordings, strict=True):
-                yield audio
+            for source, (audio, heard) in zip(listed, recordings, strict=True):
+                yield audio, heard
                 warn_of_silence(source, audio)  # of which a stream knows at its end
+                if not heard and not (audio.is_silent if isinstance(audio, LongAudio) else is_silent(audio)):
+                    warn_of_no_speech(source)
+
+    def _without_silence(
+        self, audio: Float32[np.ndarray, " _"] | LongAudio
+    ) -> Float32[np.ndarray, " _"] | LongAudio | None:
+        """What somebody says in a recording; None where that is nothing, or too little for the model."""
+        speech = cut_silence(audio, self.sample_rate)
+        if isinstance(speech, np.ndarray) and len(speech) < self.minimum_samples:
+            return None
+        return speech
 
     def _read_whole(
-        self, sources: AudioSource | Iterable[AudioSource], sample_rate: int | str | None, short: Short
-    ) -> list[Float32[np.ndarray, " _"]]:
-        return cast("list[np.ndarray]", list(self._read_ahead(sources, sample_rate, short)))
+        self,
+        sources: AudioSource | Iterable[AudioSource],
+        sample_rate: int | str | None,
+        short: Short,
+        *,
+        vad: bool = False,
+        listen: bool = False,
+    ) -> tuple[list[Float32[np.ndarray, " _"]], list[bool]]:
+        """The recordings, and whether somebody is heard to speak in each."""
+        found = list(self._read_ahead(sources, sample_rate, short, vad=vad, listen=listen))
+        return cast("list[np.ndarray]", [audio for audio, _ in found]), [heard for _, heard in found]
 
     def _in_order(self, embedded: EmbeddedRows) -> Float32[np.ndarray, "n embedding"]:
         rows: dict[int, np.ndarray] = {}
@@ -268,19 +302,23 @@ class SpeakerEncoder:
         return np.stack([rows[index] for index in range(len(rows))])
 
     def read(
-        self, source: AudioSource, sample_rate: int | str | None = None, *, short: Short = "error"
+        self, source: AudioSource, sample_rate: int | str | None = None, *, short: Short = "error", vad: bool = False
     ) -> Float32[np.ndarray, " samples"]:
         """One recording as the model takes it: one channel at its rate, at least `minimum_samples` long.
 
         Args:
-          source, sample_rate, short: as for `embed`.
+          source, sample_rate, short, vad: as for `embed`.
 
         Raises:
           AudioError: the source can't be read, is too short, or holds NaN.
         """
         waveform = open_recording(self.config, source, sample_rate, short)
-        assert not isinstance(waveform, LongAudio)
-        return waveform
+        speech = self._without_silence(waveform) if vad else waveform
+        if speech is None:
+            warn_of_no_speech(source)
+            speech = waveform
+        assert not isinstance(speech, LongAudio)
+        return speech
 
     def embed_stream(self, waveforms: Iterable[Float32[np.ndarray, " _"] | LongAudio]) -> EmbeddedRows:
         """Embeds waveforms while they come in; memory holds one unfinished batch a length bucket, however many come.
@@ -342,14 +380,18 @@ class SpeakerEncoder:
         *,
         short: Short = "error",
         scoring: ScoringName = "publisher",
+        vad: bool = False,
     ) -> Verification:
         """Scores two recordings and, with a threshold, decides whether one speaker made both.
+
+        A NoSpeechWarning names a recording with less than half a second of speech; `Verification.speech` says so, too.
 
         Args:
           a, b: recordings, as for `embed`; arrays are at the model's rate.
           threshold: on the scale of the score, `Verification.score_type`; None takes the model's, if it has one.
           short: as for `embed`.
           scoring: the model's (`publisher`), or another one; its threshold is the model's where that still fits.
+          vad: as for `embed`.
 
         Raises:
           AudioError: a recording can't be embedded.
@@ -357,13 +399,13 @@ class SpeakerEncoder:
         """
         scorer = self.scorer.named(scoring)
         threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
-        waveforms = self._read_whole([a, b], None, short)
+        waveforms, heard = self._read_whole([a, b], None, short, vad=vad, listen=True)
         seconds = [len(waveform) / self.sample_rate for waveform in waveforms]
         rows = self._in_order(self.embed_stream(self._views(waveforms, scorer)))
         first, second = rows.reshape(2, scorer.n_views, -1)
         score = scorer.score(first, second, seconds)
         same_speaker = None if threshold is None else score >= threshold
-        return Verification(score, same_speaker, threshold, scorer.scoring.score_type)
+        return Verification(score, same_speaker, threshold, scorer.scoring.score_type, (heard[0], heard[1]))
 
     def score(
         self,

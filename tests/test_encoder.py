@@ -30,6 +30,8 @@ from helpers.bundles import make
 from helpers.checkpoints import CONFIG
 from helpers.weights import random_tensors, shallow_config, small_config, variables_of
 
+pytestmark = pytest.mark.usefixtures("every_sound_is_speech")
+
 RATE = 16000
 
 

@@ -21,6 +21,8 @@ from helpers.checkpoints import modelscope
 from helpers.cli import run, write_wav
 from helpers.sounds import sound
 
+pytestmark = pytest.mark.usefixtures("every_sound_is_speech")
+
 MEAN = np.random.default_rng(5).standard_normal(192).astype(np.float32)
 TWO_VIEWS = Scoring(views="whole_and_windows")
 

@@ -15,6 +15,8 @@ from ecapa_jax.scoring.scorer import Scorer, checked_threshold
 from helpers.bundles import make
 from helpers.sounds import sound
 
+pytestmark = pytest.mark.usefixtures("every_sound_is_speech")
+
 RNG = np.random.default_rng(7)
 MEAN = RNG.standard_normal(192).astype(np.float32)
 COHORT = Cohort(RNG.standard_normal((20, 192)).astype(np.float32), tuple(f"speaker {n}" for n in range(20)))

@@ -18,6 +18,8 @@ from ecapa_jax.errors import AudioError, ConfigError
 from helpers import parity
 from helpers.long_models import RATE, random_variables, small_mels, sound
 
+pytestmark = pytest.mark.usefixtures("every_sound_is_speech")
+
 
 @given(
     n_samples=st.integers(1, 60),

@@ -23,6 +23,10 @@ class SilenceWarning(UserWarning):
     """A recording has no signal: its embedding says nothing about a speaker."""
 
 
+class NoSpeechWarning(UserWarning):
+    """Nobody is heard to speak in a recording: its embedding says nothing about a speaker."""
+
+
 def as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
     """The recordings, of which there may be one."""
     one = (
@@ -41,6 +45,12 @@ def warn_of_silence(source: AudioSource, audio: np.ndarray | LongAudio) -> None:
         faint = "all samples are equal, or less than a step of 16 bits apart"
         message = f"{name_of(source)} has no signal ({faint}): its embedding means nothing"
         warnings.warn(message, SilenceWarning, stacklevel=levels_to_user())
+
+
+def warn_of_no_speech(source: AudioSource) -> None:
+    """Warns that nobody is heard to speak in a recording."""
+    message = f"{name_of(source)} holds hardly any speech (less than half a second): its embedding means nothing"
+    warnings.warn(message, NoSpeechWarning, stacklevel=levels_to_user())
 
 
 def open_recording(

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 Short = Annotated[
     Literal["error", "repeat"], tyro.conf.arg(help="A recording too short for the model: an error, or repeat it.")
 ]
+AnySound = Annotated[
+    bool,
+    tyro.conf.arg(help="Also take recordings in which nobody is heard to speak.", help_behavior_hint=""),
+]
+Vad = Annotated[
+    bool,
+    tyro.conf.arg(help="Embed only what somebody says, without the silence between.", help_behavior_hint=""),
+]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short, local_path
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short, Vad, local_path
 
 if TYPE_CHECKING:
     from ecapa_jax.corpus.run import CorpusSummary
@@ -47,6 +47,7 @@ class Embed:
     hop: Annotated[float | None, tyro.conf.arg(metavar="SECONDS", help_behavior_hint="(default: half a window)")] = None
     """From the begin of a window to that of the next. What is left at the end is in one more window."""
     short: Short = "error"
+    vad: Vad = False
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
@@ -54,6 +55,8 @@ class Embed:
         """Writes the embeddings."""
         from ecapa_jax.errors import EcapaError
 
+        if self.vad and self.window is not None:
+            raise EcapaError("windows stand at their times in the recording, which --vad would change: leave one out")
         if self.hop is not None and self.window is None:
             raise EcapaError("a hop needs a window: ecapa-jax embed FILES... -o OUT.npz --window 3 --hop 1.5")
         if self.manifest is None and self.folder is None:
@@ -86,7 +89,7 @@ class Embed:
             self._embed_windows(path, self.window, before)
             return
         encoder = self.model.load(quiet=self.output.quiet)
-        embeddings = encoder.embed(self.files, short=self.short)
+        embeddings = encoder.embed(self.files, short=self.short, vad=self.vad)
         write_whole(path, lambda to: np.savez(to, names=np.array(self.files), embeddings=embeddings), over=before)
         sizes = {"n": len(embeddings), "embedding_dim": embeddings.shape[1]}
         self.output.result(
@@ -135,6 +138,7 @@ class Embed:
                 audio_root=self.audio_root,
                 shard_size=self.shard_size,
                 short=self.short,
+                vad=self.vad,
                 retry_errors=self.retry_errors,
                 progress=progress.advance,
                 stop=stop,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short, local_path
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short, Vad, local_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,6 +89,7 @@ class Evaluate:
     scoring: Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"] = "publisher"
     """How to score: as the model's publisher does, or in another way."""
     short: Short = "error"
+    vad: Vad = False
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
@@ -222,6 +223,7 @@ class Evaluate:
                 enrolment=enrolment,
                 cohort=cohort,
                 short=self.short,
+                vad=self.vad,
                 missing_to=missing,
                 places=places,
                 progress=progress,

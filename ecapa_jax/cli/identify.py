@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions, Short
+from ecapa_jax.cli.common import AnySound, Model, ModelOptions, Output, OutputOptions, Short
 
 Store = Annotated[str, tyro.conf.arg(metavar="STORE", help="File of enrolled speakers.")]
 Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME", help="The speaker's name.")]
@@ -22,6 +22,7 @@ class Enroll:
     """Recordings: files or http(s) URLs."""
     store: Store
     short: Short = "error"
+    any_sound: AnySound = False
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
@@ -32,7 +33,8 @@ class Enroll:
 
         name = check_name(self.name)
         encoder = self.model.load()
-        utterances = embed_utterances(encoder, self.files, short=self.short)  # a bad one leaves no empty store behind
+        # A bad one leaves no empty store behind.
+        utterances = embed_utterances(encoder, self.files, short=self.short, any_sound=self.any_sound)
         with SpeakerStore.open(self.store, encoder) as store:
             added = store.database.enroll(name, utterances)
         done = Enrolment(name, added, len(utterances) - added)
@@ -52,6 +54,7 @@ class Identify:
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
     """Least score to be the speaker; a cosine, from -1 to 1."""
     short: Short = "error"
+    any_sound: AnySound = False
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
@@ -64,7 +67,9 @@ class Identify:
         threshold = None if self.threshold is None else checked_threshold(self.threshold)
         with Database.open(self.store) as database:
             store = SpeakerStore(database, self.model.load())
-            answer = store.identify(self.file, top=self.top, threshold=threshold, short=self.short)
+            answer = store.identify(
+                self.file, top=self.top, threshold=threshold, short=self.short, any_sound=self.any_sound
+            )
         lines = [f"{candidate.score:7.4f}  {shown_name(candidate.name)}" for candidate in answer.candidates]
         if not lines:
             self.output.note("nobody is enrolled in this store")

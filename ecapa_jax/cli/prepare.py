@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ecapa_jax.cli.common import Output, OutputOptions
+from ecapa_jax.cli.common import Flag, Output, OutputOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Prepare:
     """Shortest utterance kept."""
     shards: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Also write the audio into ArrayRecord files of N utterances each, as FLAC; 0 writes none."""
+    vad: Flag = False
+    """Cut silence away: the ArrayRecord files hold only what somebody says. Needs --shards."""
     threads: int = 8
     """Recordings decoded at a time."""
     output: OutputOptions = Output()
@@ -49,6 +51,7 @@ class Prepare:
                 rate=self.rate,
                 min_seconds=self.min_seconds,
                 shard_utterances=self.shards,
+                vad=self.vad,
                 threads=self.threads,
                 progress=progress.update,
             )

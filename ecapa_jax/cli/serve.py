@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions
+from ecapa_jax.cli.common import AnySound, Flag, Model, ModelOptions, Output, OutputOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Serve:
     """That requests must bring as Authorization: Bearer TOKEN."""
     allow_urls: Flag = False
     """Take recordings by http(s) address too, from public hosts only."""
+    any_sound: AnySound = False
     max_mb: float = 20.0
     """Largest request, megabytes."""
     max_seconds: float = 60.0
@@ -66,6 +67,7 @@ class Serve:
             body_seconds=self.body_seconds,
             token=machine.token() if self.token is None else self.token,
             allow_urls=self.allow_urls,
+            any_sound=self.any_sound,
         )
         with listen(self.host, self.port) as sock:
             encoder = self.model.load(quiet=self.output.quiet)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions, Short
+from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions, Short, Vad
 
 SERIOUS_USE = (
     "the packaged model is small: for serious use take a published one, such as "
@@ -29,13 +29,14 @@ class Verify:
     scoring: Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"] = "publisher"
     """How to score: as the model's publisher does, or in another way."""
     short: Short = "error"
+    vad: Vad = False
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
     def run(self) -> None:
         """Prints score and decision."""
         encoder = self.model.load(self.scoring, quiet=self.output.quiet)
-        answer = encoder.verify(self.a, self.b, self.threshold, short=self.short)
+        answer = encoder.verify(self.a, self.b, self.threshold, short=self.short, vad=self.vad)
         lines = [f"score         {answer.score:.4f}   ({encoder.scorer.scale})"]
         if answer.threshold is None:
             self.output.note("this model has no threshold: pass --threshold to get a decision")

@@ -40,6 +40,7 @@ class Description:
       shard_size: rows of a shard; the last may have fewer.
       short: what happens to recordings that are too short.
       embedding_dim: values of an embedding.
+      vad: whether silence is cut away.
       schema: of the directory.
     """
 
@@ -49,12 +50,18 @@ class Description:
     shard_size: int
     short: str
     embedding_dim: int
+    vad: bool = False
     schema: int = SCHEMA
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as they are stored: `vad` only where it is on, as directories of before have no such field."""
+        fields = dataclasses.asdict(self)
+        return fields if self.vad else {name: value for name, value in fields.items() if name != "vad"}
 
     @property
     def fingerprint(self) -> str:
         """Sha256 over all of it; stored in every shard."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +85,7 @@ _CHANGED = {
     "n_rows": "the manifest has changed since",
     "shard_size": "it was made with another --shard-size",
     "short": "it was made with another --short",
+    "vad": "one of the two runs has --vad",
 }
 
 
@@ -190,7 +198,7 @@ def shard_table(ids: Sequence[str], embedded: Embedded) -> Any:
 
 def _describe(path: Path, description: Description) -> None:
     """Writes the description of a new directory, or compares that of an old one."""
-    wanted = dataclasses.asdict(description)
+    wanted = description.to_dict()
     if not path.exists():
         with replacing_file(path, error=CorpusError, sync=True) as temporary:
             temporary.write_text(json.dumps(wanted, indent=2) + "\n", "utf-8")
@@ -205,7 +213,7 @@ def _describe(path: Path, description: Description) -> None:
         raise CorpusError(
             f"{path} has schema {found.get('schema')}, this version writes {SCHEMA}; choose another output"
         )
-    for name, value in wanted.items():
-        if found.get(name) != value:
+    for name in {**wanted, **found}:
+        if found.get(name) != wanted.get(name):
             reason = _CHANGED.get(name, f"{name} differs")
             raise CorpusError(f"{path.parent} can't be continued: {reason}; go on as before, or choose another output")

@@ -54,6 +54,7 @@ def embed_corpus(
     audio_root: str | os.PathLike[str] = "",
     shard_size: int = SHARD_SIZE,
     short: Short = "error",
+    vad: bool = False,
     workers: int | None = None,
     retry_errors: bool = False,
     progress: Progress | None = None,
@@ -67,7 +68,7 @@ def embed_corpus(
       output: directory to make or continue.
       audio_root: what relative paths are relative to; the working directory unless given.
       shard_size: rows of a shard.
-      short, workers: as for `embed_recordings`.
+      short, vad, workers: as for `embed_recordings`.
       retry_errors: make shards with errors again.
       progress: told of every step.
       stop: ends the run; the shard in work is dropped.
@@ -82,7 +83,7 @@ def embed_corpus(
     start = time.monotonic()
     done: list[ShardSummary] = []
     skipped, earlier = 0, 0.0
-    with open_output(output, _description(encoder, manifest, shard_size, short)) as folder:
+    with open_output(output, _description(encoder, manifest, shard_size, short, vad)) as folder:
         for index, (first, last) in enumerate(shard_bounds(len(manifest), shard_size)):
             found = folder.finished(index, last - first)
             if found is not None and not (retry_errors and found.errors):
@@ -96,6 +97,7 @@ def embed_corpus(
                     encoder,
                     [_placed(audio_root, source) for source in manifest.sources(first, last)],
                     short=short,
+                    vad=vad,
                     workers=workers,
                     advance=lambda files, seconds: told(files, seconds, False),
                     stop=stop,
@@ -106,13 +108,14 @@ def embed_corpus(
     return _summary(done, len(manifest), skipped, earlier, time.monotonic() - start)
 
 
-def _description(encoder: SpeakerEncoder, manifest: Manifest, shard_size: int, short: Short) -> Description:
+def _description(encoder: SpeakerEncoder, manifest: Manifest, shard_size: int, short: Short, vad: bool) -> Description:
     return Description(
         manifest=manifest.fingerprint,
         model=encoder.fingerprint,
         n_rows=len(manifest),
         shard_size=shard_size,
         short=short,
+        vad=vad,
         embedding_dim=encoder.config.ecapa.embedding_dim,
     )
 

@@ -19,6 +19,7 @@ from ecapa_jax.corpus.manifest import Part
 from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped
 from ecapa_jax.files.recordings import why_no_recording
+from ecapa_jax.vad.silence import cut_silence
 
 Advance = Callable[[int, float], None]
 """Told how many recordings and seconds of speech more are done."""
@@ -45,6 +46,7 @@ def embed_recordings(
     *,
     sample_rate: int | str | None = None,
     short: Short = "error",
+    vad: bool = False,
     workers: int | None = None,
     advance: Advance | None = None,
     stop: threading.Event | None = None,
@@ -57,7 +59,7 @@ def embed_recordings(
 
     Args:
       encoder: the model.
-      sources, sample_rate, short: as for `SpeakerEncoder.embed`; a source may also be a part of a recording.
+      sources, sample_rate, short, vad: as for `SpeakerEncoder.embed`; a source may also be a part of a recording.
       workers: decoding threads; None is one a core, at most `audio.prefetch.MAX_WORKERS`.
       advance: told of progress.
       stop: checked before each recording and after each batch.
@@ -84,7 +86,7 @@ def embed_recordings(
             result.seconds[index] = len(waveform) / encoder.sample_rate
             yield waveform
 
-    read = functools.partial(_read, _Reader(encoder, sample_rate, short))
+    read = functools.partial(_read, _Reader(encoder, sample_rate, short, vad))
     with contextlib.closing(map_ahead(read, sources, workers)) as decoded:
         for positions, embeddings in encoder.embed_stream(readable()):
             indices = [order[position] for position in positions]
@@ -108,19 +110,23 @@ Decoded = tuple[Float32[np.ndarray, " samples"] | None, str | None]
 class _Reader:
     """Reads recordings and parts of them; the recordings that parts were last taken from are kept decoded."""
 
-    def __init__(self, encoder: SpeakerEncoder, sample_rate: int | str | None, short: Short):
-        self._encoder, self._sample_rate, self._short = encoder, sample_rate, short
+    def __init__(self, encoder: SpeakerEncoder, sample_rate: int | str | None, short: Short, vad: bool):
+        self._encoder, self._sample_rate, self._short, self._vad = encoder, sample_rate, short, vad
         self._whole = functools.lru_cache(2)(functools.partial(self._file, short="repeat"))
 
     def read(self, source: AudioSource | Part) -> Float32[np.ndarray, " samples"]:
         """The samples.
 
         Raises:
-          AudioError: they can't be read, or are too short.
+          AudioError: they can't be read, are too short, or hold no speech where silence is cut away.
         """
-        if isinstance(source, Part):
-            return self._part(source)
-        return self._file(source, self._short)
+        samples = self._part(source) if isinstance(source, Part) else self._file(source, self._short)
+        if not self._vad:
+            return samples
+        speech = cut_silence(samples, self._encoder.sample_rate)
+        if not isinstance(speech, np.ndarray) or len(speech) < self._encoder.minimum_samples:
+            raise AudioError(f"{_name(source)}: nobody is heard to speak, so that nothing is left without the silence")
+        return speech
 
     def _file(self, source: AudioSource, short: Short) -> Float32[np.ndarray, " samples"]:
         if isinstance(source, str) and (why := why_no_recording(source)):
@@ -175,6 +181,7 @@ class ShardEmbedder:
         load: Callable[[], SpeakerEncoder],
         *,
         short: Short = "error",
+        vad: bool = False,
         workers: int | None = None,
         sample_rate: int | str | None = None,
     ):
@@ -182,10 +189,10 @@ class ShardEmbedder:
 
         Args:
           load: makes the encoder; picklable.
-          short, workers, sample_rate: as for `embed_recordings`.
+          short, vad, workers, sample_rate: as for `embed_recordings`.
         """
         self._load = pickle.dumps(load)
-        self._options: dict[str, Any] = {"short": short, "workers": workers, "sample_rate": sample_rate}
+        self._options: dict[str, Any] = {"short": short, "vad": vad, "workers": workers, "sample_rate": sample_rate}
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Embeds a batch of rows.

@@ -114,6 +114,7 @@ def embed_files(
     cache: EmbeddingCache,
     *,
     short: Short = "error",
+    vad: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Embedded:
     """Embeds recordings, or takes them from the cache.
@@ -122,7 +123,7 @@ def embed_files(
       encoder: the model; the same that the cache was opened for.
       paths: recordings; files of equal content are embedded once.
       cache: is read first, and written after every batch.
-      short: as for `SpeakerEncoder.embed`.
+      short, vad: as for `SpeakerEncoder.embed`.
       progress: told from time to time.
 
     Raises:
@@ -134,7 +135,7 @@ def embed_files(
         digests = list(_hashed(paths, progress))
         entries = cache.get(dict.fromkeys(digests))
         wanted = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in entries}
-        for batch in _computed(encoder, wanted, short):
+        for batch in _computed(encoder, wanted, short, vad):
             cache.put(batch)
             entries.update(batch)
             done += len(batch)
@@ -162,14 +163,16 @@ def _sha256(path: Path) -> bytes:
         raise AudioError(f"{path} can't be read: {error.strerror or error}") from error
 
 
-def _computed(encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Short) -> Iterator[dict[bytes, Entry]]:
+def _computed(
+    encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Short, vad: bool
+) -> Iterator[dict[bytes, Entry]]:
     """Batches of what is not in the cache; at the end an AudioError if some could not be read."""
     order: list[tuple[bytes, float]] = []
     failed: list[AudioError] = []
     n_views = encoder.scorer.n_views
 
     def views() -> Iterator[Float32[np.ndarray, " samples"]]:
-        for digest, path, waveform in _decoded(encoder, wanted, short):
+        for digest, path, waveform in _decoded(encoder, wanted, short, vad):
             if isinstance(waveform, AudioError):
                 failed.append(waveform)
                 continue
@@ -194,11 +197,11 @@ def _computed(encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Shor
 
 
 def _decoded(
-    encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Short
+    encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Short, vad: bool
 ) -> Iterator[tuple[bytes, Path, Float32[np.ndarray, " samples"] | AudioError]]:
     def read(path: Path) -> Float32[np.ndarray, " samples"] | AudioError:
         try:
-            return encoder.read(path, short=short)
+            return encoder.read(path, short=short, vad=vad)
         except AudioError as error:
             return error
 

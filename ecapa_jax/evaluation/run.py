@@ -73,6 +73,7 @@ def score_lists(
     enrolment: Mapping[str, Sequence[str]] | None = None,
     cohort: Cohort | None = None,
     short: Short = "error",
+    vad: bool = False,
     missing_to: Path | None = None,
     places: Mapping[str, str] | None = None,
     progress: Progress = lambda *_: None,
@@ -86,7 +87,7 @@ def score_lists(
       cache_path: embeddings on disk.
       enrolment: utterances of each enrolment model; None where the lists enrol single recordings.
       cohort: for normalised scores beside the plain ones.
-      short: as for `SpeakerEncoder.embed`.
+      short, vad: as for `SpeakerEncoder.embed`.
       missing_to: where to write the names of all missing recordings.
       places: paths of the recordings, where the lists name them by ids.
       progress: told from time to time.
@@ -108,8 +109,9 @@ def score_lists(
     if cohort:
         _check_cohort(cohort, lists, set(cohort_rows) & {row for group in rows for row in group}, list(wanted.rows))
     shape = encoder.scorer.n_views, encoder.config.ecapa.embedding_dim
-    with EmbeddingCache(cache_path, f"{encoder.fingerprint}:{shape[0]}", shape) as cache:
-        embedded = embed_files(encoder, list(wanted.rows), cache, short=short, progress=progress)
+    model = f"{encoder.fingerprint}:{shape[0]}" + (":vad" if vad else "")
+    with EmbeddingCache(cache_path, model, shape) as cache:
+        embedded = embed_files(encoder, list(wanted.rows), cache, short=short, vad=vad, progress=progress)
     vectors = speaker_vectors(encoder, embedded.embeddings)
     means = _cohort_means(encoder, embedded.embeddings[cohort_rows, 0], cohort) if cohort else None
     magnitudes = np.linalg.norm(embedded.embeddings[:, 0].astype(np.float64), axis=1)

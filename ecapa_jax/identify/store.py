@@ -20,6 +20,7 @@ from ecapa_jax.masks import bucket_length
 from ecapa_jax.scoring.config import Scoring
 from ecapa_jax.scoring.scorer import ScoringName, checked_threshold
 from ecapa_jax.scoring.search import search
+from ecapa_jax.vad.gate import require_speech
 
 SMALLEST_CAPACITY = 1024
 """Smallest number of rows in a gallery; spare rows avoid a new compilation of the search for each enrolment."""
@@ -118,7 +119,9 @@ class SpeakerStore:
             database.close()
             raise
 
-    def enroll(self, name: str, sources: Sequence[AudioSource], *, short: Short = "error") -> Enrolment:
+    def enroll(
+        self, name: str, sources: Sequence[AudioSource], *, short: Short = "error", any_sound: bool = False
+    ) -> Enrolment:
         """Enrols utterances of a new or known speaker: all of them, or none if one can't be used.
 
         A recording whose samples are enrolled already is left as it is, so that a call can be repeated.
@@ -126,12 +129,13 @@ class SpeakerStore:
         Args:
           name: any text on one line.
           sources, short: as for `SpeakerEncoder.embed`.
+          any_sound: whether recordings without speech are taken, too.
 
         Raises:
-          AudioError: a recording can't be embedded, or has no signal.
+          AudioError: a recording can't be embedded, or holds less than half a second of speech.
           StoreError: the name is invalid, no recordings are given, or the store can't be written.
         """
-        utterances = embed_utterances(self.encoder, sources, short=short)
+        utterances = embed_utterances(self.encoder, sources, short=short, any_sound=any_sound)
         name = check_name(name)
         added = self.database.enroll(name, utterances)
         return Enrolment(name, added, len(utterances) - added)
@@ -167,7 +171,13 @@ class SpeakerStore:
             return connection.total_changes - before
 
     def identify(
-        self, source: AudioSource, *, top: int = 5, threshold: float | None = None, short: Short = "error"
+        self,
+        source: AudioSource,
+        *,
+        top: int = 5,
+        threshold: float | None = None,
+        short: Short = "error",
+        any_sound: bool = False,
     ) -> Identification:
         """Identifies the speaker of a recording.
 
@@ -176,16 +186,17 @@ class SpeakerStore:
           top: largest number of candidates to return.
           threshold: smallest cosine at which a candidate counts as the speaker, in [-1, 1]; None takes the model's
             threshold, if it has one for cosines of whole recordings.
+          any_sound: whether a recording without speech is taken, too.
 
         Raises:
-          AudioError: the recording can't be embedded, or has no signal.
+          AudioError: the recording can't be embedded, or holds less than half a second of speech.
           ConfigError: the threshold is outside [-1, 1].
           StoreError: `top` is less than one, or the store can't be read.
         """
         if top < 1:
             raise StoreError(f"{top} candidates are asked for; ask for 1 or more")
         threshold = None if threshold is None else checked_threshold(threshold)
-        embedding = self.encoder.embed([_read(self.encoder, source, short)])[0]
+        embedding = self.encoder.embed([_read(self.encoder, source, short, any_sound)])[0]
         return self.identify_embedding(embedding, top=top, threshold=threshold)
 
     def identify_embedding(
@@ -290,31 +301,36 @@ class SpeakerStore:
 
 
 def embed_utterances(
-    encoder: SpeakerEncoder, sources: Sequence[AudioSource], *, short: Short = "error"
+    encoder: SpeakerEncoder, sources: Sequence[AudioSource], *, short: Short = "error", any_sound: bool = False
 ) -> list[Utterance]:
     """Embeds recordings for a store, which is not touched: this is the part of an enrolment that can fail.
 
     Args:
       encoder: the store's model.
       sources, short: as for `SpeakerEncoder.embed`.
+      any_sound: whether recordings without speech are taken, too.
 
     Raises:
-      AudioError: a recording can't be embedded, or has no signal.
+      AudioError: a recording can't be embedded, or holds less than half a second of speech.
       StoreError: no recordings are given.
     """
     if not sources:
         raise StoreError("no recordings given; give one or more")
-    waveforms = [_read(encoder, source, short) for source in sources]
+    waveforms = [_read(encoder, source, short, any_sound) for source in sources]
     return [
         Utterance(name_of(source), compute_digest(waveform), embedding)
         for source, waveform, embedding in zip(sources, waveforms, encoder.embed(waveforms), strict=True)
     ]
 
 
-def _read(encoder: SpeakerEncoder, source: AudioSource, short: Short) -> Float32[np.ndarray, " samples"]:
+def _read(
+    encoder: SpeakerEncoder, source: AudioSource, short: Short, any_sound: bool
+) -> Float32[np.ndarray, " samples"]:
     waveform = encoder.read(source, short=short)
     if is_silent(waveform):
         raise AudioError(f"{name_of(source)}: has no signal (all samples are equal); give a recording of speech")
+    if not any_sound:
+        require_speech(waveform, encoder.sample_rate, name_of(source))
     return waveform
 
 

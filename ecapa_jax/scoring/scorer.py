@@ -53,12 +53,14 @@ class Verification:
       same_speaker: score >= threshold; None without a threshold.
       threshold: the one used; None where neither the caller nor the model gives one.
       score_type: what the score is: `cosine` and `half` lie in [-1, 1], `normalised` and `llr` are not bounded.
+      speech: whether somebody is heard to speak in each recording; where nobody is, the score means nothing.
     """
 
     score: float
     same_speaker: bool | None
     threshold: float | None
     score_type: ScoreType = "cosine"
+    speech: tuple[bool, bool] = (True, True)
 
 
 class Scorer:

@@ -115,6 +115,7 @@ async def verify(
         threshold=answer.threshold,
         score_type=answer.score_type,
         seconds=seconds,
+        speech=list(answer.speech),
         milliseconds=_milliseconds_since(start),
         model=service.name,
     )

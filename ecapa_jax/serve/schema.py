@@ -23,6 +23,7 @@ class VerifyAnswer(BaseModel):
     threshold: float | None = Field(description="The threshold used: the request's, or else the model's.")
     score_type: ScoreType = Field(description="cosine and half lie in [-1, 1]; the others are not bounded.")
     seconds: list[float] = Field(description="Lengths of the two recordings.")
+    speech: list[bool] = Field(description="Whether somebody speaks in each; without speech the score means nothing.")
     milliseconds: float = Field(description="Time from the arrival of the whole request to the answer.")
     model: str
 

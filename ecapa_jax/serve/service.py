@@ -26,6 +26,7 @@ from ecapa_jax.serve.batcher import Batcher
 from ecapa_jax.serve.fetch import fetch_public
 from ecapa_jax.serve.picture import Painter, Picture
 from ecapa_jax.serve.settings import Settings
+from ecapa_jax.vad.gate import holds_speech, no_speech
 
 T = TypeVar("T")
 Waveform = Float32[np.ndarray, " samples"]
@@ -99,15 +100,38 @@ class Service:
             recording = dataclasses.replace(recording, content=content, url="")
         return await anyio.to_thread.run_sync(self._decode, recording, limiter=self._decoding)
 
+    async def hear(self, waveforms: Sequence[Waveform]) -> list[bool]:
+        """Returns for each waveform whether somebody speaks in it."""
+        rate = self.encoder.sample_rate
+        return [
+            await anyio.to_thread.run_sync(holds_speech, waveform, rate, limiter=self._decoding)
+            for waveform in waveforms
+        ]
+
     async def embed_views(self, waveforms: Sequence[Waveform]) -> Float32[np.ndarray, "n views embedding"]:
         """Does what `SpeakerEncoder.embed_views` does, in batches shared with other requests."""
         views = [view for waveform in waveforms for view in self.encoder.scorer.views(waveform)]
         rows = await asyncio.gather(*map(self.batcher.embed, views))
         return np.stack(rows).reshape(len(waveforms), self.encoder.scorer.n_views, -1)
 
-    async def embed(self, recordings: Sequence[Recording]) -> tuple[list[Waveform], Float32[np.ndarray, "n embedding"]]:
-        """Returns the waveforms and the embeddings of recordings."""
+    async def embed(
+        self, recordings: Sequence[Recording], *, speech: bool = False
+    ) -> tuple[list[Waveform], Float32[np.ndarray, "n embedding"]]:
+        """Returns the waveforms and the embeddings of recordings.
+
+        Args:
+          recordings: of a request.
+          speech: refuse those in which nobody speaks, unless the service takes any sound.
+
+        Raises:
+          AudioError: nobody speaks in a recording, or as for `read`.
+          DownloadError: as for `read`.
+        """
         waveforms = [await self.read(recording) for recording in recordings]
+        if speech and not self.settings.any_sound:
+            for recording, heard in zip(recordings, await self.hear(waveforms), strict=True):
+                if not heard:
+                    raise AudioError(no_speech(recording.name))
         return waveforms, np.stack(await asyncio.gather(*map(self.batcher.embed, waveforms)))
 
     async def verify(self, a: Recording, b: Recording, threshold: float | None) -> tuple[Verification, list[float]]:
@@ -120,10 +144,12 @@ class Service:
         threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
         waveforms = [await self.read(a), await self.read(b)]
         seconds = [len(waveform) / self.encoder.sample_rate for waveform in waveforms]
+        heard = await self.hear(waveforms)
         views = await self.embed_views(waveforms)
         score = await anyio.to_thread.run_sync(scorer.score, views[0], views[1], seconds)
         same_speaker = None if threshold is None else score >= threshold
-        return Verification(score, same_speaker, threshold, scorer.scoring.score_type), seconds
+        answer = Verification(score, same_speaker, threshold, scorer.scoring.score_type, (heard[0], heard[1]))
+        return answer, seconds
 
     async def picture(self, recording: Recording) -> tuple[Picture, float]:
         """Returns the data of the page's pictures, and the recording's length in seconds."""
@@ -137,7 +163,7 @@ class Service:
             name = check_name(name)
         except StoreError as error:  # other errors of the store name files, which clients should not see
             raise ConfigError(str(error)) from error
-        waveforms, rows = await self.embed(recordings)
+        waveforms, rows = await self.embed(recordings, speech=True)
         utterances = [
             Utterance(recording.name, compute_digest(waveform), row)
             for recording, waveform, row in zip(recordings, waveforms, rows, strict=True)
@@ -150,7 +176,7 @@ class Service:
     ) -> Identification:
         """Does what `SpeakerStore.identify` does, in shared batches."""
         threshold = None if threshold is None else checked_threshold(threshold)
-        _, rows = await self.embed([recording])
+        _, rows = await self.embed([recording], speech=True)
         return await self._with_store(lambda: store.identify_embedding(rows[0], top=top, threshold=threshold))
 
     async def speakers(self, store: SpeakerStore) -> list[Speaker]:

@@ -24,6 +24,7 @@ class Settings:
       body_seconds: a request that has not arrived completely by then gets status 408.
       token: required by `/v1`; None requires no token.
       allow_urls: whether a request may name recordings by public http(s) addresses.
+      any_sound: whether recordings without speech can be enrolled and identified.
     """
 
     host: str = "127.0.0.1"
@@ -34,6 +35,7 @@ class Settings:
     body_seconds: float = 30.0
     token: str | None = None
     allow_urls: bool = False
+    any_sound: bool = False
 
     def __post_init__(self) -> None:
         _require(0 < self.max_bytes <= LARGEST_BODY, f"max-mb must be above 0 and at most {LARGEST_BODY / 1e6:.0f}")

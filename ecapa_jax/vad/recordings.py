@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from ecapa_jax.audio.decoding import Channel
-from ecapa_jax.audio.load import AudioSource, LongAudio, open_audio
+from ecapa_jax.audio.load import AudioSource, LongAudio, load_audio, open_audio
 from ecapa_jax.vad import in_numpy, network
 from ecapa_jax.vad.network import FRAME, RATE
 from ecapa_jax.vad.segments import Segment, SegmentOptions, segments_from_probabilities
@@ -77,26 +77,51 @@ def recording_probabilities(
 def stream_probabilities(
     blocks: Iterable[Float32[np.ndarray, " _"]],
 ) -> tuple[Float32[np.ndarray, " frames"], int]:
-    """As `recording_probabilities`, of consecutive samples at 16 kHz in parts of any length.
+    """As `recording_probabilities`, of consecutive samples at 16 kHz in parts of any length."""
+    found = list(iterate_probabilities(blocks))
+    if not found:
+        return np.zeros(0, np.float32), 0
+    return np.concatenate([probabilities for probabilities, _ in found]), sum(n_samples for _, n_samples in found)
 
-    A recording of up to `LONGEST_IN_NUMPY` frames runs in NumPy, what follows in JAX.
+
+def iterate_probabilities(
+    blocks: Iterable[Float32[np.ndarray, " _"]], frames: int | None = None
+) -> Iterator[tuple[Float32[np.ndarray, " frames"], int]]:
+    """Computes probabilities part by part, so that whoever has heard enough can stop.
+
+    The first `LONGEST_IN_NUMPY` frames run in NumPy, what follows in JAX.
+
+    Args:
+      blocks: consecutive samples at 16 kHz, in parts of any length.
+      frames: of a part; None means 1024, 33 s.
+
+    Yields:
+      The probabilities of a part, and its number of samples.
     """
-    weights, state, n_samples = packaged_weights(), network.initial_state(1), 0
-    placed: Any = None
-    found: list[np.ndarray] = []
-    for part in _parts(blocks):
+    weights, state, n_frames = packaged_weights(), network.initial_state(1), 0
+    size = (frames or _FRAMES) * FRAME
+    for part in _parts(blocks, size):
         samples = np.pad(part, (0, -len(part) % FRAME))
-        n_samples += len(part)
-        if n_samples <= LONGEST_IN_NUMPY * FRAME:
+        n_frames += len(samples) // FRAME
+        if n_frames <= LONGEST_IN_NUMPY:
             probabilities, state = in_numpy.advance(weights, samples, state)
-            found.append(probabilities)
-            continue
-        placed = _placed_weights() if placed is None else placed
-        # One shape for all parts: that of the last would be compiled for it alone.
-        filled = np.pad(samples, (0, _FRAMES * FRAME - len(samples)))
-        row, state = _advance(placed, jax.device_put(filled[None]), jax.device_put(state))
-        found.append(np.asarray(jax.device_get(row))[0, : len(samples) // FRAME])
-    return np.concatenate(found) if found else np.zeros(0, np.float32), n_samples
+        else:
+            # One shape for all parts: that of the last would be compiled for it alone.
+            filled = np.pad(samples, (0, size - len(samples)))
+            row, state = _advance(_placed_weights(), jax.device_put(filled[None]), jax.device_put(state))
+            probabilities = np.asarray(jax.device_get(row))[0, : len(samples) // FRAME]
+        yield probabilities, len(part)
+
+
+def at_network_rate(
+    audio: Float32[np.ndarray, " samples"] | LongAudio, rate: int
+) -> Iterable[Float32[np.ndarray, " _"]]:
+    """The samples of a recording that has been opened at `rate`, resampled to 16 kHz, in blocks."""
+    if isinstance(audio, LongAudio):
+        return LongAudio(audio.name, RATE, audio.reader)
+    if rate == RATE:
+        return [audio]
+    return [load_audio(audio, sample_rate=rate, target_rate=RATE, channel="first")]
 
 
 @functools.cache
@@ -104,9 +129,8 @@ def _placed_weights() -> Any:
     return jax.device_put(packaged_weights())
 
 
-def _parts(blocks: Iterable[Float32[np.ndarray, " _"]]) -> Iterator[Float32[np.ndarray, " _"]]:
-    """The same samples in parts of `_FRAMES` frames; the last may be shorter."""
-    size = _FRAMES * FRAME
+def _parts(blocks: Iterable[Float32[np.ndarray, " _"]], size: int) -> Iterator[Float32[np.ndarray, " _"]]:
+    """The same samples in parts of `size`; the last may be shorter."""
     held: list[np.ndarray] = []
     n_held = 0
     for block in blocks:

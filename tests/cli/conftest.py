@@ -33,3 +33,8 @@ def one_encoder(monkeypatch: pytest.MonkeyPatch, encoder: SpeakerEncoder) -> Non
 @pytest.fixture
 def wav(tmp_path: Path) -> Path:
     return write_wav(tmp_path / "a.wav")
+
+
+@pytest.fixture(autouse=True)
+def _sounds_pass(every_sound_is_speech: None) -> None:
+    """These tests embed sounds that they make."""

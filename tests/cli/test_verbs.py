@@ -54,6 +54,7 @@ def test_verify_prints_one_object(capsys, model, wav, other, encoder):
         "same_speaker": True,
         "threshold": -1.0,
         "score_type": "cosine",
+        "speech": [True, True],
         "model": "bundle",
     }
     assert run(capsys, "verify", wav, other, "--model", model, "--json", "--threshold=1").json["same_speaker"] is False

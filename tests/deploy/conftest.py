@@ -26,3 +26,8 @@ def exported(packaged: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     path.write_bytes(export_onnx(packaged).SerializeToString())
     return path
+
+
+@pytest.fixture(autouse=True)
+def _sounds_pass(every_sound_is_speech: None) -> None:
+    """These tests embed sounds that they make."""

@@ -27,3 +27,8 @@ def encoder(bundle: Path) -> SpeakerEncoder:
 def store(tmp_path: Path, encoder: SpeakerEncoder) -> Iterator[SpeakerStore]:
     with SpeakerStore.open(tmp_path / "s.db", encoder) as opened:
         yield opened
+
+
+@pytest.fixture(autouse=True)
+def _sounds_pass(every_sound_is_speech: None) -> None:
+    """These tests embed sounds that they make."""

@@ -11,3 +11,8 @@ from helpers.bundles import make
 @pytest.fixture(scope="session")
 def encoder() -> SpeakerEncoder:
     return SpeakerEncoder.from_bundle(make())
+
+
+@pytest.fixture(autouse=True)
+def _sounds_pass(every_sound_is_speech: None) -> None:
+    """These tests embed sounds that they make."""

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-ge
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 import ecapa_jax
+from ecapa_jax.vad import gate
+from helpers.nonspeech import nonspeech
 from helpers.serving import Running, running
 from helpers.sounds import encode, sound
 
@@ -29,6 +31,7 @@ FLAGS = [
     "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
 SPEECH = ROOT / "examples" / "audio"
+SPEAKS = gate._speaks  # before the fixture of all these tests replaces it
 WAIT = 60_000  # the first of each length compiles
 
 
@@ -216,6 +219,23 @@ def test_clear_messages(opened, samples, why, tmp_path) -> None:
     path.write_bytes(encode(samples))
     slot(opened, "a").locator("input[type=file]").set_input_files(path)
     expect(slot(opened, "a").locator(".message")).to_contain_text(why, timeout=WAIT)
+
+
+def test_a_recording_without_speech_is_named_beside_the_score(opened, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(gate, "_speaks", SPEAKS)
+    choose(opened)
+    compare(opened)
+    expect(opened.locator("#warning")).to_be_hidden()
+    path = tmp_path / "hum.wav"
+    path.write_bytes(encode(nonspeech("hum", 1)))
+    slot(opened, "b").locator("input[type=file]").set_input_files(path)
+    expect(opened.locator("#compare")).to_be_enabled(timeout=WAIT)
+    opened.click("#compare")
+    expect(opened.locator("#warning")).to_have_text(
+        "Hardly any speech in recording B: this score means nothing.", timeout=WAIT
+    )
+    opened.select_option("#sample-B", "rms_1.flac")
+    expect(opened.locator("#warning")).to_be_hidden()
 
 
 def test_the_microphone(opened, server, monkeypatch) -> None:

@@ -21,6 +21,7 @@ from ecapa_jax.files.atomic import claimed, replacing_file
 from ecapa_jax.files.recordings import why_no_recording
 from ecapa_jax.train.data.layouts import Layout, Recording, find_recordings
 from ecapa_jax.train.data.manifest import check_installed, write_manifest
+from ecapa_jax.vad.silence import cut_silence
 
 MANIFEST, PROBLEMS = "manifest.parquet", "problems.csv"
 
@@ -44,6 +45,15 @@ class Prepared:
     lonely: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """What an utterance must be like: `prepare` explains the fields."""
+
+    rate: int
+    min_seconds: float
+    vad: bool
+
+
 def prepare(
     source: Path,
     output: Path,
@@ -52,6 +62,7 @@ def prepare(
     rate: int = 16000,
     min_seconds: float = 0.5,
     shard_utterances: int = 0,
+    vad: bool = False,
     threads: int = 8,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Prepared:
@@ -68,12 +79,16 @@ def prepare(
       min_seconds: shortest utterance kept.
       shard_utterances: also write the audio to ArrayRecord files of so many utterances, 16-bit FLAC at `rate`; 0 for
         none.
+      vad: cut silence away, in the ArrayRecord files; a recording in which nobody is heard is left out (`no speech`).
       threads: decoding at a time.
       progress: called with recordings done and their number.
 
     Raises:
-      TrainingError: the source is malformed, the output exists, or nothing is left.
+      TrainingError: the source is malformed, the output exists, nothing is left, or `vad` is asked for without files to
+        write.
     """
+    if vad and not shard_utterances:
+        raise TrainingError("silence is cut away in the files that are written: pass --shards N with --vad")
     check_installed("pyarrow", *(["array_record"] if shard_utterances else []))
     recordings = find_recordings(source, layout, rate=rate)
     _check_free(output)
@@ -83,7 +98,9 @@ def prepare(
         raise TrainingError(f"{output} can't be made: {error.strerror or error}") from error
     with claimed(output, TrainingError):
         _check_free(output)
-        rows, problems = _written(recordings, output, rate, min_seconds, shard_utterances, threads, progress)
+        rows, problems = _written(
+            recordings, output, _Wanted(rate, min_seconds, vad), shard_utterances, threads, progress
+        )
         if not rows:
             raise TrainingError(
                 f"none of the {len(recordings)} recordings of {source} can be used: see {output / PROBLEMS}"
@@ -101,18 +118,17 @@ def _check_free(output: Path) -> None:
 def _written(
     recordings: list[Recording],
     output: Path,
-    rate: int,
-    min_seconds: float,
+    wanted: _Wanted,
     shard_utterances: int,
     threads: int,
     progress: Callable[[int, int], None],
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """The manifest's rows and the problems, once shards and the list of problems are written."""
-    shards = Shards(output, shard_utterances, rate) if shard_utterances else None
+    shards = Shards(output, shard_utterances, wanted.rate) if shard_utterances else None
     rows: list[dict[str, Any]] = []
     problems: list[dict[str, str]] = []
     seen: dict[str, str] = {}
-    for done, (recording, samples, problem) in enumerate(_checked(recordings, rate, min_seconds, threads), 1):
+    for done, (recording, samples, problem) in enumerate(_checked(recordings, wanted, threads), 1):
         digest = hashlib.sha256(samples.tobytes()).hexdigest()
         if not problem and digest in seen:
             problem = f"duplicate: the samples of {seen[digest]}"
@@ -120,7 +136,7 @@ def _written(
             problems.append({"id": recording.id, "path": str(recording.path), "problem": problem})
         else:
             seen[digest] = recording.id
-            rows.append(_row(recording, samples, digest, output, rate, shards))
+            rows.append(_row(recording, samples, digest, output, wanted.rate, shards))
         progress(done, len(recordings))
     if shards is not None:
         shards.close()
@@ -129,22 +145,22 @@ def _written(
 
 
 def _checked(
-    recordings: list[Recording], rate: int, min_seconds: float, threads: int
+    recordings: list[Recording], wanted: _Wanted, threads: int
 ) -> Iterator[tuple[Recording, Int16[np.ndarray, " samples"], str]]:
     """Each recording with its samples and what is wrong with it, in order; few are held at a time."""
     with ThreadPoolExecutor(threads) as pool:
         ahead = 4 * threads
-        waiting = [pool.submit(_read, recording, rate, min_seconds) for recording in recordings[:ahead]]
+        waiting = [pool.submit(_read, recording, wanted) for recording in recordings[:ahead]]
         for index, recording in enumerate(recordings):
             samples, problem = waiting[index].result()
             waiting[index] = None  # type: ignore[call-overload]
             if index + ahead < len(recordings):
-                waiting.append(pool.submit(_read, recordings[index + ahead], rate, min_seconds))
+                waiting.append(pool.submit(_read, recordings[index + ahead], wanted))
             yield recording, samples, problem
 
 
-def _read(recording: Recording, rate: int, min_seconds: float) -> tuple[Int16[np.ndarray, " samples"], str]:
-    nothing = np.zeros(0, np.int16)
+def _read(recording: Recording, wanted: _Wanted) -> tuple[Int16[np.ndarray, " samples"], str]:
+    nothing, rate = np.zeros(0, np.int16), wanted.rate
     if why := why_no_recording(recording.path):
         return nothing, f"broken: {why}"
     try:
@@ -158,7 +174,12 @@ def _read(recording: Recording, rate: int, min_seconds: float) -> tuple[Int16[np
     samples = to_int16(waveform[start:stop])
     if is_silent(samples.astype(np.float32)):
         return samples, "silent: all samples are equal" if samples.size else "short: the part is outside the file"
-    if len(samples) < min_seconds * rate:
+    if wanted.vad:
+        speech = cut_silence(waveform[start:stop], rate)
+        if speech is None:
+            return samples, "no speech: nobody is heard to speak"
+        samples = to_int16(speech)
+    if len(samples) < wanted.min_seconds * rate:
         return samples, f"short: {len(samples) / rate:.2f} s"
     return samples, ""
 

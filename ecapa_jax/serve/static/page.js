@@ -73,6 +73,9 @@ function refresh() {
   const text = answer ? (same ? "Same speaker" : "Different speakers") : "No score yet";
   if (at("decision").textContent !== text) at("decision").textContent = text;
   at("decision").className = `answer ${answer ? (same ? "yes" : "no") : ""}`;
+  const silent = ["A", "B"].filter((_, index) => answer && !answer.speech[index]);
+  const warning = silent.length ? `Hardly any speech in recording ${silent.join(" and in recording ")}: this score means nothing.` : "";
+  if (at("warning").textContent !== warning) at("warning").textContent = warning;
   if (!answer) at("taken").textContent = "";
   state.dial.show(answer?.score ?? null, threshold, answer ? `Score ${signed(answer.score, 3)}, threshold ${signed(threshold, 3)}` : "No score yet");
   showRates(threshold);
