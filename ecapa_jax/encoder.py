@@ -260,7 +260,9 @@ class SpeakerEncoder:
         def read(source: AudioSource) -> tuple[Float32[np.ndarray, " _"] | LongAudio, bool]:
             audio = open_recording(self.config, source, sample_rate, short, longest)
             speech = self._without_silence(audio) if vad else audio
-            heard = speech is not None and (not listen or holds_speech(audio, self.sample_rate))
+            heard = speech is not None
+            if heard and listen and not isinstance(audio, LongAudio):
+                heard = holds_speech(audio, self.sample_rate)
             return audio if speech is None else speech, heard
 
         listed = as_list(sources)

@@ -176,7 +176,7 @@ def _read(recording: Recording, wanted: _Wanted) -> tuple[Int16[np.ndarray, " sa
         return samples, "silent: all samples are equal" if samples.size else "short: the part is outside the file"
     if wanted.vad:
         speech = cut_silence(waveform[start:stop], rate)
-        if speech is None:
+        if not isinstance(speech, np.ndarray):
             return samples, "no speech: nobody is heard to speak"
         samples = to_int16(speech)
     if len(samples) < wanted.min_seconds * rate:
