@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ecapa_jax.evaluation.measure import Settings
     from ecapa_jax.evaluation.report import Report
-    from ecapa_jax.evaluation.run import Cohort, Scored
+    from ecapa_jax.evaluation.run import CohortRecordings, Scored
     from ecapa_jax.evaluation.trials import Trials
 
 File = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
@@ -230,14 +230,14 @@ class Evaluate:
             )
         return scored, settings
 
-    def _cohort(self) -> Cohort | None:
-        from ecapa_jax.evaluation.run import Cohort
+    def _cohort(self) -> CohortRecordings | None:
+        from ecapa_jax.evaluation.run import CohortRecordings
         from ecapa_jax.evaluation.trials import read_speakers
 
         if self.cohort is None:
             return None
         root = Path(self.cohort_root if self.cohort_root is not None else self.audio_root or ".")
-        return Cohort(speakers=read_speakers(self.cohort), root=root, top_n=self.top_n)
+        return CohortRecordings(speakers=read_speakers(self.cohort), root=root, top_n=self.top_n)
 
     def _cache_path(self) -> Path:
         from ecapa_jax.cli.bundle_options import cache_path
