@@ -13,7 +13,7 @@ import numpy as np
 from ecapa_jax.bundle.bundle import Bundle, save_bundle
 from ecapa_jax.scoring.config import Scoring
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import Manifest
+from ecapa_jax.train.data.manifest import TrainingManifest
 from ecapa_jax.train.dev import DevResult
 from ecapa_jax.train.state import State, model_variables
 
@@ -27,7 +27,7 @@ def _start_of(config: TrainConfig) -> str:
 
 
 def final_bundle(
-    config: TrainConfig, state: State, manifest: Manifest, path: Path, dev: DevResult | None, dev_name: str
+    config: TrainConfig, state: State, manifest: TrainingManifest, path: Path, dev: DevResult | None, dev_name: str
 ) -> Path:
     """Writes the bundle of a finished run; its threshold is the one of equal error rates on the dev trials."""
     points = []

@@ -18,7 +18,7 @@ from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.errors import BundleError, TrainingError
 from ecapa_jax.functional import Variables
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import UNNAMED, Manifest, check_installed, read_manifest
+from ecapa_jax.train.data.manifest import UNNAMED, TrainingManifest, check_installed, read_manifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
 from ecapa_jax.train.dev import DevResult, dev_trials
@@ -134,7 +134,7 @@ def _claimed(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_manifest(config: TrainConfig, manifest: Manifest) -> None:
+def _check_manifest(config: TrainConfig, manifest: TrainingManifest) -> None:
     if manifest.rate != config.model.fbank.sample_rate:
         raise TrainingError(
             f"{config.data.manifest} is at {manifest.rate} Hz, the model at {config.model.fbank.sample_rate} Hz: "
@@ -157,7 +157,7 @@ class _Run:
         self,
         config: TrainConfig,
         directory: Path,
-        manifest: Manifest,
+        manifest: TrainingManifest,
         teacher: TeacherTable | TeacherBundle | None,
         checkpoints: RunCheckpoints,
         begin: Start,

@@ -18,7 +18,7 @@ from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import TrainingError
 from ecapa_jax.functional import Variables
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import Manifest
+from ecapa_jax.train.data.manifest import TrainingManifest
 from ecapa_jax.train.scale.mesh import EVERYWHERE, padded, replicated, state_shardings
 from ecapa_jax.train.settings import build_config, config_document
 from ecapa_jax.train.state import State, drawn_centres, init_state
@@ -48,14 +48,14 @@ class Start:
     notes: tuple[str, ...]
 
 
-def count_classes(config: TrainConfig, manifest: Manifest) -> int:
+def count_classes(config: TrainConfig, manifest: TrainingManifest) -> int:
     """Rows of the classifier: speakers times speeds that make speakers; one where a teacher alone is learned from."""
     if config.teacher.is_used and not config.teacher.labels:
         return 1
     return len(manifest.speakers) * len(config.data.class_speeds)
 
 
-def claim(directory: Path, config: TrainConfig, manifest: Manifest, teacher: str = "") -> None:
+def claim(directory: Path, config: TrainConfig, manifest: TrainingManifest, teacher: str = "") -> None:
     """Writes down what the run in this directory is, or checks that it is still the same.
 
     Args:
@@ -110,7 +110,9 @@ def _difference(before: Any, after: Any, where: tuple[str, ...] = ()) -> str:
     return next(filter(None, (_difference(before.get(key), after.get(key), (*where, key)) for key in keys)), "")
 
 
-def start(config: TrainConfig, manifest: Manifest, checkpoints: RunCheckpoints, mesh: Mesh | None = None) -> Start:
+def start(
+    config: TrainConfig, manifest: TrainingManifest, checkpoints: RunCheckpoints, mesh: Mesh | None = None
+) -> Start:
     """Finds where to begin.
 
     Args:
@@ -179,7 +181,7 @@ def _bundle_variables(name: str, model: ModelConfig) -> Variables:
 
 
 def _from_run(
-    config: TrainConfig, manifest: Manifest, n_classes: int, mesh: Mesh | None
+    config: TrainConfig, manifest: TrainingManifest, n_classes: int, mesh: Mesh | None
 ) -> tuple[Variables, np.ndarray]:
     """Network of another run's newest checkpoint, and the classifier rows of the speakers that are still there."""
     directory = Path(config.start.run)
@@ -211,7 +213,7 @@ def _from_run(
 
 
 def _kept(
-    config: TrainConfig, manifest: Manifest, rows: dict[tuple[str, float], np.ndarray], drawn: jax.Array
+    config: TrainConfig, manifest: TrainingManifest, rows: dict[tuple[str, float], np.ndarray], drawn: jax.Array
 ) -> Float32[np.ndarray, "speakers sub_centres embedding"]:
     """The new classifier: a row of the same speaker and speed where there was one, else the drawn one."""
     centres = np.array(drawn)

@@ -17,7 +17,7 @@ from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import ConfigError, TrainingError
 from ecapa_jax.functional import Variables
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import Manifest
+from ecapa_jax.train.data.manifest import TrainingManifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
 
@@ -52,7 +52,7 @@ def speed_variant(variant: str, speed: float) -> str:
     return variant if speed == 1.0 else f"{variant} {speed:g}x".strip()
 
 
-def read_teacher(config: TrainConfig, manifest: Manifest) -> TeacherTable | TeacherBundle | None:
+def read_teacher(config: TrainConfig, manifest: TrainingManifest) -> TeacherTable | TeacherBundle | None:
     """The teacher that a configuration names; None without one.
 
     Raises:
@@ -63,7 +63,7 @@ def read_teacher(config: TrainConfig, manifest: Manifest) -> TeacherTable | Teac
     return read_bundle(config, manifest) if config.teacher.bundle else None
 
 
-def read_table(config: TrainConfig, manifest: Manifest) -> TeacherTable:
+def read_table(config: TrainConfig, manifest: TrainingManifest) -> TeacherTable:
     """Reads and checks `teacher.embeddings`.
 
     An utterance's row is found by its id and variant; at a speed other than 1, the variant is `speed_variant`.
@@ -157,7 +157,7 @@ class TeacherBundle:
     digest: str
 
 
-def read_bundle(config: TrainConfig, manifest: Manifest) -> TeacherBundle:
+def read_bundle(config: TrainConfig, manifest: TrainingManifest) -> TeacherBundle:
     """Reads `teacher.bundle`, and finds the mean of its embeddings over the run's first examples.
 
     Raises:
@@ -184,7 +184,7 @@ def read_bundle(config: TrainConfig, manifest: Manifest) -> TeacherBundle:
 
 
 def _mean_embedding(
-    config: TrainConfig, manifest: Manifest, model: ModelConfig, variables: Variables
+    config: TrainConfig, manifest: TrainingManifest, model: ModelConfig, variables: Variables
 ) -> Float32[np.ndarray, " embedding"]:
     """The mean of a bundle's embeddings over the first examples of the run, without augmentation."""
     order, rows = Order(config.data, manifest, config.run.seed), Rows.span(0, config.data.batch_size)

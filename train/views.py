@@ -18,7 +18,14 @@ from ecapa_jax.audio.segments import to_flac, to_int16
 from ecapa_jax.errors import ConfigError, TrainingError
 from ecapa_jax.train.augment import augment_step
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import UNNAMED, Manifest, check_installed, read_manifest, read_rows, write_manifest
+from ecapa_jax.train.data.manifest import (
+    UNNAMED,
+    TrainingManifest,
+    check_installed,
+    read_manifest,
+    read_rows,
+    write_manifest,
+)
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
 from ecapa_jax.train.data.prepare import MANIFEST
@@ -85,7 +92,7 @@ def write_views(
 class _Writer:
     """Makes batches as training does and writes them as files."""
 
-    def __init__(self, config: TrainConfig, manifest: Manifest, output: Path):
+    def __init__(self, config: TrainConfig, manifest: TrainingManifest, output: Path):
         self._config, self._manifest, self._output = config, manifest, output
         self._rate = config.model.fbank.sample_rate
         if manifest.rate != self._rate:

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from ecapa_jax.errors import AudioError, ConfigError
 from ecapa_jax.train.config import AugmentConfig, DataConfig
-from ecapa_jax.train.data.manifest import Manifest, read_manifest
+from ecapa_jax.train.data.manifest import TrainingManifest, read_manifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import AudioCache, Batches, Loader, Rows
 from ecapa_jax.train.data.prepare import prepare
 
 
-def manifest(n_utterances: int, n_speakers: int) -> Manifest:
+def manifest(n_utterances: int, n_speakers: int) -> TrainingManifest:
     labels = np.arange(n_utterances) % n_speakers
-    return Manifest(
+    return TrainingManifest(
         ids=tuple(f"u{i}" for i in range(n_utterances)),
         files=tuple(f"u{i}.flac" for i in range(n_utterances)),
         indices=np.full(n_utterances, -1, np.int32),

@@ -36,7 +36,7 @@ UNNAMED = -1
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
+class TrainingManifest:
     """Utterances to train on.
 
     Attributes:
@@ -89,7 +89,7 @@ def write_manifest(path: Path, rows: list[dict[str, Any]], rate: int) -> None:
     pq.write_table(pa.table(columns, schema=schema), path)
 
 
-def read_manifest(path: str | Path) -> Manifest:
+def read_manifest(path: str | Path) -> TrainingManifest:
     """Reads a manifest.
 
     Raises:
@@ -99,7 +99,7 @@ def read_manifest(path: str | Path) -> Manifest:
     columns, rate = _read_columns(path)
     speakers = sorted(set(filter(None, columns["speaker"])))
     place = {speaker: index for index, speaker in enumerate(speakers)}
-    return Manifest(
+    return TrainingManifest(
         ids=tuple(columns["id"]),
         files=tuple(_located(path.parent, s or p) for s, p in zip(columns["shard"], columns["path"], strict=True)),
         indices=np.array([-1 if index is None else index for index in columns["index"]], np.int32),

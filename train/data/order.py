@@ -10,7 +10,7 @@ from jaxtyping import Int32, Int64
 
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.train.config import DataConfig
-from ecapa_jax.train.data.manifest import Manifest
+from ecapa_jax.train.data.manifest import TrainingManifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Order:
       steps_per_epoch: batches of an epoch.
     """
 
-    def __init__(self, config: DataConfig, manifest: Manifest, seed: int):
+    def __init__(self, config: DataConfig, manifest: TrainingManifest, seed: int):
         self._config, self._manifest, self._seed = config, manifest, seed
         self._by_speaker = config.sampler == "speakers"
         n_items = len(manifest.speakers) if self._by_speaker else len(manifest)

@@ -18,7 +18,7 @@ from ecapa_jax.audio.segments import change_speed, read_segment
 from ecapa_jax.errors import AudioError
 from ecapa_jax.train.augment import MUSIC, NOISE
 from ecapa_jax.train.config import AugmentConfig, DataConfig
-from ecapa_jax.train.data.manifest import UNNAMED, Manifest
+from ecapa_jax.train.data.manifest import UNNAMED, TrainingManifest
 from ecapa_jax.train.data.order import Example, Order
 
 ATTEMPTS = 20
@@ -65,7 +65,7 @@ class Loader:
         self,
         data: DataConfig,
         augment: AugmentConfig,
-        manifest: Manifest,
+        manifest: TrainingManifest,
         order: Order,
         rows: Rows,
         targets: Targets | None = None,
