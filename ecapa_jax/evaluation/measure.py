@@ -52,7 +52,7 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One figure of a list.
 
     Attributes:
@@ -75,14 +75,14 @@ def units_of(trials: Trials) -> tuple[Units, str]:
 
 def measure(
     scores: Float64[np.ndarray, " trials"], trials: Trials, settings: Settings
-) -> tuple[dict[str, Figure], list[str]]:
+) -> tuple[dict[str, Measurement], list[str]]:
     """Figures by name, and remarks about what they rest on.
 
     Raises:
       ScoringError: a kind of trial is missing, or scores are not finite.
     """
     ordered = SortedTrials.of(scores, trials.known_labels)
-    figures = {name: Figure(value) for name, value in _figures(ordered, settings).items()}
+    figures = {name: Measurement(value) for name, value in _figures(ordered, settings).items()}
     notes = []
     if settings.resamples:
         units, kind = units_of(trials)
@@ -99,7 +99,7 @@ def measure(
     if trials.repeated:
         notes.append(f"{trials.repeated} trials repeat another one; they count as the list has them")
     pooled = pool(ordered)
-    figures["rocch_eer"], figures["min_cllr"] = Figure(hull_eer(pooled)), Figure(pooled_cllr(pooled))
+    figures["rocch_eer"], figures["min_cllr"] = Measurement(hull_eer(pooled)), Measurement(pooled_cllr(pooled))
     return figures, notes
 
 
