@@ -16,7 +16,7 @@ from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOption
 if TYPE_CHECKING:
     import numpy as np
 
-    from ecapa_jax.evaluation.measure import Settings
+    from ecapa_jax.evaluation.measure import EvaluationSettings
     from ecapa_jax.evaluation.report import Report
     from ecapa_jax.evaluation.run import CohortRecordings, Scored
     from ecapa_jax.evaluation.trials import Trials
@@ -130,11 +130,11 @@ class Evaluate:
         name = None if self.scores else self.model.name
         self.output.result({"model": name, "lists": [report.to_json() for report in reports]}, text)
 
-    def _settings(self) -> Settings:
-        from ecapa_jax.evaluation.measure import Settings
+    def _settings(self) -> EvaluationSettings:
+        from ecapa_jax.evaluation.measure import EvaluationSettings
         from ecapa_jax.scoring.counts import Cost
 
-        return Settings(
+        return EvaluationSettings(
             costs=tuple(Cost(p_target=p, c_miss=self.c_miss, c_fa=self.c_fa) for p in dict.fromkeys(self.p_target)),
             fars=tuple(dict.fromkeys(self.far)),
             threshold=self.threshold,
@@ -200,7 +200,7 @@ class Evaluate:
             raise EcapaError(f"{trials.path} has no scores: a line is 'enrol test label score'")
         return Scored(trials, {Path(trials.path).name: trials.scores}, np.zeros(len(trials)), len(trials.names))
 
-    def _from_audio(self, lists: list[Trials], settings: Settings) -> tuple[list[Scored], Settings]:
+    def _from_audio(self, lists: list[Trials], settings: EvaluationSettings) -> tuple[list[Scored], EvaluationSettings]:
         from ecapa_jax.cli.progress import EvaluationProgress
         from ecapa_jax.evaluation.files import read_places
         from ecapa_jax.evaluation.run import score_lists
@@ -246,7 +246,7 @@ class Evaluate:
             return Path(self.folder) / "embeddings.sqlite"
         return cache_path(self.cache)
 
-    def _reports(self, scored: Scored, settings: Settings, folder: Path | None) -> list[Report]:
+    def _reports(self, scored: Scored, settings: EvaluationSettings, folder: Path | None) -> list[Report]:
         from ecapa_jax.evaluation.report import write_scores
         from ecapa_jax.files.atomic import write_whole
 
@@ -262,7 +262,7 @@ class Evaluate:
             self._write(folder, scored, settings, reports)
         return reports
 
-    def _report(self, scored: Scored, system: str, scores: np.ndarray, settings: Settings) -> Report:
+    def _report(self, scored: Scored, system: str, scores: np.ndarray, settings: EvaluationSettings) -> Report:
         from ecapa_jax.evaluation.measure import breakdown, compare, duration_groups, measure
         from ecapa_jax.evaluation.report import Report
 
@@ -301,7 +301,7 @@ class Evaluate:
         found = published_figures(PRESETS[self.preset], api.provenance(self.model.model))
         return found or {PRESETS[self.preset].title: "no figure in this model's card"}
 
-    def _write(self, folder: Path, scored: Scored, settings: Settings, reports: list[Report]) -> None:
+    def _write(self, folder: Path, scored: Scored, settings: EvaluationSettings, reports: list[Report]) -> None:
         import json
 
         from ecapa_jax.errors import ScoringError
