@@ -89,7 +89,7 @@ _CHANGED = {
 }
 
 
-class Output:
+class OutputFolder:
     """An output directory that this process writes; made by `open_output`."""
 
     def __init__(self, folder: Path, description: Description):
@@ -142,7 +142,7 @@ class Output:
 
 
 @contextlib.contextmanager
-def open_output(folder: str | os.PathLike[str], description: Description) -> Iterator[Output]:
+def open_output(folder: str | os.PathLike[str], description: Description) -> Iterator[OutputFolder]:
     """Makes or continues an output directory, locked against other runs until the end of the context.
 
     Raises:
@@ -159,7 +159,7 @@ def open_output(folder: str | os.PathLike[str], description: Description) -> Ite
             _describe(folder / "_corpus.json", description)
         except OSError as error:
             raise CorpusError(f"{folder} can't be written: {error.strerror or error}") from error
-        yield Output(folder, description)
+        yield OutputFolder(folder, description)
 
 
 def _foreign(folder: Path) -> list[str]:

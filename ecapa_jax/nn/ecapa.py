@@ -24,7 +24,7 @@ from ecapa_jax.nn.layers import Conv1d, Frames, Mask, Stat, batch_norm, context_
 from ecapa_jax.nn.matmul import matmul
 from ecapa_jax.nn.poolings import MultiHeadPooling, PosteriorPooling, StatisticsPooling
 
-Output = Float[Array, "batch time out"]
+OutFrames = Float[Array, "batch time out"]
 Activation = Callable[[Array], Array]
 
 
@@ -69,7 +69,7 @@ class TdnnBlock(nnx.Module):
         )
         self.norm = batch_norm(config, out_channels) if norm and config.norm == "batch" else None
 
-    def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> Output:
+    def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> OutFrames:
         """[B, T, C_in] -> [B, T, C_out]."""
         x = self.activation(self.conv(x, mask))
         return x if self.norm is None else self.norm(x, mask, train=train)
@@ -149,20 +149,20 @@ class SeRes2Block(nnx.Module):
         self.se = SqueezeExcite(config, channels, rngs=rngs)
         self.shortcut = Conv1d(in_channels, channels, rngs=rngs) if in_channels != channels else None
 
-    def __call__(self, x: Frames, mask: Mask, *, seen: Mask | None = None, train: bool = False) -> Output:
+    def __call__(self, x: Frames, mask: Mask, *, seen: Mask | None = None, train: bool = False) -> OutFrames:
         """[B, T, C_in] -> [B, T, C]; the squeeze's mean is over `mask`, convolutions are over `seen` (None: `mask`)."""
         seen = mask if seen is None else seen
         hidden = self.frames(x, seen, train=train)
         gate = self.se(masked_mean(hidden, mask), train=train)
         return self.combine(x, hidden, gate, seen)
 
-    def frames(self, x: Frames, mask: Mask, *, train: bool = False) -> Output:
+    def frames(self, x: Frames, mask: Mask, *, train: bool = False) -> OutFrames:
         """What comes before the squeeze, local in time: [B, T, C_in] -> [B, T, C]."""
         x = self.tdnn_in(x, mask, train=train)
         x = self.res2(x, mask, train=train)
         return self.tdnn_out(x, mask, train=train)
 
-    def combine(self, x: Frames, hidden: Output, gate: Float[Array, "batch out"], mask: Mask) -> Output:
+    def combine(self, x: Frames, hidden: OutFrames, gate: Float[Array, "batch out"], mask: Mask) -> OutFrames:
         """What comes after it, local in time: the gated `hidden` added to the block's input `x`."""
         residual = x if self.shortcut is None else self.shortcut(x, mask)
         return hidden * gate[:, None] + residual
