@@ -22,7 +22,7 @@ from ecapa_jax.audio.load import AudioSource
 from ecapa_jax.diarization import clustering, segmentation
 from ecapa_jax.diarization.activity import Voices, cut_windows, hear_voices
 from ecapa_jax.diarization.clustering import SpeakerCount
-from ecapa_jax.diarization.recordings import Recording, span_samples
+from ecapa_jax.diarization.recordings import RereadableRecording, span_samples
 from ecapa_jax.diarization.result import Diarization, Speaker
 from ecapa_jax.diarization.settings import FRAMES_A_SECOND, DiarizationSettings
 from ecapa_jax.diarization.turns import (
@@ -104,7 +104,7 @@ def diarize(
     told = progress or (lambda what, done, total: None)
     rate = encoder.sample_rate
     chosen = encoder.config.fbank.channel if channel is None else channel
-    audio = Recording(recording, rate if sample_rate is None else sample_rate, chosen)
+    audio = RereadableRecording(recording, rate if sample_rate is None else sample_rate, chosen)
     voices, probability, duration = _listen(audio, segmenter, vad, settings, told)
     speech = speech_frames(probability, settings)
     spans = _windows(stretches(speech, None if voices is None else voices.tracks(), settings), count, settings)
@@ -146,7 +146,7 @@ def _checked(speakers: int | None, least: int, most: int) -> SpeakerCount:
 
 
 def _listen(
-    audio: Recording,
+    audio: RereadableRecording,
     segmenter: segmentation.Segmenter | None,
     vad: Vad | None,
     settings: DiarizationSettings,

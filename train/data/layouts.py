@@ -18,7 +18,7 @@ _JSON = {".json", ".jsonl", ".ndjson", ".list"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Recording:
+class Utterance:
     """An utterance as a collection names it.
 
     Attributes:
@@ -35,7 +35,7 @@ class Recording:
     stop: float | None = None
 
 
-def find_recordings(source: Path, layout: Layout = "auto", *, rate: int = 16000) -> list[Recording]:
+def find_recordings(source: Path, layout: Layout = "auto", *, rate: int = 16000) -> list[Utterance]:
     """The utterances of a collection, sorted by id.
 
     Args:
@@ -61,19 +61,19 @@ def find_recordings(source: Path, layout: Layout = "auto", *, rate: int = 16000)
     return found
 
 
-def _reader(source: Path, layout: Layout) -> Callable[[Path, int], list[Recording]]:
+def _reader(source: Path, layout: Layout) -> Callable[[Path, int], list[Utterance]]:
     if layout == "auto":
         layout = "csv" if source.is_file() else "kaldi" if (source / "wav.scp").is_file() else "folders"
     return {"folders": _folders, "kaldi": _kaldi, "csv": _list}[layout]
 
 
-def _folders(source: Path, rate: int) -> list[Recording]:
+def _folders(source: Path, rate: int) -> list[Utterance]:
     """The first folder below `source` is the speaker: `id10001/video/00001.wav`, `speaker/utterance.flac`."""
     placed = ((path, path.relative_to(source)) for path in find_audio(source))
-    return [Recording(str(below), path, below.parts[0]) for path, below in placed if len(below.parts) > 1]
+    return [Utterance(str(below), path, below.parts[0]) for path, below in placed if len(below.parts) > 1]
 
 
-def _kaldi(source: Path, rate: int) -> list[Recording]:
+def _kaldi(source: Path, rate: int) -> list[Utterance]:
     speakers = {fields[0]: fields[1] for fields in _fields(source / "utt2spk", 2)}
     try:
         entries = list(read_scp(source / "wav.scp", TrainingError))
@@ -86,11 +86,11 @@ def _kaldi(source: Path, rate: int) -> list[Recording]:
     for entry in entries:
         if entry.id not in speakers:
             raise TrainingError(f"{source / 'utt2spk'} gives no speaker of {entry.id}")
-        recordings.append(Recording(str(entry.id), source / entry.path, speakers[entry.id]))
+        recordings.append(Utterance(str(entry.id), source / entry.path, speakers[entry.id]))
     return recordings
 
 
-def _segment(source: Path, fields: list[str], paths: dict[str | None, str], speakers: dict[str, str]) -> Recording:
+def _segment(source: Path, fields: list[str], paths: dict[str | None, str], speakers: dict[str, str]) -> Utterance:
     """An utterance of Kaldi's `segments`, which is a part of a recording."""
     name, recording, *times = fields
     if recording not in paths:
@@ -104,7 +104,7 @@ def _segment(source: Path, fields: list[str], paths: dict[str | None, str], spea
     end = None if stop == -1 else stop  # Kaldi: up to the recording's end
     if not start >= 0 or (end is not None and not end > start):
         raise TrainingError(f"{source / 'segments'}: {name} is empty, from {start:g} to {stop:g} s")
-    return Recording(name, source / paths[recording], speakers[name], start, end)
+    return Utterance(name, source / paths[recording], speakers[name], start, end)
 
 
 def _fields(path: Path, n_fields: int) -> list[list[str]]:
@@ -120,7 +120,7 @@ def _fields(path: Path, n_fields: int) -> list[list[str]]:
     return [fields for _, fields in found]
 
 
-def _list(source: Path, rate: int) -> list[Recording]:
+def _list(source: Path, rate: int) -> list[Utterance]:
     """A table, or JSON objects; integer start and stop are samples, those with a decimal point seconds."""
     is_json = source.suffix.lower() in _JSON
     try:
@@ -130,7 +130,7 @@ def _list(source: Path, rate: int) -> list[Recording]:
     return [_recording(source, entry, rate) for entry in entries]
 
 
-def _recording(source: Path, entry: Entry, rate: int) -> Recording:
+def _recording(source: Path, entry: Entry, rate: int) -> Utterance:
     if entry.speaker is None:
         names = ", ".join(COLUMNS["speaker"])
         raise TrainingError(f"{entry.where}: there is no column for the speaker: name one of {names}")
@@ -138,4 +138,4 @@ def _recording(source: Path, entry: Entry, rate: int) -> Recording:
     start, stop = (None if value is None else value / factor for value in (entry.start, entry.stop))
     identity = entry.id or f"{entry.path}:{entry.where.rpartition(':')[2]}"
     path = Path(under(source.parent, entry.path.strip()))
-    return Recording(identity.strip(), path, entry.speaker.strip(), start, stop)
+    return Utterance(identity.strip(), path, entry.speaker.strip(), start, stop)

@@ -19,7 +19,7 @@ from ecapa_jax.audio.segments import to_flac, to_int16
 from ecapa_jax.errors import AudioError, TrainingError, one_line
 from ecapa_jax.files.atomic import claimed, replacing_file
 from ecapa_jax.files.recordings import why_no_recording
-from ecapa_jax.train.data.layouts import Layout, Recording, find_recordings
+from ecapa_jax.train.data.layouts import Layout, Utterance, find_recordings
 from ecapa_jax.train.data.manifest import check_installed, write_manifest
 from ecapa_jax.vad.silence import cut_silence
 
@@ -116,7 +116,7 @@ def _check_free(output: Path) -> None:
 
 
 def _written(
-    recordings: list[Recording],
+    recordings: list[Utterance],
     output: Path,
     wanted: _Wanted,
     shard_utterances: int,
@@ -145,8 +145,8 @@ def _written(
 
 
 def _checked(
-    recordings: list[Recording], wanted: _Wanted, threads: int
-) -> Iterator[tuple[Recording, Int16[np.ndarray, " samples"], str]]:
+    recordings: list[Utterance], wanted: _Wanted, threads: int
+) -> Iterator[tuple[Utterance, Int16[np.ndarray, " samples"], str]]:
     """Each recording with its samples and what is wrong with it, in order; few are held at a time."""
     with ThreadPoolExecutor(threads) as pool:
         ahead = 4 * threads
@@ -159,7 +159,7 @@ def _checked(
             yield recording, samples, problem
 
 
-def _read(recording: Recording, wanted: _Wanted) -> tuple[Int16[np.ndarray, " samples"], str]:
+def _read(recording: Utterance, wanted: _Wanted) -> tuple[Int16[np.ndarray, " samples"], str]:
     nothing, rate = np.zeros(0, np.int16), wanted.rate
     if why := why_no_recording(recording.path):
         return nothing, f"broken: {why}"
@@ -185,7 +185,7 @@ def _read(recording: Recording, wanted: _Wanted) -> tuple[Int16[np.ndarray, " sa
 
 
 def _row(
-    recording: Recording,
+    recording: Utterance,
     samples: Int16[np.ndarray, " samples"],
     digest: str,
     output: Path,
