@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ecapa_jax.corpus.shard import Embedded
+from ecapa_jax.corpus.shard import ShardEmbeddings
 from ecapa_jax.errors import CorpusError
 from ecapa_jax.files.atomic import replacing_file
 
@@ -122,7 +122,7 @@ class OutputFolder:
             raise CorpusError(f"{path} is no part of this run; choose another output, or move it away")
         return ShardSummary(n_rows, note["errors"], note["seconds"])
 
-    def write(self, index: int, ids: Sequence[str], embedded: Embedded) -> ShardSummary:
+    def write(self, index: int, ids: Sequence[str], embedded: ShardEmbeddings) -> ShardSummary:
         """Writes a shard whole: into a temporary sibling, synced, renamed.
 
         Raises:
@@ -179,7 +179,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def shard_table(ids: Sequence[str], embedded: Embedded) -> Any:
+def shard_table(ids: Sequence[str], embedded: ShardEmbeddings) -> Any:
     """The Arrow table of a shard; embedding and seconds are null where there is an error."""
     import pyarrow as pa
 

@@ -26,7 +26,7 @@ Advance = Callable[[int, float], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Embedded:
+class ShardEmbeddings:
     """What came of n recordings.
 
     Attributes:
@@ -50,7 +50,7 @@ def embed_recordings(
     workers: int | None = None,
     advance: Advance | None = None,
     stop: threading.Event | None = None,
-) -> Embedded:
+) -> ShardEmbeddings:
     """Embeds recordings, decoding ahead in threads; memory does not grow with their number.
 
     No recording stops the others: one that is missing, not audio, truncated, not finite, too short (see `short`) or
@@ -67,7 +67,7 @@ def embed_recordings(
     Raises:
       Stopped: `stop` was set.
     """
-    result = Embedded(
+    result = ShardEmbeddings(
         np.full((len(sources), encoder.config.ecapa.embedding_dim), np.nan, np.float32),
         np.full(len(sources), np.nan),
         [None] * len(sources),

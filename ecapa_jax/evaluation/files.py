@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Embedded:
+class FileEmbeddings:
     """Recordings in the order asked for.
 
     Attributes:
@@ -116,7 +116,7 @@ def embed_files(
     short: Short = "error",
     vad: bool = False,
     progress: Progress = lambda *_: None,
-) -> Embedded:
+) -> FileEmbeddings:
     """Embeds recordings, or takes them from the cache.
 
     Args:
@@ -144,7 +144,7 @@ def embed_files(
         raise Stopped(f"stopped; {done} more recordings are in {cache.path}: run again to go on") from error
     found = [entries[digest] for digest in digests]
     embeddings = np.stack([embedding for embedding, _ in found]).astype(np.float32)
-    return Embedded(embeddings, np.array([seconds for _, seconds in found], np.float64), len(wanted))
+    return FileEmbeddings(embeddings, np.array([seconds for _, seconds in found], np.float64), len(wanted))
 
 
 def _hashed(paths: Sequence[Path], progress: Progress) -> Iterator[bytes]:
