@@ -30,7 +30,7 @@ from ecapa_jax.train.scale.processes import any_process, is_first, on_first
 from ecapa_jax.train.schedules import Clock, learning_rate, margin
 from ecapa_jax.train.start import CHECKPOINTS, Start, abstract_state, claim, count_classes, start
 from ecapa_jax.train.state import State, model_variables, zero_sums
-from ecapa_jax.train.step import Plan, compiled_step
+from ecapa_jax.train.step import StepSetup, compiled_step
 from ecapa_jax.train.teacher import TeacherBundle, TeacherTable, read_teacher
 
 BUNDLE, BEST_BUNDLE = "bundle", "best_bundle"
@@ -171,7 +171,7 @@ class _Run:
         clock = Clock.of(config.run, self.order.steps_per_epoch)
         bundle = teacher if isinstance(teacher, TeacherBundle) else None
         table = teacher if isinstance(teacher, TeacherTable) else None
-        self.plan = Plan.of(
+        self.plan = StepSetup.of(
             config, clock, mesh, 0 if mesh is None else self.n_classes, None if bundle is None else bundle.config
         )
         self.rows = Rows(process_rows(mesh, config.data.batch_size, config.step.micro_batches))

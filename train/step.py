@@ -52,7 +52,7 @@ On a mesh the rows stand in the order of `mesh.batch_rows`.
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class StepSetup:
     """What is static in a step; made by `of`.
 
     Attributes:
@@ -77,7 +77,7 @@ class Plan:
         mesh: Mesh | None = None,
         n_speakers: int = 0,
         teacher: ModelConfig | None = None,
-    ) -> Plan:
+    ) -> StepSetup:
         """Without what no step depends on: runs that differ in their files or reports only share one compilation."""
         run = RunConfig(seed=config.run.seed)
         data = DataConfig(batch_size=config.data.batch_size, short=config.data.short)
@@ -87,12 +87,12 @@ class Plan:
 
 
 @functools.cache
-def compiled_step(plan: Plan) -> Any:
+def compiled_step(plan: StepSetup) -> Any:
     """`step(banks, state, batch) -> state`, jitted; the given state is used up."""
     return jax.jit(functools.partial(train_step, plan), donate_argnums=1)
 
 
-def train_step(plan: Plan, banks: Banks, state: State, batch: Batch) -> State:
+def train_step(plan: StepSetup, banks: Banks, state: State, batch: Batch) -> State:
     """One step: augmentation, features, loss, gradients, update.
 
     A loss or gradient that is not finite changes nothing but `bad_step`, from which on every step is without effect:
@@ -109,12 +109,12 @@ def train_step(plan: Plan, banks: Banks, state: State, batch: Batch) -> State:
     return after if plan.mesh is None else lax.with_sharding_constraint(after, state_shardings(plan.mesh, after))
 
 
-def gradients_of(plan: Plan, banks: Banks, state: State, batch: Batch) -> PyTree:
+def gradients_of(plan: StepSetup, banks: Banks, state: State, batch: Batch) -> PyTree:
     """The gradients that a step would apply, as `params` of the state: for comparison and inspection."""
     return _gradients(plan, banks, state, batch)[0]
 
 
-def _gradients(plan: Plan, banks: Banks, state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
+def _gradients(plan: StepSetup, banks: Banks, state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
     """Mean gradients over the whole batch, running statistics after it, and the step's figures."""
     used = {name: state[name] for name in ("step", "params", "batch_stats", "constants")}
     if plan.mesh is None:
@@ -130,7 +130,7 @@ def _gradients(plan: Plan, banks: Banks, state: State, batch: Batch) -> tuple[Py
 
 
 def _loss(
-    plan: Plan, key: Array, constants: Any, move: Array, params: PyTree, batch_stats: PyTree, part: Batch
+    plan: StepSetup, key: Array, constants: Any, move: Array, params: PyTree, batch_stats: PyTree, part: Batch
 ) -> tuple[Float[Array, ""], tuple[PyTree, Array]]:
     """Mean loss of a micro-batch, with the running statistics it leaves and its figures as in `_part_gradients`."""
     config = plan.config
@@ -155,7 +155,7 @@ def _loss(
     return loss, (batch_stats, jnp.stack([loss, accuracy, agreement]))
 
 
-def _teacher_loss(plan: Plan, embeddings: Array, part: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+def _teacher_loss(plan: StepSetup, embeddings: Array, part: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean loss against the teacher and mean cosine with it, over all devices."""
     own = Pairs(embeddings, part["targets"], part["rows"])
     if plan.mesh is None:
@@ -169,7 +169,7 @@ def _teacher_loss(plan: Plan, embeddings: Array, part: Batch) -> tuple[Float[Arr
 
 
 def _speaker_loss(
-    plan: Plan, move: Array, centres: Array, embeddings: Array, labels: Array
+    plan: StepSetup, move: Array, centres: Array, embeddings: Array, labels: Array
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Mean margin-softmax loss and share of right answers of the examples that have a speaker, over all devices."""
     config = plan.config
@@ -188,7 +188,7 @@ def _speaker_loss(
     return _mean_over(plan, losses, named), _mean_over(plan, right, named)
 
 
-def _mean_over(plan: Plan, values: Array, counted: Array) -> Float[Array, ""]:
+def _mean_over(plan: StepSetup, values: Array, counted: Array) -> Float[Array, ""]:
     """The mean of the counted rows; on a mesh over its data axis."""
     total, number = jnp.sum(jnp.where(counted, values, 0)), jnp.sum(counted)
     if plan.mesh is not None:
@@ -220,7 +220,7 @@ def lower_precision(params: PyTree, dtype: str) -> PyTree:
     return jax.tree.map(lambda leaf: leaf.astype(dtype) if leaf.ndim > 1 else leaf, params)
 
 
-def _part_gradients(plan: Plan, banks: Banks, state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
+def _part_gradients(plan: StepSetup, banks: Banks, state: State, batch: Batch) -> tuple[PyTree, PyTree, Array]:
     """Mean gradients over the micro-batches, running statistics after the last, and the step's figures.
 
     The figures are the mean loss, the share of right answers among the speakers, and the mean cosine with the teacher.
@@ -269,7 +269,7 @@ def _teacher_views(config: TrainConfig, key: Array, rows: Array, clean: Array, a
     return jnp.where((draws < config.teacher.same_view)[:, None], augmented, clean)
 
 
-def _updated(plan: Plan, state: State, gradients: PyTree, batch_stats: PyTree, measured: Array) -> State:
+def _updated(plan: StepSetup, state: State, gradients: PyTree, batch_stats: PyTree, measured: Array) -> State:
     config, norm = plan.config, optax.tree.norm(gradients)
     updates, opt_state = optimizer(config.optim).update(gradients, state["optimizer"], state["params"])
     rate = learning_rate(config.optim, plan.clock, state["step"])

@@ -21,7 +21,7 @@ from ecapa_jax.features.fbank import fbank
 from ecapa_jax.train.config import DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.state import init_state
-from ecapa_jax.train.step import Plan, compiled_step, gradients_of
+from ecapa_jax.train.step import StepSetup, compiled_step, gradients_of
 from helpers.weights import small_config
 
 STEPS, BATCH, SPEAKERS = 20, 6, 11
@@ -33,7 +33,7 @@ CONFIG = TrainConfig(
     optim=OptimConfig(peak=1e-3, floor=5e-5, warmup=4.0, weight_decay=1e-4),
     run=RunConfig(length=float(STEPS)),
 )
-PLAN = Plan.of(CONFIG, Clock.of(CONFIG.run, 1))
+PLAN = StepSetup.of(CONFIG, Clock.of(CONFIG.run, 1))
 
 
 def batches() -> list[dict[str, np.ndarray]]:
