@@ -2,7 +2,7 @@
 
 `embed` reduces over the whole utterance at a few places only: range and mean of the features, the mean of each block's
 squeeze-excitation, the attention's context, the pooling. What lies between is local in time, so that a chunk with a
-halo of its neighbours' frames gives exactly its share of each. A `Window` is such a chunk; its ends count as the ends
+halo of its neighbours' frames gives exactly its share of each. A `ChunkBatch` is such a chunk; its ends count as the ends
 of the recording only where they are, and what goes wrong at the others stays in the halo.
 """
 
@@ -23,7 +23,7 @@ from ecapa_jax.long.moments import GateMeans, Moments
 Rows = Int[AnyArray, " batch"]
 
 
-class Window(NamedTuple):
+class ChunkBatch(NamedTuple):
     """Chunks with their halos, one a row.
 
     Attributes:
@@ -64,14 +64,14 @@ def log_energies(
     return log_mels(config.fbank, waveforms, lengths, variables["constants"])[0]
 
 
-def block_mean(config: ModelConfig, variables: Variables, window: Window, gate_means: GateMeans) -> Moments:
+def block_mean(config: ModelConfig, variables: Variables, window: ChunkBatch, gate_means: GateMeans) -> Moments:
     """A chunk's share of the mean that block `len(gate_means)` is gated by; `gate_means` are those of the others."""
     model = functional.network(config.ecapa, variables)
     features, seen, keep = _normalised(window)
     return moments.mean_moments(moments.hidden_frames(model, features, seen, gate_means), keep)
 
 
-def context(config: ModelConfig, variables: Variables, window: Window, gate_means: GateMeans) -> Moments:
+def context(config: ModelConfig, variables: Variables, window: ChunkBatch, gate_means: GateMeans) -> Moments:
     """A chunk's share of mean and variance of the MFA's output."""
     model = functional.network(config.ecapa, variables)
     features, seen, keep = _normalised(window)
@@ -81,7 +81,7 @@ def context(config: ModelConfig, variables: Variables, window: Window, gate_mean
 def pooling(
     config: ModelConfig,
     variables: Variables,
-    window: Window,
+    window: ChunkBatch,
     gate_means: GateMeans,
     context: Moments | None,
 ) -> Moments:
@@ -98,7 +98,7 @@ def finish(config: ModelConfig, variables: Variables, merged: Moments, count: Ro
     return model.embed_pooled(moments.pooled(model, merged, jnp.asarray(count)))
 
 
-def _normalised(window: Window) -> tuple[Float[Array, "batch window mels"], moments.Mask, moments.Mask]:
+def _normalised(window: ChunkBatch) -> tuple[Float[Array, "batch window mels"], moments.Mask, moments.Mask]:
     """Features as the network takes them, what its convolutions see of them, and the chunk's own frames."""
     position = jnp.arange(window.frames.shape[1])[None]
 

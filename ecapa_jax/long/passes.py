@@ -33,7 +33,7 @@ from ecapa_jax.errors import AudioError, EcapaError
 from ecapa_jax.features.fbank import deviation, dynamic_range
 from ecapa_jax.features.frames import frame_count, seen_count
 from ecapa_jax.long import chunks
-from ecapa_jax.long.chunks import Window
+from ecapa_jax.long.chunks import ChunkBatch
 from ecapa_jax.long.moments import Moments, needs_context
 
 CHUNK_SECONDS = 30.0
@@ -225,7 +225,7 @@ class _Passes:
         running, placed = _Running(), self.place(others)
         waiting: collections.deque[tuple[int, Any]] = collections.deque()
         for windows in _grouped(self._windows(halo), self.rows):
-            stacked = Window(*(_stacked(list(field), self.rows) for field in zip(*windows, strict=True)))
+            stacked = ChunkBatch(*(_stacked(list(field), self.rows) for field in zip(*windows, strict=True)))
             waiting.append((len(windows), function(self.config, self.variables, self.place(stacked), *placed)))
             if len(waiting) > 1:
                 running.add(*waiting.popleft())
@@ -233,13 +233,13 @@ class _Passes:
             running.add(n_rows, result)
         return Moments(*(jnp.tile(jnp.asarray(value, jnp.float32), (self.rows, 1)) for value in running.moments))
 
-    def _windows(self, halo: int) -> Iterator[Window]:
+    def _windows(self, halo: int) -> Iterator[ChunkBatch]:
         n_frames, size = self.energies.n_frames, self.chunk_frames + 2 * halo
         n_seen = seen_count(self.config.fbank, n_frames)
         for first in range(0, n_frames, self.chunk_frames):
             start = max(first - halo, 0)
             frames = self.energies.read(start, start + size)
-            yield Window(
+            yield ChunkBatch(
                 frames=np.pad(frames, ((0, size - len(frames)), (0, 0))),
                 real=np.asarray(len(frames), np.int32),
                 seen=np.asarray(min(size, n_seen - start), np.int32),
@@ -279,7 +279,7 @@ def _merge(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> tuple[np.nda
 def _normalisation(
     config: FbankConfig, energies: _Energies, chunk_frames: int
 ) -> tuple[float, Float32[np.ndarray, "2 mels"], Float32[np.ndarray, " mels"]]:
-    """`floor`, `mean` and `scale` of a `Window`."""
+    """`floor`, `mean` and `scale` of a `ChunkBatch`."""
     floor, mean, scale = -np.inf, np.zeros((2, config.n_mels), np.float32), np.ones(config.n_mels, np.float32)
     starts = range(0, energies.n_frames, chunk_frames)
     if config.top_db is not None:
