@@ -32,7 +32,7 @@ class PublishedErrorRate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
+class PublishedModel:
     """A published model of the table.
 
     Attributes:
@@ -62,8 +62,8 @@ class Entry:
 
 def _modelscope(
     family: str, name: str, revision: str, file: str, *figures: PublishedErrorRate, note: str = ""
-) -> Entry:
-    return Entry(
+) -> PublishedModel:
+    return PublishedModel(
         family=family,
         address=f"modelscope:{name}",
         files=(file, "configuration.json"),
@@ -74,8 +74,8 @@ def _modelscope(
     )
 
 
-def _wespeaker(file: str, mirror: str | None, *figures: PublishedErrorRate, note: str = "") -> Entry:
-    return Entry(
+def _wespeaker(file: str, mirror: str | None, *figures: PublishedErrorRate, note: str = "") -> PublishedModel:
+    return PublishedModel(
         family="wespeaker",
         address=f"{WENET}{file}.zip",
         files=("avg_model.pt", "config.yaml"),
@@ -99,7 +99,7 @@ def _wespeaker_figures(plain: tuple[float, ...], normalised: tuple[float, ...]) 
 
 _SPEECHBRAIN_FILES = ("embedding_model.ckpt", "hyperparams.yaml", "mean_var_norm_emb.ckpt")
 
-PUBLISHED: tuple[Entry, ...] = (
+PUBLISHED: tuple[PublishedModel, ...] = (
     _modelscope(
         "3dspeaker", "iic/speech_ecapa-tdnn_sv_en_voxceleb_16k", "v1.0.1", "ecapa_tdnn.bin",
         PublishedErrorRate(trials="VoxCeleb1-O", eer=0.862, min_dcf=0.094, p_target=0.01),
@@ -130,7 +130,7 @@ PUBLISHED: tuple[Entry, ...] = (
         PublishedErrorRate(trials="VoxCeleb1-O", eer=1.80, min_dcf=0.139, p_target=0.05),
         note="trained without speaker labels",
     ),
-    Entry(
+    PublishedModel(
         family="speechbrain",
         address="hf:speechbrain/spkrec-ecapa-voxceleb",
         files=_SPEECHBRAIN_FILES,
@@ -141,7 +141,7 @@ PUBLISHED: tuple[Entry, ...] = (
         ),
         note="trained on VoxCeleb 1 too, so E and H are no test of it",
     ),
-    Entry(
+    PublishedModel(
         family="speechbrain-langid",
         address="hf:speechbrain/lang-id-voxlingua107-ecapa",
         files=_SPEECHBRAIN_FILES,
@@ -167,7 +167,7 @@ PUBLISHED: tuple[Entry, ...] = (
         note="large-margin fine-tuning",
     ),
     _wespeaker("voxceleb_ecapa512_dino", None, note="trained without speaker labels; batch norm after the embedding"),
-    Entry(
+    PublishedModel(
         family="taoruijie",
         address="https://github.com/TaoRuijie/ECAPA-TDNN/raw/main/exps/pretrain.model",
         files=("pretrain.model",),
@@ -181,14 +181,14 @@ PUBLISHED: tuple[Entry, ...] = (
         confirmed=False,
         note="the file's place in the repository is known, its address is derived from that",
     ),
-    Entry(
+    PublishedModel(
         family="nemo",
         address="https://api.ngc.nvidia.com/v2/models/nvidia/nemo/ecapa_tdnn/versions/1.16.0/files/ecapa_tdnn.nemo",
         files=("ecapa_tdnn.nemo",),
         licence="see the NGC model card",
         figures=(PublishedErrorRate(trials="VoxCeleb1-O", eer=0.92),),
     ),
-    Entry(
+    PublishedModel(
         family="espnet",
         address="hf:espnet/voxcelebs12_ecapa_mel",
         files=("*.pth", "*config.yaml"),
@@ -203,6 +203,6 @@ PUBLISHED: tuple[Entry, ...] = (
 """One entry a model. mvector's weights are not here: they are not published at a public address."""
 
 
-def entry_of(address: str) -> Entry | None:
+def entry_of(address: str) -> PublishedModel | None:
     """The table's entry of an address without revision, if it has one."""
     return next((entry for entry in PUBLISHED if address in (entry.address, *entry.mirrors)), None)

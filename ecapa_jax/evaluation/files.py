@@ -19,7 +19,7 @@ from ecapa_jax.audio.load import is_silent
 from ecapa_jax.audio.prefetch import map_ahead
 from ecapa_jax.encoder import Short, SilenceWarning, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped, TrialError
-from ecapa_jax.evaluation.cache import EmbeddingCache, Entry
+from ecapa_jax.evaluation.cache import CachedEmbedding, EmbeddingCache
 from ecapa_jax.files.entries import read_scp
 
 THREADS = 4
@@ -165,7 +165,7 @@ def _sha256(path: Path) -> bytes:
 
 def _computed(
     encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Short, vad: bool
-) -> Iterator[dict[bytes, Entry]]:
+) -> Iterator[dict[bytes, CachedEmbedding]]:
     """Batches of what is not in the cache; at the end an AudioError if some could not be read."""
     order: list[tuple[bytes, float]] = []
     failed: list[AudioError] = []
