@@ -194,7 +194,9 @@ PUBLISHED: tuple[PublishedModel, ...] = (
         files=("*.pth", "*config.yaml"),
         licence="see the model card",
         figures=(
-            PublishedErrorRate(trials="VoxCeleb1-O", eer=0.978, min_dcf=0.0686, p_target=0.05, scoring="several crops of 3 s"),
+            PublishedErrorRate(
+                trials="VoxCeleb1-O", eer=0.978, min_dcf=0.0686, p_target=0.05, scoring="several crops of 3 s"
+            ),
         ),
         confirmed=False,
         note="the repository is known, the names of its files are not",

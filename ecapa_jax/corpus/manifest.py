@@ -33,7 +33,7 @@ _COLUMNS = ("id", "path", "start", "stop", "in_samples")
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class RecordingPart:
     """A part of a recording.
 
     Attributes:
@@ -83,13 +83,13 @@ class Manifest:
         part = self.table.slice(start, stop - start)
         return part["id"].to_pylist(), part["path"].to_pylist()
 
-    def sources(self, start: int, stop: int) -> list[str | Part]:
+    def sources(self, start: int, stop: int) -> list[str | RecordingPart]:
         """The recordings from `start` to `stop`: the path of a whole one, or the part that is meant."""
         rows = self.table.slice(start, stop - start).to_pylist()
         return [
             row["path"]
             if row["in_samples"] is None
-            else Part(row["path"], row["start"] or 0.0, row["stop"], row["in_samples"])
+            else RecordingPart(row["path"], row["start"] or 0.0, row["stop"], row["in_samples"])
             for row in rows
         ]
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ecapa_jax.corpus.manifest import Manifest, Part, shard_bounds
+from ecapa_jax.corpus.manifest import Manifest, RecordingPart, shard_bounds
 from ecapa_jax.corpus.output import Description, ShardSummary, open_output
 from ecapa_jax.corpus.shard import embed_recordings
 from ecapa_jax.encoder import Short, SpeakerEncoder
@@ -139,8 +139,8 @@ def _summary(done: list[ShardSummary], n_rows: int, skipped: int, earlier: float
     )
 
 
-def _placed(root: str | os.PathLike[str], source: str | Part) -> str | Part:
-    if isinstance(source, Part):
+def _placed(root: str | os.PathLike[str], source: str | RecordingPart) -> str | RecordingPart:
+    if isinstance(source, RecordingPart):
         return dataclasses.replace(source, path=under(root, source.path))
     return under(root, source)
 

@@ -15,7 +15,7 @@ from jaxtyping import Float32, Float64
 
 from ecapa_jax.audio.load import AudioSource, is_silent, name_of
 from ecapa_jax.audio.prefetch import map_ahead
-from ecapa_jax.corpus.manifest import Part
+from ecapa_jax.corpus.manifest import RecordingPart
 from ecapa_jax.encoder import Short, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped
 from ecapa_jax.files.recordings import why_no_recording
@@ -42,7 +42,7 @@ class ShardEmbeddings:
 
 def embed_recordings(
     encoder: SpeakerEncoder,
-    sources: Sequence[AudioSource | Part],
+    sources: Sequence[AudioSource | RecordingPart],
     *,
     sample_rate: int | str | None = None,
     short: Short = "error",
@@ -114,13 +114,13 @@ class _Reader:
         self._encoder, self._sample_rate, self._short, self._vad = encoder, sample_rate, short, vad
         self._whole = functools.lru_cache(2)(functools.partial(self._file, short="repeat"))
 
-    def read(self, source: AudioSource | Part) -> Float32[np.ndarray, " samples"]:
+    def read(self, source: AudioSource | RecordingPart) -> Float32[np.ndarray, " samples"]:
         """The samples.
 
         Raises:
           AudioError: they can't be read, are too short, or hold no speech where silence is cut away.
         """
-        samples = self._part(source) if isinstance(source, Part) else self._file(source, self._short)
+        samples = self._part(source) if isinstance(source, RecordingPart) else self._file(source, self._short)
         if not self._vad:
             return samples
         speech = cut_silence(samples, self._encoder.sample_rate)
@@ -133,7 +133,7 @@ class _Reader:
             raise AudioError(why)
         return self._encoder.read(source, self._sample_rate, short=short)
 
-    def _part(self, part: Part) -> Float32[np.ndarray, " samples"]:
+    def _part(self, part: RecordingPart) -> Float32[np.ndarray, " samples"]:
         rate, minimum = self._encoder.sample_rate, self._encoder.minimum_samples
         start, stop = part.bounds(rate)
         whole = self._whole(part.path)
@@ -150,11 +150,11 @@ class _Reader:
         return np.resize(samples, minimum)
 
 
-def _name(source: AudioSource | Part) -> str:
-    return source.path if isinstance(source, Part) else name_of(source)
+def _name(source: AudioSource | RecordingPart) -> str:
+    return source.path if isinstance(source, RecordingPart) else name_of(source)
 
 
-def _read(reader: _Reader, source: AudioSource | Part) -> Decoded:
+def _read(reader: _Reader, source: AudioSource | RecordingPart) -> Decoded:
     name = _name(source)
     try:
         waveform = reader.read(source)

@@ -2,8 +2,8 @@
 
 `embed` reduces over the whole utterance at a few places only: range and mean of the features, the mean of each block's
 squeeze-excitation, the attention's context, the pooling. What lies between is local in time, so that a chunk with a
-halo of its neighbours' frames gives exactly its share of each. A `ChunkBatch` is such a chunk; its ends count as the ends
-of the recording only where they are, and what goes wrong at the others stays in the halo.
+halo of its neighbours' frames gives exactly its share of each reduction. A `ChunkBatch` holds such chunks. The network
+treats the ends of a chunk as ends of a recording; where they are not, the error stays inside the halo.
 """
 
 from __future__ import annotations

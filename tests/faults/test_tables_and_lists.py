@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecapa_jax.corpus.manifest import Part, read_manifest
+from ecapa_jax.corpus.manifest import RecordingPart, read_manifest
 from ecapa_jax.errors import CorpusError, TrainingError, TrialError
 from ecapa_jax.evaluation.files import find_files, read_places
 from ecapa_jax.evaluation.trials import Trials, read_speakers, read_trials
@@ -48,7 +48,7 @@ def check_manifests(case: Case, path: Path) -> None:
     assert found == {(path, start or None, stop, speaker) for path, start, stop, speaker in case.expected}
 
 
-def seconds(part: Part) -> tuple[float, float | None]:
+def seconds(part: RecordingPart) -> tuple[float, float | None]:
     start, stop = part.bounds(16000)
     return start / 16000, None if stop is None else stop / 16000
 
@@ -230,6 +230,6 @@ def test_a_web_of_links_is_walked_once(tmp_path: Path) -> None:
 
 
 def test_parts_are_cut_as_samples_at_the_models_rate() -> None:
-    assert Part("a", 1.5, 2.0, False).bounds(8000) == (12000, 16000)
-    assert Part("a", 160.0, None, True).bounds(8000) == (160, None)
-    assert np.arange(10)[slice(*Part("a", 2.0, 5.0, True).bounds(1))].tolist() == [2, 3, 4]
+    assert RecordingPart("a", 1.5, 2.0, False).bounds(8000) == (12000, 16000)
+    assert RecordingPart("a", 160.0, None, True).bounds(8000) == (160, None)
+    assert np.arange(10)[slice(*RecordingPart("a", 2.0, 5.0, True).bounds(1))].tolist() == [2, 3, 4]
