@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax.bundle.bundle import load_bundle, read_document
+from ecapa_jax.config import ScoringName
 from ecapa_jax.encoder import Dtype, SpeakerEncoder
 from ecapa_jax.errors import BundleError, ConfigError
 from ecapa_jax.onnx_file import is_onnx, read_onnx
@@ -18,7 +19,6 @@ from ecapa_jax.presets import PRESETS
 from ecapa_jax.runtime.compile_cache import private_folder, programs_folder
 from ecapa_jax.runtime.machine import Device
 from ecapa_jax.runtime.programs import kept_shapes
-from ecapa_jax.scoring.scorer import ScoringName
 
 
 def default_bundle() -> Path:

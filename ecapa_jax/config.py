@@ -19,6 +19,12 @@ SCHEMA = 1
 Variables: TypeAlias = dict[str, Any]
 """A model's arrays: `{"params": ..., "batch_stats": ..., "constants": ...}`, nested dicts with string keys."""
 
+Short: TypeAlias = Literal["error", "repeat"]
+"""What to do with a recording that is too short for the model: raise an error, or repeat it until it is long enough."""
+
+ScoringName: TypeAlias = Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"]
+"""How to score: as the model's publisher does, or in one of the ways of `ecapa_jax.scoring.scorer.NAMED`."""
+
 _T = TypeVar("_T")
 
 
@@ -277,43 +283,52 @@ _ADDED: dict[str, dict[str, Any]] = {"EcapaConfig": {"pooling": "attentive"}}
 """Fields that the first bundles do not have, and what they mean there."""
 
 
-def from_dict(cls: type[_T], data: Any, where: str = "") -> _T:
-    """Builds `cls` from plain JSON types.
+def from_dict(cls: type[_T], data: Any, where: str, *, use_defaults: bool = False) -> _T:
+    """Builds a config from plain JSON or TOML types.
+
+    Args:
+      cls: the config class.
+      data: the value of each field, by name.
+      where: the name of this table in error messages; "" for a whole document.
+      use_defaults: whether a missing key takes the default of its field instead of being an error.
 
     Raises:
-      ConfigError: a key is unknown or missing, or a value is of the wrong type, out of range, or not built.
+      ConfigError: a key is unknown or missing, or a value has the wrong type, is out of range, or is not supported.
     """
-    where = where or cls.__name__
+    name = where or "the configuration"
     if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be an object, got {type(data).__name__}")
+        raise ConfigError(f"{name} must be a table of keys and values, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     data = {**_ADDED.get(cls.__name__, {}), **data}
-    if wrong := sorted(set(data) ^ set(hints)):
-        unknown = [key for key in wrong if key in data]
-        raise ConfigError(f"{where}: unknown key {unknown[0]}" if unknown else f"{where}: missing key {wrong[0]}")
-    return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+    if unknown := sorted(data.keys() - hints.keys()):
+        raise ConfigError(f"{name}: unknown key {unknown[0]}; known: {', '.join(hints)}")
+    if not use_defaults and (missing := sorted(hints.keys() - data.keys())):
+        raise ConfigError(f"{name}: missing key {missing[0]}")
+    prefix = f"{where}." if where else ""
+    return cls(**{key: _parse_value(hints[key], value, f"{prefix}{key}", use_defaults) for key, value in data.items()})
 
 
-def _expected(hint: Any) -> str:
+def _describe_type(hint: Any) -> str:
     choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-    return f"one of: {', '.join(choices)}" if choices else str(getattr(hint, "__name__", hint))
+    return f"one of: {', '.join(choices)}" if choices else f"of type {getattr(hint, '__name__', hint)}"
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else ()
-    if options:
-        return None if value is None else _value(options[0], value, where)
+def _parse_value(hint: Any, value: Any, where: str, use_defaults: bool) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _parse_value(arguments[0], value, where, use_defaults)
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_value(typing.get_args(hint)[0], item, f"{where}[{at}]") for at, item in enumerate(value))
-    if typing.get_origin(hint) is Literal:
-        good = value in typing.get_args(hint)
+        return from_dict(typing.cast(type, hint), value, where, use_defaults=use_defaults)
+    if origin is tuple and isinstance(value, list | tuple):
+        items = (_parse_value(arguments[0], item, f"{where}[{at}]", use_defaults) for at, item in enumerate(value))
+        return tuple(items)
+    if origin is Literal:
+        is_valid = value in arguments
     elif hint is float:
-        good = type(value) in (int, float) and math.isfinite(value)
-        value = float(value) if good else value
+        is_valid = type(value) in (int, float) and math.isfinite(value)
+        value = float(value) if is_valid else value
     else:
-        good = type(value) is hint
-    if not good:
-        raise ConfigError(f"{where} is {value!r}, not {_expected(hint)}")
+        is_valid = type(value) is hint
+    if not is_valid:
+        raise ConfigError(f"{where} is {value!r}; it must be {_describe_type(hint)}")
     return value

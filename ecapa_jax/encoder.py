@@ -19,18 +19,17 @@ from jaxtyping import Float, Float32
 
 from ecapa_jax.audio.load import AudioSource, LongAudio, is_silent
 from ecapa_jax.audio.prefetch import map_ahead
-from ecapa_jax.audio.recordings import Short as Short
 from ecapa_jax.audio.recordings import SilenceWarning as SilenceWarning
 from ecapa_jax.audio.recordings import as_list, open_recording, warn_of_no_speech, warn_of_silence
 from ecapa_jax.audio.windows import Windows, embed_windows, samples_of
 from ecapa_jax.batching import MAX_BATCH_SECONDS, Batch, Blocks, Buckets, minimum_samples
 from ecapa_jax.bundle.bundle import Bundle
-from ecapa_jax.config import ModelConfig, Variables, to_dict
+from ecapa_jax.config import ModelConfig, ScoringName, Short, Variables, to_dict
 from ecapa_jax.folding import fold
 from ecapa_jax.runtime.machine import Device, fastest_dtype
 from ecapa_jax.runtime.programs import Programs
 from ecapa_jax.scoring.config import Cohort, Scoring
-from ecapa_jax.scoring.scorer import Scorer, ScoringName, Verification, checked_threshold
+from ecapa_jax.scoring.scorer import Scorer, Verification, checked_threshold
 from ecapa_jax.vad.gate import holds_speech
 from ecapa_jax.vad.silence import cut_silence
 

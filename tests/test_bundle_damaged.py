@@ -155,7 +155,7 @@ CALIBRATION = {"offset": 1.0, "weight": 2.0, "measures": [], "measure_weights": 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"normalisation": "t_norm"}, "scoring.normalisation is 't_norm', not one of: none, s_norm"),
+        ({"normalisation": "t_norm"}, "scoring.normalisation is 't_norm'; it must be one of: none, s_norm"),
         ({"top_n": 300}, "top_n is 300; it is of S-norm"),
         ({"normalisation": "s_norm", "top_n": 1}, "at least 2"),
         ({"normalisation": "s_norm", "top_n": 2.5}, "scoring.top_n is 2.5"),
@@ -165,7 +165,7 @@ CALIBRATION = {"offset": 1.0, "weight": 2.0, "measures": [], "measure_weights": 
         ({"calibration": {**CALIBRATION, "measures": ["duration"]}}, "not 2 each"),
         ({"calibration": {**CALIBRATION, "measures": [3]}}, "scoring.calibration.measures[0] is 3"),
         ({"calibration": {**CALIBRATION, "colour": 1}}, "scoring.calibration: unknown key colour"),
-        ({"calibration": 1.0}, "scoring.calibration must be an object"),
+        ({"calibration": 1.0}, "scoring.calibration must be a table"),
     ],
 )
 def test_scoring_that_makes_no_sense_is_refused(copy, change, words):

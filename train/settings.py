@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
-import types
-import typing
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from ecapa_jax.config import ModelConfig, from_dict, to_dict
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.presets import PRESETS
 from ecapa_jax.train.config import TrainConfig
-
-_T = TypeVar("_T")
 
 
 def load_config(source: str, changes: list[str] | tuple[str, ...] = ()) -> TrainConfig:
@@ -44,14 +40,14 @@ def build_config(document: dict[str, Any]) -> TrainConfig:
     """
     document = dict(document)
     model = document.pop("model", {})
-    config = _build(TrainConfig, {**document}, "")
+    config = from_dict(TrainConfig, document, "", use_defaults=True)
     if not isinstance(model, dict):
         raise ConfigError("model must be a table")
     preset = model.get("preset", "3dspeaker")
     if preset not in PRESETS:
         raise ConfigError(f"model.preset is {preset!r}; it must be one of: {', '.join(PRESETS)}")
     base = to_dict(PRESETS[preset])
-    _merge(base, {key: value for key, value in model.items() if key != "preset"}, "model")
+    _merge(base, {key: value for key, value in model.items() if key != "preset"})
     return dataclasses.replace(config, model=from_dict(ModelConfig, base, "model"))
 
 
@@ -96,37 +92,9 @@ def _apply(document: dict[str, Any], change: str) -> None:
     document[keys[-1]] = value
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any], where: str) -> None:
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> None:
     for key, value in changes.items():
-        if key not in base:
-            raise ConfigError(f"{where}: unknown key {key}; known: {', '.join(base)}")
-        if isinstance(base[key], dict) and isinstance(value, dict):
-            _merge(base[key], value, f"{where}.{key}")
+        if isinstance(base.get(key), dict) and isinstance(value, dict):
+            _merge(base[key], value)
         else:
             base[key] = value
-
-
-def _build(cls: type[_T], data: Any, where: str) -> _T:
-    """An instance of a config class from plain types; missing keys take their defaults."""
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be a table, not {data!r}")
-    hints = typing.get_type_hints(cls)
-    if unknown := sorted(data.keys() - hints.keys()):
-        raise ConfigError(f"{where or 'the configuration'}: unknown key {unknown[0]}; known: {', '.join(hints)}")
-    prefix = f"{where}." if where else ""
-    return cls(**{key: _typed(hints[key], value, f"{prefix}{key}") for key, value in data.items()})
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is Literal or (origin is types.UnionType and value is None):
-        return value  # `Checked` knows the choices
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{where} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}")
-    return value

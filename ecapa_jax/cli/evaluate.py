@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short, Vad, local_path
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, ShortOption, Vad, local_path
+from ecapa_jax.config import ScoringName
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,9 +87,9 @@ class Evaluate:
     """Where embeddings are kept, so that another run need not compute them."""
     missing: Annotated[str | None, File] = None
     """Write the names of all missing recordings there."""
-    scoring: Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"] = "publisher"
+    scoring: ScoringName = "publisher"
     """How to score: as the model's publisher does, or in another way."""
-    short: Short = "error"
+    short: ShortOption = "error"
     vad: Vad = False
     model: ModelOptions = Model()
     output: OutputOptions = Output()

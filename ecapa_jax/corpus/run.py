@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ecapa_jax.config import Short
 from ecapa_jax.corpus.manifest import Manifest, RecordingPart, shard_bounds
 from ecapa_jax.corpus.output import Description, ShardSummary, open_output
 from ecapa_jax.corpus.shard import embed_recordings
-from ecapa_jax.encoder import Short, SpeakerEncoder
+from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import CorpusError, EcapaError, Stopped
 from ecapa_jax.files.entries import under
 

@@ -15,8 +15,9 @@ from jaxtyping import Float32, Float64
 
 from ecapa_jax.audio.load import AudioSource, is_silent, name_of
 from ecapa_jax.audio.prefetch import map_ahead
+from ecapa_jax.config import Short
 from ecapa_jax.corpus.manifest import RecordingPart
-from ecapa_jax.encoder import Short, SpeakerEncoder
+from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped
 from ecapa_jax.files.recordings import why_no_recording
 from ecapa_jax.vad.silence import cut_silence

@@ -17,7 +17,8 @@ from jaxtyping import Float32, Float64
 
 from ecapa_jax.audio.load import is_silent
 from ecapa_jax.audio.prefetch import map_ahead
-from ecapa_jax.encoder import Short, SilenceWarning, SpeakerEncoder
+from ecapa_jax.config import Short
+from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped, TrialError
 from ecapa_jax.evaluation.cache import CachedEmbedding, EmbeddingCache
 from ecapa_jax.files.entries import read_scp

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Int64
 
-from ecapa_jax.encoder import Short, SpeakerEncoder
+from ecapa_jax.config import Short
+from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import TrialError
 from ecapa_jax.evaluation.cache import EmbeddingCache
 from ecapa_jax.evaluation.files import Progress, embed_files, find_files, located

@@ -13,12 +13,13 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from ecapa_jax.audio.load import AudioSource, is_silent, name_of
-from ecapa_jax.encoder import Short, SpeakerEncoder
+from ecapa_jax.config import ScoringName, Short
+from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, StoreError
 from ecapa_jax.identify.database import Database, Speaker, Utterance, check_name
 from ecapa_jax.masks import bucket_length
 from ecapa_jax.scoring.config import Scoring
-from ecapa_jax.scoring.scorer import ScoringName, checked_threshold
+from ecapa_jax.scoring.scorer import checked_threshold
 from ecapa_jax.scoring.search import search
 from ecapa_jax.vad.gate import require_speech
 

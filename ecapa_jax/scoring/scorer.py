@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
+from ecapa_jax.config import ScoringName
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.scoring.calibration import calibrate, quality
 from ecapa_jax.scoring.config import SCORE_TYPES, Cohort, ScoreType, Scoring, scoring_text
 from ecapa_jax.scoring.cosine import EPSILON, score_matrix
 from ecapa_jax.scoring.normalisation import cohort_statistics, s_norm
-
-ScoringName = Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"]
 
 NAMED: dict[str, Scoring] = {
     "cosine": Scoring(),
