@@ -120,7 +120,7 @@ def load(
     path = resolve(model, cache_dir=cache_dir, progress=progress)
     if is_onnx(path):
         encoder = _load_onnx(path, dtype, devices)
-        encoder.scorer = encoder.scorer.named(scoring)
+        encoder.scorer = encoder.scorer.with_scoring(scoring)
         return encoder
     programs = None
     if keep_programs:
@@ -128,7 +128,7 @@ def load(
     shapes = None if programs is None else functools.partial(kept_shapes, programs)
     bundle = load_bundle(path, abstract=shapes)
     encoder = SpeakerEncoder.from_bundle(bundle, devices=devices, dtype=dtype, programs=programs, announce=progress)
-    encoder.scorer = encoder.scorer.named(scoring)
+    encoder.scorer = encoder.scorer.with_scoring(scoring)
     return encoder
 
 

@@ -408,7 +408,7 @@ class SpeakerEncoder:
           AudioError: a recording can't be embedded.
           ConfigError: the threshold is outside the range of the score, or the model lacks what the scoring needs.
         """
-        scorer = self.scorer.named(scoring)
+        scorer = self.scorer.with_scoring(scoring)
         threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
         waveforms, heard = self._read_whole([a, b], None, short, vad=vad, listen=True)
         seconds = [len(waveform) / self.sample_rate for waveform in waveforms]

@@ -156,7 +156,7 @@ CALIBRATION = {"offset": 1.0, "weight": 2.0, "measures": [], "measure_weights": 
     ("change", "words"),
     [
         ({"normalisation": "t_norm"}, "scoring.normalisation is 't_norm'; it must be one of: none, s_norm"),
-        ({"top_n": 300}, "top_n is 300; it is of S-norm"),
+        ({"top_n": 300}, "top_n is 300; it must be at least 2, and needs"),
         ({"normalisation": "s_norm", "top_n": 1}, "at least 2"),
         ({"normalisation": "s_norm", "top_n": 2.5}, "scoring.top_n is 2.5"),
         ({"normalisation": "s_norm", "score_map": "half"}, "is for cosines only"),

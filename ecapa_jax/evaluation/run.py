@@ -154,7 +154,7 @@ def _cohort_means(
     encoder: SpeakerEncoder, embeddings: Float32[np.ndarray, "files embedding"], cohort: CohortRecordings
 ) -> Float[Array, "cohort embedding"]:
     _, rows = speaker_means(embeddings, list(cohort.speakers.values()))
-    return unit(encoder.scorer.centred(rows))
+    return unit(encoder.scorer.centre(rows))
 
 
 def _check_own_cohort(encoder: SpeakerEncoder, lists: Sequence[Trials]) -> None:

@@ -265,7 +265,7 @@ class SpeakerStore:
     def _scoring(self) -> Scoring:
         """The model's scoring for one embedding per recording; it has a threshold only if that is for such scores."""
         name: ScoringName = "cosine_less_mean" if self.encoder.scorer.scoring.subtract_mean else "cosine"
-        return self.encoder.scorer.named(name).scoring
+        return self.encoder.scorer.with_scoring(name).scoring
 
     def _load_gallery(self) -> Gallery:
         dim = self.encoder.config.ecapa.embedding_dim

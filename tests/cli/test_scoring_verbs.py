@@ -36,7 +36,7 @@ def shared_encoder(monkeypatch: pytest.MonkeyPatch, encoder) -> None:
 
     def load(model, scoring="publisher", **_):
         loaded, mine = load_bundle(model), copy.copy(encoder)
-        mine.scorer = Scorer(loaded.scoring, loaded.embedding_mean, loaded.cohort).named(scoring)
+        mine.scorer = Scorer(loaded.scoring, loaded.embedding_mean, loaded.cohort).with_scoring(scoring)
         return mine
 
     monkeypatch.setattr(api, "load", load)
