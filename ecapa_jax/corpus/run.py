@@ -15,7 +15,7 @@ from ecapa_jax.corpus.output import Description, ShardSummary, open_output
 from ecapa_jax.corpus.shard import embed_recordings
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import CorpusError, EcapaError, Stopped
-from ecapa_jax.files.entries import under
+from ecapa_jax.files.entries import join_root
 
 SHARD_SIZE = 2000
 """Rows of a shard: what a killed run loses at most."""
@@ -142,8 +142,8 @@ def _summary(done: list[ShardSummary], n_rows: int, skipped: int, earlier: float
 
 def _placed(root: str | os.PathLike[str], source: str | RecordingPart) -> str | RecordingPart:
     if isinstance(source, RecordingPart):
-        return dataclasses.replace(source, path=under(root, source.path))
-    return under(root, source)
+        return dataclasses.replace(source, path=join_root(root, source.path))
+    return join_root(root, source)
 
 
 def check_installed() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ecapa_jax.errors import TrainingError
-from ecapa_jax.files.entries import COLUMNS, Entry, numbered_lines, read_json, read_scp, read_table, under
+from ecapa_jax.files.entries import COLUMNS, Entry, join_root, numbered_lines, read_json, read_scp, read_table
 from ecapa_jax.files.recordings import AUDIO_SUFFIXES, find_audio
 
 Layout = Literal["auto", "folders", "kaldi", "csv"]
@@ -137,5 +137,5 @@ def _recording(source: Path, entry: Entry, rate: int) -> Utterance:
     factor = rate if entry.in_samples else 1
     start, stop = (None if value is None else value / factor for value in (entry.start, entry.stop))
     identity = entry.id or f"{entry.path}:{entry.where.rpartition(':')[2]}"
-    path = Path(under(source.parent, entry.path.strip()))
+    path = Path(join_root(source.parent, entry.path.strip()))
     return Utterance(identity.strip(), path, entry.speaker.strip(), start, stop)
