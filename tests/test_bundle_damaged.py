@@ -91,8 +91,8 @@ def edit(path, change):
         (lambda d: d["scoring"].update(threshold=float("nan")), "scoring.threshold is nan"),
         (lambda d: d["scoring"].update(subtract_mean=1), "scoring.subtract_mean is 1"),
         (lambda d: d["scoring"].update(colour="red"), "scoring: unknown key colour"),
-        (lambda d: d.update(provenance=[]), "provenance, or published in it, is no object"),
-        (lambda d: d["provenance"].update(published=[1]), "provenance, or published in it, is no object"),
+        (lambda d: d.update(provenance=[]), "provenance, or published in it, is not an object"),
+        (lambda d: d["provenance"].update(published=[1]), "provenance, or published in it, is not an object"),
         (lambda d: d.update(checkpoint={}), "checkpoint names no files"),
         (lambda d: d.update(checkpoint=["d/1"]), "checkpoint names no files"),
     ],
@@ -136,9 +136,9 @@ ROWS = np.ones((3, 192), np.float32)
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"cohort": ROWS}, "one speaker a cohort row"),
-        ({"cohort_speakers": np.array(["a", "b", "c"])}, "one speaker a cohort row"),
-        ({"cohort": ROWS, "cohort_speakers": np.array([1, 2, 3])}, "one speaker a cohort row"),
+        ({"cohort": ROWS}, "one speaker for each row of the cohort"),
+        ({"cohort_speakers": np.array(["a", "b", "c"])}, "one speaker for each row of the cohort"),
+        ({"cohort": ROWS, "cohort_speakers": np.array([1, 2, 3])}, "one speaker for each row of the cohort"),
         ({"cohort": ROWS, "cohort_speakers": np.array(["a", "b"])}, "no cohort of 2 x 192 finite values"),
         ({"cohort": ROWS[:, 1:], "cohort_speakers": np.array(["a", "b", "c"])}, "no cohort of 3 x 192"),
         ({"cohort": ROWS * np.inf, "cohort_speakers": np.array(["a", "b", "c"])}, "no cohort of 3 x 192"),

@@ -1,4 +1,4 @@
-"""A run's configuration from TOML, each value changeable by `--set section.key=value`."""
+"""Reads the configuration of a run from TOML; `--set section.key=value` changes any value."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from ecapa_jax.train.config import TrainConfig
 
 
 def load_config(source: str, changes: list[str] | tuple[str, ...] = ()) -> TrainConfig:
-    """Reads a run's configuration.
+    """Reads the configuration of a run.
 
     Args:
-      source: a TOML file, or the name of one that is packaged (`packaged_configs`).
-      changes: `section.key=value`, the value in TOML; applied in order.
+      source: a TOML file, or the name of a packaged configuration (`packaged_configs`).
+      changes: texts of the form `section.key=value`, with the value in TOML; applied in order.
 
     Raises:
-      ConfigError: no such file, not TOML, an unknown key, or a value of the wrong type or range.
+      ConfigError: there is no such file, it is not TOML, a key is unknown, or a value has the wrong type or range.
     """
-    document = _read(source)
+    document = _read_document(source)
     for change in changes:
-        _apply(document, change)
+        _apply_change(document, change)
     return build_config(document)
 
 
 def build_config(document: dict[str, Any]) -> TrainConfig:
-    """The configuration of a parsed TOML document: what it does not name keeps its default.
+    """Makes the configuration from a parsed TOML document; keys that it lacks take their defaults.
 
     `model.preset` names the preset on which `[model.fbank]` and `[model.ecapa]` build.
 
@@ -52,18 +52,18 @@ def build_config(document: dict[str, Any]) -> TrainConfig:
 
 
 def config_document(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as plain types, complete; `build_config` gives it back."""
+    """Returns the complete configuration as plain types; `build_config` is the inverse."""
     document = to_dict(config)
     return {key: value for key, value in document.items() if key != "model"} | {"model": document["model"]}
 
 
 def packaged_configs() -> dict[str, Path]:
-    """Name to file of the configurations that come with the package."""
+    """Returns the files of the packaged configurations by name."""
     folder = Path(str(resources.files("ecapa_jax.train") / "configs"))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def _read(source: str) -> dict[str, Any]:
+def _read_document(source: str) -> dict[str, Any]:
     packaged = packaged_configs()
     path = Path(source)
     if not path.is_file():
@@ -76,7 +76,7 @@ def _read(source: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not a TOML file: {error}") from error
 
 
-def _apply(document: dict[str, Any], change: str) -> None:
+def _apply_change(document: dict[str, Any], change: str) -> None:
     name, equals, text = change.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):
@@ -88,7 +88,7 @@ def _apply(document: dict[str, Any], change: str) -> None:
     for key in keys[:-1]:
         document = document.setdefault(key, {})
         if not isinstance(document, dict):
-            raise ConfigError(f"--set {change!r}: {key} is no section")
+            raise ConfigError(f"--set {change!r}: {key} is not a section")
     document[keys[-1]] = value
 
 

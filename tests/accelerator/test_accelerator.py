@@ -19,7 +19,7 @@ from ecapa_jax.train.config import AugmentConfig, MeshConfig, TrainConfig
 from ecapa_jax.train.scale.mesh import batch_rows, global_batch, make_mesh, mesh_size
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.start import fresh_state
-from ecapa_jax.train.step import StepSetup, compiled_step, gradients_of
+from ecapa_jax.train.step import StepSetup, compiled_step, compute_gradients
 
 pytestmark = [
     pytest.mark.accelerator,
@@ -69,7 +69,7 @@ def test_gradients_are_the_cpus():
     for device in (jax.local_devices()[0], jax.local_devices(backend="cpu")[0]):
         with jax.default_device(device):
             state = jax.device_put(fresh_state(config, SPEAKERS, None), device)
-            gradients = jax.jit(gradients_of, static_argnums=0)(
+            gradients = jax.jit(compute_gradients, static_argnums=0)(
                 StepSetup(config, Clock(1, 100)), {}, state, host_batch(8)
             )
             found.append([np.asarray(leaf) for leaf in jax.tree.leaves(gradients)])

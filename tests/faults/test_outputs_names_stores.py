@@ -61,7 +61,7 @@ def test_of_two_writers_the_slower_says_so(tmp_path: Path, before: str | None) -
         path.write_text(before)
     seen = identity(path)
     write_whole(path, lambda to: to.write_text("faster"), over=seen)
-    with pytest.raises(EcapaError, match="was written by another command meanwhile, and that one stays"):
+    with pytest.raises(EcapaError, match="meanwhile, and it was not replaced"):
         write_whole(path, lambda to: to.write_text("slower"), over=seen)
     assert path.read_text() == "faster"
     assert os.listdir(tmp_path) == ["out"]

@@ -155,12 +155,12 @@ def test_a_directory_holds_one_run(config, finished, tmp_path):
         train(elsewhere, finished, Silent())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    with pytest.raises(TrainingError, match="no run directory"):
+    with pytest.raises(TrainingError, match="is not a run directory"):
         train(config, tmp_path / "mine", Silent())
 
 
 def test_two_processes_do_not_share_a_directory(config, finished):
-    with loop._claimed(finished), pytest.raises(TrainingError, match="in use"):
+    with loop._lock_directory(finished), pytest.raises(TrainingError, match="in use"):
         train(config, finished, Silent())
 
 

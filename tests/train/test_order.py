@@ -57,8 +57,8 @@ def test_by_speaker_no_batch_holds_a_speaker_twice(n_speakers, batch_size, seed,
     order = Order(config, held, seed)
     labels = [held.labels[order.example(step, row).utterance] for row in range(config.batch_size)]
     assert len(set(labels)) == len(labels)
-    another = order.another(step, 0, 3)
-    assert held.labels[another] == labels[0]
+    draw_replacement = order.draw_replacement(step, 0, 3)
+    assert held.labels[draw_replacement] == labels[0]
 
 
 def test_a_draw_needs_none_before_it():
@@ -144,5 +144,5 @@ def test_an_unreadable_file_is_replaced_and_told(prepared, tmp_path):
     assert batch["waveforms"].shape[0] == 15
     assert list(made.problems) == [str(broken)]
     nothing = dataclasses.replace(prepared, files=(str(broken),) * len(prepared))
-    with pytest.raises(AudioError, match="20 utterances in a row"):
+    with pytest.raises(AudioError, match="20 consecutive utterances"):
         loader(nothing)[0][0]
