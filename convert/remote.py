@@ -14,7 +14,7 @@ from typing import Any
 from ecapa_jax.bundle.bundle import FILES, Bundle, save_bundle
 from ecapa_jax.config import SCHEMA
 from ecapa_jax.convert.names import suggestion
-from ecapa_jax.convert.published import Entry, entry_of
+from ecapa_jax.convert.published import PublishedModel, entry_of
 from ecapa_jax.convert.run import convert
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.errors import ConversionError, DownloadError
@@ -96,7 +96,7 @@ def _resolve_cache(cache_dir: str | os.PathLike[str] | None) -> Path:
     return caches.default_folder() if cache_dir is None else Path(cache_dir)
 
 
-def _look_up(address: Address) -> tuple[Address, Entry | None]:
+def _look_up(address: Address) -> tuple[Address, PublishedModel | None]:
     """Returns the address, with the table's revision if it names none, and its entry in the table."""
     entry = entry_of(address.base)
     if entry is not None and address.revision is None:
@@ -104,7 +104,7 @@ def _look_up(address: Address) -> tuple[Address, Entry | None]:
     return address, entry
 
 
-def _make_chooser(entry: Entry | None) -> Wanted:
+def _make_chooser(entry: PublishedModel | None) -> Wanted:
     """Returns a function that chooses files: a bundle's, else the table's, else known weights and companions."""
 
     def wanted(names: Collection[str]) -> Collection[str]:
@@ -122,14 +122,14 @@ def _match_names(names: Collection[str], patterns: Collection[str]) -> list[str]
     return [name for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
 
 
-def _find_weights(entry: Entry | None, fetched: Fetched) -> Path:
+def _find_weights(entry: PublishedModel | None, fetched: Fetched) -> Path:
     """Returns the weight file, or the folder in which `convert` finds it."""
     names = list(fetched.files) if entry is None else _match_names(fetched.files, entry.files[:1])
     return fetched.folder / names[0] if len(names) == 1 else fetched.folder
 
 
 def _convert(
-    address: Address, entry: Entry | None, fetched: Fetched, *, family: str | None = None, **options: Any
+    address: Address, entry: PublishedModel | None, fetched: Fetched, *, family: str | None = None, **options: Any
 ) -> Bundle:
     weights = _find_weights(entry, fetched)
     if entry is not None and family is None:
@@ -149,7 +149,7 @@ def _convert(
     return dataclasses.replace(bundle, provenance={**bundle.provenance, **origin})
 
 
-def _describe_entry(entry: Entry) -> dict[str, Any]:
+def _describe_entry(entry: PublishedModel) -> dict[str, Any]:
     """Returns the table's licence and figures for the bundle's provenance."""
     figures: dict[str, Any] = {}
     for figure in entry.figures:

@@ -1,4 +1,4 @@
-"""One call to a model: `load` for an encoder, `pipeline` for ModelScope's call and result."""
+"""Loads a model from a name, a folder, a file or an address: `load` and `resolve`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ecapa_jax.bundle.bundle import load_bundle, read_document
+from ecapa_jax.config import ScoringName
 from ecapa_jax.encoder import Dtype, SpeakerEncoder
 from ecapa_jax.errors import BundleError, ConfigError
 from ecapa_jax.onnx_file import is_onnx, read_onnx
@@ -18,24 +19,23 @@ from ecapa_jax.presets import PRESETS
 from ecapa_jax.runtime.compile_cache import private_folder, programs_folder
 from ecapa_jax.runtime.machine import Device
 from ecapa_jax.runtime.programs import kept_shapes
-from ecapa_jax.scoring.scorer import ScoringName
 
 
 def default_bundle() -> Path:
-    """Directory of the packaged default model."""
+    """Returns the folder of the default model, which is part of the package."""
     return Path(str(resources.files("ecapa_jax") / "default_model"))
 
 
 def check_name(model: str | os.PathLike[str] | None) -> None:
-    """Refuses a name that can be no model's, before any work is done for it.
+    """Refuses a name that can't be the name of a model, before any work is done.
 
     Raises:
-      BundleError: nothing is there, or something that is no bundle: what to type instead.
+      BundleError: the name is unknown, or what it names is not a bundle. The message says what to type instead.
     """
     if model is None:
         return
     name = os.fspath(model)
-    if not os.path.exists(name):  # not Path.exists, which raises where a folder above may not be entered
+    if not os.path.exists(name):  # not Path.exists, which raises if a folder above can't be entered
         if name == DEFAULT:
             return
         if name in PRESETS:
@@ -44,7 +44,7 @@ def check_name(model: str | os.PathLike[str] | None) -> None:
                 f"'ecapa-jax convert CHECKPOINT --family {name} -o BUNDLE'"
             )
     if os.path.isfile(os.path.join(name, "model.json")):
-        return  # the usual case imports nothing more
+        return  # return early, so that the usual case imports nothing more
     from ecapa_jax.convert.names import why_no_bundle
 
     if why := why_no_bundle(name):
@@ -57,18 +57,19 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Path:
-    """The bundle directory of a model name; None and `default` are the packaged model.
+    """Returns the bundle directory of a model; None and `default` name the packaged model.
 
     Args:
-      model: a bundle directory, or an address: `hf:org/name`, `modelscope:org/name`, both with `@revision` where
-        wanted, or `https://host/file`. What it names is fetched and converted once; later no network is used for it.
-      cache_dir: where that is kept; None is the user's cache folder.
-      progress: show a bar while fetching, on a terminal.
+      model: a bundle directory, or an address: `hf:org/name` or `modelscope:org/name`, optionally followed by
+        `@revision`, or `https://host/file`. The model at an address is fetched and converted once; later calls use no
+        network.
+      cache_dir: folder where fetched models are kept; None is the cache folder of the user.
+      progress: whether to show a progress bar on a terminal.
 
     Raises:
       BundleError: there is no such bundle, or the name is a preset, whose weights are not packaged.
       DownloadError: the address is wrong or can't be fetched, or the cache can't be written.
-      ConversionError: what the address names is of no supported family.
+      ConversionError: the model at the address belongs to no supported family.
     """
     if model is None:
         return default_bundle()
@@ -97,26 +98,29 @@ def load(
     """Loads a model.
 
     Args:
-      model: a bundle directory, a `.onnx` file as `ecapa-jax export` writes it, or an address as `resolve` takes it;
-        None and `default` are the packaged model.
-      dtype: compute dtype, `float32` or `bfloat16`; `auto` is bfloat16 where the device is faster in it.
-      scoring: the model's own (`publisher`), or `cosine`, `cosine_less_mean`, `half` or `two_views` in its place.
-      devices: devices that share each batch; None is all local ones.
-      cache_dir: where models of addresses are kept; None is the user's cache folder.
-      keep_programs: keep compiled programs for the next process, which then starts in a second or two.
-      programs_dir: where they are kept; None is the user's cache folder. Files in it are run: only you may write to it.
-      progress: on a terminal, show a bar while a model is fetched and say when compiling takes a while.
+      model: a bundle directory, a `.onnx` file that `ecapa-jax export` wrote, or an address as for `resolve`; None and
+        `default` name the packaged model.
+      dtype: compute dtype, `float32` or `bfloat16`; `auto` is bfloat16 where the device is faster in it, otherwise
+        float32.
+      scoring: `publisher` is the scoring that the model brings; `cosine`, `cosine_less_mean`, `half` and `two_views`
+        replace it.
+      devices: devices that share each batch; None takes all local devices.
+      cache_dir: folder where fetched models are kept; None is the cache folder of the user.
+      keep_programs: whether to keep compiled programs for the next process, which then starts in a second or two.
+      programs_dir: folder where compiled programs are kept; None is the cache folder of the user. Files in this folder
+        are executed, so only you may have the right to write to it.
+      progress: whether to show a progress bar on a terminal, and to say there that compiling takes a while.
 
     Raises:
-      BundleError: there is no whole bundle or file.
-      ConfigError: there is no such dtype, an ONNX file is to run on other devices or in another dtype, the scoring
-        needs what the model does not bring, or other users can write to `programs_dir`.
+      BundleError: the bundle or file does not exist or is not whole.
+      ConfigError: the dtype is unknown, an ONNX file is asked to run on other devices or in another dtype, the model
+        lacks what the scoring needs, or other users can write to `programs_dir`.
       DownloadError, ConversionError: as `resolve`.
     """
     path = resolve(model, cache_dir=cache_dir, progress=progress)
     if is_onnx(path):
         encoder = _load_onnx(path, dtype, devices)
-        encoder.scorer = encoder.scorer.named(scoring)
+        encoder.scorer = encoder.scorer.with_scoring(scoring)
         return encoder
     programs = None
     if keep_programs:
@@ -124,15 +128,15 @@ def load(
     shapes = None if programs is None else functools.partial(kept_shapes, programs)
     bundle = load_bundle(path, abstract=shapes)
     encoder = SpeakerEncoder.from_bundle(bundle, devices=devices, dtype=dtype, programs=programs, announce=progress)
-    encoder.scorer = encoder.scorer.named(scoring)
+    encoder.scorer = encoder.scorer.with_scoring(scoring)
     return encoder
 
 
 def provenance(model: str | os.PathLike[str] | None) -> dict[str, Any]:
-    """What a bundle or an ONNX file says of its origin.
+    """Returns what a bundle or an ONNX file says about its origin.
 
     Raises:
-      BundleError: there is no whole bundle or file.
+      BundleError: the bundle or file does not exist or is not whole.
       DownloadError, ConversionError: as `resolve`.
     """
     path = resolve(model)
@@ -143,6 +147,6 @@ def _load_onnx(path: Path, dtype: Dtype, devices: Sequence[Device] | None) -> Sp
     from ecapa_jax.onnx_encoder import OnnxEncoder
 
     if dtype == "bfloat16" or devices is not None:
-        what = "on the devices it is given" if devices is not None else f"in {dtype}"
-        raise ConfigError(f"{path} can't run {what}: an ONNX file runs on the processor in its own precision")
+        what = "on the given devices" if devices is not None else f"in {dtype}"
+        raise ConfigError(f"{path} can't run {what}: an ONNX file runs on the CPU, in the precision of the file")
     return OnnxEncoder(path)

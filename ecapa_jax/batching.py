@@ -1,7 +1,4 @@
-"""Which utterances share a batch, and at which padded shape: few shapes, little padding, every utterance once.
-
-Also how long an utterance must be.
-"""
+"""Groups utterances into batches of few padded shapes with little padding; says how long an utterance must be."""
 
 from __future__ import annotations
 
@@ -22,24 +19,31 @@ Blocks: TypeAlias = Iterable[Float32[np.ndarray, " _"]]
 """Consecutive samples of one utterance."""
 
 BATCH_SIZES = (16, 4, 1)
-"""Batch buckets for one device. Any number of utterances splits into them without a padding row."""
+"""Rows of a batch on one device. Any number of utterances can be split into such batches without a row of padding."""
 
 SMALLEST_BUCKET_SECONDS = 1.0
 MAX_BATCH_SECONDS = 160.0
-"""Padded audio of one batch on one device: longer utterances go in smaller batches, still longer ones in chunks."""
+"""Most padded audio that one batch may hold on one device. Longer utterances make smaller batches; an utterance that is
+itself longer is embedded chunk by chunk."""
 
 GROUP_SECONDS = 6.0
-"""Padded audio that a processor computes at a time: more leaves its caches."""
+"""Padded audio that a CPU computes at a time: more does not fit its caches."""
 
 
 def minimum_samples(config: ModelConfig) -> int:
-    """Fewest samples that an utterance may have: enough frames for its normalisation and its reflect padding."""
+    """Returns the fewest samples that an utterance may have, so that it can be normalised and reflect-padded."""
     return frames.minimum_samples(config.fbank, max(config.ecapa.minimum_frames, config.fbank.minimum_frames))
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """One call of the compiled function: which utterances, at which padded shape; no samples: one, chunk by chunk."""
+    """One call of the compiled function.
+
+    Attributes:
+      indices: positions of the utterances.
+      rows: rows of the batch; rows beyond the utterances are padding.
+      samples: padded length; 0 marks one long utterance, which is embedded chunk by chunk.
+    """
 
     indices: tuple[int, ...]
     rows: int
@@ -48,12 +52,12 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Buckets:
-    """The shapes that a model meets: lengths four per doubling, batches of `BATCH_SIZES` rows a device.
+    """The batch shapes of a model: four lengths per doubling, and batches of `BATCH_SIZES` rows per device.
 
     Attributes:
-      sample_rate: of the waveforms, Hz.
-      n_devices: that share a batch.
-      platform: of the devices, as JAX calls it.
+      sample_rate: sample rate of the waveforms, Hz.
+      n_devices: number of devices that share a batch.
+      platform: platform of the devices, as JAX names it.
     """
 
     sample_rate: int
@@ -61,11 +65,11 @@ class Buckets:
     platform: str = "cpu"
 
     def length(self, n_samples: int) -> int:
-        """The padded length of an utterance."""
+        """Returns the padded length of an utterance."""
         return bucket_length(n_samples, int(SMALLEST_BUCKET_SECONDS * self.sample_rate) & ~3)
 
     def group(self, rows: int, samples: int) -> int:
-        """Utterances of a batch that are computed at a time: a divisor of `rows`, all of them but on a processor."""
+        """Returns how many utterances of a batch are computed at a time: a divisor of `rows` on a CPU, else all."""
         if self.platform != "cpu" or self.n_devices > 1:
             return rows
         fitting = max(GROUP_SECONDS * self.sample_rate / samples, 1)
@@ -76,19 +80,19 @@ class Buckets:
         return self.length(n_samples) > MAX_BATCH_SECONDS * self.sample_rate
 
     def lengths(self) -> Iterator[int]:
-        """All padded lengths, without end."""
+        """Yields all padded lengths in ascending order, without end."""
         length = self.length(0)
         while True:
             yield length
             length = self.length(length + 1)
 
     def rows(self, samples: int) -> list[int]:
-        """Batch sizes of a padded length, largest first."""
+        """Returns the batch sizes for a padded length, largest first."""
         fitting = MAX_BATCH_SECONDS * self.sample_rate / samples
         return [size * self.n_devices for size in BATCH_SIZES if size == 1 or size <= fitting]
 
     def up_to(self, n_samples: int) -> list[Batch]:
-        """An empty batch of every shape that utterances of up to `n_samples` can meet; none for long ones."""
+        """Returns an empty batch of every shape that utterances of up to `n_samples` can have; none for long ones."""
         longest = self.length(n_samples)
         lengths = itertools.takewhile(lambda length: length <= longest and not self.is_long(length), self.lengths())
         return [Batch((), rows, length) for length in lengths for rows in self.rows(length)]
@@ -113,10 +117,10 @@ class Buckets:
         return batches
 
     def stream(self, waveforms: Iterable[Float32[np.ndarray, " _"] | Blocks]) -> Iterator[tuple[Batch, list[Any]]]:
-        """Full batches of a stream as soon as there are, the rest at its end; at once, alone, the blocks of a long one.
+        """Yields each batch of a stream as soon as it is full, a long utterance at once and alone, the rest at the end.
 
         Args:
-          waveforms: whole, or in blocks, which counts as long.
+          waveforms: whole waveforms, or blocks of a waveform, which then counts as long.
         """
         waiting: dict[int, dict[int, np.ndarray]] = collections.defaultdict(dict)  # by padded length, by position
         for index, waveform in enumerate(waveforms):

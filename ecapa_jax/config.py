@@ -1,7 +1,7 @@
-"""What a model is: front end and network, as frozen, hashable, keyword-only dataclasses.
+"""The configuration of a model: front end and network, as frozen, hashable, keyword-only dataclasses.
 
-A `ModelConfig` is the one static argument of `ecapa_jax.embed`. Every switch in which the public ECAPA-TDNN families
-differ is a field here, so that a family is a set of values and never a branch on its name.
+A `ModelConfig` is the one static argument of `ecapa_jax.embed`. There is a field for each difference between the public
+ECAPA-TDNN families, so that a family is a set of values and the code never branches on the name of a family.
 """
 
 from __future__ import annotations
@@ -19,11 +19,17 @@ SCHEMA = 1
 Variables: TypeAlias = dict[str, Any]
 """A model's arrays: `{"params": ..., "batch_stats": ..., "constants": ...}`, nested dicts with string keys."""
 
+Short: TypeAlias = Literal["error", "repeat"]
+"""What to do with a recording that is too short for the model: raise an error, or repeat it until it is long enough."""
+
+ScoringName: TypeAlias = Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"]
+"""How to score: as the model's publisher does, or in one of the ways of `ecapa_jax.scoring.scorer.NAMED`."""
+
 _T = TypeVar("_T")
 
 
 class Checked:
-    """Checks each `Literal` field and turns lists into tuples, so that any config built is valid and hashable."""
+    """Checks each `Literal` field and turns lists into tuples, so that every instance is valid and hashable."""
 
     def __post_init__(self) -> None:
         for name, hint in typing.get_type_hints(type(self)).items():
@@ -36,7 +42,7 @@ class Checked:
         self._check()
 
     def _check(self) -> None:
-        """Checks that go beyond one field's type."""
+        """Checks conditions that the types of the fields can't express."""
 
     def _require(self, condition: bool, message: str) -> None:
         if not condition:
@@ -52,26 +58,29 @@ class FbankConfig(Checked):
       channel: which channel of a multi-channel recording the model hears.
       waveform_scale: factor on a waveform in [-1, 1]; 32768 gives Kaldi's 16-bit range.
       frame_length, frame_shift: analysis window and hop.
-      framing: `snip_edges` keeps whole windows only; `kaldi_reflect` is Kaldi with snip_edges=false (centred on each
-        hop, the edge sample mirrored too); `center_zeros` and `center_reflect` are a centred STFT; `center_zeros_floor`
-        is one whose last frame is blank: floor(samples / hop) frames are real.
-      window, window_periodic: analysis window; a periodic one has period frame_length, a symmetric one frame_length-1.
-      remove_dc: subtract each frame's mean.
-      preemphasis, preemphasis_mode: coefficient, and where it applies: to each frame with the first sample repeated,
-        or to the whole signal with the sample before the first mirrored (`signal_reflect`) or zero (`signal_zero`).
-      fft_size: frames are zero-padded to it.
+      framing: `snip_edges` keeps whole windows only; `kaldi_reflect` is Kaldi with snip_edges=false (a window is
+        centred on each hop, and the edge sample is mirrored too); `center_zeros` and `center_reflect` are a centred
+        STFT; `center_zeros_floor` is a centred STFT whose last frame is blank: floor(samples / hop) frames are real.
+      window, window_periodic: analysis window; its period is frame_length if periodic, otherwise frame_length - 1.
+      remove_dc: whether to subtract the mean of each frame.
+      preemphasis, preemphasis_mode: coefficient, and how it applies: to each frame, whose first sample is repeated
+        (`frame`), or to the whole signal, where the sample before the first is mirrored (`signal_reflect`) or zero
+        (`signal_zero`).
+      fft_size: length to which frames are zero-padded.
       mel_scale: `kaldi` 1127 ln(1 + f/700), `htk` 2595 log10(1 + f/700), `slaney`.
-      mel_shape: triangles linear in mel (`mel`), in Hz with both true gaps (`hz`), in Hz and symmetric about the
-        centre with the left gap (`hz_symmetric`), or area-normalised (`hz_area`).
-      mel_source: mel matrix and window are computed from the fields, or stored with the checkpoint (`constants`).
+      mel_shape: shape of the triangles: linear in mel (`mel`), linear in Hz (`hz`), linear in Hz and as wide on the
+        right of the centre as on the left (`hz_symmetric`), or linear in Hz with the same area (`hz_area`).
+      mel_source: whether mel matrix and window are computed from the fields, or stored with the checkpoint
+        (`constants`).
       f_min, f_max, n_mels: edges and number of the mel bands.
-      floor, floor_mode: energies are clamped to the floor, or it is added.
+      floor, floor_mode: energies are clamped to the floor, or the floor is added to them.
       log: natural logarithm, or decibels (10 log10).
-      top_db: dynamic range kept below each utterance's maximum, dB; None keeps all.
-      normalization: per utterance and mel band, over its real frames: `mean`, `mean_std` (unbiased, 1e-5 added to
-        the standard deviation), `instance` (1e-5 added to the biased variance), or `none`.
-      pad_to: blank frames fill up each utterance to a multiple of it, as part of the model: its convolutions see them,
-        its statistics do not.
+      top_db: dynamic range kept below the maximum of each utterance, dB; None keeps everything.
+      normalization: what is done per utterance and mel band, over real frames: `mean` subtracts the mean; `mean_std`
+        also divides by the unbiased standard deviation plus 1e-5; `instance` divides by the root of the biased variance
+        plus 1e-5; `none`.
+      pad_to: blank frames fill up each utterance to a multiple of this number. They are part of the model: the
+        convolutions see them, the statistics over time do not.
     """
 
     sample_rate: int = 16000
@@ -123,13 +132,13 @@ class FbankConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StdConfig(Checked):
-    """How a standard deviation over time is taken.
+    """How a standard deviation over time is computed.
 
     Attributes:
-      form: `central` is the mean of (x - mean)^2, `moment` the mean of x^2 less mean^2.
-      unbiased: divide by n - 1 instead of n (context statistics only).
+      form: `central` is the mean of (x - mean)^2, `moment` is the mean of x^2 minus mean^2.
+      unbiased: whether to divide by n - 1 instead of n (context statistics only).
       epsilon, epsilon_mode: the variance is clamped from below to epsilon, or epsilon is added to it.
-      maximum: the variance is clamped from above to it; None leaves it.
+      maximum: upper limit to which the variance is clamped; None is no limit.
     """
 
     form: Literal["central", "moment"] = "central"
@@ -147,7 +156,7 @@ Pooling = Literal["attentive", "mean", "std", "mean_std", "multi_head", "multi_q
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EcapaConfig(Checked):
-    """The network: Desplanques et al. 2020 (arXiv 2005.07143) and each way in which the public ones differ from it.
+    """The network: Desplanques et al. 2020 (arXiv 2005.07143), and every variation found in public implementations.
 
     Attributes:
       n_mels: features per frame.
@@ -158,20 +167,24 @@ class EcapaConfig(Checked):
       se_channels, attention_channels: bottlenecks of squeeze-excitation and of the attention.
       mfa_channels, mfa_kernel_size, mfa_dilation: the convolution over the concatenated block outputs.
       embedding_dim: length of the embedding.
-      padding: of "same" convolutions at both ends of each utterance.
-      block_input: output of the block before, or the sum of the stem's and all earlier blocks' outputs (the paper's).
-      multiscale: hierarchical with the first or the last chunk passed through, or one grouped convolution.
-      norm: batch normalisation after each convolution's activation, or none anywhere.
-      se_norm, mfa_norm, embedding_norm: batch normalisation in SE, after the MFA activation, on the embedding.
-      attention_hidden: what follows the first attention convolution.
-      global_context: whether the attention also sees each utterance's mean and standard deviation.
-      context_std, pooled_std: the two standard deviations of attentive statistics pooling; the plain poolings have the
-        first.
-      pooling: over time, attentive statistics; plain ones: mean, standard deviation, or both; attentive statistics of
-        two heads, or of two queries of eight heads; or the mean of a Gaussian posterior.
-      activation, activation_scope: the nonlinearity, and whether it reaches `all` layers or only the stem, the 1x1
-        layers of each block and the MFA (`outer`; the others keep ReLU).
-      norm_epsilon, norm_momentum: of batch normalisation; momentum is PyTorch's (weight of the new batch).
+      padding: how "same" convolutions pad both ends of each utterance.
+      block_input: what a block takes: the output of the block before it (`previous`), or the sum of the outputs of the
+        stem and all earlier blocks (`sum`, as in the paper).
+      multiscale: Res2 convolution that passes the first or the last chunk through, or one grouped convolution.
+      norm: batch normalisation after the activation of each convolution (`batch`), or no normalisation at all (`none`).
+      se_norm, mfa_norm, embedding_norm: whether there is batch normalisation in SE, after the MFA activation, and on
+        the embedding.
+      attention_hidden: the layers that follow the first convolution of the attention.
+      global_context: whether the attention also sees the mean and standard deviation of the utterance.
+      context_std, pooled_std: the standard deviation in the context of the attention, and that of the pooling. The
+        poolings without attention use `context_std`.
+      pooling: `attentive` statistics; `mean`, standard deviation (`std`) or both (`mean_std`) without attention;
+        attentive statistics of two heads (`multi_head`), or of two queries with eight heads (`multi_query`); or the
+        mean of a Gaussian posterior (`posterior`).
+      activation, activation_scope: the nonlinearity, and whether `all` layers use it or only the stem, the 1x1 layers
+        of each block and the MFA (`outer`), while the others use ReLU.
+      norm_epsilon, norm_momentum: constants of batch normalisation; momentum is the weight of the new batch, as in
+        PyTorch.
     """
 
     n_mels: int = 80
@@ -240,12 +253,12 @@ class EcapaConfig(Checked):
 
     @property
     def pooled_channels(self) -> int:
-        """Length of what is left of an utterance after pooling."""
+        """Length of the vector that pooling makes of an utterance."""
         return self.mfa_channels * {"mean": 1, "std": 1, "posterior": 1, "multi_query": 4}.get(self.pooling, 2)
 
     @property
     def minimum_frames(self) -> int:
-        """Fewest frames an utterance may have: reflect padding must be shorter than the utterance."""
+        """Fewest frames that an utterance may have: reflect padding must be shorter than the utterance."""
         if self.padding != "reflect":
             deviates = self.global_context if self.pooling == "attentive" else self.pooling in ("std", "mean_std")
             return 2 if self.context_std.unbiased and deviates else 1
@@ -256,7 +269,7 @@ class EcapaConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig(Checked):
-    """A whole model, waveform to embedding: the static argument of `ecapa_jax.embed`."""
+    """A whole model, from waveform to embedding: the static argument of `ecapa_jax.embed`."""
 
     fbank: FbankConfig = FbankConfig()
     ecapa: EcapaConfig = EcapaConfig()
@@ -269,51 +282,60 @@ class ModelConfig(Checked):
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain JSON types."""
+    """Returns the config as plain JSON types."""
     return dataclasses.asdict(config)
 
 
 _ADDED: dict[str, dict[str, Any]] = {"EcapaConfig": {"pooling": "attentive"}}
-"""Fields that the first bundles do not have, and what they mean there."""
+"""Fields that the first bundles lack, and the values that they mean."""
 
 
-def from_dict(cls: type[_T], data: Any, where: str = "") -> _T:
-    """Builds `cls` from plain JSON types.
+def from_dict(cls: type[_T], data: Any, where: str, *, use_defaults: bool = False) -> _T:
+    """Builds a config from plain JSON or TOML types.
+
+    Args:
+      cls: the config class.
+      data: the value of each field, by name.
+      where: the name of this table in error messages; "" for a whole document.
+      use_defaults: whether a missing key takes the default of its field instead of being an error.
 
     Raises:
-      ConfigError: a key is unknown or missing, or a value is of the wrong type, out of range, or not built.
+      ConfigError: a key is unknown or missing, or a value has the wrong type, is out of range, or is not supported.
     """
-    where = where or cls.__name__
+    name = where or "the configuration"
     if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be an object, got {type(data).__name__}")
+        raise ConfigError(f"{name} must be a table of keys and values, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     data = {**_ADDED.get(cls.__name__, {}), **data}
-    if wrong := sorted(set(data) ^ set(hints)):
-        unknown = [key for key in wrong if key in data]
-        raise ConfigError(f"{where}: unknown key {unknown[0]}" if unknown else f"{where}: missing key {wrong[0]}")
-    return cls(**{key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()})
+    if unknown := sorted(data.keys() - hints.keys()):
+        raise ConfigError(f"{name}: unknown key {unknown[0]}; known: {', '.join(hints)}")
+    if not use_defaults and (missing := sorted(hints.keys() - data.keys())):
+        raise ConfigError(f"{name}: missing key {missing[0]}")
+    prefix = f"{where}." if where else ""
+    return cls(**{key: _parse_value(hints[key], value, f"{prefix}{key}", use_defaults) for key, value in data.items()})
 
 
-def _expected(hint: Any) -> str:
+def _describe_type(hint: Any) -> str:
     choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-    return f"one of: {', '.join(choices)}" if choices else str(getattr(hint, "__name__", hint))
+    return f"one of: {', '.join(choices)}" if choices else f"of type {getattr(hint, '__name__', hint)}"
 
 
-def _value(hint: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else ()
-    if options:
-        return None if value is None else _value(options[0], value, where)
+def _parse_value(hint: Any, value: Any, where: str, use_defaults: bool) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _parse_value(arguments[0], value, where, use_defaults)
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
-    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
-        return tuple(_value(typing.get_args(hint)[0], item, f"{where}[{at}]") for at, item in enumerate(value))
-    if typing.get_origin(hint) is Literal:
-        good = value in typing.get_args(hint)
+        return from_dict(typing.cast(type, hint), value, where, use_defaults=use_defaults)
+    if origin is tuple and isinstance(value, list | tuple):
+        items = (_parse_value(arguments[0], item, f"{where}[{at}]", use_defaults) for at, item in enumerate(value))
+        return tuple(items)
+    if origin is Literal:
+        is_valid = value in arguments
     elif hint is float:
-        good = type(value) in (int, float) and math.isfinite(value)
-        value = float(value) if good else value
+        is_valid = type(value) in (int, float) and math.isfinite(value)
+        value = float(value) if is_valid else value
     else:
-        good = type(value) is hint
-    if not good:
-        raise ConfigError(f"{where} is {value!r}, not {_expected(hint)}")
+        is_valid = type(value) is hint
+    if not is_valid:
+        raise ConfigError(f"{where} is {value!r}; it must be {_describe_type(hint)}")
     return value

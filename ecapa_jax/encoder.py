@@ -19,18 +19,17 @@ from jaxtyping import Float, Float32
 
 from ecapa_jax.audio.load import AudioSource, LongAudio, is_silent
 from ecapa_jax.audio.prefetch import map_ahead
-from ecapa_jax.audio.recordings import Short as Short
 from ecapa_jax.audio.recordings import SilenceWarning as SilenceWarning
 from ecapa_jax.audio.recordings import as_list, open_recording, warn_of_no_speech, warn_of_silence
 from ecapa_jax.audio.windows import Windows, embed_windows, samples_of
 from ecapa_jax.batching import MAX_BATCH_SECONDS, Batch, Blocks, Buckets, minimum_samples
 from ecapa_jax.bundle.bundle import Bundle
-from ecapa_jax.config import ModelConfig, Variables, to_dict
+from ecapa_jax.config import ModelConfig, ScoringName, Short, Variables, to_dict
 from ecapa_jax.folding import fold
 from ecapa_jax.runtime.machine import Device, fastest_dtype
 from ecapa_jax.runtime.programs import Programs
 from ecapa_jax.scoring.config import Cohort, Scoring
-from ecapa_jax.scoring.scorer import Scorer, ScoringName, Verification, checked_threshold
+from ecapa_jax.scoring.scorer import Scorer, Verification, checked_threshold
 from ecapa_jax.vad.gate import holds_speech
 from ecapa_jax.vad.silence import cut_silence
 
@@ -40,17 +39,17 @@ EmbeddedRows: TypeAlias = Iterator[tuple[tuple[int, ...], Float32[np.ndarray, "r
 
 
 class SpeakerEncoder:
-    """A model ready to score: decoding, bucketed batches, one compiled function, decisions.
+    """A model that is ready to score: it decodes recordings, embeds them in batches, and decides.
 
     Attributes:
       config: front end and network.
       dtype: compute dtype, float32 or bfloat16.
-      scorer: from embeddings to scores, with threshold, mean embedding and cohort.
-      sample_rate: of the model's waveforms, Hz; other rates are resampled to it.
-      minimum_samples: fewest samples of an utterance at that rate.
-      devices: over which batches are spread.
-      sharding: of a batch's rows.
-      buckets: the shapes that are compiled when met.
+      scorer: turns embeddings into scores; holds the threshold, the mean embedding and the cohort.
+      sample_rate: rate of the waveforms that the model takes, Hz; recordings of other rates are resampled to it.
+      minimum_samples: fewest samples, at that rate, that an utterance may have.
+      devices: devices over which each batch is spread.
+      sharding: how the rows of a batch are spread over the devices.
+      buckets: the batch shapes; a shape is compiled when the first batch has it.
       programs: the compiled function; `programs.compile_count` says how often it was compiled.
     """
 
@@ -73,10 +72,10 @@ class SpeakerEncoder:
           config: front end and network.
           variables: weights and statistics, as from `init` or a bundle.
           scoring, embedding_mean, cohort: how embeddings become scores; a plain cosine without them.
-          devices: over which batches are spread; None is all local ones.
-          dtype: compute dtype; `auto` is bfloat16 where the device is faster in it.
-          programs: the folder where compiled programs are kept for the next process; None keeps none.
-          announce: say on stderr, on a terminal, when compiling takes a while.
+          devices: devices over which each batch is spread; None takes all local devices.
+          dtype: compute dtype; `auto` is bfloat16 where the device is faster in it, otherwise float32.
+          programs: the folder where compiled programs are kept for the next process; None keeps no programs.
+          announce: whether to say on stderr, if it is a terminal, that compiling takes a while.
         """
         self.config = config
         self.scorer = Scorer(scoring or Scoring(), embedding_mean, cohort)
@@ -85,7 +84,7 @@ class SpeakerEncoder:
         self.dtype = fastest_dtype(self.devices[0]) if dtype == "auto" else dtype
         self.buckets = Buckets(self.sample_rate, len(self.devices), self.devices[0].platform)
         mesh = Mesh(np.asarray(self.devices), ("data",))
-        self.sharding, self._everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+        self.sharding, self._replicated = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
         self.programs = Programs(
             self._embed_batch, json.dumps([to_dict(config), self.dtype]), programs, announce=announce
         )
@@ -102,7 +101,7 @@ class SpeakerEncoder:
         programs: Path | None = None,
         announce: bool = False,
     ) -> SpeakerEncoder:
-        """The encoder of a bundle, with its scoring."""
+        """Makes the encoder of a bundle, with the bundle's scoring."""
         return cls(
             bundle.config,
             bundle.variables,
@@ -116,7 +115,7 @@ class SpeakerEncoder:
         )
 
     def with_dtype(self, dtype: Dtype) -> SpeakerEncoder:
-        """This model computing in another dtype: weights on the device are shared, where they stay the same."""
+        """Returns an encoder of the same model in another dtype. Both share the weights whose dtype is the same."""
         return SpeakerEncoder(
             self.config,
             self.variables,
@@ -130,18 +129,18 @@ class SpeakerEncoder:
 
     @property
     def variables(self) -> Variables:
-        """Weights and statistics as given, on every device; set them to embed with others."""
+        """Weights and statistics as they were given, on every device. Assign to this property to replace them."""
         return self._variables
 
     @variables.setter
     def variables(self, variables: Variables) -> None:
-        self._variables = jax.device_put(variables, self._everywhere)
-        self._folded = jax.device_put(fold(self.config, self._variables, self.dtype), self._everywhere)
+        self._variables = jax.device_put(variables, self._replicated)
+        self._folded = jax.device_put(fold(self.config, self._variables, self.dtype), self._replicated)
         self.__dict__.pop("fingerprint", None)
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Sha256 over configuration, variables and dtype: equal ones give embeddings that may be compared."""
+        """SHA-256 of configuration, variables and dtype. Embeddings may be compared if their fingerprints are equal."""
         digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
         leaves = {
             jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables)
@@ -155,7 +154,7 @@ class SpeakerEncoder:
 
     @property
     def padding_waste(self) -> float:
-        """Share of the samples computed so far that were padding: of length buckets and of rows without a recording."""
+        """Share of padding among the samples computed so far: it fills up lengths, and rows without a recording."""
         return 1 - self._real_samples / self._padded_samples if self._padded_samples else 0.0
 
     def embed(
@@ -166,24 +165,26 @@ class SpeakerEncoder:
         short: Short = "error",
         vad: bool = False,
     ) -> Float32[np.ndarray, "n embedding"]:
-        """Embeds recordings; each row is what the recording alone would give.
+        """Embeds recordings. A recording has the same embedding alone and beside others.
 
         Args:
-          sources: paths, http(s) URLs, bytes, binary files, or arrays [samples] or [samples, channels]; one or many.
-            Those longer than `MAX_BATCH_SECONDS` take three times the work and bounded memory: `ecapa_jax.long`.
-          sample_rate: of the arrays, Hz; None means the model's.
-          short: what to do with an utterance below `minimum_samples`: an error, or repeat it until it is long enough.
-          vad: embed only what somebody says, without the silence between; where nobody is heard, a NoSpeechWarning
-            says so and all of the recording is embedded.
+          sources: one recording or several: paths, http(s) URLs, bytes, binary files, or arrays [samples] or
+            [samples, channels]. Recordings longer than `MAX_BATCH_SECONDS` are embedded chunk by chunk, which takes
+            three times the work but bounded memory (see `ecapa_jax.long`).
+          sample_rate: sample rate of the arrays, Hz; None means the rate of the model.
+          short: what to do with a recording of fewer than `minimum_samples`: raise an error, or repeat it until it is
+            long enough.
+          vad: whether to embed only the speech and leave out the silence. If nobody is heard in a recording, a
+            NoSpeechWarning says so and the whole recording is embedded.
 
         Returns:
-          [n, embedding_dim] float32, in the order given.
+          [n, embedding_dim] float32, in the order of `sources`.
 
         Raises:
-          AudioError: a source can't be read, is too short, or holds NaN; nothing is embedded then.
+          AudioError: a source can't be read, is too short, or holds NaN. In this case nothing is embedded.
         """
         recordings = self._read_ahead(sources, sample_rate, short, MAX_BATCH_SECONDS, vad=vad)
-        return self._in_order(self.embed_stream(audio for audio, _ in recordings))
+        return self._stack_in_order(self.embed_stream(audio for audio, _ in recordings))
 
     def embed_windows(
         self,
@@ -194,18 +195,19 @@ class SpeakerEncoder:
         *,
         short: Short = "error",
     ) -> Windows:
-        """Embeds a recording window by window; of a file, memory holds what a batch of windows needs.
+        """Embeds a recording window by window. A file is read as it is needed: memory holds one batch of windows.
 
-        Windows begin every `hop` seconds; if something is left after the last whole one, one more ends with the
-        recording. A recording shorter than a window is one.
+        A window begins every `hop` seconds. If audio is left after the last whole window, one more window is added
+        that ends where the recording ends. A recording shorter than a window makes one window.
 
         Args:
-          source, sample_rate, short: as for `embed`, one recording.
-          window, hop: seconds; the hop is half a window where none is given.
+          source, sample_rate, short: as for `embed`, but one recording.
+          window: length of a window in seconds.
+          hop: seconds from the start of one window to the start of the next; None is half a window.
 
         Raises:
           AudioError: as `embed`.
-          ConfigError: the window is too short for the model, or the hop longer than it.
+          ConfigError: the window is too short for the model, or the hop is longer than the window.
         """
         hop = window / 2 if hop is None else hop
         size, step = samples_of(window, hop, self.sample_rate, self.minimum_samples)
@@ -223,22 +225,22 @@ class SpeakerEncoder:
         short: Short = "error",
         scorer: Scorer | None = None,
     ) -> Float32[np.ndarray, "n views embedding"]:
-        """The embeddings that `Scorer.score` takes of each recording: first the whole's, then those of its windows.
+        """Embeds the views of each recording that `Scorer.score` needs: the whole recording, then its windows.
 
         Args:
           sources, sample_rate, short: as for `embed`.
-          scorer: None is the model's.
+          scorer: the scorer that says which views it needs; None is the scorer of this encoder.
         """
         scorer = scorer or self.scorer
         waveforms, _ = self._read_whole(sources, sample_rate, short)
-        rows = self._in_order(self.embed_stream(self._views(waveforms, scorer)))
+        rows = self._stack_in_order(self.embed_stream(self._cut_views(waveforms, scorer)))
         return rows.reshape(len(waveforms), scorer.n_views, -1)
 
-    def _views(self, waveforms: Sequence[np.ndarray], scorer: Scorer) -> list[Float32[np.ndarray, " _"]]:
-        """The views of all recordings; the kept programs that they need are read meanwhile."""
+    def _cut_views(self, waveforms: Sequence[np.ndarray], scorer: Scorer) -> list[Float32[np.ndarray, " _"]]:
+        """Cuts the views of all recordings, and starts to read the kept programs that these views need."""
         views = [view for waveform in waveforms for view in scorer.views(waveform)]
         batches = self.buckets.plan([len(view) for view in views if not self.buckets.is_long(len(view))])
-        self.programs.fetch(self._arguments(batch) for batch in batches)
+        self.programs.fetch(self._describe_arguments(batch) for batch in batches)
         return views
 
     def _read_ahead(
@@ -251,15 +253,17 @@ class SpeakerEncoder:
         vad: bool = False,
         listen: bool = False,
     ) -> Iterator[tuple[Float32[np.ndarray, " _"] | LongAudio, bool]]:
-        """The recordings in order, decoded by threads while the device is busy with those before.
+        """Yields the recordings in order; threads decode the next ones while the device computes.
 
-        With each comes whether somebody is heard to speak in it; True where neither `vad` nor `listen` asks for that.
-        What is longer than `longest` seconds is left to whoever takes it, who reads it before he takes the next.
+        Yields:
+          The samples, or a `LongAudio` if the recording is longer than `longest` seconds; the caller must read it
+          before taking the next recording. And whether somebody is heard to speak in it: True if neither `vad` nor
+          `listen` asks for that.
         """
 
         def read(source: AudioSource) -> tuple[Float32[np.ndarray, " _"] | LongAudio, bool]:
             audio = open_recording(self.config, source, sample_rate, short, longest)
-            speech = self._without_silence(audio) if vad else audio
+            speech = self._cut_silence(audio) if vad else audio
             heard = speech is not None
             if heard and listen and not isinstance(audio, LongAudio):
                 heard = holds_speech(audio, self.sample_rate)
@@ -269,14 +273,14 @@ class SpeakerEncoder:
         with contextlib.closing(map_ahead(read, listed)) as recordings:
             for source, (audio, heard) in zip(listed, recordings, strict=True):
                 yield audio, heard
-                warn_of_silence(source, audio)  # of which a stream knows at its end
+                warn_of_silence(source, audio)  # only now: a `LongAudio` is known to be silent when it has been read
                 if not heard and not (audio.is_silent if isinstance(audio, LongAudio) else is_silent(audio)):
                     warn_of_no_speech(source)
 
-    def _without_silence(
+    def _cut_silence(
         self, audio: Float32[np.ndarray, " _"] | LongAudio
     ) -> Float32[np.ndarray, " _"] | LongAudio | None:
-        """What somebody says in a recording; None where that is nothing, or too little for the model."""
+        """Returns the speech in a recording; None if there is no speech, or too little for the model."""
         speech = cut_silence(audio, self.sample_rate)
         if isinstance(speech, np.ndarray) and len(speech) < self.minimum_samples:
             return None
@@ -291,11 +295,11 @@ class SpeakerEncoder:
         vad: bool = False,
         listen: bool = False,
     ) -> tuple[list[Float32[np.ndarray, " _"]], list[bool]]:
-        """The recordings, and whether somebody is heard to speak in each."""
+        """Reads the recordings whole; also says for each whether somebody is heard to speak in it."""
         found = list(self._read_ahead(sources, sample_rate, short, vad=vad, listen=listen))
         return cast("list[np.ndarray]", [audio for audio, _ in found]), [heard for _, heard in found]
 
-    def _in_order(self, embedded: EmbeddedRows) -> Float32[np.ndarray, "n embedding"]:
+    def _stack_in_order(self, embedded: EmbeddedRows) -> Float32[np.ndarray, "n embedding"]:
         rows: dict[int, np.ndarray] = {}
         for indices, embeddings in embedded:
             rows.update(zip(indices, embeddings, strict=True))
@@ -306,7 +310,7 @@ class SpeakerEncoder:
     def read(
         self, source: AudioSource, sample_rate: int | str | None = None, *, short: Short = "error", vad: bool = False
     ) -> Float32[np.ndarray, " samples"]:
-        """One recording as the model takes it: one channel at its rate, at least `minimum_samples` long.
+        """Reads one recording in the form that the model takes: one channel, its rate, at least `minimum_samples`.
 
         Args:
           source, sample_rate, short, vad: as for `embed`.
@@ -315,7 +319,7 @@ class SpeakerEncoder:
           AudioError: the source can't be read, is too short, or holds NaN.
         """
         waveform = open_recording(self.config, source, sample_rate, short)
-        speech = self._without_silence(waveform) if vad else waveform
+        speech = self._cut_silence(waveform) if vad else waveform
         if speech is None:
             warn_of_no_speech(source)
             speech = waveform
@@ -323,23 +327,24 @@ class SpeakerEncoder:
         return speech
 
     def embed_stream(self, waveforms: Iterable[Float32[np.ndarray, " _"] | LongAudio]) -> EmbeddedRows:
-        """Embeds waveforms while they come in; memory holds one unfinished batch a length bucket, however many come.
+        """Embeds waveforms as they arrive. Memory holds one unfinished batch for each length bucket.
 
         Args:
-          waveforms: as `read` gives them; long ones go chunk by chunk.
+          waveforms: waveforms as `read` returns them; long ones are embedded chunk by chunk.
 
         Returns:
-          An iterator over positions in the stream and their embeddings, batch after batch, every position once. Which
-          waveforms share a batch follows from their order and lengths alone: the same stream gives the same bits.
+          An iterator that gives, batch after batch, positions in the stream and the embeddings of these waveforms;
+          every position once. The order and the lengths of the waveforms alone decide which of them share a batch, so
+          the same stream gives the same bits.
         """
-        running: collections.deque[tuple[tuple[int, ...], jax.Array | np.ndarray]] = collections.deque()
+        pending: collections.deque[tuple[tuple[int, ...], jax.Array | np.ndarray]] = collections.deque()
         for batch, rows in self.buckets.stream(waveforms):
             embeddings = self._dispatch(batch, rows) if batch.samples else self._embed_long(rows[0])
-            running.append((batch.indices, embeddings))
-            if len(running) > 1:  # one computes while the next is read
-                yield _on_host(*running.popleft())
-        for done in running:
-            yield _on_host(*done)
+            pending.append((batch.indices, embeddings))
+            if len(pending) > 1:  # the device computes one batch while the host reads the next
+                yield _copy_to_host(*pending.popleft())
+        for done in pending:
+            yield _copy_to_host(*done)
 
     def _dispatch(self, batch: Batch, waveforms: Sequence[np.ndarray]) -> Float32[jax.Array, "rows embedding"]:
         """Embeds one batch, without waiting for the device."""
@@ -352,15 +357,16 @@ class SpeakerEncoder:
         self._padded_samples += padded.size
         return self.programs(self._folded, *jax.device_put((padded, lengths), self.sharding))
 
-    def _arguments(self, batch: Batch) -> tuple[Variables, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """What `_dispatch` calls the compiled function with; of the waveforms the shapes."""
+    def _describe_arguments(self, batch: Batch) -> tuple[Variables, jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Returns the arguments that `_dispatch` passes to the compiled function: variables, and shapes of the rest."""
         waveforms = jax.ShapeDtypeStruct((batch.rows, batch.samples), np.float32, sharding=self.sharding)
         lengths = jax.ShapeDtypeStruct((batch.rows,), np.int32, sharding=self.sharding)
         return self._folded, waveforms, lengths
 
     def _embed_batch(self, variables: Variables, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
-        """The function that is compiled: on a processor, as many utterances at a time as its caches hold."""
-        from ecapa_jax.functional import embed, embed_in_groups  # flax, which programs of an earlier process don't need
+        """The function that is compiled. A CPU computes only as many utterances at a time as its caches hold."""
+        # Imported here because it imports Flax, which a process doesn't need if its programs are kept.
+        from ecapa_jax.functional import embed, embed_in_groups
 
         rows = self.buckets.group(*waveforms.shape)
         if rows == len(waveforms):
@@ -368,7 +374,7 @@ class SpeakerEncoder:
         return embed_in_groups(self.config, variables, waveforms, lengths, rows)
 
     def _embed_long(self, blocks: Blocks) -> Float32[np.ndarray, "1 embedding"]:
-        """Embeds what is too long for a batch, chunk by chunk."""
+        """Embeds a waveform that is too long for a batch, chunk by chunk."""
         from ecapa_jax.long import passes
 
         place = functools.partial(jax.device_put, device=self.sharding)
@@ -384,26 +390,29 @@ class SpeakerEncoder:
         scoring: ScoringName = "publisher",
         vad: bool = False,
     ) -> Verification:
-        """Scores two recordings and, with a threshold, decides whether one speaker made both.
+        """Scores two recordings and, if there is a threshold, decides whether the same person speaks in both.
 
-        A NoSpeechWarning names a recording with less than half a second of speech; `Verification.speech` says so, too.
+        A NoSpeechWarning names a recording with less than half a second of speech; `Verification.speech` is False for
+        it.
 
         Args:
-          a, b: recordings, as for `embed`; arrays are at the model's rate.
-          threshold: on the scale of the score, `Verification.score_type`; None takes the model's, if it has one.
+          a, b: recordings, as for `embed`; arrays have the sample rate of the model.
+          threshold: the lowest score that means yes, on the scale `Verification.score_type`; None takes the threshold
+            of the model, if it has one.
           short: as for `embed`.
-          scoring: the model's (`publisher`), or another one; its threshold is the model's where that still fits.
+          scoring: `publisher`, which is the scoring of the model, or another one. Another scoring keeps the threshold
+            of the model if both have the same scale.
           vad: as for `embed`.
 
         Raises:
           AudioError: a recording can't be embedded.
-          ConfigError: the threshold is out of the score's range, or the scoring needs what the model does not bring.
+          ConfigError: the threshold is outside the range of the score, or the model lacks what the scoring needs.
         """
-        scorer = self.scorer.named(scoring)
+        scorer = self.scorer.with_scoring(scoring)
         threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
         waveforms, heard = self._read_whole([a, b], None, short, vad=vad, listen=True)
         seconds = [len(waveform) / self.sample_rate for waveform in waveforms]
-        rows = self._in_order(self.embed_stream(self._views(waveforms, scorer)))
+        rows = self._stack_in_order(self.embed_stream(self._cut_views(waveforms, scorer)))
         first, second = rows.reshape(2, scorer.n_views, -1)
         score = scorer.score(first, second, seconds)
         same_speaker = None if threshold is None else score >= threshold
@@ -415,19 +424,19 @@ class SpeakerEncoder:
         b: Float[np.ndarray, "*views embedding"],
         seconds: Sequence[float] | None = None,
     ) -> float:
-        """`Scorer.score` of two recordings from their embeddings, or their views' as `embed_views` gives them."""
+        """Scores two recordings from their embeddings, or from those of their views, as `embed_views` returns them."""
         return self.scorer.score(np.atleast_2d(a), np.atleast_2d(b), seconds)
 
     def warm_up(self, max_seconds: float) -> int:
-        """Compiles every bucket that utterances up to `max_seconds` can meet; returns how many there are."""
+        """Compiles every batch shape that utterances of up to `max_seconds` can have; returns their number."""
         batches = self.buckets.up_to(int(max_seconds * self.sample_rate))
         for batch in batches:
             self._dispatch(batch, []).block_until_ready()
         return len(batches)
 
 
-def _on_host(
+def _copy_to_host(
     indices: tuple[int, ...], embeddings: jax.Array | np.ndarray
 ) -> tuple[tuple[int, ...], Float32[np.ndarray, "rows embedding"]]:
-    """The embeddings on the host, without those of rows that only fill the batch."""
+    """Copies embeddings to the host and drops the rows that only fill up the batch."""
     return indices, np.asarray(embeddings)[: len(indices)]

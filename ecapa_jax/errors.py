@@ -1,4 +1,4 @@
-"""The exceptions a caller may want to catch.
+"""The exceptions that a caller may want to catch.
 
 Every message says what is wrong, where, and what to do; the command line prints it as one line and exits with 2.
 """
@@ -11,11 +11,11 @@ _PACKAGE = os.path.dirname(__file__) + os.sep
 
 
 class EcapaError(Exception):
-    """Base of every error that the user's input or environment can cause."""
+    """Base of every error that the input or the environment of the user can cause."""
 
 
 class ConfigError(EcapaError, ValueError):
-    """A configuration value is out of range, unknown, or asks for something that is not built."""
+    """A configuration value is out of range, unknown, or not supported."""
 
 
 class AudioError(EcapaError, ValueError):
@@ -27,7 +27,7 @@ class TooLongError(AudioError):
 
 
 class ConversionError(EcapaError, ValueError):
-    """A foreign checkpoint can't be converted without a guess or a loss."""
+    """A checkpoint of another library can't be converted without a guess or a loss."""
 
 
 class BundleError(EcapaError, ValueError):
@@ -39,7 +39,7 @@ class DownloadError(EcapaError, OSError):
 
 
 class ScoringError(EcapaError, ValueError):
-    """Scores and labels from which no error rate can be computed."""
+    """No error rate can be computed from the given scores and labels."""
 
 
 class CorpusError(EcapaError, ValueError):
@@ -47,11 +47,11 @@ class CorpusError(EcapaError, ValueError):
 
 
 class StoreError(EcapaError, ValueError):
-    """A speaker store can't be used: damaged, of another model, or busy; or a name in it is wrong."""
+    """A speaker store can't be used: it is damaged, busy, or belongs to another model; or a name in it is wrong."""
 
 
 class Stopped(EcapaError):
-    """Work ended early because it was asked to, with its state saved; the command line exits with 75."""
+    """Work stopped early on request and saved its state; the command line exits with 75."""
 
 
 class TrialError(EcapaError, ValueError):
@@ -59,7 +59,7 @@ class TrialError(EcapaError, ValueError):
 
 
 class TrainingError(EcapaError):
-    """A run can't begin or go on: other data, another configuration, a loss that is not finite."""
+    """A run can't begin or go on: data or configuration have changed, or a loss is not finite."""
 
 
 class DiarizationError(EcapaError, ValueError):
@@ -67,21 +67,21 @@ class DiarizationError(EcapaError, ValueError):
 
 
 def without_secrets(url: str) -> str:
-    """The URL less its user, password, query and fragment, which may hold keys: fit for messages and logs."""
+    """Removes user, password, query and fragment from a URL: they may hold keys, which don't belong in messages."""
     scheme, _, rest = one_line(url).partition("://")
     host, slash, path = rest.partition("?")[0].partition("#")[0].partition("/")
     return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def one_line(error: object) -> str:
-    """What an error says, without line breaks; its type if it says nothing."""
+    """Returns the message of an error without line breaks, or the name of its type if it has no message."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def levels_to_user() -> int:
-    """The `stacklevel` at which a warning names the line that called this package.
+    """Returns the `stacklevel` at which a warning names the line that called this package.
 
-    Decorators of other packages may stand between, which `skip_file_prefixes` of Python 3.12 would stop at.
+    The `skip_file_prefixes` of Python 3.12 can't do this: it stops at decorators of other packages.
     """
     files: list[str] = []
     frame: FrameType | None = sys._getframe()

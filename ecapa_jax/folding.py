@@ -1,4 +1,4 @@
-"""Variables for inference: what can be computed once is computed once."""
+"""Variables for inference: constant parts of the computation are done once, and weights get the compute dtype."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ DTYPES = ("float32", "bfloat16")
 
 
 def fold(config: ModelConfig, variables: Variables, dtype: str = "float32") -> Variables:
-    """Variables for inference, which the same `embed` takes: what can be computed once is computed once.
+    """Prepares variables for inference; the result is passed to the same `embed`.
 
-    Kernels that multiply frames are in the compute dtype; what is done once an utterance (SE, projection), biases,
-    normalisations and the mel matrix stay float32. The normalisations about the projection are part of it, and the
-    bias of the attention's logits, which a softmax over time cancels, is zero. Not for training: running statistics
-    are no longer where they were.
+    Kernels that are applied to frames get the compute dtype. Kernels that are applied once per utterance (SE and
+    projection), biases, normalisations and the mel matrix stay float32. The normalisations before and after the
+    projection are folded into it, and the bias of the attention logits becomes zero, because a softmax over time
+    cancels it. Don't train the result: its running statistics are no longer those of the model.
 
     Args:
       config: the model.
       variables: as from `init` or a bundle.
-      dtype: `float32` or `bfloat16`, of the products; they are summed in float32.
+      dtype: dtype of the products, `float32` or `bfloat16`; sums are float32.
 
     Raises:
-      ConfigError: another dtype.
+      ConfigError: the dtype is not supported.
     """
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype {dtype!r} is not built; built: {', '.join(DTYPES)}")
+        raise ConfigError(f"dtype is {dtype!r}; it must be one of: {', '.join(DTYPES)}")
     params, batch_stats = dict(variables["params"]), dict(variables["batch_stats"])
     _fold_projection(config.ecapa, params, batch_stats)
     if config.ecapa.pooling == "attentive":
         logits = params["pooling"]["logits"]
-        params["pooling"] = {**params["pooling"], "logits": {**logits, "bias": 0 * _values(logits["bias"])}}
+        params["pooling"] = {**params["pooling"], "logits": {**logits, "bias": 0 * _to_host(logits["bias"])}}
     if dtype != "float32":
-        params = {name: part if name == "projection" else _lower(part, dtype) for name, part in params.items()}
+        params = {name: part if name == "projection" else _lower_dtype(part, dtype) for name, part in params.items()}
     return {"params": params, "batch_stats": batch_stats, "constants": variables["constants"]}
 
 
@@ -71,38 +71,38 @@ def append_affine(
     return {"params": params, "batch_stats": batch_stats, "constants": variables["constants"]}
 
 
-def _lower(part: PyTree, dtype: str) -> PyTree:
-    """Kernels in the compute dtype, but for those of squeeze-excitation."""
+def _lower_dtype(part: PyTree, dtype: str) -> PyTree:
+    """Casts all kernels to the compute dtype except those of squeeze-excitation."""
     if not isinstance(part, dict):
         return part.astype(dtype) if part.ndim == 3 else part
-    return {name: leaf if name == "se" else _lower(leaf, dtype) for name, leaf in part.items()}
+    return {name: leaf if name == "se" else _lower_dtype(leaf, dtype) for name, leaf in part.items()}
 
 
 def _fold_projection(config: EcapaConfig, params: Variables, batch_stats: Variables) -> None:
-    """Makes the normalisations before and after the projection part of it; in their places they do nothing."""
-    kernel, bias = _values(params["projection"]["kernel"]), _values(params["projection"]["bias"])
+    """Folds the normalisations before and after the projection into it and replaces them by identities."""
+    kernel, bias = _to_host(params["projection"]["kernel"]), _to_host(params["projection"]["bias"])
     if "pooled_norm" in params:
-        factor, shift = _affine(config, params, batch_stats, "pooled_norm")
+        factor, shift = _extract_affine(config, params, batch_stats, "pooled_norm")
         bias = bias + _dot(shift, kernel[0])
         kernel = kernel * factor[:, None]
     if "embedding_norm" in params:
-        factor, shift = _affine(config, params, batch_stats, "embedding_norm")
+        factor, shift = _extract_affine(config, params, batch_stats, "embedding_norm")
         kernel, bias = kernel * factor, bias * factor + shift
     params["projection"] = {"kernel": kernel, "bias": bias}
 
 
-def _affine(config: EcapaConfig, params: Variables, batch_stats: Variables, name: str) -> tuple[Any, Any]:
-    """A normalisation as factor and shift; in its place one that changes nothing is left."""
-    scale, offset = _values(params[name]["scale"]), _values(params[name]["bias"])
-    mean, variance = _values(batch_stats[name]["mean"]), _values(batch_stats[name]["var"])
+def _extract_affine(config: EcapaConfig, params: Variables, batch_stats: Variables, name: str) -> tuple[Any, Any]:
+    """Returns a normalisation as factor and shift, and replaces it by an identity."""
+    scale, offset = _to_host(params[name]["scale"]), _to_host(params[name]["bias"])
+    mean, variance = _to_host(batch_stats[name]["mean"]), _to_host(batch_stats[name]["var"])
     factor = scale * (variance + config.norm_epsilon) ** -0.5
     params[name] = {"scale": 0 * factor + 1, "bias": 0 * factor}
     batch_stats[name] = {"mean": 0 * factor, "var": 0 * factor + (1 - config.norm_epsilon)}
     return factor, offset - mean * factor
 
 
-def _values(leaf: Any) -> Any:
-    """On the host, where nothing need be compiled; inside a traced function what it is."""
+def _to_host(leaf: Any) -> Any:
+    """Copies a leaf to the host, where nothing has to be compiled; a leaf that is being traced stays as it is."""
     return leaf if isinstance(leaf, jax.core.Tracer) else np.asarray(leaf)
 
 

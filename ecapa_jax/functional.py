@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ecapa_jax.batching import minimum_samples as minimum_samples
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.config import Variables as Variables
-from ecapa_jax.features.constants import stored as _stored
+from ecapa_jax.features.constants import stored_constants
 from ecapa_jax.features.fbank import AnyArray, fbank, seen_mask
 from ecapa_jax.folding import fold as fold
 from ecapa_jax.nn.ecapa import EcapaTdnn
@@ -26,16 +26,18 @@ from ecapa_jax.nn.layers import BatchNorm
 
 
 def init(config: ModelConfig, key: PRNGKeyArray) -> Variables:
-    """Random variables, with PyTorch's default initialisation of convolutions; float32."""
+    """Draws random float32 variables; convolutions are initialised as PyTorch does by default."""
     model = EcapaTdnn(config.ecapa, rngs=nnx.Rngs(key))
-    constants = jax.tree.map(jnp.asarray, _stored(config.fbank))
+    constants = jax.tree.map(jnp.asarray, stored_constants(config.fbank))
     return _as_variables(nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat), constants)
 
 
 def abstract(config: ModelConfig) -> Variables:
-    """The shapes and dtypes of the variables, as `jax.ShapeDtypeStruct` leaves; nothing is computed."""
-    _, params, batch_stats = _structure(config.ecapa)
-    constants = {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in _stored(config.fbank).items()}
+    """Returns the shapes and dtypes of the variables as `jax.ShapeDtypeStruct` leaves, without computing anything."""
+    _, params, batch_stats = _abstract_network(config.ecapa)
+    constants = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in stored_constants(config.fbank).items()
+    }
     return _as_variables(params, batch_stats, constants)
 
 
@@ -49,21 +51,21 @@ def apply(
     seen: Bool[AnyArray, "batch time"] | None = None,
     statistics_over: tuple[str, ...] = (),
 ) -> tuple[Float[Array, "batch embedding"], Variables]:
-    """The network: features and mask to embeddings.
+    """Applies the network: features and mask to embeddings.
 
     Args:
       config: the network.
       variables: as from `init` or a bundle.
-      features: [B, T, n_mels], anything finite where `mask` is False.
-      mask: [B, T], True at real frames, a prefix of each row.
-      train: normalise with the batch's statistics and move the running ones.
+      features: [B, T, n_mels]; where `mask` is False they may be any finite number.
+      mask: [B, T], True at real frames, which come first in each row.
+      train: whether to normalise with the statistics of the batch and to update the running statistics.
       seen: [B, T], as from `seen_mask`, for a front end that adds blank frames; None means `mask`.
-      statistics_over: with `train` inside `jax.shard_map`, the mesh axes over which the batch is spread: its statistics
-        are taken over all of it. Without, each part normalises with its own.
+      statistics_over: mesh axes over which the batch is spread, if `train` runs inside `jax.shard_map`: batch
+        statistics are then taken over the whole batch. By default each device uses the statistics of its own rows.
 
     Returns:
       embeddings: [B, embedding_dim].
-      batch_stats: the running statistics; moved if `train`, else as given.
+      batch_stats: the running statistics, updated if `train`, otherwise as given.
     """
     model = network(config, variables)
     for _, module in nnx.iter_modules(model) if statistics_over else ():
@@ -82,9 +84,9 @@ def embed(
     waveforms: Float[AnyArray, "batch samples"],
     lengths: Int[AnyArray, " batch"],
 ) -> Float[Array, "batch embedding"]:
-    """Waveforms to embeddings: front end and network in one function.
+    """Embeds waveforms: front end and network in one function.
 
-    Each utterance's embedding is the one it has alone, whatever its batch mates and whatever the padding holds.
+    The embedding of an utterance does not depend on the other utterances of the batch, nor on the padding.
 
     Args:
       config: the model; static under jit.
@@ -93,7 +95,7 @@ def embed(
       lengths: [B], true lengths in samples, at most S.
 
     Returns:
-      [B, embedding_dim]; a row of NaN for an utterance shorter than `minimum_samples(config)`, which has none.
+      [B, embedding_dim]. An utterance shorter than `minimum_samples(config)` has no embedding: its row is NaN.
     """
     features, mask = fbank(config.fbank, waveforms, lengths, variables["constants"])
     embeddings = network(config.ecapa, variables)(features, mask, seen=seen_mask(config.fbank, mask))
@@ -107,13 +109,13 @@ def embed_in_groups(
     lengths: Int[AnyArray, " batch"],
     rows: int,
 ) -> Float[Array, "batch embedding"]:
-    """`embed` of `rows` utterances at a time, one group after the other in one compiled function.
+    """Embeds `rows` utterances at a time, one group after the other in one compiled function.
 
-    For a processor with caches: what a layer of one group writes is still there when the next layer reads it.
+    This is faster on a CPU: the output of a layer is still in the cache when the next layer reads it.
 
     Args:
       config, variables, waveforms, lengths: as for `embed`.
-      rows: a divisor of the batch.
+      rows: utterances in a group; must divide the batch size.
     """
     groups = (waveforms.reshape(-1, rows, waveforms.shape[1]), lengths.reshape(-1, rows))
     if len(groups[0]) == 1:
@@ -128,11 +130,11 @@ def stages(
     waveforms: Float[AnyArray, "batch samples"],
     lengths: Int[AnyArray, " batch"],
 ) -> dict[str, Array]:
-    """What `embed` computes on its way, for comparisons with other code.
+    """Returns the intermediate results of `embed`, to compare them with those of other code.
 
     Returns:
-      features [B, T, M]; stem, block_0, ..., mfa [B, T, C]; pooled [B, 2 C]; embedding [B, D]. Beyond an utterance's
-      frames they are unspecified.
+      features [B, T, M]; stem, block_0, ..., mfa [B, T, C]; pooled [B, 2 C]; embedding [B, D]. Values beyond the
+      frames of an utterance are unspecified.
     """
     model = network(config.ecapa, variables)
     features, mask = fbank(config.fbank, waveforms, lengths, variables["constants"])
@@ -142,14 +144,14 @@ def stages(
 
 
 def network(config: EcapaConfig, variables: Variables) -> EcapaTdnn:
-    """The network with these variables, for use inside the traced function that was given them."""
-    graph, _, _ = _structure(config)
+    """Builds the network with these variables, for use inside the traced function that receives them."""
+    graph, _, _ = _abstract_network(config)
     return nnx.merge(graph, *jax.tree.map(jnp.asarray, (variables["params"], variables["batch_stats"])))
 
 
 @functools.cache
-def _structure(config: EcapaConfig) -> Any:
-    """Graph definition and abstract states of the network; no weight is made."""
+def _abstract_network(config: EcapaConfig) -> Any:
+    """Returns the graph definition and the abstract states of the network, without allocating weights."""
     model = nnx.eval_shape(lambda: EcapaTdnn(config, rngs=None))
     return nnx.split(model, nnx.Param, nnx.BatchStat)
 

@@ -13,7 +13,7 @@ KALDI_POVEY = FbankConfig()
 """3D-Speaker: torchaudio's Kaldi fbank on a waveform in [-1, 1], povey window, mean over time subtracted."""
 
 KALDI_HAMMING_INT16 = FbankConfig(waveform_scale=32768.0, window="hamming")
-"""WeSpeaker: the same in the 16-bit range, hamming window."""
+"""WeSpeaker: as `KALDI_POVEY`, but with a waveform in the 16-bit range and a hamming window."""
 
 SPEECHBRAIN_DB = FbankConfig(
     channel="mean",
@@ -30,7 +30,7 @@ SPEECHBRAIN_DB = FbankConfig(
     log="db",
     top_db=80.0,
 )
-"""SpeechBrain's Fbank: dB, 80 dB range per utterance, its own triangles, mean over time subtracted."""
+"""SpeechBrain's Fbank: dB, 80 dB range per utterance, SpeechBrain's own triangles, mean over time subtracted."""
 
 MEL_TAORUIJIE = FbankConfig(
     framing="center_reflect",
@@ -45,7 +45,7 @@ MEL_TAORUIJIE = FbankConfig(
     floor=1e-6,
     floor_mode="add",
 )
-"""TaoRuijie: torchaudio's MelSpectrogram of the pre-emphasised waveform, 20 to 7600 Hz; matrix and window stored.
+"""TaoRuijie: torchaudio's MelSpectrogram of the pre-emphasised waveform, 20 to 7600 Hz, with stored matrix and window.
 ESPnet-SPK's MelSpectrogramTorch is the same."""
 
 MEL_INSTANCE = FbankConfig(
@@ -77,10 +77,10 @@ MEL_NEMO = FbankConfig(
     normalization="mean_std",
     pad_to=16,
 )
-"""NeMo's FilterbankFeatures until 2.4, with which the published model was trained; matrix and window stored."""
+"""FilterbankFeatures of NeMo up to 2.4, which trained the published model, with stored matrix and window."""
 
 MEL_NEMO_2_5 = dataclasses.replace(MEL_NEMO, framing="center_zeros_floor")
-"""The same from NeMo 2.5 on: zeros about the waveform, the last frame blank."""
+"""FilterbankFeatures from NeMo 2.5 on: the waveform is padded with zeros, and the last frame is blank."""
 
 SEQUENTIAL_REFLECT = EcapaConfig()
 """The network that 3D-Speaker and SpeechBrain share, at C = 1024."""
@@ -107,10 +107,10 @@ ESPNET = dataclasses.replace(
     context_std=StdConfig(unbiased=True, epsilon=1e-4, maximum=1e4),
     pooled_std=StdConfig(form="moment", epsilon=1e-4, maximum=1e4),
 )
-"""ESPnet-SPK's network until 202412, with which the published model was trained."""
+"""The network of ESPnet-SPK up to 202412, which trained the published model."""
 
 ESPNET_2025 = dataclasses.replace(ESPNET, context_std=StdConfig(epsilon=2.0**-23, maximum=1e4))
-"""The same from ESPnet 202511 on."""
+"""The network of ESPnet-SPK from 202511 on."""
 
 GROUPED_ZEROS = EcapaConfig(
     padding="zeros",
@@ -158,4 +158,4 @@ PRESETS: dict[str, ModelConfig] = {
     ),
     "wespeaker-c1024": ModelConfig(fbank=KALDI_HAMMING_INT16, ecapa=WESPEAKER_GLOB),
 }
-"""Name to the configuration of a published model."""
+"""The configuration of each published model, by name."""

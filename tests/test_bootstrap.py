@@ -36,7 +36,7 @@ def test_a_weight_is_a_number_of_copies(data, rest):
     weights[np.argmax(labels == 1)] = 1  # one of each kind is left
     weights[np.argmax(labels == 0)] = 2
     trials = SortedTrials.of(scores, labels)
-    counts = trials.weighted(weights[trials.targets], weights[trials.nontargets])
+    counts = trials.count_weighted(weights[trials.targets], weights[trials.nontargets])
     expected = written_out(np.repeat(scores, weights), np.repeat(labels, weights))
     np.testing.assert_allclose(figures(counts), expected, rtol=1e-14)
 
@@ -114,7 +114,7 @@ def test_two_systems_on_the_same_trials():
 
 def test_too_little_to_draw_from():
     trials = SortedTrials.of([0.1, 0.9, 0.5], [0, 1, 0])
-    with pytest.raises(ScoringError, match="2 speakers or files"):
+    with pytest.raises(ScoringError, match="2 different speakers or files"):
         bootstrap.resample([trials], bootstrap.Units.of(["a", "a", "a"], ["b", "a", "b"]), figures)
     with pytest.raises(ScoringError, match="3 trials and 2 pairs"):
         bootstrap.resample([trials], bootstrap.Units.of([0, 1], [2, 3]), figures)
@@ -122,7 +122,7 @@ def test_too_little_to_draw_from():
         bootstrap.intervals(np.zeros((3, 1)), 95.0)
     other = SortedTrials.of([0.1, 0.9, 0.5], [1, 0, 0])
     units = bootstrap.Units.of([0, 1, 2], [1, 1, 3])
-    with pytest.raises(ScoringError, match="other trials"):
+    with pytest.raises(ScoringError, match="different trials"):
         bootstrap.differences([trials, other], units, figures)
 
 

@@ -91,8 +91,8 @@ def edit(path, change):
         (lambda d: d["scoring"].update(threshold=float("nan")), "scoring.threshold is nan"),
         (lambda d: d["scoring"].update(subtract_mean=1), "scoring.subtract_mean is 1"),
         (lambda d: d["scoring"].update(colour="red"), "scoring: unknown key colour"),
-        (lambda d: d.update(provenance=[]), "provenance, or published in it, is no object"),
-        (lambda d: d["provenance"].update(published=[1]), "provenance, or published in it, is no object"),
+        (lambda d: d.update(provenance=[]), "provenance, or published in it, is not an object"),
+        (lambda d: d["provenance"].update(published=[1]), "provenance, or published in it, is not an object"),
         (lambda d: d.update(checkpoint={}), "checkpoint names no files"),
         (lambda d: d.update(checkpoint=["d/1"]), "checkpoint names no files"),
     ],
@@ -136,9 +136,9 @@ ROWS = np.ones((3, 192), np.float32)
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"cohort": ROWS}, "one speaker a cohort row"),
-        ({"cohort_speakers": np.array(["a", "b", "c"])}, "one speaker a cohort row"),
-        ({"cohort": ROWS, "cohort_speakers": np.array([1, 2, 3])}, "one speaker a cohort row"),
+        ({"cohort": ROWS}, "one speaker for each row of the cohort"),
+        ({"cohort_speakers": np.array(["a", "b", "c"])}, "one speaker for each row of the cohort"),
+        ({"cohort": ROWS, "cohort_speakers": np.array([1, 2, 3])}, "one speaker for each row of the cohort"),
         ({"cohort": ROWS, "cohort_speakers": np.array(["a", "b"])}, "no cohort of 2 x 192 finite values"),
         ({"cohort": ROWS[:, 1:], "cohort_speakers": np.array(["a", "b", "c"])}, "no cohort of 3 x 192"),
         ({"cohort": ROWS * np.inf, "cohort_speakers": np.array(["a", "b", "c"])}, "no cohort of 3 x 192"),
@@ -155,8 +155,8 @@ CALIBRATION = {"offset": 1.0, "weight": 2.0, "measures": [], "measure_weights": 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"normalisation": "t_norm"}, "scoring.normalisation is 't_norm', not one of: none, s_norm"),
-        ({"top_n": 300}, "top_n is 300; it is of S-norm"),
+        ({"normalisation": "t_norm"}, "scoring.normalisation is 't_norm'; it must be one of: none, s_norm"),
+        ({"top_n": 300}, "top_n is 300; it must be at least 2, and needs"),
         ({"normalisation": "s_norm", "top_n": 1}, "at least 2"),
         ({"normalisation": "s_norm", "top_n": 2.5}, "scoring.top_n is 2.5"),
         ({"normalisation": "s_norm", "score_map": "half"}, "is for cosines only"),
@@ -165,7 +165,7 @@ CALIBRATION = {"offset": 1.0, "weight": 2.0, "measures": [], "measure_weights": 
         ({"calibration": {**CALIBRATION, "measures": ["duration"]}}, "not 2 each"),
         ({"calibration": {**CALIBRATION, "measures": [3]}}, "scoring.calibration.measures[0] is 3"),
         ({"calibration": {**CALIBRATION, "colour": 1}}, "scoring.calibration: unknown key colour"),
-        ({"calibration": 1.0}, "scoring.calibration must be an object"),
+        ({"calibration": 1.0}, "scoring.calibration must be a table"),
     ],
 )
 def test_scoring_that_makes_no_sense_is_refused(copy, change, words):

@@ -140,7 +140,7 @@ def test_separated_trials_are_refused_or_need_a_ridge(n_targets, n_others, gap):
     scores = np.concatenate([0.5 + gap + 0.1 * np.arange(n_targets), 0.5 - 0.1 * np.arange(n_others)])
     labels = np.arange(len(scores)) < n_targets
     assume(np.ptp(scores) > 0)
-    with pytest.raises(ScoringError, match="separated without an error"):
+    with pytest.raises(ScoringError, match="without an error"):
         fit(scores, labels)
     ratios = calibrate(fit(scores, labels, ridge=1e-3), scores)
     assert ratios[:n_targets].min() >= ratios[n_targets:].max()
@@ -149,7 +149,7 @@ def test_separated_trials_are_refused_or_need_a_ridge(n_targets, n_others, gap):
 def test_separation_by_a_quality_is_seen():
     scores, labels, *_ = trials(0, 30, 30)
     seconds = np.where(labels, 5.0, 1.0) * np.linspace(1, 1.5, 60)
-    with pytest.raises(ScoringError, match="separated without an error"):
+    with pytest.raises(ScoringError, match="without an error"):
         fit(scores, labels, quality(seconds, seconds), measures=("duration",))
 
 
@@ -163,7 +163,7 @@ def test_separation_by_a_quality_is_seen():
         ({"qualities": np.zeros((1200, 2))}, r"1200 trials and 0 measures need \(1200, 0\)"),
         ({"measures": ("duration",)}, r"1 measures need \(1200, 2\)"),
         ({"measures": ("duration",), "qualities": np.full((1200, 2), np.inf)}, "not finite"),
-        ({"measures": ("loudness",), "qualities": np.ones((1200, 2))}, "is no quality measure"),
+        ({"measures": ("loudness",), "qualities": np.ones((1200, 2))}, "is not a quality measure"),
     ],
 )
 def test_fit_refuses(changes, message):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ecapa_jax.config import FbankConfig
 from ecapa_jax.errors import ConfigError
-from ecapa_jax.features.constants import stored
+from ecapa_jax.features.constants import stored_constants
 from ecapa_jax.features.fbank import fbank, seen_mask
 from ecapa_jax.features.frames import frame_count, minimum_samples, seen_count
 from ecapa_jax.presets import (
@@ -61,7 +61,7 @@ SIZE = 24001
 
 @functools.partial(jax.jit, static_argnums=0)
 def _fbank(config: FbankConfig, waveforms: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return fbank(config, waveforms, lengths, stored(config))
+    return fbank(config, waveforms, lengths, stored_constants(config))
 
 
 def FBANK(config: FbankConfig, waveforms: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -145,7 +145,7 @@ def test_stored_constants_are_asked_for() -> None:
 
 def test_stored_constants_are_used() -> None:
     waveform = parity.noise(4000)[None]
-    theirs = {name: 1.5 * array for name, array in stored(MEL_TAORUIJIE).items()}
+    theirs = {name: 1.5 * array for name, array in stored_constants(MEL_TAORUIJIE).items()}
     config = dataclasses.replace(MEL_TAORUIJIE, normalization="none", floor=1e-30)
     features, _ = jax.jit(fbank, static_argnums=0)(config, waveform, np.array([4000], np.int32), theirs)
     computed, _ = FBANK(config, waveform, np.array([4000], np.int32))
@@ -260,7 +260,7 @@ def test_vmap_over_one_equals_the_batch(name: str, signals: dict[str, np.ndarray
     waveforms, lengths = parity.pad_batch(list(signals.values())[:4], SIZE)
 
     def single(waveform: jax.Array, length: jax.Array) -> jax.Array:
-        return fbank(config, waveform[None], length[None], stored(config))[0][0]
+        return fbank(config, waveform[None], length[None], stored_constants(config))[0][0]
 
     mapped = jax.jit(jax.vmap(single))(waveforms, lengths)
     np.testing.assert_allclose(mapped, FBANK(config, waveforms, lengths)[0], rtol=0, atol=5e-5)
@@ -275,7 +275,7 @@ def test_gradient_is_finite_and_stops_at_the_end(name: str) -> None:
     weights = np.random.default_rng(0).standard_normal(config.n_mels).astype(np.float32)
 
     def loss(waveforms: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.square(fbank(config, waveforms, lengths, stored(config))[0] @ weights))
+        return jnp.sum(jnp.square(fbank(config, waveforms, lengths, stored_constants(config))[0] @ weights))
 
     gradient = jax.jit(jax.grad(loss))(waveforms)
     assert np.isfinite(gradient).all()

@@ -16,7 +16,7 @@ from ecapa_jax.batching import Buckets
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.evaluation.trials import read_trials
-from ecapa_jax.nn.matmul import _convolution, _unfolded, matmul
+from ecapa_jax.nn.matmul import _convolve_by_xla, _unfold_and_multiply, matmul
 from ecapa_jax.runtime import machine
 from ecapa_jax.scoring.metrics import eer
 from helpers import families, parity
@@ -41,7 +41,7 @@ def speech() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("preset", ["3dspeaker", "wespeaker", "nemo-2.5", "espnet", "mvector"])
-def test_folded_equals_unfolded(preset: str) -> None:
+def test_folded_equals_unfold_and_multiply(preset: str) -> None:
     config, variables = model(preset)
     waveforms, lengths = speech()
     expected = np.asarray(EMBED(config, variables, waveforms, lengths))
@@ -117,9 +117,9 @@ def test_the_two_lowerings_of_a_convolution_agree(kernel_size: int, dilation: in
     generator = np.random.default_rng(0)
     x = jnp.asarray(generator.integers(-8, 9, (2, 40, 4)), jnp.bfloat16)
     kernel = jnp.asarray(generator.integers(-8, 9, (kernel_size, 4, 6)), jnp.bfloat16)
-    unfolded = _unfolded(x, kernel, dilation=dilation)
+    unfolded = _unfold_and_multiply(x, kernel, dilation=dilation)
     assert unfolded.shape == (2, 40 - dilation * (kernel_size - 1), 6)
-    assert np.array_equal(unfolded, _convolution(x, kernel, dilation=dilation, groups=1))
+    assert np.array_equal(unfolded, _convolve_by_xla(x, kernel, dilation=dilation, groups=1))
 
 
 @pytest.mark.parametrize(("frames", "channels", "out"), [(1, 3, 1), (7, 4, 5), (40, 4, 6)])

@@ -216,7 +216,7 @@ def test_blocks_of_queries_do_not_change_what_is_found(monkeypatch):
 
 @pytest.mark.parametrize("k", [0, 41])
 def test_search_refuses_impossible_numbers(k):
-    with pytest.raises(ScoringError, match="ask for 1 to 40"):
+    with pytest.raises(ScoringError, match="must be from 1 to 40"):
         search.search(ROWS, unit(COHORT), k)
 
 

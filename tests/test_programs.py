@@ -130,14 +130,14 @@ def test_other_code_or_settings_make_other_programs(tmp_path: Path, monkeypatch:
 
 
 def test_the_compiler_is_described_by_source_versions_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = programs._compiler()
+    before = programs._describe_compiler()
     assert all(word in before for word in (jax.__version__, "jax_enable_x64"))
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
-    assert "--xla_cpu_enable_fast_math=false" in programs._compiler()
+    assert "--xla_cpu_enable_fast_math=false" in programs._describe_compiler()
     monkeypatch.undo()
-    assert programs._compiler() == before
+    assert programs._describe_compiler() == before
     with jax.numpy_rank_promotion("raise"):
-        assert programs._compiler() != before
+        assert programs._describe_compiler() != before
 
 
 def test_every_source_file_counts(tmp_path: Path) -> None:

@@ -81,16 +81,16 @@ def test_a_score_needs_all_its_views():
 
 def test_a_threshold_goes_along_only_where_it_means_the_same():
     nemo = Scorer(Scoring(threshold=0.7, score_map="half"), MEAN)
-    assert nemo.named("publisher") is nemo
-    assert nemo.named("half").scoring.threshold == 0.7
-    assert nemo.named("cosine").scoring.threshold == pytest.approx(0.4)
-    assert nemo.named("two_views").scoring.threshold is None
-    assert nemo.named("cosine_less_mean").scoring.threshold is None
-    back = Scorer(Scoring(threshold=0.4)).named("half").scoring
+    assert nemo.with_scoring("publisher") is nemo
+    assert nemo.with_scoring("half").scoring.threshold == 0.7
+    assert nemo.with_scoring("cosine").scoring.threshold == pytest.approx(0.4)
+    assert nemo.with_scoring("two_views").scoring.threshold is None
+    assert nemo.with_scoring("cosine_less_mean").scoring.threshold is None
+    back = Scorer(Scoring(threshold=0.4)).with_scoring("half").scoring
     assert (back.score_map, back.threshold) == ("half", pytest.approx(0.7))
-    assert Scorer(Scoring(), MEAN).named("half").scoring.threshold is None
+    assert Scorer(Scoring(), MEAN).with_scoring("half").scoring.threshold is None
     with pytest.raises(ConfigError, match="--embedding-mean"):
-        Scorer(Scoring()).named("cosine_less_mean")
+        Scorer(Scoring()).with_scoring("cosine_less_mean")
 
 
 def test_the_scale_says_what_the_score_is():
@@ -132,7 +132,7 @@ def test_verify_scores_as_the_publisher_or_as_asked(encoder):
 def test_two_views_from_recordings(encoder):
     """Six embeddings a recording, each what the view alone gives."""
     a, b = sound(4.0), sound(0.9)[::-1].copy()
-    views = encoder.embed_views([a, b], scorer=encoder.scorer.named("two_views"))
+    views = encoder.embed_views([a, b], scorer=encoder.scorer.with_scoring("two_views"))
     assert views.shape == (2, 6, 192)
     alone = encoder.embed([a[4000 : 4000 + WINDOW_SAMPLES], np.resize(b, WINDOW_SAMPLES)])
     starts = np.linspace(0, len(a) - WINDOW_SAMPLES, 5).astype(int)

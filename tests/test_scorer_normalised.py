@@ -88,8 +88,8 @@ def test_a_threshold_is_checked_on_the_scale_of_the_score():
 
 def test_a_threshold_does_not_go_along_to_another_type_of_score():
     scorer = Scorer(Scoring(threshold=0.5, calibration=PLAIN), MEAN, COHORT)
-    assert scorer.named("cosine").scoring == Scoring()
-    assert scorer.named("publisher").scoring.threshold == 0.5
+    assert scorer.with_scoring("cosine").scoring == Scoring()
+    assert scorer.with_scoring("publisher").scoring.threshold == 0.5
 
 
 def test_the_scale_says_what_the_score_is():

@@ -1,7 +1,7 @@
-"""What a training run is, as frozen dataclasses; `settings` reads them from TOML.
+"""The configuration of a training run, as frozen dataclasses; `settings` reads them from TOML.
 
 Durations (warm-up, margin, steps of a schedule, length of the run) are in `run.unit`: optimizer steps, or epochs of the
-training set, which the loop turns into steps when it knows how large the set is.
+training set, which the loop converts to steps once it knows the size of the set.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from ecapa_jax.presets import PRESETS
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Checked):
-    """Which speech, and how batches are made of it.
+    """The training data, and how batches are made from it.
 
     Attributes:
       manifest: Parquet file that `ecapa-jax prepare` wrote.
-      sampler: an epoch is every utterance once, or every speaker once with a random utterance of each.
-      batch_size: utterances a step, over all devices and micro-batches.
-      crop_seconds: length of the random crop; longer than a short utterance, which is repeated or zero-padded to it.
-      short: how a short utterance is filled.
+      sampler: whether an epoch is every utterance once (`utterances`), or a random utterance of every speaker
+        (`speakers`).
+      batch_size: utterances per step, over all devices and micro-batches.
+      crop_seconds: length of the random crop. A shorter utterance is filled up to it.
+      short: how a short utterance is filled: `repeat` it, or append `zeros`.
       speeds: speed factors; the first is 1.
-      speed_probability: of a speed other than the first, drawn evenly among them; -1 draws evenly from all.
+      speed_probability: probability of a speed other than the first, drawn evenly; -1 draws evenly from all speeds.
       speed_speakers: whether each other speed makes new speakers (class = speaker + n_speakers * index of the speed).
-      threads, prefetch: of the loader: reading threads, and batches held ready.
-      cache_gigabytes: decoded audio kept in memory; 0 reads files every time.
+      threads, prefetch: number of reading threads, and number of batches held ready.
+      cache_gigabytes: size of the cache of decoded audio in memory; 0 reads files every time.
     """
 
     manifest: str = ""
@@ -44,7 +45,7 @@ class DataConfig(Checked):
 
     @property
     def class_speeds(self) -> tuple[float, ...]:
-        """The speeds that make classes of their own: class = speaker + n_speakers * place in here."""
+        """The speeds that make their own classes: class = speaker + n_speakers * index in this tuple."""
         return self.speeds if self.speed_speakers else self.speeds[:1]
 
     def _check(self) -> None:
@@ -59,26 +60,26 @@ class DataConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AugmentConfig(Checked):
-    """What is done to a crop, on the device, keyed by (seed, step, example).
+    """The augmentation of crops, computed on the device; random numbers depend on (seed, step, example).
 
     Attributes:
-      probability: of an example being augmented at all by what follows up to `telephone`; the others keep their sound.
-      noise, music, babble, mixture, reverberation: relative frequency of each, one of which an augmented example gets;
-        `reverberation_noise` is both. A mixture adds one other example of the batch: two people speak at once, which
-        only a teacher can label. A source without a folder is generated: coloured noise, image-source rooms,
-        babble from the batch; generated music is none, its share goes to noise.
-      noise_snr, music_snr, babble_snr, mixture_snr: ranges, dB.
-      babble_voices: fewest and most voices from the batch that make babble.
+      probability: probability that an example gets one of the augmentations from `noise` to `reverberation_noise`.
+      noise, music, babble, mixture, reverberation: relative frequencies of the augmentations, of which an example gets
+        one; `reverberation_noise` is reverberation and noise together. A mixture adds another example of the batch, so
+        that two people speak at once, which only a teacher can label. Without a folder, sounds are generated: coloured
+        noise, image-source rooms, and babble from the batch; there is no generated music, noise takes its share.
+      noise_snr, music_snr, babble_snr, mixture_snr: ranges of signal-to-noise ratios, dB.
+      babble_voices: lowest and highest number of voices from the batch that make babble.
       musan: folder in MUSAN's layout (`noise/`, `music/`, `speech/`).
-      rirs: folder of room impulse responses, searched at any depth, as RIRS_NOISES has them.
+      rirs: folder of room impulse responses, searched at any depth, such as RIRS_NOISES.
       rooms: number of impulse responses kept on the device, drawn from the folder or generated.
-      band_probability: of a random band limit (low-pass 2 to 7 kHz, high-pass 50 to 400 Hz, spectral tilt).
-      telephone_probability: of 300 to 3400 Hz and 8-bit mu-law companding.
-      gain_db: range of the level change, dB.
-      drop_probability, drops, drop_samples: chance of, most and longest gaps of silence in the waveform.
-      spec_time, spec_time_width, spec_frequency, spec_frequency_width: SpecAugment: number of masks and most frames or
-        mel bands each; masked cells are zero after the mean is subtracted.
-      peak_normalize: divide by the peak after mixing, as 3D-Speaker does.
+      band_probability: probability of a random band limit (low-pass 2 to 7 kHz, high-pass 50 to 400 Hz, spectral tilt).
+      telephone_probability: probability of a telephone channel, 300 to 3400 Hz with 8-bit mu-law companding.
+      gain_db: range of changes of level, dB.
+      drop_probability, drops, drop_samples: gaps of silence in the waveform: probability, highest number, longest gap.
+      spec_time, spec_time_width, spec_frequency, spec_frequency_width: SpecAugment: number of masks, and most frames or
+        mel bands of a mask. Masked values are zero, after the mean is subtracted.
+      peak_normalize: whether to divide by the peak after mixing, as 3D-Speaker does.
     """
 
     probability: float = 0.0
@@ -126,14 +127,15 @@ class LossConfig(Checked):
     """Margin softmax over the training speakers.
 
     Attributes:
-      kind: additive angular margin (`aam`), additive margin (`am`), or no margin (`softmax`, still of cosines).
+      kind: additive angular margin (`aam`), additive margin (`am`), or softmax of cosines without margin (`softmax`).
       scale: factor on the cosines (s).
-      margin: final margin (m); rises to it by `schedule`.
-      fallback: of AAM where the angle plus margin passes pi: `continuous` (cos - 1 - cos(pi - m); 3D-Speaker,
+      margin: final margin (m), reached by `schedule`.
+      fallback: what AAM does when angle plus margin exceeds pi: `continuous` (cos - 1 - cos(pi - m); 3D-Speaker,
         WeSpeaker) or `sine` (cos - m sin(pi - m); SpeechBrain, TaoRuijie).
-      sub_centres: vectors a speaker; the nearest counts.
+      sub_centres: number of vectors per speaker, of which the nearest is used.
       top_k, top_k_margin: inter-top-K: the K nearest other speakers are pulled nearer by this angle.
-      schedule: of the margin: `constant`, or from `start_margin` to `margin` between `start` and `end` (in `run.unit`).
+      schedule: schedule of the margin: `constant`, or a rise from `start_margin` to `margin` between `start` and `end`
+        (in `run.unit`).
     """
 
     kind: Literal["aam", "am", "softmax"] = "aam"
@@ -157,22 +159,22 @@ class LossConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TeacherConfig(Checked):
-    """A model whose embeddings the trained model, the student, learns to give. Without one, the labels teach.
+    """A teacher, whose embeddings the trained model (the student) learns to reproduce. By default there is none.
 
     Attributes:
-      embeddings: Parquet file, or folder of Parquet files, with the columns `id` and `embedding`, and where one
-        utterance has several views, `variant`; any program may have written it. `ecapa-jax embed --manifest` writes
-        such a folder, `ecapa-jax views` the recordings of the variants.
-      bundle: one of our bundles instead, or its address; it embeds in the same step what the student hears.
-      same_view: share of examples whose teacher bundle hears the student's own view; for the others it hears the
-        example without augmentation. A table says itself which view it is of.
-      centre: whether the teacher's mean embedding is subtracted from its embeddings.
-      cosine: weight of one minus the cosine between the student's and the teacher's embedding.
-      relations: weight of the squared difference between the batch's matrix of cosines and the teacher's.
-      contrast: weight of the cross entropy between the teacher's and the student's softmax over the teacher's
-        embeddings of the batch.
-      contrast_scale: factor on the cosines in that softmax.
-      labels: weight of the margin softmax over the manifest's speakers; utterances without a speaker do not count.
+      embeddings: Parquet file, or folder of Parquet files, with the columns `id` and `embedding`, and `variant` if an
+        utterance has several views. Any program may write it: `ecapa-jax embed --manifest` writes such a folder, and
+        `ecapa-jax views` writes the recordings of the variants.
+      bundle: a bundle, or its address, as the teacher; it embeds the examples in the training step.
+      same_view: share of examples for which a teacher bundle hears the augmented view of the student; for the others it
+        hears the example without augmentation. The rows of a table name their view.
+      centre: whether to subtract the mean embedding of the teacher from its embeddings.
+      cosine: weight of one minus the cosine between the embeddings of student and teacher.
+      relations: weight of the squared difference between the matrices of cosines of the batch, by student and teacher.
+      contrast: weight of the cross entropy between two softmaxes over the embeddings of the batch by the teacher: that
+        of the teacher and that of the student.
+      contrast_scale: factor on the cosines in these softmaxes.
+      labels: weight of the margin softmax over the speakers of the manifest; utterances without a speaker don't count.
     """
 
     embeddings: str = ""
@@ -205,16 +207,16 @@ class OptimConfig(Checked):
 
     Attributes:
       name: `sgd` (momentum, Nesterov), `adam`, `adamw`, or `muon` (kernels by Muon, the rest by AdamW).
-      momentum, nesterov: of SGD and Muon.
-      beta1, beta2, epsilon: of Adam and AdamW.
-      weight_decay: L2 in the gradient (SGD, Adam: as PyTorch's argument does) or decoupled (AdamW).
-      decay: which weights decay: `all`, as PyTorch's default, or `kernels` only (no biases and norms).
+      momentum, nesterov: arguments of SGD and Muon.
+      beta1, beta2, epsilon: arguments of Adam and AdamW.
+      weight_decay: weight decay, added to the gradient (SGD, Adam; as in PyTorch) or decoupled (AdamW).
+      decay: which weights decay: `all`, as by default in PyTorch, or `kernels` only (no biases and norms).
       clip_norm: largest global gradient norm; 0 is no limit.
-      ema: decay of the moving average of weights that the final model takes; 0 is none.
-      schedule: `constant`, `warmup_cosine`, `cyclic` (triangular), `step` (by `decay_factor` every `every`), or
-        `exponential` (from `peak` to `floor` at the run's end).
+      ema: decay of the moving average of weights, which becomes the final model; 0 uses the weights themselves.
+      schedule: schedule of the learning rate: `constant`, `warmup_cosine`, `cyclic` (triangular), `step` (times
+        `decay_factor` every `every`), or `exponential` (from `peak` to `floor` at the end of the run).
       peak, floor: highest and lowest learning rate.
-      warmup: linear, from `floor` (`warmup_cosine`) or zero (`step`, `exponential`, `constant`).
+      warmup: duration of a linear rise from `floor` (`warmup_cosine`) or zero (`step`, `exponential`, `constant`).
       every, decay_factor: half cycle of `cyclic`, or interval and factor of `step`.
     """
 
@@ -248,10 +250,11 @@ class StepConfig(Checked):
     """How one step is computed.
 
     Attributes:
-      dtype: of the network's products; weights, statistics and loss stay float32.
-      micro_batches: the batch is worked through in so many parts, whose gradients are averaged. Batch norm takes its
+      dtype: dtype of the products in the network; weights, statistics and loss stay float32.
+      micro_batches: number of parts into which a batch is split; their gradients are averaged. Batch norm takes its
         statistics from each part.
-      rematerialize: keep no activations of the network for the backward pass but compute them again.
+      rematerialize: whether to compute the activations of the network again in the backward pass instead of storing
+        them.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -264,13 +267,14 @@ class StepConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshConfig(Checked):
-    """How a step is spread over devices. The batch is split over all of them.
+    """How a step is spread over devices. The batch is split over all devices.
 
     Attributes:
-      data, model: the devices as a grid. The classifier is split over the `model` axis, and each of its parts stands
-        `data` times. `data = 0` is all devices that there are, divided by `model`.
-      batch_norm: statistics of the whole batch (`global`, the same numbers on any number of devices), or of each
-        device's part (`replica`, as PyTorch's DistributedDataParallel has them: fewer messages).
+      data, model: shape of the grid of devices. The classifier is split over the `model` axis and replicated over the
+        `data` axis. `data = 0` takes all devices, divided by `model`.
+      batch_norm: whether batch norm uses the statistics of the whole batch (`global`, which gives the same numbers on
+        any number of devices), or of the part on each device (`replica`, as PyTorch's DistributedDataParallel, which
+        sends fewer messages).
     """
 
     data: int = 1
@@ -283,17 +287,17 @@ class MeshConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig(Checked):
-    """Length, seed, and what happens every so many steps.
+    """Length and seed of the run, and how often it logs, saves and evaluates.
 
     Attributes:
-      unit: of durations: `steps`, or `epochs` of the training set.
-      length: of the run, in `unit`.
-      seed: of weights, order, crops and augmentation.
+      unit: unit of durations: `steps`, or `epochs` of the training set.
+      length: length of the run, in `unit`.
+      seed: seed of weights, order, crops and augmentation.
       log_every, save_every: steps between lines in the metrics file, and between checkpoints.
-      dev_every: steps between dev evaluations, where `dev_trials` names a list; 0 is only at the end.
-      keep: newest checkpoints kept, besides the best by dev EER.
+      dev_every: steps between evaluations on `dev_trials`; 0 evaluates only at the end.
+      keep: number of newest checkpoints to keep; the best by dev EER is kept too.
       dev_trials: trial list in any format that `ecapa-jax evaluate` reads; its audio is below `dev_root`.
-      dev_seconds: at most so much of a dev file is embedded.
+      dev_seconds: longest part of a dev recording that is embedded.
     """
 
     unit: Literal["steps", "epochs"] = "steps"
@@ -315,12 +319,12 @@ class RunConfig(Checked):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StartConfig(Checked):
-    """Where weights come from when the run directory holds no checkpoint.
+    """Where the weights come from if the run directory holds no checkpoint.
 
     Attributes:
-      run: another run's directory: its newest weights, classifier included, with a fresh optimizer (for a large-margin
-        stage: the classifier keeps the rows of the speakers and speeds that are still there).
-      bundle: a bundle's weights; the classifier is new.
+      run: directory of another run, whose newest weights and classifier are taken, with a fresh optimizer. This is for
+        a large-margin stage: the classifier keeps the rows of the speakers and speeds that remain.
+      bundle: a bundle whose weights are taken; the classifier is new.
     """
 
     run: str = ""

@@ -1,4 +1,4 @@
-"""The dev trials that a run is judged by."""
+"""The dev trials on which a run is evaluated."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ecapa_jax.train.config import TrainConfig
 
 @dataclasses.dataclass(frozen=True)
 class DevResult:
-    """Figures of one evaluation; the threshold is the one of equal error rates."""
+    """Figures of one evaluation; `threshold` is the threshold of equal error rates."""
 
     eer: float
     min_dcf: float
@@ -31,16 +31,16 @@ class DevResult:
 
 @functools.lru_cache(maxsize=1)
 def dev_trials(config: TrainConfig) -> DevTrials:
-    """The trials of a run, kept for the next call: a run that goes on in the same process need not compile again."""
+    """Returns the trials of a run, cached, so that a run continued in the same process need not compile again."""
     return DevTrials(config)
 
 
 class DevTrials:
-    """Scores a list by cosine with whatever variables it is given; decodes and compiles once.
+    """Scores a trial list by cosine with any variables; decodes the recordings and compiles only once.
 
     Raises:
       TrialError: the list can't be read or is malformed.
-      ConfigError: it has one kind of trial only, or a recording of it is missing.
+      ConfigError: the list has only one kind of trial, or a recording is missing.
     """
 
     def __init__(self, config: TrainConfig):
@@ -65,7 +65,7 @@ class DevTrials:
         ]
 
     def evaluate(self, variables: Variables) -> DevResult:
-        """EER and minDCF (p_target 0.01, both costs 1) of these weights."""
+        """Computes EER and minDCF (p_target 0.01, both costs 1) of these variables."""
         if self._encoder is None:
             self._encoder = SpeakerEncoder(self._config, variables)
         self._encoder.variables = variables

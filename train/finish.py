@@ -1,4 +1,4 @@
-"""The trained model as a bundle."""
+"""Writes the trained model as a bundle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from ecapa_jax.bundle.bundle import Bundle, save_bundle
 from ecapa_jax.scoring.config import Scoring
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import Manifest
+from ecapa_jax.train.data.manifest import TrainingManifest
 from ecapa_jax.train.dev import DevResult
 from ecapa_jax.train.state import State, model_variables
 
@@ -21,15 +21,15 @@ FAMILY = "ecapa-jax"
 
 
 def _start_of(config: TrainConfig) -> str:
-    """Where the weights came from, by name: where the files lay is nobody's business."""
+    """Names the origin of the weights without the folder, which is private."""
     start = config.start.run or config.start.bundle
     return Path(start).name if start else "random weights"
 
 
-def final_bundle(
-    config: TrainConfig, state: State, manifest: Manifest, path: Path, dev: DevResult | None, dev_name: str
+def write_bundle(
+    config: TrainConfig, state: State, manifest: TrainingManifest, path: Path, dev: DevResult | None, dev_name: str
 ) -> Path:
-    """Writes the bundle of a finished run; its threshold is the one of equal error rates on the dev trials."""
+    """Writes the bundle of a finished run, with the threshold of equal error rates on the dev trials."""
     points = []
     if dev is not None:
         point = {name: getattr(dev, name) for name in ("threshold", "far", "frr", "n_trials", "eer", "min_dcf")}

@@ -18,36 +18,36 @@ from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.errors import BundleError, TrainingError
 from ecapa_jax.functional import Variables
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import UNNAMED, Manifest, check_installed, read_manifest
+from ecapa_jax.train.data.manifest import UNNAMED, TrainingManifest, check_installed, read_manifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
 from ecapa_jax.train.dev import DevResult, dev_trials
-from ecapa_jax.train.finish import final_bundle
-from ecapa_jax.train.record import METRICS, Record, plain, plot_curves, read_lines
-from ecapa_jax.train.rooms import room_bank
+from ecapa_jax.train.finish import write_bundle
+from ecapa_jax.train.record import METRICS, Record, plot_curves, read_lines, to_python
+from ecapa_jax.train.rooms import make_room_bank
 from ecapa_jax.train.scale.mesh import global_batch, make_mesh, mesh_size, process_rows, replicated
 from ecapa_jax.train.scale.processes import any_process, is_first, on_first
 from ecapa_jax.train.schedules import Clock, learning_rate, margin
 from ecapa_jax.train.start import CHECKPOINTS, Start, abstract_state, claim, count_classes, start
 from ecapa_jax.train.state import State, model_variables, zero_sums
-from ecapa_jax.train.step import Plan, compiled_step
+from ecapa_jax.train.step import StepSetup, compiled_step
 from ecapa_jax.train.teacher import TeacherBundle, TeacherTable, read_teacher
 
 BUNDLE, BEST_BUNDLE = "bundle", "best_bundle"
 
 AGREE_EVERY = 10
-"""Steps between the questions of several processes to each other whether one of them was asked to stop."""
+"""With several processes, every so many steps they agree on whether one of them was asked to stop."""
 
 
 @runtime_checkable
 class Watcher(Protocol):
-    """What a run reports to; the command line draws a progress bar."""
+    """Receives the reports of a run; the command line shows them as a progress bar."""
 
     def note(self, text: str) -> None:
-        """A remark."""
+        """Receives a remark."""
 
     def progress(self, step: int, total: int, line: dict[str, Any]) -> None:
-        """Steps done, and the newest figures."""
+        """Receives the number of steps done and the newest figures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Result:
     """How a run ended.
 
     Attributes:
-      step: steps done.
-      finished: False where it was asked to stop; run again to go on.
-      bundle: the trained model, when finished.
-      dev: the last dev evaluation.
-      best_bundle: the model of an earlier checkpoint, where that one was better on the dev trials.
-      best_dev: its evaluation.
+      step: number of steps done.
+      finished: False if the run was asked to stop; the same call continues it.
+      bundle: the trained model, if finished.
+      dev: the last evaluation on the dev trials.
+      best_bundle: the model of an earlier checkpoint, if it was better on the dev trials.
+      best_dev: the evaluation of that model.
     """
 
     step: int
@@ -72,42 +72,44 @@ class Result:
 
 
 def train(config: TrainConfig, directory: Path, watcher: Watcher, stop: Callable[[], bool] = lambda: False) -> Result:
-    """Trains, or goes on training, in a directory.
+    """Starts a training run in a directory, or continues it.
 
     Args:
       config: the run.
-      directory: made if need be; a run of the same configuration in it is resumed from its newest whole checkpoint.
-      watcher: is told of progress.
-      stop: asked after every step; when it says True, the state is saved and the run ends.
+      directory: folder of the run, made if it doesn't exist. If it holds a run with the same configuration, this run
+        continues from its newest undamaged checkpoint.
+      watcher: receives progress.
+      stop: called after every step; when it returns True, the state is saved and the run ends.
 
     Raises:
-      TrainingError: the directory is in use or another run's; a loss is not finite.
-      ConfigError, AudioError, BundleError: what is named can't be used; a checkpoint can't be written.
+      TrainingError: the directory is in use or belongs to another run, or a loss is not finite.
+      ConfigError, AudioError, BundleError: a file that the configuration names can't be used, or a checkpoint can't be
+        written.
     """
     check_installed("pyarrow", "grain")
     mesh = make_mesh(config)
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
-        on_first(lambda: held.enter_context(_claimed(directory)))
+        on_first(lambda: held.enter_context(_lock_directory(directory)))
         manifest = read_manifest(config.data.manifest)
         _check_manifest(config, manifest)
         teacher = read_teacher(config, manifest)
         on_first(lambda: claim(directory, config, manifest, teacher.digest if teacher else ""))
         checkpoints = held.enter_context(RunCheckpoints(directory / CHECKPOINTS, config.run.keep))
         begin = start(config, manifest, checkpoints, mesh)
-        for note in (*begin.notes, *_idle(mesh)) if is_first() else ():
+        for note in (*begin.notes, *_note_idle_devices(mesh)) if is_first() else ():
             watcher.note(note)
-        watcher = watcher if is_first() else _Elsewhere(watcher)
+        watcher = watcher if is_first() else _OtherProcessWatcher(watcher)
         return _Run(config, directory, manifest, teacher, checkpoints, begin, watcher, mesh).go(stop)
 
 
-def _idle(mesh: Mesh | None) -> list[str]:
+def _note_idle_devices(mesh: Mesh | None) -> list[str]:
     used, there = mesh_size(mesh), len(jax.devices())
-    return [f"{used} of {there} devices used; mesh.data=0 takes all"] if used < there else []
+    return [f"using {used} of {there} devices; set mesh.data=0 to use all"] if used < there else []
 
 
-class _Elsewhere:
-    """Passes on the remarks of a process that is not the first: it alone sees its part of the data."""
+class _OtherProcessWatcher:
+    """Passes on the remarks of a process that is not the first, because only that process sees its part of the data."""
 
     def __init__(self, watcher: Watcher):
         self._watcher = watcher
@@ -120,7 +122,7 @@ class _Elsewhere:
 
 
 @contextlib.contextmanager
-def _claimed(directory: Path) -> Iterator[None]:
+def _lock_directory(directory: Path) -> Iterator[None]:
     import filelock
 
     lock = filelock.FileLock(directory / ".lock")
@@ -134,30 +136,30 @@ def _claimed(directory: Path) -> Iterator[None]:
         lock.release()
 
 
-def _check_manifest(config: TrainConfig, manifest: Manifest) -> None:
+def _check_manifest(config: TrainConfig, manifest: TrainingManifest) -> None:
     if manifest.rate != config.model.fbank.sample_rate:
         raise TrainingError(
-            f"{config.data.manifest} is at {manifest.rate} Hz, the model at {config.model.fbank.sample_rate} Hz: "
-            "prepare the data at the model's rate"
+            f"{config.data.manifest} has {manifest.rate} Hz, but the model takes {config.model.fbank.sample_rate} Hz: "
+            "prepare the data at the rate of the model"
         )
     unnamed = int(np.sum(manifest.labels == UNNAMED))
     if unnamed and not config.teacher.is_used:
         raise TrainingError(
-            f"{unnamed} utterances of {config.data.manifest} have no speaker: name them, or learn from a teacher "
-            "(section [teacher])"
+            f"{unnamed} utterances of {config.data.manifest} have no speaker: name their speakers, or learn from a "
+            "teacher (section [teacher])"
         )
     if config.teacher.is_used and config.teacher.labels and unnamed == len(manifest):
         raise TrainingError(f"teacher.labels: no utterance of {config.data.manifest} has a speaker: set it to 0")
 
 
 class _Run:
-    """One process's part of a run, between start and end."""
+    """The part of a run that one process does, from start to end."""
 
     def __init__(
         self,
         config: TrainConfig,
         directory: Path,
-        manifest: Manifest,
+        manifest: TrainingManifest,
         teacher: TeacherTable | TeacherBundle | None,
         checkpoints: RunCheckpoints,
         begin: Start,
@@ -171,13 +173,13 @@ class _Run:
         clock = Clock.of(config.run, self.order.steps_per_epoch)
         bundle = teacher if isinstance(teacher, TeacherBundle) else None
         table = teacher if isinstance(teacher, TeacherTable) else None
-        self.plan = Plan.of(
+        self.setup = StepSetup.of(
             config, clock, mesh, 0 if mesh is None else self.n_classes, None if bundle is None else bundle.config
         )
         self.rows = Rows(process_rows(mesh, config.data.batch_size, config.step.micro_batches))
         self.loader = Loader(config.data, config.augment, manifest, self.order, self.rows, table)
         self.batches = Batches(self.loader, self.rows, config.data, begin.step)
-        banks: dict[str, Any] = room_bank(config.augment, manifest.rate, config.run.seed)
+        banks: dict[str, Any] = make_room_bank(config.augment, manifest.rate, config.run.seed)
         self.banks = replicated(mesh, banks if bundle is None else {**banks, "teacher": bundle.arrays})
         self.state, self.step, self.best = begin.state, begin.step, begin.best
         self.dev_name = on_first(lambda: dev_trials(config).name) if config.run.dev_trials else ""
@@ -187,61 +189,63 @@ class _Run:
         self.asked = False
 
     def go(self, stop: Callable[[], bool]) -> Result:
-        """Steps until the end, or until asked to stop."""
-        total, take = self.plan.clock.total, compiled_step(self.plan)
-        self.began, self.began_step = time.perf_counter(), self.step
+        """Takes steps until the end of the run, or until asked to stop."""
+        total, take = self.setup.clock.total, compiled_step(self.setup)
+        first = self.began_step = self.step
         batch = self._next_batch() if self.step < total else None
         stopped = False
         while self.step < total and not stopped:
             self.state = take(self.banks, self.state, batch)
+            if self.step == first:  # the first call compiles the step, which must not count in estimates of time
+                self.began, self.batches.waited = time.perf_counter(), 0.0
             self.step += 1
-            # The next batch travels while the device is busy with this one.
+            # The next batch is copied to the device while the device computes this one.
             batch = self._next_batch() if self.step < total else None
-            stopped = self._asked(stop)
+            stopped = self._is_asked_to_stop(stop)
             last = self.step == total
             if last or self.step % self.config.run.log_every == 0:
                 self._log()
-            if self.dev_name and self._dev_step():
+            if self.dev_name and self._is_dev_step():
                 self._evaluate()
             if last or stopped or self.step % self.config.run.save_every == 0:
                 self._save()
         self.checkpoints.wait()
         if self.record:
             self.record.close()
-        return self._ended(self.step == total)
+        return self._finish(self.step == total)
 
     def _next_batch(self) -> dict[str, jax.Array]:
         batch = {name: array for name, array in next(self.batches).items() if name != "utterances"}
         return global_batch(self.mesh, batch, self.config.data.batch_size)
 
-    def _asked(self, stop: Callable[[], bool]) -> bool:
-        """Whether to stop now: with several processes all at the same step, so not at once."""
+    def _is_asked_to_stop(self, stop: Callable[[], bool]) -> bool:
+        """Whether to stop now. Several processes must stop at the same step, so they may go on for a few steps."""
         self.asked = stop() or self.asked
         if jax.process_count() > 1 and self.step % AGREE_EVERY:
             return False
         return any_process(self.asked)
 
     def _log(self) -> None:
-        """Looks at the device for the first time since the last line."""
+        """Reads the figures from the device, which is done only here, and writes a line of metrics."""
         self._check_finite()
         done = self.state["step"] - 1
         sums = self.state["sums"]
-        figures = {name: sums[name] / sums["steps"] for name in self._figures()}
+        figures = {name: sums[name] / sums["steps"] for name in self._name_figures()}
         figures["parameter_norm"] = optax.tree.norm(self.state["params"])
-        figures["learning_rate"] = learning_rate(self.config.optim, self.plan.clock, done)
+        figures["learning_rate"] = learning_rate(self.config.optim, self.setup.clock, done)
         if "accuracy" in figures:
-            figures["margin"] = margin(self.config.loss, self.plan.clock, done)
-        line = {"step": self.step, **plain(figures)}
+            figures["margin"] = margin(self.config.loss, self.setup.clock, done)
+        line = {"step": self.step, **to_python(figures)}
         self.state["sums"] = replicated(self.mesh, zero_sums())
         self._write(line)
-        self._time(line)
+        self._report_times(line)
         for name, problem in self.loader.problems.items():
             if name not in self.problems:
-                self.watcher.note(f"another utterance was taken: {problem}")
+                self.watcher.note(f"an unreadable utterance was replaced by another: {problem}")
         self.problems.update(self.loader.problems)
 
-    def _figures(self) -> list[str]:
-        """The means over steps that say something of this run."""
+    def _name_figures(self) -> list[str]:
+        """Returns the names of the means over steps that are meaningful in this run."""
         teacher = self.config.teacher
         cosine = ["teacher_cosine"] if teacher.is_used and (teacher.cosine or teacher.contrast) else []
         accuracy = ["accuracy"] if teacher.labels or not teacher.is_used else []
@@ -251,7 +255,7 @@ class _Run:
         if self.record:
             self.record.metrics(line)
 
-    def _time(self, line: dict[str, Any]) -> None:
+    def _report_times(self, line: dict[str, Any]) -> None:
         now = time.perf_counter()
         seconds, steps = max(now - self.began, 1e-9), self.step - self.began_step
         rate = steps * self.config.data.batch_size * self.config.data.crop_seconds / seconds
@@ -264,7 +268,7 @@ class _Run:
         if self.record:
             self.record.timings(times)
         self.began, self.began_step, self.batches.waited = now, self.step, 0.0
-        self.watcher.progress(self.step, self.plan.clock.total, {**line, **times})
+        self.watcher.progress(self.step, self.setup.clock.total, {**line, **times})
 
     def _check_finite(self) -> None:
         bad = int(self.state["bad_step"])
@@ -276,52 +280,52 @@ class _Run:
             path.write_text("\n".join(ids) + "\n", "utf-8")
         raise TrainingError(
             f"the loss or gradient of step {bad} is not finite; its batch: {', '.join(ids[:4])}, ... (all in {path}); "
-            "look at these recordings, or lower optim.peak; checkpoints before it stand"
+            "check these recordings, or lower optim.peak; earlier checkpoints are kept"
         )
 
-    def _dev_step(self) -> bool:
+    def _is_dev_step(self) -> bool:
         every = self.config.run.dev_every
-        return self.step == self.plan.clock.total or bool(every and self.step % every == 0)
+        return self.step == self.setup.clock.total or bool(every and self.step % every == 0)
 
-    def _judged(self) -> DevResult:
-        """The dev result of the weights as they are; the first process scores."""
-        found = on_first(lambda: dataclasses.asdict(dev_trials(self.config).evaluate(self._scored())))
+    def _evaluate_dev(self) -> DevResult:
+        """Evaluates the current weights on the dev trials; only the first process scores."""
+        found = on_first(lambda: dataclasses.asdict(dev_trials(self.config).evaluate(self._scoring_variables())))
         return DevResult(**found)
 
-    def _scored(self) -> Variables:
-        """Variables to score with, on this process alone."""
+    def _scoring_variables(self) -> Variables:
+        """Returns the variables to score with, on this process alone."""
         variables = model_variables(self.state)
         return variables if self.mesh is None else jax.tree.map(np.asarray, variables)
 
     def _evaluate(self) -> None:
         self._check_finite()
-        self.result = self._judged()
+        self.result = self._evaluate_dev()
         line = {"step": self.step, "dev_eer": self.result.eer, "dev_min_dcf": self.result.min_dcf}
         self._write(line)
         if self.best is None or self.result.eer < self.best["dev_eer"]:
             self.best = line
-        self.watcher.progress(self.step, self.plan.clock.total, line)
+        self.watcher.progress(self.step, self.setup.clock.total, line)
 
     def _save(self) -> None:
         self._check_finite()
-        eer = self.result.eer if self.result and self._dev_step() else None
+        eer = self.result.eer if self.result and self._is_dev_step() else None
         self.checkpoints.save(self.step, self.state, {"best": self.best, "dev_eer": eer})
 
-    def _ended(self, finished: bool) -> Result:
+    def _finish(self, finished: bool) -> Result:
         if not finished:
             return Result(self.step, False)
-        if self.dev_name and self.result is None:  # resumed at the very end
-            self.result = self._judged()
+        if self.dev_name and self.result is None:  # the run was resumed after its last step
+            self.result = self._evaluate_dev()
         on_first(lambda: str(plot_curves(self.directory)))
         last = self._write_bundle(BUNDLE, self.result)
-        best = self._best()
+        best = self._restore_best()
         return Result(
             self.step, True, last, self.result, None if best is None else self._write_bundle(BEST_BUNDLE, best), best
         )
 
-    def _best(self) -> DevResult | None:
-        """Goes back to the checkpoint with the lowest dev EER, unless it is the last one or can't be read."""
-        # Asked of the first process: to others the newest checkpoint may not be visible yet.
+    def _restore_best(self) -> DevResult | None:
+        """Restores the checkpoint with the lowest dev EER, unless it is the last one or can't be read."""
+        # The first process decides, because the newest checkpoint may not be visible to the others yet.
         step = on_first(lambda: self.checkpoints.best_step) if self.dev_name else None
         if step in (None, self.step):
             return None
@@ -330,20 +334,20 @@ class _Run:
         except BundleError as error:
             self.watcher.note(f"no {BEST_BUNDLE}: {error}")
             return None
-        return self._judged()
+        return self._evaluate_dev()
 
     def _write_bundle(self, name: str, dev: DevResult | None) -> Path:
         path = self.directory / name
-        # As a string: what the first process returns is told to the others.
-        on_first(lambda: str(final_bundle(self.config, self.state, self.manifest, path, dev, self.dev_name)))
+        # A string, because the first process sends its result to the others as JSON.
+        on_first(lambda: str(write_bundle(self.config, self.state, self.manifest, path, dev, self.dev_name)))
         return path
 
 
 def history(directory: Path) -> list[dict[str, Any]]:
-    """The metrics of a run, a record a line."""
+    """Reads the metrics of a run, one record for each line."""
     return read_lines(directory / METRICS)
 
 
 def weights(state: State) -> dict[str, np.ndarray]:
-    """Every array of a state by its path: for comparison."""
+    """Returns every array of a state by its path, for comparisons."""
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}

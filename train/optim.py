@@ -1,4 +1,4 @@
-"""The optimizer: optax chains with PyTorch's meaning of each argument."""
+"""The optimizer: chains of Optax in which every argument means what it means in PyTorch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Params: TypeAlias = PyTree[Float[Array, "..."]]
 
 
 def optimizer(config: OptimConfig) -> optax.GradientTransformation:
-    """Gradients to updates at learning rate 1; the step multiplies by the rate.
+    """Makes the optimizer for learning rate 1; the step multiplies its updates by the learning rate.
 
-    Weight decay of `sgd` and `adam` is added to the gradient, before momentum, that of `adamw` to the update, as
-    `torch.optim` does each. Clipping comes first, on the plain gradient.
+    As in `torch.optim`, `sgd` and `adam` add weight decay to the gradient, before momentum, and `adamw` adds it to the
+    update. Clipping comes first, on the plain gradient.
 
     `muon` orthogonalises the momentum of each kernel (Jordan et al. 2024, `optax.contrib.muon`) and scales it to the
     size that AdamW's updates have (Liu et al. 2025, arXiv 2502.16982), so that both take the same learning rate.
@@ -28,7 +28,11 @@ def optimizer(config: OptimConfig) -> optax.GradientTransformation:
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     if config.name == "muon":
         return optax.chain(*parts, _muon(config))
-    decay = optax.add_decayed_weights(config.weight_decay, _mask(config)) if config.weight_decay else optax.identity()
+    decay = (
+        optax.add_decayed_weights(config.weight_decay, _make_decay_mask(config))
+        if config.weight_decay
+        else optax.identity()
+    )
     if config.name == "sgd":
         parts += [
             decay,
@@ -41,7 +45,7 @@ def optimizer(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def _muon(config: OptimConfig) -> optax.GradientTransformation:
-    """Muon for the network's kernels as matrices [width x input, output], AdamW for everything else."""
+    """Makes Muon for the kernels of the network, as matrices [width x input, output], and AdamW for the rest."""
     import optax.contrib
 
     return optax.contrib.muon(
@@ -49,7 +53,7 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
         beta=config.momentum,
         nesterov=config.nesterov,
         weight_decay=config.weight_decay,
-        weight_decay_mask=_mask(config),
+        weight_decay_mask=_make_decay_mask(config),
         adam_b1=config.beta1,
         adam_b2=config.beta2,
         adam_weight_decay=config.weight_decay if config.decay == "all" else 0.0,
@@ -59,7 +63,7 @@ def _muon(config: OptimConfig) -> optax.GradientTransformation:
 
 
 def _kernel_axes(params: Params) -> Any:
-    """Which axes of each kernel are the input's and which the output's; None for what is not a kernel."""
+    """Returns which axes of each kernel are input and which are output; None for arrays that are not kernels."""
 
     def axes(path: Any, leaf: Array) -> Any:
         is_kernel = getattr(path[0], "key", None) == "network" and leaf.ndim > 1
@@ -70,14 +74,14 @@ def _kernel_axes(params: Params) -> Any:
 
 
 def apply_updates(params: Params, updates: Params, rate: Float[Array, ""]) -> Params:
-    """The weights after a step of the given learning rate."""
+    """Returns the weights after a step with the given learning rate."""
     return jax.tree.map(lambda leaf, update: leaf + rate.astype(leaf.dtype) * update, params, updates)
 
 
-def moved_average(average: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
-    """The moving average of weights after a step.
+def move_average(average: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
+    """Returns the moving average of weights after a step.
 
-    Its memory grows to `decay` as (1 + step) / (10 + step), so that it forgets the first weights soon.
+    The decay rises to `decay` as (1 + step) / (10 + step), so that the average forgets the first weights soon.
 
     Reference: `tf.train.ExponentialMovingAverage` with `num_updates`.
     """
@@ -87,7 +91,7 @@ def moved_average(average: Params, params: Params, decay: float, step: Int[Array
     )
 
 
-def _mask(config: OptimConfig) -> Any:
+def _make_decay_mask(config: OptimConfig) -> Any:
     if config.decay == "all":
         return None
     return lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,4 +1,4 @@
-"""What a run writes down: exact metrics, timings, TensorBoard, curves."""
+"""The records of a run: exact metrics, timings, TensorBoard, curves."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ METRICS, TIMINGS, CURVES = "metrics.jsonl", "timings.jsonl", "curves.png"
 
 
 class Record:
-    """The files of a run directory, one line a record.
+    """The record files of a run directory, with one record per line.
 
-    `metrics.jsonl` holds what is a function of configuration, data and seed alone: a resumed run's file equals the
-    uninterrupted one's byte for byte. Times are apart, in `timings.jsonl`.
+    `metrics.jsonl` depends only on configuration, data and seed: a resumed run writes the same bytes as an
+    uninterrupted one. Times are in a separate file, `timings.jsonl`.
 
     Args:
-      directory: of the run.
-      step: steps done; later lines of an interrupted run are taken back, because they will be written again.
-      tensorboard: also write event files, if tensorboardX is installed.
+      directory: directory of the run.
+      step: number of steps done; later lines of an interrupted run are removed, because they will be written again.
+      tensorboard: whether to write event files too, if tensorboardX is installed.
     """
 
     def __init__(self, directory: Path, step: int, *, tensorboard: bool = True):
         self._directory = directory
         for name in (METRICS, TIMINGS):
-            _keep_until(directory / name, step)
-        self._board = _board(directory / "tensorboard", step) if tensorboard else None
+            _drop_later_lines(directory / name, step)
+        self._open_board = _open_board(directory / "tensorboard", step) if tensorboard else None
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Writes a line of exact figures."""
@@ -42,19 +42,19 @@ class Record:
     def _write(self, name: str, line: dict[str, Any]) -> None:
         with (self._directory / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        if self._board is not None:
+        if self._open_board is not None:
             for key, value in line.items():
                 if key != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(key, value, line["step"])
+                    self._open_board.add_scalar(key, value, line["step"])
 
     def close(self) -> None:
         """Flushes the event files."""
-        if self._board is not None:
-            self._board.close()
+        if self._open_board is not None:
+            self._open_board.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file; a last line that was cut off is left out."""
+    """Reads the records of a file; an incomplete last line is left out."""
     if not path.exists():
         return []
     lines = []
@@ -66,14 +66,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _keep_until(path: Path, step: int) -> None:
+def _drop_later_lines(path: Path, step: int) -> None:
     kept = [line for line in read_lines(path) if line["step"] <= step]
     if path.exists():
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_whole(path, lambda to: to.write_text(text, "utf-8"))
 
 
-def _board(folder: Path, step: int) -> Any:
+def _open_board(folder: Path, step: int) -> Any:
     try:
         import tensorboardX
     except ImportError:
@@ -118,6 +118,6 @@ def plot_curves(directory: Path) -> Path | None:
     return path
 
 
-def plain(tree: Any) -> Any:
-    """Device scalars as Python numbers, in one transfer."""
+def to_python(tree: Any) -> Any:
+    """Converts device scalars to Python numbers in one transfer."""
     return jax.tree.map(lambda leaf: leaf.item(), jax.device_get(tree))

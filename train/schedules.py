@@ -24,22 +24,22 @@ class Clock:
 
     @classmethod
     def of(cls, run: RunConfig, steps_per_epoch: int) -> Clock:
-        """The clock of a run whose epochs have so many steps."""
+        """Makes the clock of a run from the number of steps in an epoch."""
         per_unit = steps_per_epoch if run.unit == "epochs" else 1
         return cls(per_unit, max(1, round(run.length * per_unit)))
 
     def steps(self, duration: float) -> float:
-        """A duration of the configuration, in steps."""
+        """Converts a duration of the configuration to steps."""
         return duration * self.steps_per_unit
 
 
 def learning_rate(config: OptimConfig, clock: Clock, step: Int[Array, ""]) -> Float[Array, ""]:
-    """The learning rate of a step.
+    """Returns the learning rate of a step.
 
     Reference: `speakerlab.process.scheduler` (WarmupCosineScheduler, StepScheduler),
       `speechbrain.nnet.schedulers.CyclicLRScheduler` (triangular), `wespeaker.utils.schedulers.ExponentialDecrease`.
     """
-    at = step.astype(_real())
+    at = step.astype(_float_dtype())
     warmup, span = clock.steps(config.warmup), config.peak - config.floor
     every = max(clock.steps(config.every), 1.0)
     rise = jnp.clip(at / max(warmup, 1.0), 0, 1) if warmup else jnp.ones_like(at)
@@ -58,11 +58,11 @@ def learning_rate(config: OptimConfig, clock: Clock, step: Int[Array, ""]) -> Fl
 
 
 def margin(config: LossConfig, clock: Clock, step: Int[Array, ""]) -> Float[Array, ""]:
-    """The margin of a step.
+    """Returns the margin of a step.
 
-    Reference: `speakerlab.process.scheduler.MarginScheduler`: its exponential rise reaches 99.9 % at `end`.
+    Reference: `speakerlab.process.scheduler.MarginScheduler`, whose exponential rise reaches 99.9 % at `end`.
     """
-    at, start, end = step.astype(_real()), clock.steps(config.start), clock.steps(config.end)
+    at, start, end = step.astype(_float_dtype()), clock.steps(config.start), clock.steps(config.end)
     if config.schedule == "constant":
         return jnp.full_like(at, config.margin)
     if config.schedule == "step":
@@ -76,6 +76,6 @@ def margin(config: LossConfig, clock: Clock, step: Int[Array, ""]) -> Float[Arra
     return jnp.where(at < start, config.start_margin, jnp.where(at >= end, config.margin, rising))
 
 
-def _real() -> jnp.dtype:
-    """float64 where it is enabled, for comparisons; float32 else."""
+def _float_dtype() -> jnp.dtype:
+    """Returns float64 if it is enabled, which comparisons with other code do, otherwise float32."""
     return jnp.result_type(float)

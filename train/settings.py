@@ -1,41 +1,37 @@
-"""A run's configuration from TOML, each value changeable by `--set section.key=value`."""
+"""Reads the configuration of a run from TOML; `--set section.key=value` changes any value."""
 
 from __future__ import annotations
 
 import dataclasses
 import tomllib
-import types
-import typing
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 from ecapa_jax.config import ModelConfig, from_dict, to_dict
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.presets import PRESETS
 from ecapa_jax.train.config import TrainConfig
 
-_T = TypeVar("_T")
-
 
 def load_config(source: str, changes: list[str] | tuple[str, ...] = ()) -> TrainConfig:
-    """Reads a run's configuration.
+    """Reads the configuration of a run.
 
     Args:
-      source: a TOML file, or the name of one that is packaged (`packaged_configs`).
-      changes: `section.key=value`, the value in TOML; applied in order.
+      source: a TOML file, or the name of a packaged configuration (`packaged_configs`).
+      changes: texts of the form `section.key=value`, with the value in TOML; applied in order.
 
     Raises:
-      ConfigError: no such file, not TOML, an unknown key, or a value of the wrong type or range.
+      ConfigError: there is no such file, it is not TOML, a key is unknown, or a value has the wrong type or range.
     """
-    document = _read(source)
+    document = _read_document(source)
     for change in changes:
-        _apply(document, change)
+        _apply_change(document, change)
     return build_config(document)
 
 
 def build_config(document: dict[str, Any]) -> TrainConfig:
-    """The configuration of a parsed TOML document: what it does not name keeps its default.
+    """Makes the configuration from a parsed TOML document; keys that it lacks take their defaults.
 
     `model.preset` names the preset on which `[model.fbank]` and `[model.ecapa]` build.
 
@@ -44,30 +40,30 @@ def build_config(document: dict[str, Any]) -> TrainConfig:
     """
     document = dict(document)
     model = document.pop("model", {})
-    config = _build(TrainConfig, {**document}, "")
+    config = from_dict(TrainConfig, document, "", use_defaults=True)
     if not isinstance(model, dict):
         raise ConfigError("model must be a table")
     preset = model.get("preset", "3dspeaker")
     if preset not in PRESETS:
         raise ConfigError(f"model.preset is {preset!r}; it must be one of: {', '.join(PRESETS)}")
     base = to_dict(PRESETS[preset])
-    _merge(base, {key: value for key, value in model.items() if key != "preset"}, "model")
+    _merge(base, {key: value for key, value in model.items() if key != "preset"})
     return dataclasses.replace(config, model=from_dict(ModelConfig, base, "model"))
 
 
 def config_document(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as plain types, complete; `build_config` gives it back."""
+    """Returns the complete configuration as plain types; `build_config` is the inverse."""
     document = to_dict(config)
     return {key: value for key, value in document.items() if key != "model"} | {"model": document["model"]}
 
 
 def packaged_configs() -> dict[str, Path]:
-    """Name to file of the configurations that come with the package."""
+    """Returns the files of the packaged configurations by name."""
     folder = Path(str(resources.files("ecapa_jax.train") / "configs"))
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def _read(source: str) -> dict[str, Any]:
+def _read_document(source: str) -> dict[str, Any]:
     packaged = packaged_configs()
     path = Path(source)
     if not path.is_file():
@@ -80,7 +76,7 @@ def _read(source: str) -> dict[str, Any]:
         raise ConfigError(f"{path} is not a TOML file: {error}") from error
 
 
-def _apply(document: dict[str, Any], change: str) -> None:
+def _apply_change(document: dict[str, Any], change: str) -> None:
     name, equals, text = change.partition("=")
     keys = name.strip().split(".")
     if not equals or not all(keys):
@@ -92,41 +88,13 @@ def _apply(document: dict[str, Any], change: str) -> None:
     for key in keys[:-1]:
         document = document.setdefault(key, {})
         if not isinstance(document, dict):
-            raise ConfigError(f"--set {change!r}: {key} is no section")
+            raise ConfigError(f"--set {change!r}: {key} is not a section")
     document[keys[-1]] = value
 
 
-def _merge(base: dict[str, Any], changes: dict[str, Any], where: str) -> None:
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> None:
     for key, value in changes.items():
-        if key not in base:
-            raise ConfigError(f"{where}: unknown key {key}; known: {', '.join(base)}")
-        if isinstance(base[key], dict) and isinstance(value, dict):
-            _merge(base[key], value, f"{where}.{key}")
+        if isinstance(base.get(key), dict) and isinstance(value, dict):
+            _merge(base[key], value)
         else:
             base[key] = value
-
-
-def _build(cls: type[_T], data: Any, where: str) -> _T:
-    """An instance of a config class from plain types; missing keys take their defaults."""
-    if not isinstance(data, dict):
-        raise ConfigError(f"{where} must be a table, not {data!r}")
-    hints = typing.get_type_hints(cls)
-    if unknown := sorted(data.keys() - hints.keys()):
-        raise ConfigError(f"{where or 'the configuration'}: unknown key {unknown[0]}; known: {', '.join(hints)}")
-    prefix = f"{where}." if where else ""
-    return cls(**{key: _typed(hints[key], value, f"{prefix}{key}") for key, value in data.items()})
-
-
-def _typed(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _build(typing.cast(type, hint), value, where)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, list | tuple):
-        return tuple(_typed(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is Literal or (origin is types.UnionType and value is None):
-        return value  # `Checked` knows the choices
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{where} is {value!r}; it must be of type {getattr(hint, '__name__', hint)}")
-    return value

@@ -1,4 +1,4 @@
-"""Where a run begins: its own checkpoint, another run, a bundle, or random weights - in this order."""
+"""Finds where a run begins: at its own checkpoint, another run, a bundle, or random weights, in this order."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import TrainingError
 from ecapa_jax.functional import Variables
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import Manifest
+from ecapa_jax.train.data.manifest import TrainingManifest
 from ecapa_jax.train.scale.mesh import EVERYWHERE, padded, replicated, state_shardings
 from ecapa_jax.train.settings import build_config, config_document
-from ecapa_jax.train.state import State, drawn_centres, init_state
+from ecapa_jax.train.state import State, draw_centres, init_state
 
 RUN_FILE, CHECKPOINTS = "run.json", "checkpoints"
 
 FREE = {("data", "threads"), ("data", "prefetch"), ("data", "cache_gigabytes"), ("run", "keep"), ("data", "manifest")}
 FREE |= {("run", "dev_root"), ("augment", "musan"), ("augment", "rirs"), ("mesh", "data"), ("mesh", "model")}
 FREE |= {("teacher", "embeddings"), ("teacher", "bundle")}
-"""What may change between an interrupted run and its continuation: how fast, on what, and where the same files are."""
+"""Settings that may change between an interrupted run and its continuation: speed, devices, and paths of files."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The state to go on from.
+    """The state from which a run goes on.
 
     Attributes:
-      state: on the devices of the run.
-      step: steps done.
-      best: the checkpoint document's record of the best dev result so far; None before the first.
-      notes: what happened, one line each, for the log.
+      state: the state, on the devices of the run.
+      step: number of steps done.
+      best: record of the best dev result so far; None before the first.
+      notes: lines for the log that say what happened.
     """
 
     state: State
@@ -48,21 +48,21 @@ class Start:
     notes: tuple[str, ...]
 
 
-def count_classes(config: TrainConfig, manifest: Manifest) -> int:
-    """Rows of the classifier: speakers times speeds that make speakers; one where a teacher alone is learned from."""
+def count_classes(config: TrainConfig, manifest: TrainingManifest) -> int:
+    """Returns the number of classes: speakers times speeds that make speakers; 1 if only a teacher is learned from."""
     if config.teacher.is_used and not config.teacher.labels:
         return 1
     return len(manifest.speakers) * len(config.data.class_speeds)
 
 
-def claim(directory: Path, config: TrainConfig, manifest: Manifest, teacher: str = "") -> None:
-    """Writes down what the run in this directory is, or checks that it is still the same.
+def claim(directory: Path, config: TrainConfig, manifest: TrainingManifest, teacher: str = "") -> None:
+    """Records configuration, data and teacher of the run in a directory, or checks that they have not changed.
 
     Args:
-      directory: of the run.
-      config: the run.
-      manifest: its data.
-      teacher: digest of its teacher; empty without one.
+      directory: directory of the run.
+      config: configuration of the run.
+      manifest: data of the run.
+      teacher: digest of the teacher; empty without a teacher.
 
     Raises:
       TrainingError: the directory holds a run of another configuration or other data, or something else.
@@ -73,67 +73,69 @@ def claim(directory: Path, config: TrainConfig, manifest: Manifest, teacher: str
     if not path.exists():
         foreign = sorted(entry.name for entry in directory.iterdir() if not entry.name.startswith("."))
         if foreign:
-            raise TrainingError(f"{directory} holds {foreign[0]} and is no run directory: choose another")
+            raise TrainingError(f"{directory} holds {foreign[0]} and is not a run directory: choose another directory")
         temporary = path.with_suffix(".partial")
         temporary.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
         temporary.replace(path)
         return
-    before = _document(directory)
-    # Read and written again: what a later version can set besides has the value that it had.
-    if differs := _difference(config_document(build_config(before["config"])), document["config"]):
+    before = _read_run_file(directory)
+    # Parse the old configuration again, so that settings of later versions get the values that they had implicitly.
+    if differs := _find_difference(config_document(build_config(before["config"])), document["config"]):
         raise TrainingError(
-            f"{directory} is a run with another {differs}: go on with that one, or choose another place"
+            f"{directory} is a run with another {differs}: continue with that value, or choose another directory"
         )
     if before["data"] != document["data"]:
-        raise TrainingError(f"{directory} is a run on other data than {config.data.manifest}: choose another place")
+        raise TrainingError(f"{directory} is a run on other data than {config.data.manifest}: choose another directory")
     if before.get("teacher", "") != document["teacher"]:
         named = config.teacher.embeddings or config.teacher.bundle
-        raise TrainingError(f"{directory} is a run with another teacher than {named}: choose another place")
+        raise TrainingError(f"{directory} is a run with another teacher than {named}: choose another directory")
 
 
-def _document(directory: Path) -> dict[str, Any]:
+def _read_run_file(directory: Path) -> dict[str, Any]:
     path = directory / RUN_FILE
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{directory} is no run directory that can be read ({path.name}: {error})") from error
+        raise TrainingError(f"{directory} can't be read as a run directory ({path.name}: {error})") from error
 
 
-def _difference(before: Any, after: Any, where: tuple[str, ...] = ()) -> str:
-    """The first value that is another and may not be, as `section.key`."""
+def _find_difference(before: Any, after: Any, where: tuple[str, ...] = ()) -> str:
+    """Describes the first setting that differs although it may not, as `section.key`; "" if there is none."""
     if where in FREE or before == after:
         return ""
     if not isinstance(before, dict) or not isinstance(after, dict):
         same = isinstance(before, list | tuple) and list(before) == list(after or ())
         return "" if same else f"{'.'.join(where)} ({before!r}, now {after!r})"
     keys = sorted(before.keys() | after.keys())
-    return next(filter(None, (_difference(before.get(key), after.get(key), (*where, key)) for key in keys)), "")
+    return next(filter(None, (_find_difference(before.get(key), after.get(key), (*where, key)) for key in keys)), "")
 
 
-def start(config: TrainConfig, manifest: Manifest, checkpoints: RunCheckpoints, mesh: Mesh | None = None) -> Start:
+def start(
+    config: TrainConfig, manifest: TrainingManifest, checkpoints: RunCheckpoints, mesh: Mesh | None = None
+) -> Start:
     """Finds where to begin.
 
     Args:
-      config: the run.
-      manifest: its data.
-      checkpoints: of its directory; what was saved on any number of devices is taken.
-      mesh: the devices; None is one.
+      config: configuration of the run.
+      manifest: data of the run.
+      checkpoints: checkpoints of the run, saved on any number of devices.
+      mesh: the devices; None is one device.
 
     Raises:
-      TrainingError: another run or a bundle is named that does not fit this one.
+      TrainingError: the run or bundle to start from does not fit this run.
       BundleError: the bundle can't be read.
     """
     n_classes = count_classes(config, manifest)
     found, problems = checkpoints.newest(abstract_state(config, n_classes, mesh))
-    notes = [f"{problem}: going back to the one before" for problem in problems]
+    notes = [f"{problem}: going back to the previous checkpoint" for problem in problems]
     if found is not None:
         step, state, document = found
         return Start(state, step, document.get("best"), (*notes, f"resumed at step {step}"))
     if config.start.run:
-        variables, centres = _from_run(config, manifest, n_classes, mesh)
+        variables, centres = _load_run(config, manifest, n_classes, mesh)
         note = f"weights and classifier of {config.start.run}"
     elif config.start.bundle:
-        variables, centres = _bundle_variables(config.start.bundle, config.model), None
+        variables, centres = _load_bundle_variables(config.start.bundle, config.model), None
         note = f"weights of {config.start.bundle}"
     else:
         variables, centres, note = None, None, "random weights"
@@ -147,7 +149,7 @@ def fresh_state(
     variables: Variables | None = None,
     centres: np.ndarray | None = None,
 ) -> State:
-    """The state before the first step, on its devices; drawn where it is to be, so that no device has all speakers."""
+    """Makes the state before the first step. Each device draws its own part, so that no device holds all speakers."""
     if mesh is None:
         return replicated(None, init_state(config, n_classes, variables, centres))
 
@@ -160,60 +162,62 @@ def fresh_state(
 
 
 def abstract_state(config: TrainConfig, n_classes: int, mesh: Mesh | None) -> State:
-    """Shapes, dtypes and places of a run's state; nothing is computed."""
+    """Returns shapes, dtypes and shardings of the state of a run, without computing anything."""
     abstract = jax.eval_shape(lambda: padded(mesh, init_state(config, n_classes)))
-    return _placed(abstract, state_shardings(mesh, abstract))
+    return _with_shardings(abstract, state_shardings(mesh, abstract))
 
 
-def _placed(abstract: Any, shardings: Any) -> Any:
+def _with_shardings(abstract: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
 
 
-def _bundle_variables(name: str, model: ModelConfig) -> Variables:
+def _load_bundle_variables(name: str, model: ModelConfig) -> Variables:
     bundle = load_bundle(name)
     if bundle.config != model:
-        raise TrainingError(f"start.bundle: {name} is another model than [model] says; give its configuration there")
+        raise TrainingError(
+            f"start.bundle: {name} is not the model of section [model]; give the configuration of the bundle there"
+        )
     return bundle.variables
 
 
-def _from_run(
-    config: TrainConfig, manifest: Manifest, n_classes: int, mesh: Mesh | None
+def _load_run(
+    config: TrainConfig, manifest: TrainingManifest, n_classes: int, mesh: Mesh | None
 ) -> tuple[Variables, np.ndarray]:
-    """Network of another run's newest checkpoint, and the classifier rows of the speakers that are still there."""
+    """Loads network and classifier of the newest checkpoint of another run; rows of remaining speakers are kept."""
     directory = Path(config.start.run)
-    before = _document(directory)
+    before = _read_run_file(directory)
     other = build_config(before["config"])
     if other.model != config.model:
-        raise TrainingError(f"start.run: {directory} trains another model than [model] says")
+        raise TrainingError(f"start.run: {directory} trains another model than section [model]")
     old_speakers, old_speeds = before["speakers"], other.data.class_speeds
     n_old = 1 if other.teacher.is_used and not other.teacher.labels else len(old_speakers) * len(old_speeds)
     abstract = jax.eval_shape(lambda: init_state(other, n_old))
     everywhere = state_shardings(mesh, abstract)
-    if mesh is not None:  # its number of speakers need not suit this mesh
+    if mesh is not None:  # the number of speakers of the other run may not be divisible on this mesh
         everywhere = jax.tree.map(lambda _: NamedSharding(mesh, EVERYWHERE), abstract)
     with RunCheckpoints(directory / CHECKPOINTS, other.run.keep) as checkpoints:
-        found, problems = checkpoints.newest(_placed(abstract, everywhere), remove=False)
+        found, problems = checkpoints.newest(_with_shardings(abstract, everywhere), remove=False)
     if found is None:
         raise TrainingError(f"start.run: {directory} holds no whole checkpoint {'; '.join(problems)}".rstrip())
     state = jax.tree.map(np.asarray, {name: found[1][name] for name in ("params", "batch_stats", "constants")})
     variables = {"params": state["params"]["network"], **{k: state[k] for k in ("batch_stats", "constants")}}
     old = state["params"]["centres"]
-    if n_old == 1:  # it learned from a teacher alone
-        return variables, np.array(drawn_centres(config, n_classes))
+    if n_old == 1:  # the other run learned from a teacher alone
+        return variables, np.array(draw_centres(config, n_classes))
     rows = {
         (speaker, speed): old[place * len(old_speakers) + index]
         for place, speed in enumerate(old_speeds)
         for index, speaker in enumerate(old_speakers)
     }
-    return variables, _kept(config, manifest, rows, drawn_centres(config, n_classes))
+    return variables, _keep_centres(config, manifest, rows, draw_centres(config, n_classes))
 
 
-def _kept(
-    config: TrainConfig, manifest: Manifest, rows: dict[tuple[str, float], np.ndarray], drawn: jax.Array
+def _keep_centres(
+    config: TrainConfig, manifest: TrainingManifest, rows: dict[tuple[str, float], np.ndarray], drawn: jax.Array
 ) -> Float32[np.ndarray, "speakers sub_centres embedding"]:
-    """The new classifier: a row of the same speaker and speed where there was one, else the drawn one."""
+    """Makes the new classifier: the old row for the same speaker and speed if there is one, else the drawn row."""
     centres = np.array(drawn)
     for place, speed in enumerate(config.data.class_speeds):
         for index, speaker in enumerate(manifest.speakers):

@@ -1,4 +1,4 @@
-"""The state of a run: one pytree of plain dicts, all that a checkpoint holds."""
+"""The state of a run: one pytree of plain dicts, which is what a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ecapa_jax.train.optim import optimizer
 
 State = dict[str, Any]
 """
-step: steps done.
-params: `network`, as a model's variables have it, and `centres` [speakers, sub-centres, embedding] of the loss.
-batch_stats, constants: as a model's variables have them.
-optimizer: optax's state.
-average: moving averages of the network's `params` and `batch_stats`; empty without `optim.ema`.
-sums: of metrics since the last line of the metrics file.
-bad_step: the first step whose loss or gradient was not finite, from which on nothing moves; -1.
+step: number of steps done.
+params: `network`, the params of the model, and `centres` [speakers, sub-centres, embedding], the classifier.
+batch_stats, constants: those of the variables of the model.
+optimizer: state of the Optax optimizer.
+average: moving averages of `params` and `batch_stats` of the network; empty without `optim.ema`.
+sums: sums of metrics since the last line of the metrics file.
+bad_step: the first step whose loss or gradient was not finite, after which nothing changes any more; -1 if none.
 """
 
 SUMS = ("steps", "loss", "accuracy", "gradient_norm", "teacher_cosine")
@@ -34,17 +34,17 @@ def init_state(
     variables: Variables | None = None,
     centres: Float[AnyArray, "speakers sub_centres embedding"] | None = None,
 ) -> State:
-    """The state before the first step.
+    """Makes the state before the first step.
 
     Args:
-      config: the run.
-      n_speakers: classes, speed-perturbed speakers included.
-      variables: of a network to start from; None draws them.
-      centres: of a classifier to start from; None draws them (Xavier-uniform, as `speakerlab` does).
+      config: configuration of the run.
+      n_speakers: number of classes, including speed-perturbed speakers.
+      variables: variables of a network to start from; None draws them.
+      centres: classifier to start from; None draws it (Xavier-uniform, as `speakerlab` does).
     """
     network_key = jax.random.split(jax.random.key(config.run.seed))[0]
     variables = functional.init(config.model, network_key) if variables is None else variables
-    centres = drawn_centres(config, n_speakers) if centres is None else centres
+    centres = draw_centres(config, n_speakers) if centres is None else centres
     params = jax.tree.map(jnp.array, {"network": variables["params"], "centres": centres})
     batch_stats = jax.tree.map(jnp.array, variables["batch_stats"])
     average = {"params": params["network"], "batch_stats": batch_stats} if config.optim.ema else {}
@@ -60,8 +60,8 @@ def init_state(
     }
 
 
-def drawn_centres(config: TrainConfig, n_speakers: int) -> Float[Array, "speakers sub_centres embedding"]:
-    """The classifier that a run's seed stands for."""
+def draw_centres(config: TrainConfig, n_speakers: int) -> Float[Array, "speakers sub_centres embedding"]:
+    """Draws the classifier from the seed of the run."""
     key = jax.random.split(jax.random.key(config.run.seed))[1]
     return init_centres(key, n_speakers, config.loss.sub_centres, config.model.ecapa.embedding_dim)
 
@@ -69,17 +69,17 @@ def drawn_centres(config: TrainConfig, n_speakers: int) -> Float[Array, "speaker
 def init_centres(
     key: PRNGKeyArray, n_speakers: int, sub_centres: int, embedding_dim: int
 ) -> Float[Array, "speakers sub_centres embedding"]:
-    """Xavier-uniform classifier weights, over all centres as one matrix."""
+    """Draws Xavier-uniform classifier weights, with all centres as one matrix."""
     bound = (6 / (n_speakers * sub_centres + embedding_dim)) ** 0.5
     return jax.random.uniform(key, (n_speakers, sub_centres, embedding_dim), minval=-bound, maxval=bound)
 
 
 def zero_sums() -> dict[str, Float[Array, ""]]:
-    """Empty sums of metrics."""
+    """Returns sums of metrics that are all zero."""
     return {name: jnp.zeros((), jnp.float32) for name in SUMS}
 
 
 def model_variables(state: State) -> Variables:
-    """The variables to score with: the moving average where there is one."""
+    """Returns the variables to score with: the moving average if there is one, otherwise the weights."""
     source = state["average"] or {"params": state["params"]["network"], "batch_stats": state["batch_stats"]}
     return {"params": source["params"], "batch_stats": source["batch_stats"], "constants": state["constants"]}

@@ -17,15 +17,15 @@ from ecapa_jax.config import ModelConfig
 from ecapa_jax.errors import ConfigError, TrainingError
 from ecapa_jax.functional import Variables
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import Manifest
+from ecapa_jax.train.data.manifest import TrainingManifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
 
 CENTRE_EXAMPLES = 512
-"""Examples whose mean embedding is a teacher bundle's centre."""
+"""Number of examples over which the centre of a teacher bundle is averaged."""
 
 NAMED = 3
-"""Rows of a faulty table that an error message names."""
+"""Most rows of a faulty table that an error message names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +33,9 @@ class TeacherTable:
     """The embeddings of a table, one for each utterance of the manifest at each speed.
 
     Attributes:
-      embeddings: [n, D], less their mean where the configuration says so.
-      rows: [utterances, speeds] row of `embeddings`.
-      digest: sha256 of the embeddings in the manifest's order.
+      embeddings: [n, D], with their mean subtracted if the configuration says so.
+      rows: [utterances, speeds], rows of `embeddings`.
+      digest: sha256 of the embeddings in the order of the manifest.
     """
 
     embeddings: Float32[np.ndarray, "rows embedding"]
@@ -43,17 +43,17 @@ class TeacherTable:
     digest: str
 
     def target(self, utterance: int, speed: int) -> Float32[np.ndarray, " embedding"]:
-        """The teacher's embedding of an utterance at a speed."""
+        """Returns the embedding of an utterance at a speed."""
         return self.embeddings[self.rows[utterance, speed]]
 
 
 def speed_variant(variant: str, speed: float) -> str:
-    """The name in a teacher's table of a variant that is played at a speed: `0.9x`, or `00000012 0.9x`."""
+    """Returns the name of a variant at a speed in the table of a teacher: `0.9x`, or `00000012 0.9x`."""
     return variant if speed == 1.0 else f"{variant} {speed:g}x".strip()
 
 
-def read_teacher(config: TrainConfig, manifest: Manifest) -> TeacherTable | TeacherBundle | None:
-    """The teacher that a configuration names; None without one.
+def read_teacher(config: TrainConfig, manifest: TrainingManifest) -> TeacherTable | TeacherBundle | None:
+    """Reads the teacher that a configuration names; returns None if it names no teacher.
 
     Raises:
       ConfigError, BundleError, TrainingError: as `read_table` and `read_bundle`.
@@ -63,13 +63,13 @@ def read_teacher(config: TrainConfig, manifest: Manifest) -> TeacherTable | Teac
     return read_bundle(config, manifest) if config.teacher.bundle else None
 
 
-def read_table(config: TrainConfig, manifest: Manifest) -> TeacherTable:
+def read_table(config: TrainConfig, manifest: TrainingManifest) -> TeacherTable:
     """Reads and checks `teacher.embeddings`.
 
-    An utterance's row is found by its id and variant; at a speed other than 1, the variant is `speed_variant`.
+    The row of an utterance is found by id and variant; at a speed other than 1, the variant is `speed_variant`.
 
     Raises:
-      ConfigError: the table can't be read, or a row is missing, there twice, of another length or not finite.
+      ConfigError: the table can't be read, or a row is missing, duplicate, of another length or not finite.
     """
     path = Path(config.teacher.embeddings)
     keys, embeddings = _read_parquet(path)
@@ -84,7 +84,7 @@ def read_table(config: TrainConfig, manifest: Manifest) -> TeacherTable:
     _refuse(path, "has more than one row for", twice)
     rows = np.array([index[key] for key in wanted], np.int64)
     found = embeddings[rows]
-    _refuse(path, "has values that are not finite for", [wanted[row] for row in _not_finite(found)])
+    _refuse(path, "has values that are not finite for", [wanted[row] for row in _find_not_finite(found)])
     digest = hashlib.sha256(np.ascontiguousarray(found).tobytes()).hexdigest()
     if config.teacher.centre:
         embeddings = (embeddings - found.mean(axis=0, dtype=np.float64)).astype(np.float32)
@@ -93,7 +93,7 @@ def read_table(config: TrainConfig, manifest: Manifest) -> TeacherTable:
 
 
 def _read_parquet(path: Path) -> tuple[list[tuple[str, str]], Float32[np.ndarray, "rows embedding"]]:
-    """The keys (id, variant) and embeddings of a Parquet file, or of a folder of them."""
+    """Reads the keys (id, variant) and embeddings of a Parquet file, or of a folder of Parquet files."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -105,7 +105,8 @@ def _read_parquet(path: Path) -> tuple[list[tuple[str, str]], Float32[np.ndarray
         raise ConfigError(f"teacher.embeddings: {path} can't be read as Parquet ({error})") from error
     if missing := {"id", "embedding"} - set(table.column_names):
         raise ConfigError(f"teacher.embeddings: {path} has no column {sorted(missing)[0]!r}; it needs id and embedding")
-    table = table.filter(table["embedding"].is_valid())  # `embed --manifest` writes such rows for what it can't read
+    # `embed --manifest` writes rows without an embedding for recordings that it can't read.
+    table = table.filter(table["embedding"].is_valid())
     ids = [str(value) for value in table["id"].to_pylist()]
     variants = table["variant"].to_pylist() if "variant" in table.column_names else [""] * len(ids)
     keys = [(name, str(variant or "")) for name, variant in zip(ids, variants, strict=True)]
@@ -128,27 +129,27 @@ def _refuse(path: Path, what: str, keys: list[tuple[str, str]]) -> None:
         raise ConfigError(f"teacher.embeddings: {path} {what} {names}{more}")
 
 
-def _not_finite(embeddings: Float32[np.ndarray, "rows embedding"]) -> Int64[np.ndarray, " faulty"]:
+def _find_not_finite(embeddings: Float32[np.ndarray, "rows embedding"]) -> Int64[np.ndarray, " faulty"]:
     return np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
 
 
 def _check_dimension(config: TrainConfig, dimension: int) -> None:
-    """The student's and the teacher's embeddings are compared directly by `cosine` and `contrast`."""
+    """Checks that both embeddings have the same length if `cosine` or `contrast` compares them directly."""
     own = config.model.ecapa.embedding_dim
     if own != dimension and (config.teacher.cosine or config.teacher.contrast):
         raise ConfigError(
-            f"the teacher's embeddings have {dimension} values, the model's {own}: set model.ecapa.embedding_dim = "
-            f"{dimension}, or learn by teacher.relations alone"
+            f"the embeddings of the teacher have {dimension} values, those of the model {own}: set "
+            f"model.ecapa.embedding_dim = {dimension}, or learn by teacher.relations alone"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class TeacherBundle:
-    """A bundle that teaches within the step.
+    """A bundle that embeds the examples of each step.
 
     Attributes:
-      config: of its model; static in the step.
-      arrays: `variables`, folded, and `centre` [D], which is subtracted from its embeddings.
+      config: configuration of the model; static in the step.
+      arrays: folded `variables`, and `centre` [D], which is subtracted from the embeddings.
       digest: sha256 of the variables.
     """
 
@@ -157,20 +158,20 @@ class TeacherBundle:
     digest: str
 
 
-def read_bundle(config: TrainConfig, manifest: Manifest) -> TeacherBundle:
-    """Reads `teacher.bundle`, and finds the mean of its embeddings over the run's first examples.
+def read_bundle(config: TrainConfig, manifest: TrainingManifest) -> TeacherBundle:
+    """Reads `teacher.bundle` and computes the mean of its embeddings over the first examples of the run.
 
     Raises:
-      BundleError: it can't be read.
-      TrainingError: its sample rate is not the model's.
-      ConfigError: its embeddings have another dimension than the loss needs.
+      BundleError: the bundle can't be read.
+      TrainingError: the sample rate of the bundle is not that of the model.
+      ConfigError: the embeddings of the bundle have another length than the loss needs.
     """
     bundle = load_bundle(config.teacher.bundle)
     rate = bundle.config.fbank.sample_rate
     if rate != config.model.fbank.sample_rate:
         raise TrainingError(
-            f"teacher.bundle: {config.teacher.bundle} hears {rate} Hz, the model {config.model.fbank.sample_rate} Hz: "
-            "a teacher must have the model's sample rate"
+            f"teacher.bundle: {config.teacher.bundle} takes {rate} Hz, the model {config.model.fbank.sample_rate} Hz: "
+            "a teacher must have the sample rate of the model"
         )
     _check_dimension(config, bundle.config.ecapa.embedding_dim)
     digest = hashlib.sha256()
@@ -179,14 +180,14 @@ def read_bundle(config: TrainConfig, manifest: Manifest) -> TeacherBundle:
     variables = functional.fold(bundle.config, bundle.variables, config.step.dtype)
     centre = np.zeros(bundle.config.ecapa.embedding_dim, np.float32)
     if config.teacher.centre:
-        centre = _mean_embedding(config, manifest, bundle.config, variables)
+        centre = _compute_mean_embedding(config, manifest, bundle.config, variables)
     return TeacherBundle(bundle.config, {"variables": variables, "centre": centre}, digest.hexdigest())
 
 
-def _mean_embedding(
-    config: TrainConfig, manifest: Manifest, model: ModelConfig, variables: Variables
+def _compute_mean_embedding(
+    config: TrainConfig, manifest: TrainingManifest, model: ModelConfig, variables: Variables
 ) -> Float32[np.ndarray, " embedding"]:
-    """The mean of a bundle's embeddings over the first examples of the run, without augmentation."""
+    """Averages the embeddings of a bundle over the first examples of the run, without augmentation."""
     order, rows = Order(config.data, manifest, config.run.seed), Rows.span(0, config.data.batch_size)
     batches = Batches(Loader(config.data, config.augment, manifest, order, rows), rows, config.data, 0)
     n_steps = min(-(-CENTRE_EXAMPLES // config.data.batch_size), order.steps_per_epoch)
@@ -199,9 +200,9 @@ def _mean_embedding(
     return (sums / (n_steps * config.data.batch_size)).astype(np.float32)
 
 
-def bundle_targets(
+def compute_targets(
     model: ModelConfig, arrays: dict[str, Any], waveforms: Float[Array, "batch samples"], lengths: Array
 ) -> Float[Array, "batch embedding"]:
-    """A teacher bundle's embeddings of a batch, less their centre; no gradient goes through them."""
+    """Embeds a batch with a teacher bundle and subtracts the centre; gradients don't pass through."""
     embeddings = functional.embed(model, arrays["variables"], waveforms, lengths)
     return jax.lax.stop_gradient(embeddings - arrays["centre"])

@@ -1,4 +1,4 @@
-"""Augmented views of a manifest's utterances as sound files, so that any teacher can hear what the student hears."""
+"""Writes augmented views of utterances as sound files, so that any teacher can hear what the student hears."""
 
 from __future__ import annotations
 
@@ -18,25 +18,32 @@ from ecapa_jax.audio.segments import to_flac, to_int16
 from ecapa_jax.errors import ConfigError, TrainingError
 from ecapa_jax.train.augment import augment_step
 from ecapa_jax.train.config import TrainConfig
-from ecapa_jax.train.data.manifest import UNNAMED, Manifest, check_installed, read_manifest, read_rows, write_manifest
+from ecapa_jax.train.data.manifest import (
+    UNNAMED,
+    TrainingManifest,
+    check_installed,
+    read_manifest,
+    read_rows,
+    write_manifest,
+)
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import Batches, Loader, Rows
 from ecapa_jax.train.data.prepare import MANIFEST
-from ecapa_jax.train.rooms import room_bank
+from ecapa_jax.train.rooms import make_room_bank
 
 PART_STEPS = 16
-"""Batches whose files share a folder, and a list that says that the folder is whole."""
+"""Number of batches whose files share a folder; a list beside the folder says that it is complete."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-    """What `write_views` wrote.
+    """Summary of what `write_views` wrote.
 
     Attributes:
       manifest: the Parquet file that training reads.
       views: number of files.
-      utterances: different utterances they are made from.
-      hours: of sound.
+      utterances: number of different utterances in the views.
+      hours: total duration in hours.
     """
 
     manifest: Path
@@ -48,20 +55,20 @@ class Views:
 def write_views(
     config: TrainConfig, output: Path, number: int, *, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Views:
-    """Writes the examples that a training run of this configuration would begin with, augmented, one FLAC file each.
+    """Writes the first examples of a training run of this configuration, augmented, each as a FLAC file.
 
-    A view is a crop of an utterance at one of `data.speeds`, changed as `augment` says: what `train` makes of the same
-    seed, step and place in the batch. The same call goes on where a killed one ended.
+    A view is a crop of an utterance at one of `data.speeds`, augmented as `augment` says. It equals what `train` makes
+    with the same seed, step and position in the batch. If a call is killed, the same call continues it.
 
     Args:
-      config: the run; of it `data`, `augment`, `run.seed` and the model's sample rate count.
-      output: folder to make; `manifest.parquet` in it names each view by the utterance's `id` and a `variant`.
-      number: views to write, rounded up to whole batches.
-      progress: called with the views written and their number.
+      config: the run; only `data`, `augment`, `run.seed` and the sample rate of the model are used.
+      output: folder to make; its `manifest.parquet` names each view by `id` and `variant`.
+      number: number of views to write, rounded up to whole batches.
+      progress: called with the number of views written and their total.
 
     Raises:
-      TrainingError: the output is whole already.
-      ConfigError, AudioError: what the configuration names can't be used.
+      TrainingError: the output is already complete.
+      ConfigError, AudioError: a file that the configuration names can't be used.
     """
     check_installed("pyarrow", "grain")
     if number < 1:
@@ -85,18 +92,18 @@ def write_views(
 class _Writer:
     """Makes batches as training does and writes them as files."""
 
-    def __init__(self, config: TrainConfig, manifest: Manifest, output: Path):
+    def __init__(self, config: TrainConfig, manifest: TrainingManifest, output: Path):
         self._config, self._manifest, self._output = config, manifest, output
         self._rate = config.model.fbank.sample_rate
         if manifest.rate != self._rate:
             raise TrainingError(f"{config.data.manifest} is at {manifest.rate} Hz, the model at {self._rate} Hz")
         self._order = Order(config.data, manifest, config.run.seed)
-        self._banks = jax.device_put(room_bank(config.augment, manifest.rate, config.run.seed))
+        self._banks = jax.device_put(make_room_bank(config.augment, manifest.rate, config.run.seed))
         self._augment = jax.jit(functools.partial(augment_step, config.augment, self._rate, config.run.seed))
         self._batches: Batches | None = None
 
     def part(self, first: int, last: int) -> list[dict[str, Any]]:
-        """Manifest rows of the steps from `first` up to `last`, whose files are written unless they are there."""
+        """Writes the files of the steps from `first` up to `last`, unless they exist, and returns their rows."""
         whole = self._output / "audio" / f"{first:06d}.parquet"
         if whole.exists():
             self._batches = None

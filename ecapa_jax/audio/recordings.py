@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -13,10 +12,8 @@ from jaxtyping import Float32
 from ecapa_jax.audio.arrays import is_dataset_row
 from ecapa_jax.audio.load import AudioSource, LongAudio, is_silent, load_audio, name_of, open_audio
 from ecapa_jax.batching import minimum_samples
-from ecapa_jax.config import ModelConfig
+from ecapa_jax.config import ModelConfig, Short
 from ecapa_jax.errors import AudioError, ConfigError, levels_to_user
-
-Short = Literal["error", "repeat"]
 
 
 class SilenceWarning(UserWarning):

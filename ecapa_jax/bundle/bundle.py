@@ -1,11 +1,11 @@
-"""A model on disk: what `convert` and `train` write and `load` reads.
+"""Bundles: models on disk, which `convert` and `train` write and `load` reads.
 
 model.json              schema, configuration, scoring defaults, provenance, sha256 of the checkpoint's files
 checkpoint/             Orbax checkpoint of the variables
-scoring.npz             where there are any: embedding mean, cohort
+scoring.npz             embedding mean and cohort, if the model has them
 operating_points.json   thresholds with FAR and FRR, and the trials they come from
 parity.json             proof that the variables equal their source
-source.json, source_extra.safetensors   names, dtypes and unused tensors of the source, for the way back
+source.json, source_extra.safetensors   names, dtypes and unused tensors of the source, to convert the model back
 README.md               model card, written from the above
 """
 
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ecapa_jax.bundle.card import card
+from ecapa_jax.bundle.card import write_card
 from ecapa_jax.bundle.checkpoint import restore_variables, save_variables
 from ecapa_jax.bundle.scoring_arrays import read_arrays, write_arrays
 from ecapa_jax.config import SCHEMA, ModelConfig, Variables, from_dict, to_dict
@@ -33,25 +33,25 @@ FILES = {
     "model.json", "checkpoint", "scoring.npz", "operating_points.json", "parity.json", "source.json",
     "source_extra.safetensors", "README.md",
 }  # fmt: skip
-"""All that a bundle may hold; only model.json and checkpoint/ are always there."""
+"""All files that a bundle may contain; only model.json and checkpoint/ are always there."""
 
 _AGAIN = "convert the model again"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A model with all that travels with it.
+    """A model with its scoring, its origin and the proof of its conversion.
 
     Attributes:
       config: front end and network.
       variables: nested dict of arrays, `{"params", "batch_stats", "constants"}`.
-      scoring: the publisher's scoring, or the owner's.
+      scoring: how the model scores.
       provenance: family, source, sha256, converter, date, licence, published figures.
-      embedding_mean: [D] mean embedding, where the model brings one.
-      cohort: speakers that normalise scores, where there are any.
+      embedding_mean: [D], mean embedding, if the scoring subtracts one.
+      cohort: embeddings with which scores are normalised, if the scoring uses any.
       operating_points: thresholds with error rates.
-      parity: the conversion's proof.
-      source: names, shapes and dtypes of the source's tensors.
+      parity: proof that the conversion is correct.
+      source: names, shapes and dtypes of the tensors of the source.
       source_extra: source tensors that inference does not use.
     """
 
@@ -70,14 +70,14 @@ class Bundle:
 def save_bundle(
     bundle: Bundle, path: str | os.PathLike[str], *, force: bool = False, over: Identity | str = ANYTHING
 ) -> Path:
-    """Writes a bundle whole or not at all: into a temporary sibling, renamed when complete.
+    """Writes a bundle whole or not at all: into a temporary sibling, which is renamed when it is complete.
 
     Args:
       bundle: the model. Float16 kernels are stored as they are; loading gives float32.
       path: directory to make.
-      force: replace what stands there; the old one is kept until the new one stands.
-      over: what stood there when the command began and checked the target, as `files.atomic.identity` told it; what
-        another command has written since is not replaced.
+      force: whether to replace an existing bundle, which stays until the new one is complete.
+      over: what `files.atomic.identity` returned for the path when the command began. If another command has written
+        to the path since, its bundle is not replaced.
 
     Raises:
       BundleError: the path exists (without `force`), or can't be written.
@@ -95,8 +95,8 @@ def check_target(target: Path, *, force: bool) -> None:
     """Checks that a bundle may be written to `target`.
 
     Raises:
-      BundleError: something stands there that `force` does not allow to replace: without it anything, with it anything
-        but an empty directory or a bundle without further files.
+      BundleError: the target exists and may not be replaced. Without `force` nothing may be replaced; with `force` an
+        empty directory or a bundle without other files may.
     """
     if not target.exists() and not target.is_symlink():
         return
@@ -106,7 +106,9 @@ def check_target(target: Path, *, force: bool) -> None:
     if not target.is_dir() or (names and "model.json" not in names):
         raise BundleError(f"{target} is not a bundle: it will not be replaced, choose another output")
     if foreign := sorted(names - FILES):
-        raise BundleError(f"{target} holds {foreign[0]}, which is no part of a bundle: move it away, or choose another")
+        raise BundleError(
+            f"{target} holds {foreign[0]}, which does not belong to a bundle: move it away, or choose another output"
+        )
 
 
 def _write(bundle: Bundle, path: Path) -> None:
@@ -125,14 +127,14 @@ def _write(bundle: Bundle, path: Path) -> None:
     if bundle.source_extra:
         import safetensors.numpy
 
-        # Not save_file: it makes files that only their owner can read.
+        # safetensors.numpy.save_file would make a file that only its owner can read.
         extra = {name: np.array(tensor, order="C") for name, tensor in bundle.source_extra.items()}
         (path / "source_extra.safetensors").write_bytes(safetensors.numpy.save(extra))
-    (path / "README.md").write_text(card(document, bundle.operating_points, bundle.parity), "utf-8")
+    (path / "README.md").write_text(write_card(document, bundle.operating_points, bundle.parity), "utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes one of a bundle's JSON files."""
+    """Writes a JSON file of a bundle."""
     path.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", "utf-8")
 
 
@@ -144,12 +146,12 @@ def load_bundle(
     """Reads a bundle.
 
     Args:
-      path: its directory.
-      sharding: of its variables, which come as float32 arrays; None is the first device.
-      abstract: shapes and dtypes of a model's variables; None is `functional.abstract`.
+      path: the directory of the bundle.
+      sharding: where to put the variables, which are float32 arrays; None is the first device.
+      abstract: function that returns shapes and dtypes of the variables of a model; None is `functional.abstract`.
 
     Raises:
-      BundleError: naming the file that is missing, damaged, of another schema, or does not fit the rest.
+      BundleError: a file is missing, damaged, of another schema, or does not fit the others. The message names it.
     """
     root = Path(path)
     document = read_document(root)
@@ -171,19 +173,19 @@ def load_bundle(
         source=_read_json(root / "source.json", {}),
     )
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = (abstract or _abstract)(config)
+    shapes = (abstract or _compute_abstract)(config)
     variables = restore_variables(root / "checkpoint", shapes, sharding, document["checkpoint"])
     return dataclasses.replace(bundle, variables=variables)
 
 
-def _abstract(config: ModelConfig) -> Variables:
-    from ecapa_jax.functional import abstract  # takes flax, which who knows the shapes does without
+def _compute_abstract(config: ModelConfig) -> Variables:
+    from ecapa_jax.functional import abstract  # imported here, because it imports Flax, which is slow
 
     return abstract(config)
 
 
 def load_scoring(root: Path) -> tuple[Scoring, np.ndarray | None, Cohort | None]:
-    """Scoring, embedding mean and cohort of a bundle, without its weights.
+    """Reads scoring, embedding mean and cohort of a bundle, without its weights.
 
     Raises:
       BundleError: as `load_bundle`.
@@ -198,13 +200,13 @@ def load_scoring(root: Path) -> tuple[Scoring, np.ndarray | None, Cohort | None]
 
 
 def read_document(root: Path) -> dict[str, Any]:
-    """The content of a bundle's model.json.
+    """Reads the model.json of a bundle.
 
     Raises:
       BundleError: there is no bundle at `root`, or its model.json is damaged or of another schema.
     """
     if not os.path.isdir(root):
-        raise BundleError(f"{root} is not a bundle directory: name one that `ecapa-jax convert` wrote")
+        raise BundleError(f"{root} is not a bundle directory: name a directory that `ecapa-jax convert` wrote")
     if not os.path.isfile(root / "model.json"):
         raise BundleError(f"{root} is not a whole bundle (no model.json): {_AGAIN}")
     path = root / "model.json"
@@ -215,14 +217,14 @@ def read_document(root: Path) -> dict[str, Any]:
         raise BundleError(f"{path}: {wrong[0]} is {'unknown' if wrong[0] in document else 'missing'}: {_AGAIN}")
     provenance, digests = document["provenance"], document["checkpoint"]
     if not isinstance(provenance, dict) or not isinstance(provenance.get("published", {}), dict):
-        raise BundleError(f"{path}: provenance, or published in it, is no object: {_AGAIN}")
+        raise BundleError(f"{path}: provenance, or published in it, is not an object: {_AGAIN}")
     if not isinstance(digests, dict) or not digests:
         raise BundleError(f"{path}: checkpoint names no files: {_AGAIN}")
     return document
 
 
 def read_operating_points(root: Path) -> list[dict[str, Any]]:
-    """The thresholds of a bundle with their error rates, perhaps none.
+    """Reads the thresholds of a bundle with their error rates; the list may be empty.
 
     Raises:
       BundleError: the file is damaged, or a point lacks a number.
@@ -237,7 +239,7 @@ def read_operating_points(root: Path) -> list[dict[str, Any]]:
 
 
 def _read_json(path: Path, default: Any) -> Any:
-    """The content of a file, of the type of `default`, which it is without the file."""
+    """Reads a file whose content has the type of `default`; returns `default` if there is no file."""
     if not path.exists():
         return default
     try:

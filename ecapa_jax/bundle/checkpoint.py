@@ -18,54 +18,54 @@ from ecapa_jax.bundle.ocdbt import read_arrays
 from ecapa_jax.errors import BundleError
 
 _COMMIT_NOTE = "commit_success.txt"
-_FILE_SIZE = 4 << 20  # of the files that weights go to, about: orbax holds back what is to go to one
-_REMOVALS, _ABSENT = 100, 20  # looks, each 0.05 s after the one before; and how many in a row must find nothing
+_FILE_SIZE = 4 << 20  # approximate size of a file of weights; Orbax holds the content of a file in memory
+_REMOVALS, _ABSENT = 100, 20  # attempts, 0.05 s apart; and how many consecutive attempts must find nothing
 
 
 def save_variables(path: Path, variables: dict[str, Any]) -> dict[str, str]:
     """Writes a nested dict of arrays to a new directory.
 
     Returns:
-      The sha256 of every file written, by its path below `path`.
+      The sha256 of every file that was written, by its path below `path`.
 
     Raises:
-      BundleError: it can't be written: a full disk, for one.
+      BundleError: the directory can't be written, for example because the disk is full.
     """
     import orbax.checkpoint as ocp
 
     if missing := lacking_room(path.parent, variables):
         raise BundleError(f"the weights can't be written ({missing})")
     try:
-        with ocp.Checkpointer(_writer(), multiprocessing_options=_alone()) as checkpointer, no_log():
+        with ocp.Checkpointer(_make_handler(), multiprocessing_options=_without_barrier()) as checkpointer, no_log():
             saved = ocp.args.PyTreeSave(variables, ocdbt_target_data_file_size=_FILE_SIZE)
             checkpointer.save(path.absolute(), saved)
     except Exception as error:  # as in restore_variables
         _remove_unfinished(path)
         raise BundleError(f"the weights can't be written ({first_line(error)})") from error
-    # It holds the absolute path of the writer's machine and is read on object stores only.
+    # This file holds an absolute path of this machine, and is only needed on object stores.
     (path / _COMMIT_NOTE).unlink(missing_ok=True)
     return {file.relative_to(path).as_posix(): _sha256(file) for file in sorted(path.rglob("*")) if file.is_file()}
 
 
 def lacking_room(folder: Path, arrays: Any) -> str:
-    """What to say where the arrays do not fit on the folder's disk, else nothing.
+    """Returns a message if the arrays do not fit on the disk of the folder, otherwise "".
 
-    Asked first, as Orbax, when its disk fills up, prints a traceback for every array that it still writes.
+    Check this before saving: when the disk fills up, Orbax prints a traceback for every array that it still writes.
     """
     try:
         disk = shutil.disk_usage(folder)
     except OSError:
         return ""
     need = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
-    if not disk.total or disk.free >= need:  # some network file systems tell nothing
+    if not disk.total or disk.free >= need:  # some network file systems report a size of 0
         return ""
     return f"No space left on device: {need / 1e6:.1f} MB are needed, {disk.free / 1e6:.1f} MB are free in {folder}"
 
 
 def _remove_unfinished(path: Path) -> None:
-    """Removes what a failed save left beside `path`, until it stays away.
+    """Removes what a failed save left beside `path`, repeatedly until nothing comes back.
 
-    Orbax ends at its first error while its other writes go on for a moment, and these make their folders anew.
+    Orbax returns at its first error while other writes go on for a moment, and these make their folders again.
     """
     absent = 0
     for _ in range(_REMOVALS):
@@ -78,19 +78,19 @@ def _remove_unfinished(path: Path) -> None:
         time.sleep(0.05)
 
 
-def _writer() -> Any:
-    """Orbax's handler of trees, without the copy of all arrays that it makes for whoever changes them meanwhile."""
+def _make_handler() -> Any:
+    """Makes Orbax's handler of trees. It does not copy the arrays, because nobody changes them while they are saved."""
     import orbax.checkpoint as ocp
 
     types = ocp.type_handlers
     arrays = types.create_type_handler_registry(
         (np.ndarray, types.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, types.ArrayHandler())
     )
-    return ocp.PyTreeCheckpointHandler(type_handler_registry=arrays, multiprocessing_options=_alone())
+    return ocp.PyTreeCheckpointHandler(type_handler_registry=arrays, multiprocessing_options=_without_barrier())
 
 
-def _alone() -> Any:
-    """Whoever saves or restores variables waits for no other process of a run."""
+def _without_barrier() -> Any:
+    """Returns options with which saving and restoring don't wait for the other processes of a run."""
     import orbax.checkpoint as ocp
 
     here = jax.process_index()
@@ -106,17 +106,17 @@ def restore_variables(
 ) -> dict[str, Any]:
     """Reads a nested dict of arrays in the shapes and dtypes of `abstract`, placed by `sharding`.
 
-    The sharding that the checkpoint was written with plays no part, so any number of devices can read it.
+    The sharding with which the checkpoint was written does not matter, so any number of devices can read it.
 
     Args:
       path: the directory.
-      abstract: what to restore.
-      sharding: of every leaf.
-      digests: what `save_variables` returned. A flipped bit in a weight would load cleanly; and a file that orbax finds
-        damaged makes it print a traceback for every array in it.
+      abstract: shapes and dtypes to restore.
+      sharding: sharding of every leaf.
+      digests: what `save_variables` returned. They are checked first, because Orbax does not notice a flipped bit in a
+        weight, and prints a traceback for every array in a file that it finds damaged.
 
     Raises:
-      BundleError: a file is missing or damaged, or the arrays have other names or shapes, or are not finite.
+      BundleError: a file is missing or damaged, the arrays have other names or shapes, or a value is not finite.
     """
     for name, digest in digests.items():
         if not (path / name).is_file():
@@ -125,29 +125,29 @@ def restore_variables(
             raise BundleError(f"{path / name} is damaged (its sha256 differs): convert the model again")
     try:
         arrays = read_arrays(path)
-    except Exception:  # another layout; or damage, of which orbax tells
-        variables = _restored(path, abstract, sharding)
+    except Exception:  # the layout differs, or a file is damaged, which Orbax reports
+        variables = _restore_with_orbax(path, abstract, sharding)
     else:
         _check_shapes(path, {name: array.shape for name, array in arrays.items()}, abstract)
-        variables = jax.device_put(_arranged(arrays, abstract), sharding)
+        variables = jax.device_put(_arrange(arrays, abstract), sharding)
     _check_finite(path, variables)
     return variables
 
 
-def _arranged(arrays: dict[str, np.ndarray], abstract: dict[str, Any]) -> dict[str, Any]:
-    """The arrays as the tree and in the dtypes of `abstract`."""
+def _arrange(arrays: dict[str, np.ndarray], abstract: dict[str, Any]) -> dict[str, Any]:
+    """Arranges the arrays as the tree `abstract`, in its dtypes."""
     return jax.tree_util.tree_map_with_path(
         lambda keys, leaf: arrays[_name(keys)].astype(leaf.dtype, copy=False), abstract
     )
 
 
-def _restored(path: Path, abstract: dict[str, Any], sharding: jax.sharding.Sharding) -> dict[str, Any]:
-    """What orbax reads."""
+def _restore_with_orbax(path: Path, abstract: dict[str, Any], sharding: jax.sharding.Sharding) -> dict[str, Any]:
+    """Reads the checkpoint with Orbax."""
     import orbax.checkpoint as ocp
 
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
     try:
-        with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as checkpointer, no_log():
+        with ocp.StandardCheckpointer(multiprocessing_options=_without_barrier()) as checkpointer, no_log():
             stored = _leaves(checkpointer.metadata(path.absolute()).item_metadata)
             _check_shapes(path, {_name(keys): tuple(leaf.shape) for keys, leaf in stored}, abstract)
             return checkpointer.restore(path.absolute(), placed)
@@ -159,7 +159,7 @@ def _restored(path: Path, abstract: dict[str, Any], sharding: jax.sharding.Shard
 
 @contextlib.contextmanager
 def no_log() -> Iterator[None]:
-    """Keeps orbax from logging what is about to be raised in one line."""
+    """Keeps Orbax from logging an error that is then raised as one line."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
     try:
@@ -177,7 +177,7 @@ def _sha256(path: Path) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error, without what tensorstore adds."""
+    """Returns the first line of an error, without what TensorStore appends."""
     first = (str(error).splitlines() or [""])[0].split(" See full TensorStore")[0]
     return first[:200] or type(error).__name__
 

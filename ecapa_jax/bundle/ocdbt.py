@@ -1,4 +1,4 @@
-"""An Orbax checkpoint's arrays, read with TensorStore itself: a command need not wait until Orbax is imported."""
+"""Reads the arrays of an Orbax checkpoint with TensorStore, because importing Orbax takes long."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _DICT_KEY = 2
 
 
 class OtherLayoutError(Exception):
-    """A checkpoint is not laid out as Orbax's default handler of trees does it."""
+    """A checkpoint does not have the layout of Orbax's default handler of trees."""
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays in a checkpoint by their names, keys joined by slashes.
+    """Reads the arrays in a checkpoint; a name is the keys of a leaf, joined by slashes.
 
-    Reference: `orbax.checkpoint._src.metadata.tree` for `_METADATA`; one zarr array a leaf, in an OCDBT database.
+    Reference: `orbax.checkpoint._src.metadata.tree` for `_METADATA`; each leaf is a zarr array in an OCDBT database.
 
     Raises:
-      OtherLayoutError: Orbax must read it.
-      ValueError, OSError, KeyError, TypeError: it is damaged.
+      OtherLayoutError: only Orbax can read this layout.
+      ValueError, OSError, KeyError, TypeError: the checkpoint is damaged.
     """
     import tensorstore
 
@@ -33,7 +33,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise OtherLayoutError
     base, context = f"file://{path.absolute()}/", tensorstore.Context()
     opened = {}
-    for keys, kind in map(_leaf, metadata["tree_metadata"].values()):
+    for keys, kind in map(_parse_leaf, metadata["tree_metadata"].values()):
         if kind in _ARRAYS:
             store = {"driver": "ocdbt", "base": base, "path": ".".join(keys) + "/"}
             spec = {"driver": "zarr", "kvstore": store}
@@ -44,8 +44,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(array.result()) for name, array in read.items()}
 
 
-def _leaf(leaf: dict[str, Any]) -> tuple[list[str], str]:
-    """Keys and type."""
+def _parse_leaf(leaf: dict[str, Any]) -> tuple[list[str], str]:
+    """Returns the keys and the type of a leaf."""
     if any(key["key_type"] != _DICT_KEY for key in leaf["key_metadata"]):
         raise OtherLayoutError
     return [key["key"] for key in leaf["key_metadata"]], leaf["value_metadata"]["value_type"]

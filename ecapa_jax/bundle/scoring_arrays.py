@@ -1,4 +1,4 @@
-"""scoring.npz of a bundle: the arrays that a model's scoring needs."""
+"""Reads and writes the scoring.npz of a bundle: the arrays that the scoring of a model needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AGAIN = "convert the model again"
 
 
 def write_arrays(path: Path, embedding_mean: np.ndarray | None, cohort: Cohort | None) -> None:
-    """Writes what there is; no file where there is nothing."""
+    """Writes the arrays that are given; writes no file if there are none."""
     arrays = {} if embedding_mean is None else {"embedding_mean": embedding_mean}
     if cohort is not None:
         arrays |= {"cohort": cohort.embeddings, "cohort_speakers": np.array(cohort.speakers, dtype=str)}
@@ -22,10 +22,10 @@ def write_arrays(path: Path, embedding_mean: np.ndarray | None, cohort: Cohort |
 
 
 def read_arrays(path: Path, embedding_dim: int) -> tuple[np.ndarray | None, Cohort | None]:
-    """Embedding mean [D] and cohort, each None where there is none.
+    """Reads embedding mean [D] and cohort; each is None if the bundle has none.
 
     Raises:
-      BundleError: the file is damaged, or an array is of another shape or not finite.
+      BundleError: the file is damaged, or an array has the wrong shape or is not finite.
     """
     if not path.exists():
         return None, None
@@ -35,23 +35,23 @@ def read_arrays(path: Path, embedding_dim: int) -> tuple[np.ndarray | None, Coho
     except Exception as error:  # numpy and zipfile raise many types for a damaged file
         raise BundleError(f"{path} is damaged ({type(error).__name__}: {error}): {AGAIN}") from error
     if unknown := sorted(arrays.keys() - {"embedding_mean", "cohort", "cohort_speakers"}):
-        raise BundleError(f"{path} holds an array {unknown[0]}, which is no part of a bundle: {AGAIN}")
+        raise BundleError(f"{path} holds an array {unknown[0]}, which does not belong to a bundle: {AGAIN}")
     mean = arrays.get("embedding_mean")
     if mean is not None:
-        mean = _floats(path, "embedding mean", mean, (embedding_dim,))
-    return mean, _cohort(path, arrays, embedding_dim)
+        mean = _check_floats(path, "embedding mean", mean, (embedding_dim,))
+    return mean, _make_cohort(path, arrays, embedding_dim)
 
 
-def _cohort(path: Path, arrays: dict[str, np.ndarray], embedding_dim: int) -> Cohort | None:
+def _make_cohort(path: Path, arrays: dict[str, np.ndarray], embedding_dim: int) -> Cohort | None:
     rows, speakers = arrays.get("cohort"), arrays.get("cohort_speakers")
     if rows is None and speakers is None:
         return None
     if rows is None or speakers is None or speakers.ndim != 1 or speakers.dtype.kind != "U":
-        raise BundleError(f"{path} does not hold one speaker a cohort row: {AGAIN}")
-    return Cohort(_floats(path, "cohort", rows, (len(speakers), embedding_dim)), tuple(speakers.tolist()))
+        raise BundleError(f"{path} does not hold one speaker for each row of the cohort: {AGAIN}")
+    return Cohort(_check_floats(path, "cohort", rows, (len(speakers), embedding_dim)), tuple(speakers.tolist()))
 
 
-def _floats(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _check_floats(path: Path, name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if array.shape != shape or array.dtype.kind != "f" or not np.isfinite(array).all():
         size = " x ".join(map(str, shape))
         raise BundleError(f"{path} holds no {name} of {size} finite values: {AGAIN}")

@@ -1,4 +1,4 @@
-"""A bundle with other scoring: all files but those about scoring are copied as they are."""
+"""Writes a bundle with another scoring; all files that are not about scoring are copied unchanged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ecapa_jax.bundle.bundle import FILES, check_target, read_document, write_json
-from ecapa_jax.bundle.card import card
+from ecapa_jax.bundle.card import write_card
 from ecapa_jax.bundle.scoring_arrays import write_arrays
 from ecapa_jax.errors import BundleError
 from ecapa_jax.files.atomic import Identity, replacing_folder
@@ -29,17 +29,18 @@ def update_scoring(
     force: bool,
     over: Identity,
 ) -> None:
-    """Writes `source` with this scoring to `target`, whole or not at all; the weights stay bit for bit.
+    """Writes `source` with this scoring to `target`, whole or not at all; the weights don't change in any bit.
 
     Args:
       source: a bundle.
-      target: where to; `source` itself with `force`. What stands there stays until the new bundle is whole.
-      scoring: replaces the old one.
-      operating_points: replace the old ones.
-      embedding_mean, cohort: what scoring.npz shall hold.
-      force: replace what stands at `target`.
-      over: what stood at `target` when the work began that gave the scoring; what another command has written since
-        is not replaced.
+      target: the new bundle, which with `force` may be `source` itself. An existing bundle stays until the new one is
+        complete.
+      scoring: the new scoring.
+      operating_points: the new operating points.
+      embedding_mean, cohort: the new content of scoring.npz.
+      force: whether to replace an existing bundle at `target`.
+      over: what `files.atomic.identity` returned for `target` when the command began. If another command has written
+        to `target` since, its bundle is not replaced.
 
     Raises:
       BundleError: there is no bundle at `source`, or `target` can't be written or exists (without `force`).
@@ -57,4 +58,4 @@ def update_scoring(
         if operating_points:
             write_json(temporary / "operating_points.json", operating_points)
         parity = json.loads((source / "parity.json").read_text("utf-8")) if (source / "parity.json").exists() else {}
-        (temporary / "README.md").write_text(card(document, operating_points, parity), "utf-8")
+        (temporary / "README.md").write_text(write_card(document, operating_points, parity), "utf-8")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, Output, Short, local_path
+from ecapa_jax.cli.common import Flag, Model, Output, ShortOption, local_path
 
 if TYPE_CHECKING:
     from ecapa_jax.encoder import SpeakerEncoder
@@ -38,7 +38,7 @@ class TrialOptions:
         str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the user's cache folder)")
     ] = None
     """Where embeddings are kept, so that another run need not compute them."""
-    short: Short = "error"
+    short: ShortOption = "error"
 
     def read(self) -> Trials:
         """The list, with labels."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from ecapa_jax.cli.bundle_options import Target, TargetOptions, cache_path, write_scoring
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, ShortOption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class MakeCohort:
         str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the user's cache folder)")
     ] = None
     """Where embeddings are kept, so that another run need not compute them."""
-    short: Short = "error"
+    short: ShortOption = "error"
     target: TargetOptions = Target()
     model: ModelOptions = Model()
     output: OutputOptions = Output()

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from ecapa_jax.config import ScoringName, Short
+
 if TYPE_CHECKING:
     from ecapa_jax.encoder import SpeakerEncoder
-    from ecapa_jax.scoring.scorer import ScoringName
 
 
-Short = Annotated[
-    Literal["error", "repeat"], tyro.conf.arg(help="A recording too short for the model: an error, or repeat it.")
-]
+ShortOption = Annotated[Short, tyro.conf.arg(help="A recording too short for the model: an error, or repeat it.")]
 AnySound = Annotated[
     bool,
     tyro.conf.arg(help="Also take recordings in which nobody is heard to speak.", help_behavior_hint=""),

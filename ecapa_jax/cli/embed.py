@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short, Vad, local_path
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, ShortOption, Vad, local_path
 
 if TYPE_CHECKING:
     from ecapa_jax.corpus.run import CorpusSummary
@@ -46,7 +46,7 @@ class Embed:
     [n, embedding_dim] of the recordings `files`."""
     hop: Annotated[float | None, tyro.conf.arg(metavar="SECONDS", help_behavior_hint="(default: half a window)")] = None
     """From the begin of a window to that of the next. What is left at the end is in one more window."""
-    short: Short = "error"
+    short: ShortOption = "error"
     vad: Vad = False
     model: ModelOptions = Model()
     output: OutputOptions = Output()

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, Short, Vad, local_path
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, ShortOption, Vad, local_path
+from ecapa_jax.config import ScoringName
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ecapa_jax.evaluation.measure import Settings
+    from ecapa_jax.evaluation.measure import EvaluationSettings
     from ecapa_jax.evaluation.report import Report
-    from ecapa_jax.evaluation.run import Cohort, Scored
+    from ecapa_jax.evaluation.run import CohortRecordings, Scored
     from ecapa_jax.evaluation.trials import Trials
 
 File = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
@@ -86,9 +87,9 @@ class Evaluate:
     """Where embeddings are kept, so that another run need not compute them."""
     missing: Annotated[str | None, File] = None
     """Write the names of all missing recordings there."""
-    scoring: Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"] = "publisher"
+    scoring: ScoringName = "publisher"
     """How to score: as the model's publisher does, or in another way."""
-    short: Short = "error"
+    short: ShortOption = "error"
     vad: Vad = False
     model: ModelOptions = Model()
     output: OutputOptions = Output()
@@ -130,11 +131,11 @@ class Evaluate:
         name = None if self.scores else self.model.name
         self.output.result({"model": name, "lists": [report.to_json() for report in reports]}, text)
 
-    def _settings(self) -> Settings:
-        from ecapa_jax.evaluation.measure import Settings
+    def _settings(self) -> EvaluationSettings:
+        from ecapa_jax.evaluation.measure import EvaluationSettings
         from ecapa_jax.scoring.counts import Cost
 
-        return Settings(
+        return EvaluationSettings(
             costs=tuple(Cost(p_target=p, c_miss=self.c_miss, c_fa=self.c_fa) for p in dict.fromkeys(self.p_target)),
             fars=tuple(dict.fromkeys(self.far)),
             threshold=self.threshold,
@@ -200,7 +201,7 @@ class Evaluate:
             raise EcapaError(f"{trials.path} has no scores: a line is 'enrol test label score'")
         return Scored(trials, {Path(trials.path).name: trials.scores}, np.zeros(len(trials)), len(trials.names))
 
-    def _from_audio(self, lists: list[Trials], settings: Settings) -> tuple[list[Scored], Settings]:
+    def _from_audio(self, lists: list[Trials], settings: EvaluationSettings) -> tuple[list[Scored], EvaluationSettings]:
         from ecapa_jax.cli.progress import EvaluationProgress
         from ecapa_jax.evaluation.files import read_places
         from ecapa_jax.evaluation.run import score_lists
@@ -230,14 +231,14 @@ class Evaluate:
             )
         return scored, settings
 
-    def _cohort(self) -> Cohort | None:
-        from ecapa_jax.evaluation.run import Cohort
+    def _cohort(self) -> CohortRecordings | None:
+        from ecapa_jax.evaluation.run import CohortRecordings
         from ecapa_jax.evaluation.trials import read_speakers
 
         if self.cohort is None:
             return None
         root = Path(self.cohort_root if self.cohort_root is not None else self.audio_root or ".")
-        return Cohort(speakers=read_speakers(self.cohort), root=root, top_n=self.top_n)
+        return CohortRecordings(speakers=read_speakers(self.cohort), root=root, top_n=self.top_n)
 
     def _cache_path(self) -> Path:
         from ecapa_jax.cli.bundle_options import cache_path
@@ -246,7 +247,7 @@ class Evaluate:
             return Path(self.folder) / "embeddings.sqlite"
         return cache_path(self.cache)
 
-    def _reports(self, scored: Scored, settings: Settings, folder: Path | None) -> list[Report]:
+    def _reports(self, scored: Scored, settings: EvaluationSettings, folder: Path | None) -> list[Report]:
         from ecapa_jax.evaluation.report import write_scores
         from ecapa_jax.files.atomic import write_whole
 
@@ -262,7 +263,7 @@ class Evaluate:
             self._write(folder, scored, settings, reports)
         return reports
 
-    def _report(self, scored: Scored, system: str, scores: np.ndarray, settings: Settings) -> Report:
+    def _report(self, scored: Scored, system: str, scores: np.ndarray, settings: EvaluationSettings) -> Report:
         from ecapa_jax.evaluation.measure import breakdown, compare, duration_groups, measure
         from ecapa_jax.evaluation.report import Report
 
@@ -301,7 +302,7 @@ class Evaluate:
         found = published_figures(PRESETS[self.preset], api.provenance(self.model.model))
         return found or {PRESETS[self.preset].title: "no figure in this model's card"}
 
-    def _write(self, folder: Path, scored: Scored, settings: Settings, reports: list[Report]) -> None:
+    def _write(self, folder: Path, scored: Scored, settings: EvaluationSettings, reports: list[Report]) -> None:
         import json
 
         from ecapa_jax.errors import ScoringError

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import AnySound, Model, ModelOptions, Output, OutputOptions, Short
+from ecapa_jax.cli.common import AnySound, Model, ModelOptions, Output, OutputOptions, ShortOption
 
 Store = Annotated[str, tyro.conf.arg(metavar="STORE", help="File of enrolled speakers.")]
 Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME", help="The speaker's name.")]
@@ -21,7 +21,7 @@ class Enroll:
     files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES...")]
     """Recordings: files or http(s) URLs."""
     store: Store
-    short: Short = "error"
+    short: ShortOption = "error"
     any_sound: AnySound = False
     model: ModelOptions = Model()
     output: OutputOptions = Output()
@@ -53,7 +53,7 @@ class Identify:
     """Candidates to print."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
     """Least score to be the speaker; a cosine, from -1 to 1."""
-    short: Short = "error"
+    short: ShortOption = "error"
     any_sound: AnySound = False
     model: ModelOptions = Model()
     output: OutputOptions = Output()

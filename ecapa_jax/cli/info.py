@@ -29,7 +29,7 @@ class Info:
 
         from ecapa_jax import api, functional
         from ecapa_jax.bundle.bundle import load_bundle, read_document
-        from ecapa_jax.bundle.card import card
+        from ecapa_jax.bundle.card import write_card
         from ecapa_jax.onnx_file import is_onnx
 
         path = api.resolve(self.bundle, progress=not self.output.quiet)
@@ -42,7 +42,7 @@ class Info:
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(bundle.variables["params"])),
             "minimum_samples": functional.minimum_samples(bundle.config),
         }
-        text = card(document, bundle.operating_points, bundle.parity)
+        text = write_card(document, bundle.operating_points, bundle.parity)
         text += "\n" + "\n".join(f"{key.replace('_', ' ')}: {value:,}" for key, value in derived.items())
         self.output.result(
             {**document, **derived, "operating_points": bundle.operating_points, "parity": bundle.parity}, text

@@ -50,16 +50,19 @@ class CorpusProgress:
         self._start: float | None = None
 
     def advance(self, files: int, seconds: float, before: bool) -> None:
-        """Counts recordings; those of an earlier run say nothing about the speed."""
+        """Counts recordings. The speed is that of this run, from the end of its first batch, which compiles."""
         now = time.monotonic()
-        self._start = self._start or now
-        if not before:
+        if not before and self._start is not None:
             self._files, self._seconds = self._files + files, self._seconds + seconds
+        elif not before and seconds > 0:
+            self._start = now
         self._progress.update(self._task, advance=files)
         task = self._progress.tasks[0]
-        elapsed = max(now - self._start, 1e-3)
-        left = ((task.total or 0) - task.completed) * elapsed / max(self._files, 1)
-        text = f"{self._seconds / 3600 / elapsed:.3f} speech-hours/s, {clock(left)} left" if self._files else "going on"
+        text = "going on"
+        if self._files and self._start is not None:
+            elapsed = max(now - self._start, 1e-3)
+            left = ((task.total or 0) - task.completed) * elapsed / self._files
+            text = f"{self._seconds / 3600 / elapsed:.3f} speech-hours/s, {clock(left)} left"
         self._progress.update(self._task, description=text)
 
     def __enter__(self) -> CorpusProgress:

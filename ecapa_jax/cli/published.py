@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ecapa_jax.cli.common import Output
 
 if TYPE_CHECKING:
-    from ecapa_jax.convert.published import Entry
+    from ecapa_jax.convert.published import PublishedModel
 
 
 def list_published(output: Output) -> None:
@@ -19,7 +19,7 @@ def list_published(output: Output) -> None:
     output.result({"published": [dataclasses.asdict(entry) for entry in PUBLISHED]}, _table(PUBLISHED))
 
 
-def _table(entries: tuple[Entry, ...]) -> str:
+def _table(entries: tuple[PublishedModel, ...]) -> str:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -47,7 +47,7 @@ def _table(entries: tuple[Entry, ...]) -> str:
     return "\n".join(line.rstrip() for line in paper.file.getvalue().rstrip().splitlines())  # type: ignore[attr-defined]
 
 
-def _figure(entry: Entry) -> str:
+def _figure(entry: PublishedModel) -> str:
     if not entry.figures:
         return "none"
     first = entry.figures[0]

@@ -12,7 +12,7 @@ from ecapa_jax.cli.bundle_options import Target, TargetOptions, TrialsOptions, p
 from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions
 
 if TYPE_CHECKING:
-    from ecapa_jax.evaluation.operating import Rule
+    from ecapa_jax.evaluation.operating import ThresholdRule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Threshold:
             f"on {name}, {point['n_trials']} trials: FAR {point['far']:.2%}, FRR {point['frr']:.2%}",
         )
 
-    def _rule(self) -> Rule:
-        from ecapa_jax.evaluation.operating import Rule
+    def _rule(self) -> ThresholdRule:
+        from ecapa_jax.evaluation.operating import ThresholdRule
 
-        return Rule(eer=self.eer, far=self.far, cost=None if self.cost is None else parse_cost(self.cost))
+        return ThresholdRule(eer=self.eer, far=self.far, cost=None if self.cost is None else parse_cost(self.cost))

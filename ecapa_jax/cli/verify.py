@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions, Short, Vad
+from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions, ShortOption, Vad
+from ecapa_jax.config import ScoringName
 
 SERIOUS_USE = (
     "the packaged model is small: for serious use take a published one, such as "
@@ -26,9 +27,9 @@ class Verify:
     """The other."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
     """Say yes at this score or above; of a cosine from -1 to 1."""
-    scoring: Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"] = "publisher"
+    scoring: ScoringName = "publisher"
     """How to score: as the model's publisher does, or in another way."""
-    short: Short = "error"
+    short: ShortOption = "error"
     vad: Vad = False
     model: ModelOptions = Model()
     output: OutputOptions = Output()

@@ -1,4 +1,4 @@
-"""Which recordings a corpus has: a table, JSON, Kaldi's wav.scp, or a plain list of paths; see `files.entries`."""
+"""Reads the manifest of a corpus: a table, JSON, Kaldi's wav.scp, or a plain list of paths; see `files.entries`."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from ecapa_jax.files.entries import (
 )
 from ecapa_jax.files.tables import column_of
 
-_BLOCK = 1 << 16  # rows that are Python strings at a time
+_BLOCK = 1 << 16  # rows that are held as Python strings at a time
 
 _NAMES = {"path": COLUMNS["path"][:-1], "id": ("id", "ID"), "start": COLUMNS["start"], "stop": COLUMNS["stop"]}
-"""Names of columns; `utterance` may hold what was said, and `file` anything, so that they count for `prepare` only."""
+"""Names of columns. `utterance` may hold a transcript, and `file` anything, so only `prepare` accepts these names."""
 
 _COLUMNS = ("id", "path", "start", "stop", "in_samples")
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class RecordingPart:
     """A part of a recording.
 
     Attributes:
       path: the recording.
-      start, stop: where it begins and ends; a stop of None is the recording's end.
-      in_samples: whether these are samples at the model's rate, and not seconds.
+      start, stop: where the part begins and ends; a stop of None is the end of the recording.
+      in_samples: whether `start` and `stop` are samples at the rate of the model instead of seconds.
     """
 
     path: str
@@ -48,7 +48,7 @@ class Part:
     in_samples: bool
 
     def bounds(self, rate: int) -> tuple[int, int | None]:
-        """First and last-plus-one sample at a rate."""
+        """Returns the first sample of the part at a rate, and the sample after its last."""
         factor = 1 if self.in_samples else rate
         return round(self.start * factor), None if self.stop is None else round(self.stop * factor)
 
@@ -69,7 +69,7 @@ class Manifest:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Sha256 over ids, paths and parts in order; what the files hold is not read."""
+        """SHA-256 of ids, paths and parts in order; the files themselves are not read."""
         digest = hashlib.sha256()
         for start in range(0, len(self), _BLOCK):
             digest.update(json.dumps(self.rows(start, start + _BLOCK)).encode())
@@ -79,65 +79,65 @@ class Manifest:
         return digest.hexdigest()
 
     def rows(self, start: int, stop: int) -> tuple[list[str], list[str]]:
-        """Ids and paths of the recordings from `start` to `stop`."""
+        """Returns ids and paths of the recordings from `start` to `stop`."""
         part = self.table.slice(start, stop - start)
         return part["id"].to_pylist(), part["path"].to_pylist()
 
-    def sources(self, start: int, stop: int) -> list[str | Part]:
-        """The recordings from `start` to `stop`: the path of a whole one, or the part that is meant."""
+    def sources(self, start: int, stop: int) -> list[str | RecordingPart]:
+        """Returns the recordings from `start` to `stop`: the path of a whole recording, or a `RecordingPart`."""
         rows = self.table.slice(start, stop - start).to_pylist()
         return [
             row["path"]
             if row["in_samples"] is None
-            else Part(row["path"], row["start"] or 0.0, row["stop"], row["in_samples"])
+            else RecordingPart(row["path"], row["start"] or 0.0, row["stop"], row["in_samples"])
             for row in rows
         ]
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Reads a manifest; its suffix says which kind it is.
+    """Reads a manifest, whose suffix says which format it has.
 
-    .parquet               column `path`, and `id` where there is one; other columns are left alone
-    .csv, .tsv             the same, and 3D-Speaker's and SpeechBrain's columns, with `start` and `stop`. A .tsv is
+    .parquet               column `path`, and optionally `id`; other columns are ignored
+    .csv, .tsv             the same, and the columns of 3D-Speaker and SpeechBrain, with `start` and `stop`. A .tsv is
                            split at tabs, and quotes in it are text
-    .json, .jsonl          an object a line: `path`, `id`, or as NeMo and WeSpeaker write them; SpeechBrain's .json
-    .list                  WeSpeaker's raw list, an object a line; or one path a line
-    .scp                   Kaldi: `id path` a line; commands and offsets into archives are refused
-    anything else          one path a line
+    .json, .jsonl          one object per line: `path`, `id`, or the keys of NeMo and WeSpeaker; SpeechBrain's .json
+    .list                  WeSpeaker's raw list, one object per line; or one path per line
+    .scp                   Kaldi: `id path` on each line; commands and offsets into archives are refused
+    any other suffix       one path per line
 
-    Without ids a path is its own id, with where it starts for a later part. Empty lines are skipped.
+    If there are no ids, the path is the id; the id of a part also contains its start. Empty lines are skipped.
 
     Raises:
-      CorpusError: it can't be read, a row has no path, or an id comes twice; naming the row.
+      CorpusError: the file can't be read, a row has no path, or an id is not unique. The message names the row.
     """
     import pyarrow as pa
 
     path = Path(path)
-    reader = _READERS.get(path.suffix.lower(), _plain)
+    reader = _READERS.get(path.suffix.lower(), _read_paths)
     try:
         rows = reader(path)
-        blocks = [pa.table({name: [] for name in _COLUMNS}, schema=_schema())]
+        blocks = [pa.table({name: [] for name in _COLUMNS}, schema=_make_schema())]
         while block := list(itertools.islice(rows, _BLOCK)):
-            columns = zip(*map(_row, block), strict=True)
-            blocks.append(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=_schema()))
+            columns = zip(*map(_make_row, block), strict=True)
+            blocks.append(pa.table(dict(zip(_COLUMNS, columns, strict=True)), schema=_make_schema()))
     except (OSError, UnicodeError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise CorpusError(f"{path}: can't be read as a manifest ({reason}); check the file and its suffix") from error
     manifest = Manifest(pa.concat_tables(blocks).combine_chunks())
     if not len(manifest):
-        raise CorpusError(f"{path}: names no recordings; give one a line")
+        raise CorpusError(f"{path}: names no recordings; give one on each line")
     _check_unique(path, manifest.table["id"])
     return manifest
 
 
-def _schema() -> Any:
+def _make_schema() -> Any:
     import pyarrow as pa
 
     types = (pa.large_string(), pa.large_string(), pa.float64(), pa.float64(), pa.bool_())
     return pa.schema(list(zip(_COLUMNS, types, strict=True)))
 
 
-def _row(entry: Entry) -> tuple[str, str, float | None, float | None, bool | None]:
+def _make_row(entry: Entry) -> tuple[str, str, float | None, float | None, bool | None]:
     identity = entry.id
     if identity is None:
         until = "" if entry.stop is None else f"{entry.stop:g}"
@@ -159,28 +159,28 @@ def _check_unique(path: Path, ids: Any) -> None:
         )
 
 
-def _plain(path: Path) -> Iterator[Entry]:
+def _read_paths(path: Path) -> Iterator[Entry]:
     for number, line in numbered_lines(path, CorpusError):
         if (line.lstrip().startswith(("{", "[")) or "\t" in line) and not os.path.exists(line):
             kind = ".tsv" if "\t" in line and not line.lstrip().startswith(("{", "[")) else ".jsonl"
             raise CorpusError(
-                f"{path}:{number}: is no path but a row of a table ({line[:40]}...); name the file *{kind}, or list "
-                "one path a line"
+                f"{path}:{number}: is not a path but a row of a table ({line[:40]}...); name the file *{kind}, or "
+                "list one path per line"
             )
         yield Entry(f"{path}:{number}", line)
 
 
-def _raw_list(path: Path) -> Iterator[Entry]:
-    """WeSpeaker's raw.list, which is JSON lines, or paths."""
+def _read_raw_list(path: Path) -> Iterator[Entry]:
+    """Reads WeSpeaker's raw.list, which has JSON lines, or a list of paths."""
     first = next((line for _, line in numbered_lines(path, CorpusError)), "")
-    yield from read_json(path, CorpusError) if first.lstrip().startswith("{") else _plain(path)
+    yield from read_json(path, CorpusError) if first.lstrip().startswith("{") else _read_paths(path)
 
 
-def _table(path: Path) -> Iterator[Entry]:
+def _read_table(path: Path) -> Iterator[Entry]:
     yield from read_table(path, CorpusError, _NAMES)
 
 
-def _parquet(path: Path) -> Iterator[Entry]:
+def _read_parquet(path: Path) -> Iterator[Entry]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -199,17 +199,17 @@ def _parquet(path: Path) -> Iterator[Entry]:
 
 
 _READERS: dict[str, Callable[[Path], Iterator[Entry]]] = {
-    ".parquet": _parquet,
-    ".csv": _table,
-    ".tsv": _table,
+    ".parquet": _read_parquet,
+    ".csv": _read_table,
+    ".tsv": _read_table,
     ".json": functools.partial(read_json, error=CorpusError),
     ".jsonl": functools.partial(read_json, error=CorpusError),
     ".ndjson": functools.partial(read_json, error=CorpusError),
-    ".list": _raw_list,
+    ".list": _read_raw_list,
     ".scp": functools.partial(read_scp, error=CorpusError),
 }
 
 
 def shard_bounds(n_rows: int, shard_size: int) -> Iterable[tuple[int, int]]:
-    """First and last-plus-one row of every shard."""
+    """Returns, for every shard, its first row and the row after its last."""
     return [(start, min(start + shard_size, n_rows)) for start in range(0, n_rows, shard_size)]

@@ -1,4 +1,4 @@
-"""The output directory of a corpus: what it belongs to, which shards are done, shards written whole.
+"""The output directory of a corpus: its description, which shards are done, and writing shards whole.
 
 _corpus.json            schema, fingerprints of manifest and model, shard size, embedding size
 shard-000000.parquet    id, embedding (fixed-size list of float32), seconds, error; in the manifest's order
@@ -20,28 +20,28 @@ from typing import Any
 
 import numpy as np
 
-from ecapa_jax.corpus.shard import Embedded
+from ecapa_jax.corpus.shard import ShardEmbeddings
 from ecapa_jax.errors import CorpusError
 from ecapa_jax.files.atomic import replacing_file
 
 SCHEMA = 1
 _KEY = b"ecapa_jax"
-_OURS = (".lock", "._corpus.json.partial")  # how what a run that was killed at once leaves begins
+_OURS = (".lock", "._corpus.json.partial")  # prefixes of the files that a run leaves if it is killed at its start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
-    """What a run's embeddings follow from. Runs that differ in any of these do not share a directory.
+    """Everything that determines the embeddings of a run. Runs that differ in any field can't share a directory.
 
     Attributes:
-      manifest: its fingerprint.
-      model: the encoder's fingerprint.
-      n_rows: rows of the manifest.
-      shard_size: rows of a shard; the last may have fewer.
-      short: what happens to recordings that are too short.
-      embedding_dim: values of an embedding.
+      manifest: fingerprint of the manifest.
+      model: fingerprint of the encoder.
+      n_rows: number of rows in the manifest.
+      shard_size: rows of a shard; the last shard may have fewer.
+      short: what is done with recordings that are too short.
+      embedding_dim: length of an embedding.
       vad: whether silence is cut away.
-      schema: of the directory.
+      schema: schema number of the directory.
     """
 
     manifest: str
@@ -54,13 +54,13 @@ class Description:
     schema: int = SCHEMA
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as they are stored: `vad` only where it is on, as directories of before have no such field."""
+        """Returns the fields to store; `vad` only if it is on, because older directories have no such field."""
         fields = dataclasses.asdict(self)
         return fields if self.vad else {name: value for name, value in fields.items() if name != "vad"}
 
     @property
     def fingerprint(self) -> str:
-        """Sha256 over all of it; stored in every shard."""
+        """SHA-256 of all fields; stored in every shard."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
@@ -69,9 +69,9 @@ class ShardSummary:
     """A finished shard.
 
     Attributes:
-      rows: recordings in it.
-      errors: how many of them have no embedding.
-      seconds: speech of the others.
+      rows: number of recordings in the shard.
+      errors: number of recordings without an embedding.
+      seconds: duration of the speech in the other recordings.
     """
 
     rows: int
@@ -89,19 +89,19 @@ _CHANGED = {
 }
 
 
-class Output:
-    """An output directory that this process writes; made by `open_output`."""
+class OutputFolder:
+    """An output directory that this process writes; `open_output` makes it."""
 
     def __init__(self, folder: Path, description: Description):
         self.folder = folder
         self.description = description
 
     def path(self, index: int) -> Path:
-        """Where a shard goes."""
+        """Returns the path of a shard."""
         return self.folder / f"shard-{index:06d}.parquet"
 
-    def finished(self, index: int, n_rows: int) -> ShardSummary | None:
-        """What is known of a shard; None where it is not there, or was damaged since and must be made again.
+    def find_shard(self, index: int, n_rows: int) -> ShardSummary | None:
+        """Returns the summary of a shard; None if it is missing or damaged, so that it must be made again.
 
         Raises:
           CorpusError: the file belongs to another run.
@@ -119,14 +119,14 @@ class Output:
         except (OSError, ValueError, pa.ArrowException):
             return None
         if note.get("run") != self.description.fingerprint or note.get("shard") != index or not whole:
-            raise CorpusError(f"{path} is no part of this run; choose another output, or move it away")
+            raise CorpusError(f"{path} does not belong to this run; choose another output, or move the file away")
         return ShardSummary(n_rows, note["errors"], note["seconds"])
 
-    def write(self, index: int, ids: Sequence[str], embedded: Embedded) -> ShardSummary:
+    def write(self, index: int, ids: Sequence[str], embedded: ShardEmbeddings) -> ShardSummary:
         """Writes a shard whole: into a temporary sibling, synced, renamed.
 
         Raises:
-          CorpusError: it can't be written; nothing of it is left, and what was finished stays.
+          CorpusError: the shard can't be written. Nothing of it is left, and finished shards stay.
         """
         import pyarrow.parquet as pq
 
@@ -142,33 +142,36 @@ class Output:
 
 
 @contextlib.contextmanager
-def open_output(folder: str | os.PathLike[str], description: Description) -> Iterator[Output]:
+def open_output(folder: str | os.PathLike[str], description: Description) -> Iterator[OutputFolder]:
     """Makes or continues an output directory, locked against other runs until the end of the context.
 
     Raises:
-      CorpusError: it holds something else, another run of another manifest or model, is in use, or can't be written.
+      CorpusError: the directory holds other files or the run of another manifest or model, is in use, or can't be
+        written.
     """
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
         try:
             if not folder.is_dir():
                 folder.mkdir()
-            elif not (folder / "_corpus.json").exists() and (foreign := _foreign(folder)):
-                raise CorpusError(f"{folder} holds {foreign[0]} and no corpus; choose an empty or a new directory")
-            stack.enter_context(_locked(folder))
-            _describe(folder / "_corpus.json", description)
+            elif not (folder / "_corpus.json").exists() and (foreign := _find_foreign_files(folder)):
+                raise CorpusError(
+                    f"{folder} holds {foreign[0]} and is not a corpus; choose an empty or a new directory"
+                )
+            stack.enter_context(_lock(folder))
+            _check_description(folder / "_corpus.json", description)
         except OSError as error:
             raise CorpusError(f"{folder} can't be written: {error.strerror or error}") from error
-        yield Output(folder, description)
+        yield OutputFolder(folder, description)
 
 
-def _foreign(folder: Path) -> list[str]:
+def _find_foreign_files(folder: Path) -> list[str]:
     return sorted(name for name in os.listdir(folder) if not name.startswith(_OURS))
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The kernel lets go of the lock when its process ends, however it ends."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Locks the directory. The kernel releases the lock when the process ends, even if it is killed."""
     import filelock
 
     try:
@@ -179,8 +182,8 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def shard_table(ids: Sequence[str], embedded: Embedded) -> Any:
-    """The Arrow table of a shard; embedding and seconds are null where there is an error."""
+def shard_table(ids: Sequence[str], embedded: ShardEmbeddings) -> Any:
+    """Makes the Arrow table of a shard; embedding and seconds are null for recordings with an error."""
     import pyarrow as pa
 
     dim = embedded.embeddings.shape[1]
@@ -196,8 +199,8 @@ def shard_table(ids: Sequence[str], embedded: Embedded) -> Any:
     )
 
 
-def _describe(path: Path, description: Description) -> None:
-    """Writes the description of a new directory, or compares that of an old one."""
+def _check_description(path: Path, description: Description) -> None:
+    """Writes the description to a new directory, or compares it with the description of an existing one."""
     wanted = description.to_dict()
     if not path.exists():
         with replacing_file(path, error=CorpusError, sync=True) as temporary:
@@ -206,7 +209,7 @@ def _describe(path: Path, description: Description) -> None:
     try:
         found = json.loads(path.read_text("utf-8"))
         if not isinstance(found, dict):
-            raise ValueError("no object")
+            raise ValueError("it is not an object")
     except ValueError as error:
         raise CorpusError(f"{path} is damaged ({error}); choose another output") from error
     if found.get("schema") != SCHEMA:
@@ -216,4 +219,6 @@ def _describe(path: Path, description: Description) -> None:
     for name in {**wanted, **found}:
         if found.get(name) != wanted.get(name):
             reason = _CHANGED.get(name, f"{name} differs")
-            raise CorpusError(f"{path.parent} can't be continued: {reason}; go on as before, or choose another output")
+            raise CorpusError(
+                f"{path.parent} can't be continued: {reason}; use the earlier settings, or choose another output"
+            )

@@ -9,32 +9,33 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ecapa_jax.corpus.manifest import Manifest, Part, shard_bounds
+from ecapa_jax.config import Short
+from ecapa_jax.corpus.manifest import Manifest, RecordingPart, shard_bounds
 from ecapa_jax.corpus.output import Description, ShardSummary, open_output
 from ecapa_jax.corpus.shard import embed_recordings
-from ecapa_jax.encoder import Short, SpeakerEncoder
+from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import CorpusError, EcapaError, Stopped
-from ecapa_jax.files.entries import under
+from ecapa_jax.files.entries import join_root
 
 SHARD_SIZE = 2000
-"""Rows of a shard: what a killed run loses at most."""
+"""Rows of a shard; a killed run loses at most one shard."""
 
 Progress = Callable[[int, float, bool], None]
-"""Told how many recordings and seconds of speech more are done, and whether an earlier run had done them."""
+"""Called with the number of recordings and seconds of speech just done, and whether an earlier run had done them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusSummary:
-    """What is in the output directory now.
+    """Summary of an output directory.
 
     Attributes:
-      rows: recordings, all of the manifest.
-      errors: those without an embedding.
-      skipped: those that an earlier run had done.
-      shards: files.
-      speech_seconds: speech of the embedded recordings.
-      wall_seconds: time of this run, without loading the model.
-      hours_per_second: hours of speech that this run embedded in a second.
+      rows: number of recordings in the manifest.
+      errors: number of recordings without an embedding.
+      skipped: number of recordings that an earlier run had done.
+      shards: number of files.
+      speech_seconds: duration of the speech in the embedded recordings.
+      wall_seconds: duration of this run, without loading the model.
+      hours_per_second: hours of speech that this run embedded per second.
     """
 
     rows: int
@@ -60,55 +61,55 @@ def embed_corpus(
     progress: Progress | None = None,
     stop: threading.Event | None = None,
 ) -> CorpusSummary:
-    """Embeds every recording of a manifest; run again after any end, it goes on with the first shard that is missing.
+    """Embeds every recording of a manifest. After any interruption, the same call continues with the missing shards.
 
     Args:
       encoder: the model.
       manifest: the recordings.
       output: directory to make or continue.
-      audio_root: what relative paths are relative to; the working directory unless given.
+      audio_root: folder of relative paths; the working directory by default.
       shard_size: rows of a shard.
       short, vad, workers: as for `embed_recordings`.
-      retry_errors: make shards with errors again.
-      progress: told of every step.
-      stop: ends the run; the shard in work is dropped.
+      retry_errors: whether to make shards with errors again.
+      progress: called after every batch.
+      stop: event that ends the run; the unfinished shard is dropped.
 
     Raises:
       CorpusError: the directory can't be written, is in use, or belongs to another manifest or model.
       Stopped: `stop` was set; all finished shards are kept.
     """
     if shard_size < 1:
-        raise CorpusError(f"a shard of {shard_size} rows is empty; give 1 or more")
-    told = progress or (lambda files, seconds, before: None)
+        raise CorpusError(f"the shard size is {shard_size}; it must be 1 or more")
+    report = progress or (lambda files, seconds, before: None)
     start = time.monotonic()
     done: list[ShardSummary] = []
     skipped, earlier = 0, 0.0
-    with open_output(output, _description(encoder, manifest, shard_size, short, vad)) as folder:
+    with open_output(output, _describe(encoder, manifest, shard_size, short, vad)) as folder:
         for index, (first, last) in enumerate(shard_bounds(len(manifest), shard_size)):
-            found = folder.finished(index, last - first)
+            found = folder.find_shard(index, last - first)
             if found is not None and not (retry_errors and found.errors):
                 done.append(found)
                 skipped, earlier = skipped + found.rows, earlier + found.seconds
-                told(found.rows, found.seconds, True)
+                report(found.rows, found.seconds, True)
                 continue
             ids, _ = manifest.rows(first, last)
             try:
                 embedded = embed_recordings(
                     encoder,
-                    [_placed(audio_root, source) for source in manifest.sources(first, last)],
+                    [_join_root(audio_root, source) for source in manifest.sources(first, last)],
                     short=short,
                     vad=vad,
                     workers=workers,
-                    advance=lambda files, seconds: told(files, seconds, False),
+                    advance=lambda files, seconds: report(files, seconds, False),
                     stop=stop,
                 )
             except Stopped as error:
-                raise _stopped(sum(shard.rows for shard in done), len(manifest), output) from error
+                raise _explain_stop(sum(shard.rows for shard in done), len(manifest), output) from error
             done.append(folder.write(index, ids, embedded))
-    return _summary(done, len(manifest), skipped, earlier, time.monotonic() - start)
+    return _summarise(done, len(manifest), skipped, earlier, time.monotonic() - start)
 
 
-def _description(encoder: SpeakerEncoder, manifest: Manifest, shard_size: int, short: Short, vad: bool) -> Description:
+def _describe(encoder: SpeakerEncoder, manifest: Manifest, shard_size: int, short: Short, vad: bool) -> Description:
     return Description(
         manifest=manifest.fingerprint,
         model=encoder.fingerprint,
@@ -120,13 +121,13 @@ def _description(encoder: SpeakerEncoder, manifest: Manifest, shard_size: int, s
     )
 
 
-def _stopped(n_done: int, n_rows: int, output: str | os.PathLike[str]) -> Stopped:
+def _explain_stop(n_done: int, n_rows: int, output: str | os.PathLike[str]) -> Stopped:
     return Stopped(
         f"stopped on request; {n_done} of {n_rows} recordings are safe in {output}: run the same command again to go on"
     )
 
 
-def _summary(done: list[ShardSummary], n_rows: int, skipped: int, earlier: float, wall: float) -> CorpusSummary:
+def _summarise(done: list[ShardSummary], n_rows: int, skipped: int, earlier: float, wall: float) -> CorpusSummary:
     speech = sum(shard.seconds for shard in done)
     return CorpusSummary(
         rows=n_rows,
@@ -139,17 +140,17 @@ def _summary(done: list[ShardSummary], n_rows: int, skipped: int, earlier: float
     )
 
 
-def _placed(root: str | os.PathLike[str], source: str | Part) -> str | Part:
-    if isinstance(source, Part):
-        return dataclasses.replace(source, path=under(root, source.path))
-    return under(root, source)
+def _join_root(root: str | os.PathLike[str], source: str | RecordingPart) -> str | RecordingPart:
+    if isinstance(source, RecordingPart):
+        return dataclasses.replace(source, path=join_root(root, source.path))
+    return join_root(root, source)
 
 
 def check_installed() -> None:
-    """Checks that what only corpora need is there.
+    """Checks that the packages that only corpora need are installed.
 
     Raises:
-      EcapaError: saying what to install.
+      EcapaError: a package is missing; the message says how to install it.
     """
     missing: list[Any] = []
     for name in ("pyarrow", "filelock"):

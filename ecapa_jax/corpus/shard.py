@@ -15,24 +15,25 @@ from jaxtyping import Float32, Float64
 
 from ecapa_jax.audio.load import AudioSource, is_silent, name_of
 from ecapa_jax.audio.prefetch import map_ahead
-from ecapa_jax.corpus.manifest import Part
-from ecapa_jax.encoder import Short, SpeakerEncoder
+from ecapa_jax.config import Short
+from ecapa_jax.corpus.manifest import RecordingPart
+from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped
 from ecapa_jax.files.recordings import why_no_recording
 from ecapa_jax.vad.silence import cut_silence
 
 Advance = Callable[[int, float], None]
-"""Told how many recordings and seconds of speech more are done."""
+"""Called with the number of recordings and seconds of speech just done."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Embedded:
-    """What came of n recordings.
+class ShardEmbeddings:
+    """Embeddings of n recordings, or the errors of those that have none.
 
     Attributes:
-      embeddings: [n, embedding_dim] float32; a row of NaN where there is none.
-      seconds: [n] float64, speech of each recording; NaN where there is no embedding.
-      errors: why a recording has no embedding; None where it has one.
+      embeddings: [n, embedding_dim] float32; the row of a recording without an embedding is NaN.
+      seconds: [n] float64, duration of the speech in each recording; NaN without an embedding.
+      errors: why a recording has no embedding; None if it has one.
     """
 
     embeddings: Float32[np.ndarray, "n embedding"]
@@ -42,7 +43,7 @@ class Embedded:
 
 def embed_recordings(
     encoder: SpeakerEncoder,
-    sources: Sequence[AudioSource | Part],
+    sources: Sequence[AudioSource | RecordingPart],
     *,
     sample_rate: int | str | None = None,
     short: Short = "error",
@@ -50,24 +51,24 @@ def embed_recordings(
     workers: int | None = None,
     advance: Advance | None = None,
     stop: threading.Event | None = None,
-) -> Embedded:
-    """Embeds recordings, decoding ahead in threads; memory does not grow with their number.
+) -> ShardEmbeddings:
+    """Embeds recordings, while threads decode the next ones. Memory does not grow with the number of recordings.
 
-    No recording stops the others: one that is missing, not audio, truncated, not finite, too short (see `short`) or
-    without any signal gets an error in place of an embedding. Which of them share a batch follows from their order and
-    lengths alone, so that the same sources give the same bits on the same devices.
+    No recording stops the others: a recording that is missing, not audio, truncated, not finite, too short (see
+    `short`) or without a signal gets an error instead of an embedding. The order and lengths of the recordings alone
+    decide which of them share a batch, so that the same sources give the same bits on the same devices.
 
     Args:
       encoder: the model.
       sources, sample_rate, short, vad: as for `SpeakerEncoder.embed`; a source may also be a part of a recording.
-      workers: decoding threads; None is one a core, at most `audio.prefetch.MAX_WORKERS`.
-      advance: told of progress.
-      stop: checked before each recording and after each batch.
+      workers: number of decoding threads; None is one per core, but at most `audio.prefetch.MAX_WORKERS`.
+      advance: called after every batch and every error.
+      stop: event that is checked before each recording and after each batch.
 
     Raises:
       Stopped: `stop` was set.
     """
-    result = Embedded(
+    result = ShardEmbeddings(
         np.full((len(sources), encoder.config.ecapa.embedding_dim), np.nan, np.float32),
         np.full(len(sources), np.nan),
         [None] * len(sources),
@@ -77,7 +78,7 @@ def embed_recordings(
 
     def readable() -> Iterator[np.ndarray]:
         for index, (waveform, error) in enumerate(decoded):
-            _check(stop)
+            _check_stop(stop)
             if waveform is None:
                 result.errors[index] = error
                 advance(1, 0.0)
@@ -92,14 +93,14 @@ def embed_recordings(
             indices = [order[position] for position in positions]
             result.embeddings[indices] = embeddings
             advance(len(indices), float(result.seconds[indices].sum()))
-            _check(stop)
+            _check_stop(stop)
     for index in np.flatnonzero(~np.isfinite(result.embeddings).all(axis=1)).tolist():
         result.embeddings[index], result.seconds[index] = np.nan, np.nan
         result.errors[index] = result.errors[index] or f"{_name(sources[index])}: its embedding is not finite"
     return result
 
 
-def _check(stop: threading.Event | None) -> None:
+def _check_stop(stop: threading.Event | None) -> None:
     if stop is not None and stop.is_set():
         raise Stopped("stopped on request")
 
@@ -108,24 +109,26 @@ Decoded = tuple[Float32[np.ndarray, " samples"] | None, str | None]
 
 
 class _Reader:
-    """Reads recordings and parts of them; the recordings that parts were last taken from are kept decoded."""
+    """Reads recordings and parts of recordings; keeps the last two recordings whose parts were read."""
 
     def __init__(self, encoder: SpeakerEncoder, sample_rate: int | str | None, short: Short, vad: bool):
         self._encoder, self._sample_rate, self._short, self._vad = encoder, sample_rate, short, vad
         self._whole = functools.lru_cache(2)(functools.partial(self._file, short="repeat"))
 
-    def read(self, source: AudioSource | Part) -> Float32[np.ndarray, " samples"]:
-        """The samples.
+    def read(self, source: AudioSource | RecordingPart) -> Float32[np.ndarray, " samples"]:
+        """Reads the samples.
 
         Raises:
-          AudioError: they can't be read, are too short, or hold no speech where silence is cut away.
+          AudioError: the source can't be read, is too short, or holds no speech although only speech is wanted.
         """
-        samples = self._part(source) if isinstance(source, Part) else self._file(source, self._short)
+        samples = self._part(source) if isinstance(source, RecordingPart) else self._file(source, self._short)
         if not self._vad:
             return samples
         speech = cut_silence(samples, self._encoder.sample_rate)
         if not isinstance(speech, np.ndarray) or len(speech) < self._encoder.minimum_samples:
-            raise AudioError(f"{_name(source)}: nobody is heard to speak, so that nothing is left without the silence")
+            raise AudioError(
+                f"{_name(source)}: nobody is heard to speak, so nothing is left when the silence is cut away"
+            )
         return speech
 
     def _file(self, source: AudioSource, short: Short) -> Float32[np.ndarray, " samples"]:
@@ -133,7 +136,7 @@ class _Reader:
             raise AudioError(why)
         return self._encoder.read(source, self._sample_rate, short=short)
 
-    def _part(self, part: Part) -> Float32[np.ndarray, " samples"]:
+    def _part(self, part: RecordingPart) -> Float32[np.ndarray, " samples"]:
         rate, minimum = self._encoder.sample_rate, self._encoder.minimum_samples
         start, stop = part.bounds(rate)
         whole = self._whole(part.path)
@@ -150,11 +153,11 @@ class _Reader:
         return np.resize(samples, minimum)
 
 
-def _name(source: AudioSource | Part) -> str:
-    return source.path if isinstance(source, Part) else name_of(source)
+def _name(source: AudioSource | RecordingPart) -> str:
+    return source.path if isinstance(source, RecordingPart) else name_of(source)
 
 
-def _read(reader: _Reader, source: AudioSource | Part) -> Decoded:
+def _read(reader: _Reader, source: AudioSource | RecordingPart) -> Decoded:
     name = _name(source)
     try:
         waveform = reader.read(source)
@@ -168,12 +171,12 @@ def _read(reader: _Reader, source: AudioSource | Part) -> Decoded:
 
 
 class ShardEmbedder:
-    """The work of one shard as a picklable callable, for Ray Data, Beam, Spark or a process pool to map.
+    """A picklable callable that embeds one shard, to be mapped by Ray Data, Beam, Spark or a process pool.
 
         embedder = ShardEmbedder(functools.partial(ecapa_jax.load, "BUNDLE"))
         embedder({"id": ids, "path": paths})
 
-    The model is loaded on the first call, once a process; a pickle holds no weights.
+    The model is loaded on the first call, once in each process; the pickle contains no weights.
     """
 
     def __init__(
@@ -185,10 +188,10 @@ class ShardEmbedder:
         workers: int | None = None,
         sample_rate: int | str | None = None,
     ):
-        """Keeps what a call needs.
+        """Stores the options of a call.
 
         Args:
-          load: makes the encoder; picklable.
+          load: function that makes the encoder; must be picklable.
           short, vad, workers, sample_rate: as for `embed_recordings`.
         """
         self._load = pickle.dumps(load)
@@ -201,11 +204,11 @@ class ShardEmbedder:
           batch: `id` [n], and `path` [n] or `audio` [n] (waveforms, or the bytes of files).
 
         Returns:
-          `id` [n], `embedding` [n, embedding_dim] float32 (NaN where there is none), `seconds` [n] float64 (likewise),
-          `error` [n]: a text, empty where there is none.
+          `id` [n]; `embedding` [n, embedding_dim] float32 and `seconds` [n] float64, both NaN after an error; `error`
+          [n], the message, or "" if there was no error.
         """
         sources = batch["audio"] if "audio" in batch else batch["path"]
-        done = embed_recordings(_encoder(self._load), [_plain(source) for source in sources], **self._options)
+        done = embed_recordings(_encoder(self._load), [_to_text(source) for source in sources], **self._options)
         return {
             "id": np.asarray(batch["id"], object),
             "embedding": done.embeddings,
@@ -214,12 +217,12 @@ class ShardEmbedder:
         }
 
 
-def _plain(source: Any) -> AudioSource:
-    """A path that comes as NumPy's own kind of string, as text."""
+def _to_text(source: Any) -> AudioSource:
+    """Converts NumPy strings to Python strings."""
     return str(source) if isinstance(source, str) else source
 
 
 @functools.cache
 def _encoder(load: bytes) -> SpeakerEncoder:
-    """One encoder a process and model, however often its pickle arrives."""
+    """Makes one encoder for each process and model, even if its pickle arrives several times."""
     return pickle.loads(load)()

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.linalg import eigh
 
-from ecapa_jax.diarization.settings import Settings
+from ecapa_jax.diarization.settings import DiarizationSettings
 
 Embeddings = Float[np.ndarray, "windows embedding"]
 Spans = Int64[np.ndarray, "windows 2"]
@@ -45,7 +45,7 @@ class SpeakerCount:
         return min(least, n_windows), min(most, n_windows)
 
 
-def cluster(embeddings: Embeddings, spans: Spans, count: SpeakerCount, settings: Settings) -> Labels:
+def cluster(embeddings: Embeddings, spans: Spans, count: SpeakerCount, settings: DiarizationSettings) -> Labels:
     """Groups windows by speaker.
 
     A graph of the most alike windows is divided into 2, 3, 4, ... parts. The largest number counts in which no two
@@ -78,7 +78,7 @@ def cluster(embeddings: Embeddings, spans: Spans, count: SpeakerCount, settings:
     return in_order(_exactly(moved_to_centroids(labels, x, least), x, least))
 
 
-def _divide(x: Embeddings, spans: Spans, least: int, most: int, settings: Settings) -> Labels:
+def _divide(x: Embeddings, spans: Spans, least: int, most: int, settings: DiarizationSettings) -> Labels:
     """The parts of one block, at least `least` where the windows suffice."""
     if most == 1 or (len(x) < _FEWEST_DIVIDED and least == 1):
         return np.zeros(len(x), np.int64)
@@ -95,7 +95,9 @@ def _divide(x: Embeddings, spans: Spans, least: int, most: int, settings: Settin
     return in_order(best)
 
 
-def merge_clusters(labels: Labels, x: Embeddings, spans: Spans, least: int, most: int, settings: Settings) -> Labels:
+def merge_clusters(
+    labels: Labels, x: Embeddings, spans: Spans, least: int, most: int, settings: DiarizationSettings
+) -> Labels:
     """Merges clusters until no two are as alike as the windows of one speaker.
 
     Args:
@@ -125,7 +127,9 @@ def merge_clusters(labels: Labels, x: Embeddings, spans: Spans, least: int, most
 
 
 def _likeness(
-    sums: Float[np.ndarray, "clusters clusters"], pairs: Float[np.ndarray, "clusters clusters"], settings: Settings
+    sums: Float[np.ndarray, "clusters clusters"],
+    pairs: Float[np.ndarray, "clusters clusters"],
+    settings: DiarizationSettings,
 ) -> Float[np.ndarray, "clusters clusters"]:
     """How alike clusters are: 1 for two halves of one speaker, however long or noisy the windows are.
 

@@ -22,9 +22,9 @@ from ecapa_jax.audio.load import AudioSource
 from ecapa_jax.diarization import clustering, segmentation
 from ecapa_jax.diarization.activity import Voices, cut_windows, hear_voices
 from ecapa_jax.diarization.clustering import SpeakerCount
-from ecapa_jax.diarization.recordings import Recording, span_samples
+from ecapa_jax.diarization.recordings import RereadableRecording, span_samples
 from ecapa_jax.diarization.result import Diarization, Speaker
-from ecapa_jax.diarization.settings import FRAMES_A_SECOND, Settings
+from ecapa_jax.diarization.settings import FRAMES_A_SECOND, DiarizationSettings
 from ecapa_jax.diarization.turns import (
     Labelled,
     Turn,
@@ -48,7 +48,7 @@ Vad: TypeAlias = Callable[[Blocks], tuple[Float32[np.ndarray, " frames"], int]]
 """From blocks of samples at 16 kHz to a probability of speech for each 512 samples, and the number of samples."""
 
 Clusterer: TypeAlias = Callable[
-    [Float32[np.ndarray, "windows embedding"], Int64[np.ndarray, "windows 2"], SpeakerCount, Settings],
+    [Float32[np.ndarray, "windows embedding"], Int64[np.ndarray, "windows 2"], SpeakerCount, DiarizationSettings],
     Int64[np.ndarray, " windows"],
 ]
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -68,7 +68,7 @@ def diarize(
     vad: Vad | None = stream_probabilities,
     sample_rate: int | str | None = None,
     channel: Channel | None = None,
-    settings: Settings | None = None,
+    settings: DiarizationSettings | None = None,
     clusterer: Clusterer = clustering.cluster,
     progress: Progress | None = None,
 ) -> Diarization:
@@ -96,7 +96,7 @@ def diarize(
       AudioError: the recording can't be read, or holds samples that are not finite.
       ConfigError: the numbers of speakers contradict each other, or neither `overlap` nor `vad` is to find speech.
     """
-    settings = settings or Settings()
+    settings = settings or DiarizationSettings()
     count = _checked(speakers, min_speakers, max_speakers)
     segmenter = _segmenter() if overlap is True else overlap or None
     if segmenter is None and vad is None:
@@ -104,7 +104,7 @@ def diarize(
     told = progress or (lambda what, done, total: None)
     rate = encoder.sample_rate
     chosen = encoder.config.fbank.channel if channel is None else channel
-    audio = Recording(recording, rate if sample_rate is None else sample_rate, chosen)
+    audio = RereadableRecording(recording, rate if sample_rate is None else sample_rate, chosen)
     voices, probability, duration = _listen(audio, segmenter, vad, settings, told)
     speech = speech_frames(probability, settings)
     spans = _windows(stretches(speech, None if voices is None else voices.tracks(), settings), count, settings)
@@ -120,7 +120,7 @@ def diarize(
 
 
 def _frames(
-    windows: Labelled, speech: Bool[np.ndarray, " frames"], voices: Voices | None, settings: Settings
+    windows: Labelled, speech: Bool[np.ndarray, " frames"], voices: Voices | None, settings: DiarizationSettings
 ) -> tuple[Int64[np.ndarray, " frames"], Int64[np.ndarray, " frames"] | None]:
     """The speaker of each frame, and the second speaker where voices are known."""
     tracks = None if voices is None else voices.tracks()
@@ -146,7 +146,11 @@ def _checked(speakers: int | None, least: int, most: int) -> SpeakerCount:
 
 
 def _listen(
-    audio: Recording, segmenter: segmentation.Segmenter | None, vad: Vad | None, settings: Settings, told: Progress
+    audio: RereadableRecording,
+    segmenter: segmentation.Segmenter | None,
+    vad: Vad | None,
+    settings: DiarizationSettings,
+    told: Progress,
 ) -> tuple[Voices | None, Float32[np.ndarray, " frames"], float]:
     """Voices, probability of speech a 10 ms frame, and seconds."""
     voices, found = None, []
@@ -173,7 +177,9 @@ def on_frames(probabilities: Float32[np.ndarray, " vad_frames"], n_samples: int)
     return np.interp(times, (np.arange(len(probabilities)) + 0.5) * FRAME, probabilities).astype(np.float32)
 
 
-def _windows(found: list[tuple[int, int]], count: SpeakerCount, settings: Settings) -> Int64[np.ndarray, "windows 2"]:
+def _windows(
+    found: list[tuple[int, int]], count: SpeakerCount, settings: DiarizationSettings
+) -> Int64[np.ndarray, "windows 2"]:
     """Windows of the stretches: shorter ones where there would be fewer than speakers."""
     window, hop = frames_of(settings.window), frames_of(settings.hop)
     needed = count.bounded(MOST_SPEAKERS)[0]
@@ -217,7 +223,7 @@ def _result(
     second: Int64[np.ndarray, " frames"] | None,
     embeddings: Float32[np.ndarray, "windows embedding"],
     labels: Int64[np.ndarray, " windows"],
-    settings: Settings,
+    settings: DiarizationSettings,
     duration: float,
 ) -> Diarization:
     present, first = np.unique(np.where(frames < 0, labels.max() + 1, frames), return_index=True)

@@ -15,7 +15,7 @@ LONGEST_HELD = 1200.0
 """Seconds; a longer recording is decoded anew for each network."""
 
 
-class Recording:
+class RereadableRecording:
     """A source of audio that gives its samples as often as they are needed.
 
     Attributes:

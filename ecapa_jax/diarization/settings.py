@@ -9,7 +9,7 @@ FRAMES_A_SECOND = 100
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class DiarizationSettings:
     """Thresholds and lengths; `benchmarks/diarization.py --tune` measures them on conversations of dev speakers.
 
     Attributes:

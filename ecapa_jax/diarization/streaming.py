@@ -31,7 +31,7 @@ class StreamSettings:
       new_speaker: a window that is less like every speaker than this, on a scale on which 1 is as alike as neighbouring
         windows are, begins a new one.
       join: speakers whose centroids are more alike than this, on the same scale, become one.
-      pause, shortest_turn: as in `Settings`.
+      pause, shortest_turn: as in `DiarizationSettings`.
     """
 
     window: float = 1.5

@@ -12,7 +12,7 @@ from scipy.ndimage import distance_transform_edt
 
 from ecapa_jax.diarization.activity import Voices, runs
 from ecapa_jax.diarization.clustering import centroids_of, unit
-from ecapa_jax.diarization.settings import FRAMES_A_SECOND, Settings
+from ecapa_jax.diarization.settings import FRAMES_A_SECOND, DiarizationSettings
 
 Frames = Int64[np.ndarray, " frames"]
 
@@ -50,7 +50,9 @@ def frames_of(seconds: float) -> int:
     return round(seconds * FRAMES_A_SECOND)
 
 
-def speech_frames(probability: Float32[np.ndarray, " frames"], settings: Settings) -> Bool[np.ndarray, " frames"]:
+def speech_frames(
+    probability: Float32[np.ndarray, " frames"], settings: DiarizationSettings
+) -> Bool[np.ndarray, " frames"]:
     """Frames of speech: above the threshold, extended on both sides, short pauses filled, what is too short dropped."""
     speech = probability >= settings.speech_threshold
     reach = frames_of(settings.padding)
@@ -68,7 +70,9 @@ def speech_frames(probability: Float32[np.ndarray, " frames"], settings: Setting
     return speech
 
 
-def stretches(speech: Bool[np.ndarray, " frames"], tracks: Frames | None, settings: Settings) -> list[tuple[int, int]]:
+def stretches(
+    speech: Bool[np.ndarray, " frames"], tracks: Frames | None, settings: DiarizationSettings
+) -> list[tuple[int, int]]:
     """Where windows are cut from: stretches of speech, and with overlap detection of one voice alone.
 
     Args:
@@ -95,7 +99,7 @@ def stretches(speech: Bool[np.ndarray, " frames"], tracks: Frames | None, settin
 
 
 def speaker_frames(
-    windows: Labelled, speech: Bool[np.ndarray, " frames"], tracks: Frames | None, settings: Settings
+    windows: Labelled, speech: Bool[np.ndarray, " frames"], tracks: Frames | None, settings: DiarizationSettings
 ) -> Frames:
     """The speaker of each frame of speech, -1 elsewhere.
 
@@ -148,7 +152,7 @@ def _snapped(labels: Frames, tracks: Frames, reach: int) -> Frames:
 
 
 def second_speakers(
-    labels: Frames, voices: Voices, scores: Float32[np.ndarray, "frames speakers"], settings: Settings
+    labels: Frames, voices: Voices, scores: Float32[np.ndarray, "frames speakers"], settings: DiarizationSettings
 ) -> Frames:
     """The other speaker of each frame in which two voices are heard, -1 elsewhere.
 
@@ -178,7 +182,9 @@ def second_speakers(
     return result
 
 
-def make_turns(labels: Frames, second: Frames | None, names: Sequence[str], settings: Settings) -> list[Turn]:
+def make_turns(
+    labels: Frames, second: Frames | None, names: Sequence[str], settings: DiarizationSettings
+) -> list[Turn]:
     """Turns in order of time; a speaker's short pauses are part of the turn."""
     found: list[Turn] = []
     pause, shortest = frames_of(settings.pause), frames_of(settings.shortest_turn)

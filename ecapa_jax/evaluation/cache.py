@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS embeddings (
 ) WITHOUT ROWID
 """
 
-Entry = tuple[Float32[np.ndarray, "..."], float]
+CachedEmbedding = tuple[Float32[np.ndarray, "..."], float]
 """Embedding, and seconds of audio."""
 
 
@@ -62,7 +62,7 @@ class EmbeddingCache:
     def __exit__(self, *_: object) -> None:
         self._database.close()
 
-    def get(self, files: Iterable[bytes]) -> dict[bytes, Entry]:
+    def get(self, files: Iterable[bytes]) -> dict[bytes, CachedEmbedding]:
         """Those of the files, by sha256, that are known; what is damaged is not."""
         found = {}
         query = "SELECT embedding, seconds FROM embeddings WHERE model = ? AND file = ?"
@@ -73,7 +73,7 @@ class EmbeddingCache:
                     found[file] = (embedding, float(row[1]))
         return found
 
-    def put(self, entries: Mapping[bytes, Entry]) -> None:
+    def put(self, entries: Mapping[bytes, CachedEmbedding]) -> None:
         """Adds embeddings by their file's sha256: all, or none where the process dies."""
         rows = [
             (self._model, file, np.asarray(embedding, "<f4").tobytes(), seconds)

@@ -17,9 +17,10 @@ from jaxtyping import Float32, Float64
 
 from ecapa_jax.audio.load import is_silent
 from ecapa_jax.audio.prefetch import map_ahead
-from ecapa_jax.encoder import Short, SilenceWarning, SpeakerEncoder
+from ecapa_jax.config import Short
+from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped, TrialError
-from ecapa_jax.evaluation.cache import EmbeddingCache, Entry
+from ecapa_jax.evaluation.cache import CachedEmbedding, EmbeddingCache
 from ecapa_jax.files.entries import numbered_lines, read_scp
 from ecapa_jax.files.recordings import find_audio
 
@@ -31,7 +32,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Embedded:
+class FileEmbeddings:
     """Recordings in the order asked for.
 
     Attributes:
@@ -117,7 +118,7 @@ def embed_files(
     short: Short = "error",
     vad: bool = False,
     progress: Progress = lambda *_: None,
-) -> Embedded:
+) -> FileEmbeddings:
     """Embeds recordings, or takes them from the cache.
 
     Args:
@@ -145,7 +146,7 @@ def embed_files(
         raise Stopped(f"stopped; {done} more recordings are in {cache.path}: run again to go on") from error
     found = [entries[digest] for digest in digests]
     embeddings = np.stack([embedding for embedding, _ in found]).astype(np.float32)
-    return Embedded(embeddings, np.array([seconds for _, seconds in found], np.float64), len(wanted))
+    return FileEmbeddings(embeddings, np.array([seconds for _, seconds in found], np.float64), len(wanted))
 
 
 def list_recordings(source: str | os.PathLike[str], root: str | os.PathLike[str]) -> list[Path]:
@@ -189,7 +190,7 @@ def _sha256(path: Path) -> bytes:
 
 def _computed(
     encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Short, vad: bool
-) -> Iterator[dict[bytes, Entry]]:
+) -> Iterator[dict[bytes, CachedEmbedding]]:
     """Batches of what is not in the cache; at the end an AudioError if some could not be read."""
     order: list[tuple[bytes, float]] = []
     failed: list[AudioError] = []

@@ -21,7 +21,7 @@ DURATION_EDGES = (2.0, 4.0, 8.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Settings:
+class EvaluationSettings:
     """What to measure.
 
     Attributes:
@@ -52,7 +52,7 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One figure of a list.
 
     Attributes:
@@ -74,15 +74,15 @@ def units_of(trials: Trials) -> tuple[Units, str]:
 
 
 def measure(
-    scores: Float64[np.ndarray, " trials"], trials: Trials, settings: Settings
-) -> tuple[dict[str, Figure], list[str]]:
+    scores: Float64[np.ndarray, " trials"], trials: Trials, settings: EvaluationSettings
+) -> tuple[dict[str, Measurement], list[str]]:
     """Figures by name, and remarks about what they rest on.
 
     Raises:
       ScoringError: a kind of trial is missing, or scores are not finite.
     """
     ordered = SortedTrials.of(scores, trials.known_labels)
-    figures = {name: Figure(value) for name, value in _figures(ordered, settings).items()}
+    figures = {name: Measurement(value) for name, value in _figures(ordered, settings).items()}
     notes = []
     if settings.resamples:
         units, kind = units_of(trials)
@@ -99,7 +99,7 @@ def measure(
     if trials.repeated:
         notes.append(f"{trials.repeated} trials repeat another one; they count as the list has them")
     pooled = pool(ordered)
-    figures["rocch_eer"], figures["min_cllr"] = Figure(hull_eer(pooled)), Figure(pooled_cllr(pooled))
+    figures["rocch_eer"], figures["min_cllr"] = Measurement(hull_eer(pooled)), Measurement(pooled_cllr(pooled))
     return figures, notes
 
 
@@ -107,7 +107,7 @@ def compare(
     scores: Float64[np.ndarray, " trials"],
     baseline: Float64[np.ndarray, " trials"],
     trials: Trials,
-    settings: Settings,
+    settings: EvaluationSettings,
 ) -> dict[str, dict[str, float]]:
     """These scores less a baseline's, on the same trials and the same draws: by figure, with interval and p-value.
 
@@ -121,7 +121,7 @@ def compare(
         return [counts.eer(), *counts.min_dcfs(list(settings.costs))]
 
     units, _ = units_of(trials)
-    n = settings.resamples or Settings.resamples
+    n = settings.resamples or EvaluationSettings.resamples
     found = differences(systems, units, figures, n=n, seed=settings.seed, confidence=settings.confidence)
     return {name: dataclasses.asdict(difference) for name, difference in zip(names, found, strict=True)}
 
@@ -166,7 +166,7 @@ def _ordered(values: np.ndarray) -> list[str]:
     return sorted(np.unique(values).tolist(), key=key)
 
 
-def _figures(ordered: SortedTrials, settings: Settings) -> dict[str, float]:
+def _figures(ordered: SortedTrials, settings: EvaluationSettings) -> dict[str, float]:
     drawn = _Resampled(ordered, settings)
     return dict(zip(drawn.names, drawn(ordered.count()), strict=True))
 
@@ -174,7 +174,7 @@ def _figures(ordered: SortedTrials, settings: Settings) -> dict[str, float]:
 class _Resampled:
     """The figures that a resample has too: all but those of the convex hull, which would need a hull a resample."""
 
-    def __init__(self, ordered: SortedTrials, settings: Settings):
+    def __init__(self, ordered: SortedTrials, settings: EvaluationSettings):
         self._settings = settings
         self.names = ["eer", *(f"min_dcf_{cost_name(cost)}" for cost in settings.costs)]
         self.names += [f"frr_at_far_{far:g}" for far in settings.fars]
@@ -209,7 +209,7 @@ def cost_name(cost: Cost) -> str:
     return f"{cost.p_target:g}{costs}"
 
 
-def _interval_note(trials: Trials, settings: Settings, n: int, kind: str) -> str:
+def _interval_note(trials: Trials, settings: EvaluationSettings, n: int, kind: str) -> str:
     text = f"intervals: {settings.confidence:.0%}, bootstrap of {n} {kind}s, {settings.resamples} resamples"
     if kind == "speaker":
         return f"{text}, seed {settings.seed}; speakers from {trials.speaker_source}"

@@ -15,7 +15,7 @@ from ecapa_jax.scoring.metrics import eer, eer_threshold, error_rates, far_frr, 
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rule:
+class ThresholdRule:
     """How to choose; exactly one.
 
     Attributes:
@@ -45,7 +45,7 @@ class Rule:
         return "equal error rate" if self.far is None else f"FAR at most {self.far:g}"
 
 
-def choose_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike, rule: Rule) -> float:
+def choose_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike, rule: ThresholdRule) -> float:
     """The threshold that the rule wants on these trials, half-way between two scores where there is room.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-from ecapa_jax.evaluation.measure import Figure
+from ecapa_jax.evaluation.measure import Measurement
 from ecapa_jax.evaluation.trials import Trials
 
 _TITLES = {
@@ -48,7 +48,7 @@ class Report:
     n_targets: int
     n_names: int
     n_speakers: int | None
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Measurement]
     groups: Mapping[str, Sequence[Mapping[str, Any]]] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
     published: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -130,7 +130,7 @@ def write_scores(path: Path, trials: Trials, scores: Float64[np.ndarray, " trial
         writer.writerows(zip(*sides, labels, scores.tolist(), *columns, strict=True))
 
 
-def _interval(name: str, figure: Figure) -> str:
+def _interval(name: str, figure: Measurement) -> str:
     if figure.low is None or figure.high is None:
         return ""
     return f"  [{shown(name, figure.low)}, {shown(name, figure.high)}]"

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Array, Float, Float32, Float64, Int64
 
-from ecapa_jax.encoder import Short, SpeakerEncoder
+from ecapa_jax.config import Short
+from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import TrialError
 from ecapa_jax.evaluation.cache import EmbeddingCache
 from ecapa_jax.evaluation.files import Progress, embed_files, find_files, located
@@ -21,7 +22,7 @@ from ecapa_jax.scoring.normalisation import check_no_overlap, speaker_means
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cohort:
+class CohortRecordings:
     """Speakers that scores are normalised by.
 
     Attributes:
@@ -71,7 +72,7 @@ def score_lists(
     cache_path: str | os.PathLike[str],
     *,
     enrolment: Mapping[str, Sequence[str]] | None = None,
-    cohort: Cohort | None = None,
+    cohort: CohortRecordings | None = None,
     short: Short = "error",
     vad: bool = False,
     missing_to: Path | None = None,
@@ -150,10 +151,10 @@ def _score_kinds(
 
 
 def _cohort_means(
-    encoder: SpeakerEncoder, embeddings: Float32[np.ndarray, "files embedding"], cohort: Cohort
+    encoder: SpeakerEncoder, embeddings: Float32[np.ndarray, "files embedding"], cohort: CohortRecordings
 ) -> Float[Array, "cohort embedding"]:
     _, rows = speaker_means(embeddings, list(cohort.speakers.values()))
-    return unit(encoder.scorer.centred(rows))
+    return unit(encoder.scorer.centre(rows))
 
 
 def _check_own_cohort(encoder: SpeakerEncoder, lists: Sequence[Trials]) -> None:
@@ -192,7 +193,7 @@ def _pairs(trials: Trials, models: Sequence[str], files: Mapping[str, int]) -> n
     return np.stack([enrol[trials.enrol], test[trials.test]])
 
 
-def _check_cohort(cohort: Cohort, lists: Sequence[Trials], shared: set[int], paths: Sequence[Path]) -> None:
+def _check_cohort(cohort: CohortRecordings, lists: Sequence[Trials], shared: set[int], paths: Sequence[Path]) -> None:
     if shared:
         raise TrialError(f"{len(shared)} recordings of the cohort are in the trials too, as {paths[min(shared)]}")
     for trials in lists:

@@ -146,7 +146,7 @@ def finished(
     """
     scoring, scores = scorer.scoring, cosines
     if scoring.normalisation == "s_norm" and scorer.cohort is not None:
-        cohort = unit(scorer.centred(scorer.cohort.embeddings))
+        cohort = unit(scorer.centre(scorer.cohort.embeddings))
         scores = normalised(scores, enrol, test, pairs, cohort, scoring.top_n)
     if scoring.calibration is None:
         return scores

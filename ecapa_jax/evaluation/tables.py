@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ecapa_jax.errors import TrialError
-from ecapa_jax.files.tables import lines_of, split_row
+from ecapa_jax.files.tables import split_lines, split_row
 
 MAX_BYTES = 1 << 31  # unpacked; VoxCeleb1-E, the longest of the usual lists, has 41 MB
 
@@ -61,7 +61,7 @@ def read_table(
       TrialError: it can't be read, is no text, or a line has more or fewer fields than the header.
     """
     name = os.fspath(path)
-    lines = [(number, line) for number, line in enumerate(lines_of(_text(name)), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(split_lines(_text(name)), 1) if line.strip()]
     if not lines:
         raise TrialError(f"{name} is empty; give one trial a line")
     numbers = [number for number, _ in lines]

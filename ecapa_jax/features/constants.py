@@ -1,4 +1,4 @@
-"""Windows and mel filter banks, made in float64 NumPy when a function is traced."""
+"""Windows and mel filter banks, computed by NumPy in float64 when a function is traced."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ecapa_jax.config import FbankConfig
 
 @functools.cache
 def window(config: FbankConfig) -> Float[np.ndarray, " frame_length"]:
-    """The analysis window."""
+    """Returns the analysis window."""
     n = config.frame_length
     phase = 2 * np.pi * np.arange(n) / (n if config.window_periodic else n - 1)
     cosine = {"hann": 0.5 - 0.5 * np.cos(phase), "hamming": 0.54 - 0.46 * np.cos(phase)}
@@ -20,7 +20,7 @@ def window(config: FbankConfig) -> Float[np.ndarray, " frame_length"]:
 
 
 def hz_to_mel(config: FbankConfig, hz: np.ndarray) -> np.ndarray:
-    """Frequencies in Hz on the config's mel scale."""
+    """Converts frequencies from Hz to the mel scale of the config."""
     if config.mel_scale == "kaldi":
         return 1127.0 * np.log1p(hz / 700.0)
     if config.mel_scale == "htk":
@@ -39,7 +39,7 @@ def mel_to_hz(config: FbankConfig, mel: np.ndarray) -> np.ndarray:
 
 @functools.cache
 def mel_matrix(config: FbankConfig) -> Float[np.ndarray, "bins mels"]:
-    """Weights of each FFT bin's power in each mel band.
+    """Returns the weight of each FFT bin in each mel band.
 
     Reference: `torchaudio.compliance.kaldi.get_mel_banks` (shape `mel`), `torchaudio.functional.melscale_fbanks`
     (`hz`), `speechbrain.processing.features.Filterbank` (`hz_symmetric`), `librosa.filters.mel` (`hz_area`).
@@ -61,8 +61,8 @@ def mel_matrix(config: FbankConfig) -> Float[np.ndarray, "bins mels"]:
     return triangles * (2.0 / (right - left)) if config.mel_shape == "hz_area" else triangles
 
 
-def stored(config: FbankConfig) -> dict[str, Float[np.ndarray, ...]]:
-    """The `constants` of a model's variables: mel matrix and window, computed, in float32; none if it stores none."""
+def stored_constants(config: FbankConfig) -> dict[str, Float[np.ndarray, ...]]:
+    """Computes the `constants` of the variables of a model: mel matrix and window, if the model stores them."""
     if config.mel_source == "computed":
         return {}
     return {

@@ -1,4 +1,4 @@
-"""The front end: waveforms and lengths to log-mel features and mask.
+"""The front end: turns waveforms and lengths into log-mel features and a mask.
 
 Letters: B batch, S samples, T frames, M mel bands.
 """
@@ -26,7 +26,7 @@ Mask = Bool[Array, "batch frames"]
 Bands = Float[Array, "batch mels"]
 
 STD_EPSILON = 1e-5
-"""Of the normalisations `mean_std` and `instance`; NeMo's and torch.nn.InstanceNorm1d's."""
+"""Epsilon of the normalisations `mean_std` and `instance`, as in NeMo and in torch.nn.InstanceNorm1d."""
 
 
 def fbank(
@@ -35,15 +35,15 @@ def fbank(
     lengths: Int[AnyArray, " batch"],
     constants: Mapping[str, AnyArray] | None = None,
 ) -> tuple[Float[Array, "batch frames mels"], Bool[Array, "batch frames"]]:
-    """Log-mel features of a padded batch, each utterance's equal to those it has alone.
+    """Computes the log-mel features of a padded batch. An utterance has the same features alone and in any batch.
 
-    Pure; works under jit, vmap and grad. A function of the real samples only: padding may hold anything.
+    The function is pure and works under jit, vmap and grad. It depends on real samples only: padding may hold anything.
 
     Args:
       config: the front end.
       waveforms: [B, S], samples in [-1, 1] at `config.sample_rate`, right-padded.
       lengths: [B], true lengths in samples, at most S.
-      constants: `mel_matrix` [F, M] and `window` [frame_length], where the config says that the checkpoint stores them.
+      constants: `mel_matrix` [F, M] and `window` [frame_length], if the config says that the checkpoint stores them.
 
     Returns:
       features: [B, T, M], zero beyond each utterance's frames.
@@ -74,8 +74,8 @@ def log_mels(
     lengths: Int[AnyArray, " batch"],
     constants: Mapping[str, AnyArray] | None = None,
 ) -> tuple[Float[Array, "batch frames mels"], Bool[Array, "batch frames"]]:
-    """The stage of `fbank` that is local in time: log energies before their range and mean, without blank frames."""
-    shape, mel = _constants(config, constants)
+    """Computes the part of `fbank` that is local in time: log energies, before range limit and normalisation."""
+    shape, mel = _choose_constants(config, constants)
     waveforms, lengths = jnp.asarray(waveforms), jnp.asarray(lengths)
     mask = length_mask(frame_count(config, lengths), frame_count(config, waveforms.shape[1]))
     frames = frame(config, waveforms, lengths) * config.waveform_scale
@@ -86,14 +86,14 @@ def log_mels(
 
 
 def dynamic_range(config: FbankConfig) -> float:
-    """`top_db` on the scale of the features; infinite if the model has none."""
+    """Returns `top_db` on the scale of the features, or infinity if the model does not limit the range."""
     if config.top_db is None:
         return math.inf
     return config.top_db if config.log == "db" else config.top_db * math.log(10) / 10
 
 
 def deviation(config: FbankConfig, variance: Bands, count: Float[Array, "batch 1"]) -> Bands:
-    """What the normalisations `mean_std` and `instance` divide by: from the biased variance of `count` frames."""
+    """Returns the divisor of `mean_std` and `instance` normalisation, from the biased variance of `count` frames."""
     if config.normalization == "instance":
         return jnp.sqrt(variance + STD_EPSILON)
     variance = variance * count / jnp.maximum(count - 1, 1)
@@ -102,15 +102,15 @@ def deviation(config: FbankConfig, variance: Bands, count: Float[Array, "batch 1
 
 
 def seen_mask(config: FbankConfig, mask: Bool[AnyArray, "batch frames"]) -> Bool[Array, "batch frames"]:
-    """True at the frames that the network's convolutions see: the real ones and the model's own blank ones."""
+    """Returns a mask of the frames that the convolutions see: real frames and the blank frames of the front end."""
     mask = jnp.asarray(mask)
     if seen_count(config, 1) == 1 and config.pad_to == 1:
         return mask
     return length_mask(seen_count(config, mask_lengths(mask)), mask.shape[1])
 
 
-def _constants(config: FbankConfig, given: Mapping[str, AnyArray] | None) -> tuple[AnyArray, AnyArray]:
-    """Window and mel matrix."""
+def _choose_constants(config: FbankConfig, given: Mapping[str, AnyArray] | None) -> tuple[AnyArray, AnyArray]:
+    """Returns window and mel matrix."""
     if config.mel_source == "computed":
         return window(config), mel_matrix(config)
     if not given:
@@ -126,7 +126,7 @@ def _normalize(config: FbankConfig, features: Frames, mask: Mask) -> Frames:
     features = features - masked_mean(features, mask)[:, None]
     if config.normalization == "mean":
         return features
-    # Once more: what rounding left of a constant band is divided by little more than 1e-5.
+    # Subtract once more: in a constant band, the rounding error that is left is divided by little more than 1e-5.
     features = features - masked_mean(features, mask)[:, None]
     variance = masked_mean(jnp.square(features), mask)
     count = mask_lengths(mask).astype(features.dtype)[:, None]

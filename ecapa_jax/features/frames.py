@@ -1,4 +1,4 @@
-"""Waveform to overlapping frames to power spectrum."""
+"""Cuts a waveform into overlapping frames and computes their power spectra."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _frame_size(config: FbankConfig) -> int:
 
 
 def _left_padding(config: FbankConfig) -> int:
-    """Samples that the first frame begins before the waveform."""
+    """Returns how many samples before the waveform the first frame begins."""
     if config.framing == "snip_edges":
         return 0
     if config.framing == "kaldi_reflect":
@@ -33,7 +33,7 @@ def _left_padding(config: FbankConfig) -> int:
 
 
 def frame_count(config: FbankConfig, n_samples: Count) -> Count:
-    """Real frames of an utterance of `n_samples`; works on ints and on integer arrays.
+    """Returns the number of real frames of an utterance of `n_samples`, an int or an integer array.
 
     Reference: Kaldi's `NumFrames` (feat/feature-window.cc); `torch.stft(center=True)`; NeMo's
       `FilterbankFeatures.get_seq_len`.
@@ -48,13 +48,13 @@ def frame_count(config: FbankConfig, n_samples: Count) -> Count:
 
 
 def seen_count(config: FbankConfig, n_frames: Count) -> Count:
-    """Frames that the network's convolutions see of an utterance with `n_frames` real ones: `pad_to`'s included."""
+    """Returns how many frames the convolutions see of an utterance with `n_frames` real ones; blank frames count."""
     n_frames = n_frames + (config.framing == "center_zeros_floor")
     return n_frames if config.pad_to == 1 else -(-n_frames // config.pad_to) * config.pad_to
 
 
 def minimum_samples(config: FbankConfig, n_frames: int) -> int:
-    """Fewest samples that give `n_frames` frames and can be padded."""
+    """Returns the fewest samples that make `n_frames` frames and can be padded."""
     shift = config.frame_shift
     if config.framing == "snip_edges":
         return config.frame_length + (n_frames - 1) * shift
@@ -62,14 +62,14 @@ def minimum_samples(config: FbankConfig, n_frames: int) -> int:
         return n_frames * shift - shift // 2
     if config.framing == "center_zeros_floor":
         return n_frames * shift
-    # Reflect padding must be shorter than the waveform, as PyTorch has it.
+    # Reflect padding must be shorter than the waveform, as in PyTorch.
     return max((n_frames - 1) * shift, config.fft_size // 2 + 1 if config.framing == "center_reflect" else 1)
 
 
-def _mirrored(
+def _mirror_index(
     index: Int[Array, "*rows columns"], ends: Int[Array, "batch 1"], *, repeat_edge: bool
 ) -> Int[Array, "batch columns"]:
-    """The sample that stands at `index` when the waveform goes on as its own mirror image."""
+    """Returns the position of the sample that reflect padding puts at `index`."""
     period = jnp.maximum(2 * ends - (0 if repeat_edge else 2), 1)
     index = index % period
     return jnp.minimum(index, period - index - repeat_edge)
@@ -78,15 +78,15 @@ def _mirrored(
 def _extend(
     config: FbankConfig, waveforms: Float[Array, "batch samples"], lengths: Int[Array, " batch"], right: int
 ) -> Float[Array, "batch extended"]:
-    """Adds the samples before the first and after each utterance's true end that its frames reach."""
+    """Adds the samples that the frames need before the start and after the true end of each utterance."""
     left = _left_padding(config)
     padded = jnp.pad(waveforms, ((0, 0), (left, right)))
     if not config.framing.endswith("reflect"):
         return padded
     ends, repeat_edge = lengths[:, None], config.framing == "kaldi_reflect"
-    index = _mirrored(jnp.arange(-left, 0), ends, repeat_edge=repeat_edge)
+    index = _mirror_index(jnp.arange(-left, 0), ends, repeat_edge=repeat_edge)
     before = jnp.take_along_axis(waveforms, index, axis=1)
-    index = _mirrored(ends + jnp.arange(right), ends, repeat_edge=repeat_edge)
+    index = _mirror_index(ends + jnp.arange(right), ends, repeat_edge=repeat_edge)
     after = jnp.take_along_axis(waveforms, index, axis=1)
     place = jax.vmap(lambda row, tail, start: lax.dynamic_update_slice(row, tail, (start,)))
     return place(padded, after, lengths + left).at[:, :left].set(before)
@@ -95,7 +95,7 @@ def _extend(
 def _emphasize(
     config: FbankConfig, waveforms: Float[Array, "batch samples"], lengths: Int[Array, " batch"]
 ) -> Float[Array, "batch samples"]:
-    """Pre-emphasis of whole waveforms that are zero beyond their ends, and stay so."""
+    """Applies pre-emphasis to whole waveforms, which are zero beyond their ends and remain so."""
     if not config.preemphasis or config.preemphasis_mode == "frame":
         return waveforms
     first = jnp.zeros_like(waveforms[:, :1])
@@ -109,14 +109,15 @@ def _emphasize(
 def frame(
     config: FbankConfig, waveforms: Float[Array, "batch samples"], lengths: Int[Array, " batch"]
 ) -> Float[Array, "batch frames frame_size"]:
-    """Overlapping frames, by slicing whole hops: no gather of the waveform.
+    """Cuts overlapping frames by slicing whole hops, without gathering from the waveform.
 
-    Padding is sanitised here, once: whatever stands beyond an utterance's length, NaN included, is replaced by zero.
+    This is where padding is cleaned, once: every sample beyond the length of its utterance, even NaN, becomes zero.
     """
     shift, size, left = config.frame_shift, _frame_size(config), _left_padding(config)
     n_frames = frame_count(config, waveforms.shape[1])
     hops = -(-size // shift)
-    # Enough for the last frame, which starts at most a hop beyond the waveform; constant: sizes may be symbols.
+    # Enough for the last frame, which starts at most one hop after the waveform. The number must not depend on the
+    # size of the waveform, which may be symbolic.
     right = max((hops + 1) * shift - left, size)
     clean = jnp.where(length_mask(lengths, waveforms.shape[1]), waveforms, 0)
     extended = _extend(config, _emphasize(config, clean, lengths), lengths, right)
@@ -128,10 +129,10 @@ def frame(
 def power_spectrum(
     config: FbankConfig, frames: Float[Array, "batch frames frame_size"], window: Float[Array, " frame_length"]
 ) -> Float[Array, "batch frames bins"]:
-    """DC removal, pre-emphasis by frame, window and squared magnitude of each frame.
+    """Removes DC, applies pre-emphasis and the window, and returns the squared magnitudes of each frame.
 
-    Reference: `torchaudio.compliance.kaldi` (`_get_window`); the sample before a frame's first is the first itself.
-      `torch.stft`: a window shorter than the FFT stands in its middle.
+    Reference: `torchaudio.compliance.kaldi` (`_get_window`), which repeats the first sample of a frame before it;
+      `torch.stft`, which centres a window that is shorter than the FFT.
     """
     if config.remove_dc:
         frames = frames - jnp.mean(frames, axis=-1, keepdims=True)

@@ -1,8 +1,8 @@
-"""Outputs that are there whole or not at all, whoever is killed and whoever else writes.
+"""Writes outputs whole or not at all, even if the process is killed or another process writes the same output.
 
-An output is written to a temporary sibling, `.NAME.partial-*`, and renamed when it is whole. The kernel locks that
-sibling for as long as its writer lives, so that the next writer of the same output can tell what a killed one left
-from what another is still writing: the former it removes.
+An output is written to a temporary sibling, `.NAME.partial-*`, which is renamed when it is complete. The writer holds a
+lock on the sibling, which the kernel releases when the writer dies. So the next writer of the same output can tell the
+siblings of killed writers, which it removes, from those of living writers.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ except ImportError:  # Windows
 
 PARTIAL, OLD = "partial", "old"
 ANYTHING: Final = "anything"
-"""In place of an identity: the output may be replaced whatever stands there."""
+"""Passed instead of an identity: the output may be replaced, whatever it is."""
 
-_LONGEST_NAME = 160  # bytes; file systems take 255, of which the rest is for what comes around the name
-_STALE_SECONDS = 86_400.0  # where there are no locks
+_LONGEST_NAME = 160  # bytes; file systems allow 255, and the prefix and suffix of a sibling need some of them
+_STALE_SECONDS = 86_400.0  # age at which a sibling counts as dead on file systems without locks
 
 Identity = tuple[int, int, int] | None
-"""What stands at a path; None where nothing does. It changes when another file or folder takes its place."""
+"""Identifies the file or folder at a path; None if there is none. It changes when another one takes its place."""
 
 
 def identity(path: Path) -> Identity:
-    """What stands at a path now, to be compared later."""
+    """Returns the identity of the file or folder at a path now, to be compared later."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -48,25 +48,25 @@ def identity(path: Path) -> Identity:
 def replacing_file(
     path: Path, *, over: Identity | str = ANYTHING, error: type[EcapaError] = EcapaError, sync: bool = False
 ) -> Iterator[Path]:
-    """An empty temporary sibling to write to, which becomes `path` if the body succeeds and else leaves nothing.
+    """Yields an empty temporary sibling, which is renamed to `path` if the body succeeds and otherwise removed.
 
     Args:
-      path: the file. Its folder must be there.
-      over: what stood there when the command began (`identity`). If something else does at the end, another command
-        has written it: its file stays.
-      error: the type of what is raised.
-      sync: have file and folder on the disk before returning, so that they outlive a power cut.
+      path: the file to write. Its folder must exist.
+      over: the `identity` of the path when the command began. If it differs at the end, another command has written
+        the file, which then stays.
+      error: type of the exception to raise.
+      sync: whether to flush file and folder to the disk before returning, so that they survive a power cut.
 
     Raises:
-      EcapaError: (`error`) it can't be written, or another command was faster.
+      EcapaError: (`error`) the file can't be written, or another command has written it meanwhile.
     """
-    with _told(path, error), _partial(path, folder=False) as temporary:
-        _check_same(path, over, error)
+    with _explain_errors(path, error), _make_partial(path, folder=False) as temporary:
+        _check_unchanged(path, over, error)
         yield temporary
         if sync:
             _sync(temporary)
-        with _alone(path.parent):
-            _check_same(path, over, error)
+        with _lock_folder(path.parent):
+            _check_unchanged(path, over, error)
             temporary.replace(path)
         if sync:
             _sync(path.parent)
@@ -76,16 +76,16 @@ def replacing_file(
 def replacing_folder(
     path: Path, *, over: Identity | str = ANYTHING, error: type[EcapaError] = EcapaError
 ) -> Iterator[Path]:
-    """As `replacing_file`, for a folder: an old one stays until the new one is whole.
+    """Does for a folder what `replacing_file` does for a file; an old folder stays until the new one is complete.
 
     Raises:
-      EcapaError: (`error`) it can't be written, or another command was faster.
+      EcapaError: (`error`) the folder can't be written, or another command has written it meanwhile.
     """
-    with _told(path, error), _partial(path, folder=True) as temporary:
-        _check_same(path, over, error)
+    with _explain_errors(path, error), _make_partial(path, folder=True) as temporary:
+        _check_unchanged(path, over, error)
         yield temporary
-        with _alone(path.parent):
-            _check_same(path, over, error)
+        with _lock_folder(path.parent):
+            _check_unchanged(path, over, error)
             _swap(temporary, path)
 
 
@@ -93,7 +93,7 @@ def write_whole(path: Path, write: Callable[[Path], Any], *, over: Identity | st
     """Calls `write(temporary path)` and renames the result to `path`; leaves nothing behind on failure.
 
     Raises:
-      EcapaError: it can't be written, or another command was faster.
+      EcapaError: the file can't be written, or another command has written it meanwhile.
     """
     with replacing_file(path, over=over) as temporary:
         write(temporary)
@@ -101,7 +101,7 @@ def write_whole(path: Path, write: Callable[[Path], Any], *, over: Identity | st
 
 @contextlib.contextmanager
 def claimed(folder: Path, error: type[EcapaError] = EcapaError) -> Iterator[None]:
-    """Keeps other commands from writing into a folder meanwhile; the folder must be there.
+    """Keeps other commands from writing into a folder while the body runs; the folder must exist.
 
     Raises:
       EcapaError: (`error`) another command is writing into it.
@@ -117,7 +117,7 @@ def claimed(folder: Path, error: type[EcapaError] = EcapaError) -> Iterator[None
         raise error(f"{folder} can't be written: {failure.strerror or failure}") from failure
     with lock:
         yield
-        with contextlib.suppress(OSError):  # no one waits for it: who did not get it has gone
+        with contextlib.suppress(OSError):  # nobody waits for the lock: commands that did not get it have ended
             place.unlink()
 
 
@@ -130,7 +130,7 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path, error: type[EcapaError]) -> Iterator[None]:
+def _explain_errors(path: Path, error: type[EcapaError]) -> Iterator[None]:
     try:
         yield
     except EcapaError:
@@ -140,27 +140,27 @@ def _told(path: Path, error: type[EcapaError]) -> Iterator[None]:
         raise error(f"{path} can't be written: {failure.strerror or failure}{where}") from failure
 
 
-def _check_same(path: Path, over: Identity | str, error: type[EcapaError]) -> None:
+def _check_unchanged(path: Path, over: Identity | str, error: type[EcapaError]) -> None:
     if over != ANYTHING and identity(path) != over:
         raise error(
-            f"{path} was written by another command meanwhile, and that one stays: choose another output, or run "
+            f"another command has written {path} meanwhile, and it was not replaced: choose another output, or run "
             "this command again"
         )
 
 
 @contextlib.contextmanager
-def _partial(path: Path, *, folder: bool) -> Iterator[Path]:
-    """The temporary sibling, locked; what killed writers of the same output left is removed first."""
+def _make_partial(path: Path, *, folder: bool) -> Iterator[Path]:
+    """Makes and locks a temporary sibling, after removing what killed writers of the same output left."""
     temporary = path.with_name(f".{_stem(path)}.{PARTIAL}-{secrets.token_hex(6)}{'' if folder else path.suffix[-20:]}")
     handle = None
     try:
-        with _alone(path.parent):
+        with _lock_folder(path.parent):
             remove_leftovers(path)
             if folder:
                 temporary.mkdir()
             else:
                 temporary.touch(exist_ok=False)
-            handle = _locked(temporary)
+            handle = _lock(temporary)
         yield temporary
     finally:
         if folder:
@@ -172,7 +172,7 @@ def _partial(path: Path, *, folder: bool) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes what killed writers of `path` left beside it, and puts back what one had just moved aside."""
+    """Removes what killed writers of `path` left beside it; puts back an old output that one of them moved aside."""
     prefixes = {kind: f".{_stem(path)}.{kind}-" for kind in (PARTIAL, OLD)}
     for entry in list(os.scandir(path.absolute().parent)):
         found = Path(entry.path)
@@ -187,7 +187,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _swap(temporary: Path, path: Path) -> None:
-    """Puts the new folder where the old one is, which comes back if that fails."""
+    """Replaces the old folder by the new one, and restores the old one if that fails."""
     if not os.path.lexists(path):
         temporary.rename(path)
         return
@@ -207,11 +207,11 @@ def _stem(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Only one writer at a time makes, moves or removes names of a folder; others wait, for an instant."""
+def _lock_folder(folder: Path) -> Iterator[None]:
+    """Locks a folder, so that only one writer at a time makes, moves or removes names in it; others wait a moment."""
     handle = None
     if fcntl is not None:
-        with contextlib.suppress(OSError):  # a file system without locks, or a folder that may not be read
+        with contextlib.suppress(OSError):  # the file system has no locks, or the folder can't be read
             handle = os.open(folder.absolute(), os.O_RDONLY)
             fcntl.flock(handle, fcntl.LOCK_EX)
     try:
@@ -221,8 +221,8 @@ def _alone(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _locked(path: Path) -> int | None:
-    """Locks a temporary file or folder until its handle is closed, which the kernel does for a killed process."""
+def _lock(path: Path) -> int | None:
+    """Locks a temporary file or folder until its handle is closed; the kernel closes the handle of a killed process."""
     if fcntl is None:
         return None
     handle = os.open(path, os.O_RDONLY)
@@ -232,7 +232,7 @@ def _locked(path: Path) -> int | None:
 
 
 def _is_dead(path: Path) -> bool:
-    """Whether no living process writes a temporary file or folder."""
+    """Whether no living process is writing a temporary file or folder."""
     try:
         if fcntl is None:
             return time.time() - path.lstat().st_mtime > _STALE_SECONDS

@@ -1,4 +1,4 @@
-"""Lists of recordings as this library and others of the field write them: one `Entry` a row.
+"""Reads lists of recordings in the formats of this library and of others; each row becomes an `Entry`.
 
 CSV and TSV       a header: path, id; 3D-Speaker: ID, path, start, stop, spk; SpeechBrain: ID, wav, start, stop, spk_id
 JSON lines        NeMo's (audio_filepath, offset, duration, label), WeSpeaker's raw list (key, wav, spk), or path, id
@@ -27,11 +27,11 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "start": ("start",),
     "stop": ("stop", "end"),
 }
-"""Names that columns have, by what they hold; the first that is there counts."""
+"""For each kind of content, the names that its column may have; the first name that is found is used."""
 
 _NEMO = "audio_filepath"
 _SHORTEST_SAMPLES = 400
-"""25 ms at 16 kHz: a part of fewer samples is no speech, so that whole numbers this close together are seconds."""
+"""25 ms at 16 kHz. A part of fewer samples can't be speech, so whole numbers closer than this must be seconds."""
 _DATA_ROOTS = ("{data_root}/", "$data_root/", "{data_folder}/", "$data_folder/")
 
 
@@ -41,10 +41,10 @@ class Entry:
 
     Attributes:
       where: file and line, for messages.
-      path: of the recording, as it is written.
-      id, speaker: where the row gives them.
-      start, stop: the part of the recording, where the row gives one; None is from its beginning, or to its end.
-      in_samples: whether they are samples and not seconds.
+      path: path of the recording, as it is written in the list.
+      id, speaker: identifier and speaker, if the row has them.
+      start, stop: the part of the recording; None is the beginning or the end of the recording.
+      in_samples: whether `start` and `stop` are samples instead of seconds.
     """
 
     where: str
@@ -57,28 +57,28 @@ class Entry:
 
     @property
     def is_part(self) -> bool:
-        """Whether less than the whole recording is meant."""
+        """Whether the row names only a part of the recording."""
         return bool(self.start) or self.stop is not None
 
 
 def read_table(path: Path, error: type[EcapaError], names: Mapping[str, Sequence[str]] = COLUMNS) -> Iterator[Entry]:
-    """The rows of a CSV or TSV, which the suffix tells apart.
+    """Reads the rows of a CSV or TSV file, whose suffix says which it is.
 
     Args:
       path: the file.
-      error: the type of what is raised.
-      names: what columns may be called, by what they hold.
+      error: type of the exception to raise.
+      names: for each kind of content, the names that its column may have.
 
     Raises:
-      EcapaError: (`error`) there is no column for the path, or a row is damaged, lacks its path, or has no numbers for
-        its part.
+      EcapaError: (`error`) there is no column for the path, or a row is damaged, has no path, or has a start or stop
+        that is not a number.
     """
     rows = read_delimited(path, "\t" if path.suffix.lower() == ".tsv" else ",", error)
     _, header = next(rows, (0, []))
     places = {what: column_of(header, of) for what, of in names.items()}
     if places["path"] is None:
         raise error(
-            f"{path}: has no column for the path: its first line must name the columns, one of them 'path'; it is "
+            f"{path}: has no column for the path: the first line must name the columns, one of them 'path'; it is "
             f"{header[:8]}"
         )
     used = [at for at in places.values() if at is not None]
@@ -96,16 +96,16 @@ def read_table(path: Path, error: type[EcapaError], names: Mapping[str, Sequence
 
 
 def entry_of_row(where: str, values: Mapping[str, str | None], error: type[EcapaError], why: str = "") -> Entry:
-    """The entry of a table's row.
+    """Makes an entry from a row of a table.
 
     Args:
       where: file and line, for messages.
-      values: by what the columns hold: `path`, and those of `id`, `speaker`, `start` and `stop` that there are.
-      error: the type of what is raised.
+      values: the cells of the row: `path`, and `id`, `speaker`, `start` and `stop` if the table has them.
+      error: type of the exception to raise.
       why: why a value may be missing, for messages.
 
     Raises:
-      EcapaError: (`error`) a text is missing, or start or stop is no number.
+      EcapaError: (`error`) a text is missing, or start or stop is not a number.
     """
     for what in ("path", "id", "speaker"):
         value = values.get(what, "")
@@ -116,14 +116,14 @@ def entry_of_row(where: str, values: Mapping[str, str | None], error: type[Ecapa
         str(values["path"]),
         values.get("id"),
         values.get("speaker"),
-        *_part(where, values.get("start"), values.get("stop"), error),
+        *_parse_part(where, values.get("start"), values.get("stop"), error),
     )
 
 
-def _part(
+def _parse_part(
     where: str, start: Any, stop: Any, error: type[EcapaError], unit: str = ""
 ) -> tuple[float | None, float | None, bool]:
-    """Start and stop, and whether they are samples: whole numbers are, unless they are too close for that."""
+    """Parses start and stop, and decides whether they are samples: whole numbers are, unless they are too close."""
     texts = ["" if value is None else str(value).strip() for value in (start, stop)]
     for name, text in zip(("start", "stop"), texts, strict=True):
         if text and not re.fullmatch(r"\d+(\.\d*)?(e-?\d+)?", text.lower()):
@@ -137,29 +137,29 @@ def _part(
 
 
 def read_json(path: Path, error: type[EcapaError]) -> Iterator[Entry]:
-    """The rows of a JSON lines file; of one with the suffix .json also where it is one document.
+    """Reads the rows of a JSON lines file; a file with the suffix .json may also be one JSON document.
 
     Raises:
-      EcapaError: (`error`) a line is no JSON, or no object with a path.
+      EcapaError: (`error`) a line is not JSON, or not an object with a path.
     """
     if path.suffix.lower() != ".json":
-        yield from _json_lines(path, error)
+        yield from _read_json_lines(path, error)
         return
     with path.open(encoding="utf-8-sig") as file:
         first = next((line for line in file if line.strip()), "")
     if _is_whole(first) or not first:
-        yield from _json_lines(path, error)
+        yield from _read_json_lines(path, error)
         return
     try:
         document = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError):
-        yield from _json_lines(path, error)  # which names the line
+        yield from _read_json_lines(path, error)  # its error names the line
         return
-    yield from _json_document(path, document, error)
+    yield from _parse_document(path, document, error)
 
 
 def _is_whole(line: str) -> bool:
-    """Whether a line is an object of its own, and that of a recording rather than of many."""
+    """Whether a line is a complete object that describes one recording."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
@@ -168,38 +168,40 @@ def _is_whole(line: str) -> bool:
 
 
 def _is_by_id(document: dict[str, Any]) -> bool:
-    return bool(document) and all(isinstance(value, dict) and _path_of(value) for value in document.values())
+    return bool(document) and all(isinstance(value, dict) and _find_path(value) for value in document.values())
 
 
-def _path_of(value: Mapping[str, Any]) -> Any:
+def _find_path(value: Mapping[str, Any]) -> Any:
     return next((value[name] for name in COLUMNS["path"][:-1] if name in value), None)
 
 
-def _json_document(path: Path, document: Any, error: type[EcapaError]) -> Iterator[Entry]:
+def _parse_document(path: Path, document: Any, error: type[EcapaError]) -> Iterator[Entry]:
     if isinstance(document, dict) and _is_by_id(document):
         for name, value in document.items():
-            yield _object(f"{path}, {name!r}", {"id": name, **value}, error)
+            yield _parse_object(f"{path}, {name!r}", {"id": name, **value}, error)
         return
     for number, value in enumerate(document if isinstance(document, list) else [document], 1):
-        yield _object(f"{path}, row {number}", value, error)
+        yield _parse_object(f"{path}, row {number}", value, error)
 
 
-def _json_lines(path: Path, error: type[EcapaError]) -> Iterator[Entry]:
+def _read_json_lines(path: Path, error: type[EcapaError]) -> Iterator[Entry]:
     for number, line in numbered_lines(path, error):
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as failure:
             raise error(f"{path}:{number}: is not JSON ({one_line(failure)})") from failure
-        yield _object(f"{path}:{number}", value, error)
+        yield _parse_object(f"{path}:{number}", value, error)
 
 
-def _object(where: str, value: Any, error: type[EcapaError]) -> Entry:
-    """A recording as NeMo, WeSpeaker or SpeechBrain describe one."""
+def _parse_object(where: str, value: Any, error: type[EcapaError]) -> Entry:
+    """Makes an entry from an object in the format of NeMo, WeSpeaker or SpeechBrain."""
     if not isinstance(value, dict):
-        raise error(f'{where}: is no object; write {{"id": ..., "path": ...}}')
+        raise error(f'{where}: is not an object; write {{"id": ..., "path": ...}}')
     if value.get("vad") is not None:
-        raise error(f"{where}: has a list `vad`, which is not applied: write one row a part, with start and stop")
-    found = _path_of(value)
+        raise error(
+            f"{where}: has a list `vad`, which is not supported: write one row for each part, with start and stop"
+        )
+    found = _find_path(value)
     place = found if isinstance(found, dict) else value  # SpeechBrain: "wav": {"file": ..., "start": ..., "stop": ...}
     path = place.get("file") if isinstance(found, dict) else found
     identity = next((value[name] for name in ("id", "ID", "key", "utt") if name in value), None)
@@ -207,7 +209,7 @@ def _object(where: str, value: Any, error: type[EcapaError]) -> Entry:
     start, stop = place.get("start"), place.get("stop", place.get("end") if "start" in place else None)
     unit = ""
     if _NEMO in value and "start" not in value and (value.get("offset") or value.get("duration")):
-        start, stop, unit = _nemo_part(where, value.get("offset"), value.get("duration"), error)
+        start, stop, unit = _parse_nemo_part(where, value.get("offset"), value.get("duration"), error)
     for name, text in (("path", path), ("id", identity)):
         if name == "id" and isinstance(text, int) and not isinstance(text, bool):
             identity = str(text)
@@ -216,11 +218,11 @@ def _object(where: str, value: Any, error: type[EcapaError]) -> Entry:
     path = str(path)
     _check_file(where, path, error)
     known = None if speaker is None else str(speaker)
-    return Entry(where, path, identity, known, *_part(where, start, stop, error, unit))
+    return Entry(where, path, identity, known, *_parse_part(where, start, stop, error, unit))
 
 
-def _nemo_part(where: str, offset: Any, duration: Any, error: type[EcapaError]) -> tuple[Any, Any, str]:
-    """NeMo reads `duration` seconds from `offset`, or from the beginning."""
+def _parse_nemo_part(where: str, offset: Any, duration: Any, error: type[EcapaError]) -> tuple[Any, Any, str]:
+    """Converts NeMo's `offset` and `duration`, in seconds, to start, stop and their unit."""
     for name, value in (("offset", offset), ("duration", duration)):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if value is not None and not (number and math.isfinite(value) and value >= 0):
@@ -230,7 +232,7 @@ def _nemo_part(where: str, offset: Any, duration: Any, error: type[EcapaError]) 
 
 
 def numbered_lines(path: Path, error: type[EcapaError]) -> Iterator[tuple[int, str]]:
-    """Number and content of each line that is not empty.
+    """Yields number and content of each line that is not empty.
 
     Raises:
       EcapaError: (`error`) a line is not UTF-8.
@@ -247,7 +249,7 @@ def numbered_lines(path: Path, error: type[EcapaError]) -> Iterator[tuple[int, s
 
 
 def read_scp(path: Path, error: type[EcapaError]) -> Iterator[Entry]:
-    """The rows of Kaldi's wav.scp.
+    """Reads the rows of Kaldi's wav.scp.
 
     Raises:
       EcapaError: (`error`) a line has no path, is a command, or points into an archive.
@@ -259,17 +261,19 @@ def read_scp(path: Path, error: type[EcapaError]) -> Iterator[Entry]:
             raise error(f"{where}: has no path; a line of wav.scp is 'id path'")
         _check_file(where, rest[0], error)
         if rest[0].rpartition(":")[2].isdecimal() and not os.path.exists(rest[0]):
-            raise error(f"{where}: points into an archive ({rest[0]}); write its recordings to files, list those")
+            raise error(f"{where}: points into an archive ({rest[0]}); write its recordings to files and list those")
         yield Entry(where, rest[0], key)
 
 
 def _check_file(where: str, path: str, error: type[EcapaError]) -> None:
     if path.endswith("|") or path.startswith("|"):
-        raise error(f"{where}: is a command (a pipe), which is never run; write its output to a file, list that")
+        raise error(
+            f"{where}: is a command (a pipe), which is never run; write its output to a file and list that file"
+        )
 
 
-def under(root: str | os.PathLike[str], path: str) -> str:
-    """The path below a root, unless it is absolute or an address; SpeechBrain's `{data_root}` is the root."""
+def join_root(root: str | os.PathLike[str], path: str) -> str:
+    """Joins a root and a path, unless the path is absolute or an address; SpeechBrain's `{data_root}` is the root."""
     for mark in _DATA_ROOTS:
         path = path.removeprefix(mark)
     return path if "://" in path else os.path.join(root, path)

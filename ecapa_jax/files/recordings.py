@@ -1,4 +1,4 @@
-"""Folders of recordings: which files count, and how a tree is walked."""
+"""Finds the recordings in a folder: which files count as recordings, and how the tree is walked."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ _WAVEFORMS = (".wav", ".flac", ".aif", ".aiff", ".aifc", ".au", ".snd", ".sph", 
 _CODECS = (".ogg", ".oga", ".opus", ".mp3", ".m4a", ".mp4", ".aac", ".wma", ".webm", ".amr", ".3gp", ".mka")
 
 AUDIO_SUFFIXES = frozenset(_WAVEFORMS + _CODECS)
-"""What counts as a recording in a folder."""
+"""Suffixes of the files that count as recordings in a folder."""
 
 
 def find_audio(folder: Path) -> list[Path]:
-    """The recordings below a folder, sorted. Links to folders are followed; what they lead to is walked once.
+    """Returns the recordings below a folder, sorted. Links to folders are followed.
 
-    Below each folder of the first level, a speaker's, a folder counts once by whatever way it is reached, so that loops
-    of links end. Links that lead nowhere, and what is no regular file, are left out.
+    Below each folder of the first level, which is that of a speaker, every folder is visited only once, so that loops
+    of links end. Broken links and everything that is not a regular file are left out.
     """
     root = _identity(folder)
     found: list[Path] = []
-    for entry in _entries(folder):
-        found += _below(folder / entry.name, entry, {root})
+    for entry in _list_folder(folder):
+        found += _walk(folder / entry.name, entry, {root})
     return sorted(path for path in found if path.suffix.lower() in AUDIO_SUFFIXES)
 
 
-def _below(path: Path, entry: os.DirEntry[str], seen: set[tuple[int, int] | None]) -> Iterator[Path]:
-    """The regular files at or below an entry, without the folders in `seen`, to which those met are added."""
+def _walk(path: Path, entry: os.DirEntry[str], seen: set[tuple[int, int] | None]) -> Iterator[Path]:
+    """Yields the regular files at or below an entry, skips the folders in `seen`, and adds visited folders to it."""
     left = [(path, entry)]
     while left:
         path, entry = left.pop()
@@ -40,14 +40,14 @@ def _below(path: Path, entry: os.DirEntry[str], seen: set[tuple[int, int] | None
             yield path
         elif is_folder and (here := _identity(path)) not in seen:
             seen.add(here)
-            left += [(path / below.name, below) for below in _entries(path)]
+            left += [(path / below.name, below) for below in _list_folder(path)]
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def _list_folder(folder: Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
             return list(entries)
-    except OSError:  # may not be entered, or has gone
+    except OSError:  # the folder can't be entered, or has been removed
         return []
 
 
@@ -60,11 +60,11 @@ def _identity(folder: Path) -> tuple[int, int] | None:
 
 
 def why_no_recording(path: str | os.PathLike[str]) -> str:
-    """What a path is that must not be opened as a recording, because it may never end; empty where it may be."""
+    """Says why a path must not be opened as a recording, because reading it may never end; "" if it may be opened."""
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError):
-        return ""  # whoever reads it says why it can't be
+        return ""  # the reader will say why the path can't be read
     kinds = {
         stat.S_IFIFO: "a named pipe",
         stat.S_IFSOCK: "a socket",
@@ -72,4 +72,4 @@ def why_no_recording(path: str | os.PathLike[str]) -> str:
         stat.S_IFBLK: "a device",
     }
     kind = kinds.get(stat.S_IFMT(mode))
-    return "" if kind is None else f"{os.fspath(path)}: is {kind} and no file; write the recording to a file first"
+    return "" if kind is None else f"{os.fspath(path)}: is {kind}, not a file; write the recording to a file first"

@@ -1,4 +1,4 @@
-"""Rows of text tables: split at tabs, or as CSV. No row is lost to a quote that is not closed, and none is shifted."""
+"""Splits text tables into rows and cells: at tabs, or as CSV. An unclosed quote is an error and never swallows rows."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ _QUOTED_CELL = re.compile(r'"(?:[^"]|"")*"')
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"(?!")')
 
 
-def lines_of(text: str) -> list[str]:
-    """The lines, ended by LF, CR LF or CR. `str.splitlines` also ends them at characters that stand in names."""
+def split_lines(text: str) -> list[str]:
+    """Splits text at LF, CR LF or CR. `str.splitlines` would also split at characters that occur in names."""
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 def split_row(line: str, separator: str) -> list[str] | None:
-    """The cells of a line; None where a quote is open at its end.
+    """Splits a line into cells; returns None if a quote is still open at its end.
 
-    Tabs are separators wherever they stand, and quotes are text, as in Common Voice's files; only a cell that is quoted
-    as a whole, as spreadsheets and pandas write one, is without its quotes. With other separators a cell that begins
-    with a quote goes to the next single quote.
+    In a table with tabs, every tab is a separator and quotes are text, as in the files of Common Voice. Only a cell
+    that is quoted as a whole loses its quotes, because spreadsheets and pandas write such cells. With other separators,
+    a cell that begins with a quote ends at the next quote that is not doubled.
     """
     if '"' not in line:
         return line.split(separator)
     if separator == "\t":
-        return [_unquoted(cell) for cell in line.split("\t")]
+        return [_unquote(cell) for cell in line.split("\t")]
     cells, at = [], 0
     while True:
         found = _QUOTED.match(line, at) if line.startswith('"', at) else None
@@ -42,26 +42,26 @@ def split_row(line: str, separator: str) -> list[str] | None:
         at = end + 1
 
 
-def _unquoted(cell: str) -> str:
+def _unquote(cell: str) -> str:
     return cell[1:-1].replace('""', '"') if _QUOTED_CELL.fullmatch(cell) else cell
 
 
 def read_delimited(path: Path, separator: str, error: type[EcapaError]) -> Iterator[tuple[int, list[str]]]:
-    """Number and cells of the header's line, stripped, and then of each line that is not empty.
+    """Yields line number and cells of the header, which are stripped, and then of each line that is not empty.
 
     Args:
-      path: UTF-8, with or without a byte order mark.
+      path: a file in UTF-8, with or without a byte order mark.
       separator: tab or comma.
-      error: the type of what is raised.
+      error: type of the exception to raise.
 
     Raises:
-      EcapaError: (`error`) naming the line: a quote that is not closed, or that would swallow a row; more cells than
-        the header has.
-      OSError, UnicodeError: it can't be read.
+      EcapaError: (`error`) a quote is not closed or would swallow a row, or a row has more cells than the header. The
+        message names the line.
+      OSError, UnicodeError: the file can't be read.
     """
     with path.open(encoding="utf-8-sig") as file:
         header: list[str] | None = None
-        for number, cells in _records(path, file, separator, error):
+        for number, cells in _read_records(path, file, separator, error):
             if header is None:
                 header = [cell.strip() for cell in cells]
                 yield number, header
@@ -74,7 +74,7 @@ def read_delimited(path: Path, separator: str, error: type[EcapaError]) -> Itera
             yield number, cells
 
 
-def _records(path: Path, file: TextIO, separator: str, error: type[EcapaError]) -> Iterator[tuple[int, list[str]]]:
+def _read_records(path: Path, file: TextIO, separator: str, error: type[EcapaError]) -> Iterator[tuple[int, list[str]]]:
     n_columns, begin, record = 0, 0, ""
     for number, line in enumerate(file, 1):
         line = line.rstrip("\n")
@@ -98,7 +98,7 @@ def _records(path: Path, file: TextIO, separator: str, error: type[EcapaError]) 
 
 
 def column_of(header: Sequence[str], names: Sequence[str]) -> int | None:
-    """Position of the first of these names that the header has, as it is written or in another case."""
+    """Finds the position of the first of these names in the header; an exact match beats one in another case."""
     lower = [name.lower() for name in header]
     for name in names:
         if name in header:

@@ -13,12 +13,13 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from ecapa_jax.audio.load import AudioSource, is_silent, name_of
-from ecapa_jax.encoder import Short, SpeakerEncoder
+from ecapa_jax.config import ScoringName, Short
+from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, StoreError
 from ecapa_jax.identify.database import Database, Speaker, Utterance, check_name
 from ecapa_jax.masks import bucket_length
 from ecapa_jax.scoring.config import Scoring
-from ecapa_jax.scoring.scorer import ScoringName, checked_threshold
+from ecapa_jax.scoring.scorer import checked_threshold
 from ecapa_jax.scoring.search import search
 from ecapa_jax.vad.gate import require_speech
 
@@ -264,7 +265,7 @@ class SpeakerStore:
     def _scoring(self) -> Scoring:
         """The model's scoring for one embedding per recording; it has a threshold only if that is for such scores."""
         name: ScoringName = "cosine_less_mean" if self.encoder.scorer.scoring.subtract_mean else "cosine"
-        return self.encoder.scorer.named(name).scoring
+        return self.encoder.scorer.with_scoring(name).scoring
 
     def _load_gallery(self) -> Gallery:
         dim = self.encoder.config.ecapa.embedding_dim

@@ -1,8 +1,8 @@
-"""What a chunk of frames adds to the statistics of its utterance, and the statistics of all chunks pooled.
+"""Moments: what a chunk adds to the statistics of its utterance, and how the moments of all chunks are pooled.
 
-Moments are weight, mean and variance of some frames. They merge exactly, whatever the order: the weight of a plain mean
-is the number of frames, that of an attentive one the sum of the exponentials of its logits. It is kept as a logarithm,
-so that nothing overflows: the online softmax is the same merge.
+Moments are weight, mean and variance of some frames. Moments of chunks merge exactly, in any order. The weight in a
+plain mean is the number of frames; the weight in an attentive mean is the sum of the exponentials of the logits. The
+logarithm of the weight is stored, so that nothing overflows; the online softmax merges in the same way.
 
 Letters: B chunks, T frames, C channels, M channels of the MFA.
 """
@@ -25,11 +25,11 @@ from ecapa_jax.nn.poolings import MultiHeadPooling, PosteriorPooling, Statistics
 Count = Int[Array, " batch"]
 Features = Float[Array, "batch time mels"]
 GateMeans = tuple[Float[Array, "batch _"], ...]
-"""Of each of the first blocks, the mean of the whole utterance that it is gated by."""
+"""For each of the first blocks, the mean over the whole utterance from which the gate of the block is computed."""
 
 
 class Moments(NamedTuple):
-    """Of some frames, each [B, channels]: natural logarithm of their weight, mean, biased variance."""
+    """Natural logarithm of the weight, mean and biased variance of some frames, each [B, channels]."""
 
     log_weight: Stat
     mean: Stat
@@ -37,14 +37,14 @@ class Moments(NamedTuple):
 
 
 def frame_moments(x: Frames, keep: Mask) -> Moments:
-    """Of the frames that `keep` has: each weighs one."""
+    """Returns the moments of the frames in `keep`, where each frame has weight one."""
     mean = masked_mean(x, keep)
     variance = masked_mean(jnp.square(x - mean[:, None]), keep)
     return Moments(_log_count(keep, mean), mean, variance)
 
 
 def mean_moments(x: Frames, keep: Mask) -> Moments:
-    """The same where the variance is of no interest: zero."""
+    """Returns the moments of the frames in `keep` without their variance, which is set to zero."""
     mean = masked_mean(x, keep)
     return Moments(_log_count(keep, mean), mean, jnp.zeros_like(mean))
 
@@ -54,30 +54,30 @@ def _log_count(keep: Mask, like: Stat) -> Stat:
 
 
 def attention_moments(logits: Float[Array, "batch time columns"], x: Frames, keep: Mask) -> Moments:
-    """Of the frames that `keep` has: each weighs exp(logit); one column of logits serves all channels."""
+    """Returns the moments of the frames in `keep` with weights exp(logit); one column of logits serves all channels."""
     keep_each = keep[..., None]
     logits = jnp.where(keep_each, jnp.broadcast_to(logits, x.shape), jnp.finfo(logits.dtype).min)
     x = jnp.where(keep_each, x, 0)
     peak = jnp.max(logits, axis=1, keepdims=True)
     weights = jnp.where(keep_each, jnp.exp(logits - peak), 0)
     total = jnp.sum(weights, axis=1)
-    mean = _weighted(weights, x) / total
-    variance = _weighted(weights, jnp.square(x - mean[:, None])) / total
+    mean = _weighted_sum(weights, x) / total
+    variance = _weighted_sum(weights, jnp.square(x - mean[:, None])) / total
     return Moments(peak[:, 0] + jnp.log(total), mean, variance)
 
 
-def _weighted(weights: Frames, x: Frames) -> Stat:
+def _weighted_sum(weights: Frames, x: Frames) -> Stat:
     return jnp.einsum("btc,btc->bc", weights, x, precision=lax.Precision.HIGHEST)
 
 
 def mfa_frames(model: EcapaTdnn, features: Features, seen: Mask, gate_means: GateMeans) -> Frames:
-    """Features to the MFA's output, with the means of the whole utterance that each block is gated by."""
+    """Computes the output of the MFA from features, where `gate_means` gate the blocks."""
     outputs, _ = _block_outputs(model, features, seen, gate_means)
     return model.mfa(jnp.concatenate(outputs, axis=-1), seen)
 
 
 def hidden_frames(model: EcapaTdnn, features: Features, seen: Mask, gate_means: GateMeans) -> Frames:
-    """What the next block after those squeezes, [B, T, C]."""
+    """Computes the frames that block `len(gate_means)` squeezes, [B, T, C]."""
     _, x = _block_outputs(model, features, seen, gate_means)
     return getattr(model, f"block_{len(gate_means)}").frames(x, seen)
 
@@ -85,7 +85,7 @@ def hidden_frames(model: EcapaTdnn, features: Features, seen: Mask, gate_means: 
 def _block_outputs(
     model: EcapaTdnn, features: Features, seen: Mask, gate_means: GateMeans
 ) -> tuple[list[Frames], Frames]:
-    """Outputs of the first blocks, one for each mean, and the input of the next."""
+    """Returns the outputs of the first blocks, one for each mean, and the input of the next block."""
     x = model.stem(features, seen)
     outputs = []
     for index, mean in enumerate(gate_means):
@@ -97,17 +97,17 @@ def _block_outputs(
 
 
 def pooling_moments(model: EcapaTdnn, x: Frames, keep: Mask, context: Moments | None, count: Count) -> Moments:
-    """What the attention's weights make of the MFA's output.
+    """Returns the moments of the output of the MFA under the weights of the attention.
 
     Args:
-      model: one whose pooling has weights.
-      x: [B, T, M].
-      keep: the chunk's own frames.
-      context: moments of the whole utterance, where the model has a global context.
+      model: a network whose pooling has weights.
+      x: [B, T, M], output of the MFA.
+      keep: [B, T], mask of the chunk without its halo.
+      context: moments of the whole utterance, if the model has a global context.
       count: [B], frames of the whole utterance.
 
     Returns:
-      [B, M]; of several heads and queries [B, Q M], query by query.
+      Moments [B, M]; with several heads and queries [B, Q M], query by query.
     """
     pooling = model.pooling
     if isinstance(pooling, MultiHeadPooling):
@@ -128,26 +128,26 @@ def pooling_moments(model: EcapaTdnn, x: Frames, keep: Mask, context: Moments | 
     return attention_moments(pooling.attention(x, keep, statistics), x, keep)
 
 
-def pooled(model: EcapaTdnn, moments: Moments, count: Count) -> Float[Array, "batch pooled"]:
-    """What the pooling makes of the moments of all frames of an utterance."""
+def pool_moments(model: EcapaTdnn, moments: Moments, count: Count) -> Float[Array, "batch pool_moments"]:
+    """Computes the output of the pooling from the moments of all frames of an utterance."""
     config, pooling = model.config, model.pooling
     if isinstance(pooling, StatisticsPooling):
         return pooling.select(moments.mean, std_of_frames(config.context_std, moments.variance, count))
     if isinstance(pooling, PosteriorPooling):
-        return _with_prior(pooling, moments)
+        return _add_prior(pooling, moments)
     std = floored_std(config.pooled_std, moments.variance)
     groups = pooling.queries * pooling.heads if isinstance(pooling, MultiHeadPooling) else 1
     parts = zip(jnp.split(moments.mean, groups, axis=-1), jnp.split(std, groups, axis=-1), strict=True)
     return jnp.concatenate([part for pair in parts for part in pair], axis=-1)
 
 
-def _with_prior(pooling: PosteriorPooling, moments: Moments) -> Stat:
-    """The mean with the one more frame that every utterance has."""
+def _add_prior(pooling: PosteriorPooling, moments: Moments) -> Stat:
+    """Adds the prior, which acts as an additional frame, to the mean."""
     prior, value = pooling.prior_log_precision[...], pooling.prior_mean[...]
     share = jax.nn.sigmoid(moments.log_weight - prior)
     return value + share * (moments.mean - value)
 
 
 def needs_context(config: EcapaConfig) -> bool:
-    """Whether mean and standard deviation of the MFA's output are taken before, or instead of, an attention."""
+    """Whether the model needs mean and standard deviation of the output of the MFA, for an attention or without one."""
     return config.global_context or config.pooling in ("mean", "std", "mean_std")

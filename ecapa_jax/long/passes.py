@@ -1,9 +1,9 @@
-"""Recordings of any length: the embedding that the whole would give, in the memory of a chunk.
+"""Embeds recordings of any length: the result is that of `embed` on the whole, with the memory of one chunk.
 
-The recording is read once, as a stream. Its log energies are kept, in memory and from half an hour on in a temporary
-file (115 MB an hour with 80 bands: half of what the samples would take, and no later pass transforms them again). The
-network runs over them once for each of its global reductions, each time from the first layer on. Multiplications a
-frame for the published network at C = 1024, where one pass has 18.0 million:
+The recording is read once, as a stream. Its log energies are kept in memory, and from half an hour on in a temporary
+file (115 MB per hour with 80 bands, which is half the size of the samples). The network then runs over them once for
+each of its global reductions, every time from the first layer on. Multiplications per frame of the published network at
+C = 1024, where one pass of `embed` takes 18.0 million:
 
 | pass | computes | millions |
 |---|---|--:|
@@ -11,8 +11,8 @@ frame for the published network at C = 1024, where one pass has 18.0 million:
 | context | stem, blocks, MFA | 17.2 |
 | pooling | everything | 18.0 |
 
-That is 2.84 times one pass, 2.95 with the halos of 30 s chunks. To keep what the blocks and the MFA compute would make
-it 1.0, at 24 kB a frame: 8.6 GB an hour.
+In total this is 2.84 times the work of `embed`, or 2.95 times with the halos of 30 s chunks. Storing the outputs of the
+blocks and of the MFA would reduce it to 1.0, but would take 24 kB per frame: 8.6 GB per hour.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from ecapa_jax.errors import AudioError, EcapaError
 from ecapa_jax.features.fbank import deviation, dynamic_range
 from ecapa_jax.features.frames import frame_count, seen_count
 from ecapa_jax.long import chunks
-from ecapa_jax.long.chunks import Window
+from ecapa_jax.long.chunks import ChunkBatch
 from ecapa_jax.long.moments import Moments, needs_context
 
 CHUNK_SECONDS = 30.0
-"""Length of a chunk: 4 % of halo, and no more memory than a batch of short recordings takes."""
+"""Length of a chunk. Its halo adds 4 %, and it takes no more memory than a batch of short recordings."""
 
 _IN_MEMORY = 64 << 20  # bytes
 
@@ -59,16 +59,16 @@ def embed(
     rows: int = 1,
     place: Place = jax.device_put,
 ) -> Float32[np.ndarray, " embedding"]:
-    """The embedding of one recording that comes in blocks: `functional.embed` of the whole, up to rounding.
+    """Embeds one recording that arrives in blocks. Up to rounding, the result is `functional.embed` of the whole.
 
-    Sums over chunks are kept in float64. The shapes that are compiled depend on `chunk_frames` and `rows` alone.
+    Sums over chunks are kept in float64. The compiled shapes depend only on `chunk_frames` and `rows`.
 
     Args:
       config: the model.
-      variables: as `functional.embed` takes them, on any devices.
-      blocks: consecutive samples in [-1, 1] at the model's rate, in parts of any length; read once.
+      variables: as for `functional.embed`, on any devices.
+      blocks: consecutive samples in [-1, 1] at the rate of the model, in blocks of any length; read once.
       chunk_frames: frames of a chunk; None means `CHUNK_SECONDS`.
-      rows: chunks that are computed together.
+      rows: number of chunks that are computed together.
       place: puts a tree of arrays [rows, ...] on the devices.
 
     Raises:
@@ -77,12 +77,12 @@ def embed(
     """
     chunk_frames = chunk_frames or round(CHUNK_SECONDS * config.fbank.sample_rate / config.fbank.frame_shift)
     with _Energies(config.fbank.n_mels) as energies:
-        _fill(energies, config, variables, blocks, chunk_frames, rows, place)
+        _store_energies(energies, config, variables, blocks, chunk_frames, rows, place)
         return _Passes(config, variables, energies, chunk_frames, rows, place).embedding()
 
 
 class _Energies:
-    """Log energies [frames, mels]: up to half an hour in memory, then in a file without a name that ends with it."""
+    """Log energies [frames, mels]: up to half an hour in memory, then in a nameless file that vanishes when closed."""
 
     def __init__(self, n_mels: int):
         self.n_mels, self.n_frames = n_mels, 0
@@ -99,8 +99,8 @@ class _Energies:
             self._file.write(np.ascontiguousarray(frames).data)
         except OSError as error:
             raise EcapaError(
-                f"the temporary file of a long recording can't be written ({error.strerror}): it takes 115 MB an hour "
-                f"in {tempfile.gettempdir()}; make room there or set TMPDIR"
+                f"can't write the temporary file of a long recording ({error.strerror}): it takes 115 MB per hour of "
+                f"audio in {tempfile.gettempdir()}; make room there, or set TMPDIR"
             ) from error
         self.n_frames += len(frames)
 
@@ -112,7 +112,13 @@ class _Energies:
 
 
 class _Span(NamedTuple):
-    """A window of samples: from which frame on it stands, and which of its frames are its chunk's own."""
+    """A stretch of samples.
+
+    Attributes:
+      samples: the samples, padded to the same size for all spans.
+      length: number of real samples.
+      start, stop: which of its frames belong to its chunk; the others are only context.
+    """
 
     samples: Float32[np.ndarray, " window"]
     length: int
@@ -120,7 +126,7 @@ class _Span(NamedTuple):
     stop: int
 
 
-def _fill(
+def _store_energies(
     energies: _Energies,
     config: ModelConfig,
     variables: Variables,
@@ -129,7 +135,7 @@ def _fill(
     rows: int,
     place: Place,
 ) -> None:
-    """Log energies of all blocks."""
+    """Computes the log energies of all blocks and stores them."""
 
     def append(spans: list[_Span], result: Any) -> None:
         for span, frames in zip(spans, np.asarray(result), strict=False):
@@ -137,18 +143,18 @@ def _fill(
 
     constants = {"constants": variables["constants"]}
     waiting: collections.deque[tuple[list[_Span], Any]] = collections.deque()
-    for spans in _grouped(_spans(config, blocks, chunk_frames), rows):
-        samples = _stacked([span.samples for span in spans], rows)
-        lengths = _stacked([np.int32(span.length) for span in spans], rows)
+    for spans in _group(_cut_spans(config, blocks, chunk_frames), rows):
+        samples = _stack([span.samples for span in spans], rows)
+        lengths = _stack([np.int32(span.length) for span in spans], rows)
         waiting.append((spans, _log_energies(config, constants, *place((samples, lengths)))))
-        if len(waiting) > 1:  # one computes while the next is decoded
+        if len(waiting) > 1:  # the device computes one group while the host decodes the next
             append(*waiting.popleft())
     for spans, result in waiting:
         append(spans, result)
 
 
-def _spans(config: ModelConfig, blocks: Iterable[Float32[np.ndarray, " _"]], chunk_frames: int) -> Iterator[_Span]:
-    """Windows of samples, each a chunk's own and enough on both sides that its frames do not meet the window's ends."""
+def _cut_spans(config: ModelConfig, blocks: Iterable[Float32[np.ndarray, " _"]], chunk_frames: int) -> Iterator[_Span]:
+    """Yields spans of samples that contain a chunk and, on both sides, the samples that its frames need."""
     shift = config.fbank.frame_shift
     side = -(-2 * config.fbank.fft_size // shift) + 1
     size = (chunk_frames + 2 * side) * shift
@@ -156,10 +162,10 @@ def _spans(config: ModelConfig, blocks: Iterable[Float32[np.ndarray, " _"]], chu
     while True:
         start = max(first - side, 0)
         held, at = held[start * shift - at :], start * shift
-        held, ended = _refilled(held, stream, size)
+        held, ended = _refill(held, stream, size)
         stop = first + chunk_frames
         if ended:
-            n_frames = _checked_count(config, at + len(held))
+            n_frames = _count_frames(config, at + len(held))
             stop = min(stop, n_frames)
         if stop > first:
             window = held[:size]
@@ -169,17 +175,17 @@ def _spans(config: ModelConfig, blocks: Iterable[Float32[np.ndarray, " _"]], chu
         first = stop
 
 
-def _checked_count(config: ModelConfig, n_samples: int) -> int:
-    """Frames of the recording."""
+def _count_frames(config: ModelConfig, n_samples: int) -> int:
+    """Returns the number of frames of the recording, or raises an AudioError if it is too short."""
     if n_samples < minimum_samples(config):
         raise AudioError(f"{n_samples} samples are too short: this model needs {minimum_samples(config)}")
     return frame_count(config.fbank, n_samples)
 
 
-def _refilled(
+def _refill(
     held: Float32[np.ndarray, " _"], stream: Iterator[Float32[np.ndarray, " _"]], size: int
 ) -> tuple[Float32[np.ndarray, " _"], bool]:
-    """At least `size` samples, if the stream has them; and whether it has ended."""
+    """Reads until at least `size` samples are there; also returns whether the stream has ended."""
     parts, n_samples, ended = [held] if len(held) else [], len(held), False
     while n_samples < size and not ended:
         block = next(stream, None)
@@ -191,7 +197,7 @@ def _refilled(
 
 
 class _Passes:
-    """The passes over a recording's log energies."""
+    """Runs the passes over the log energies of a recording."""
 
     def __init__(
         self,
@@ -204,28 +210,28 @@ class _Passes:
     ):
         self.config, self.variables, self.energies = config, variables, energies
         self.chunk_frames, self.rows, self.place = chunk_frames, rows, place
-        self.floor, self.mean, self.scale = _normalisation(config.fbank, energies, chunk_frames)
+        self.floor, self.mean, self.scale = _compute_normalisation(config.fbank, energies, chunk_frames)
 
     def embedding(self) -> Float32[np.ndarray, " embedding"]:
-        """The network, one pass for each of its global reductions."""
+        """Runs the network, one pass for each of its global reductions."""
         network = self.config.ecapa
         gate_means: tuple[jax.Array, ...] = ()
         for block in range(network.n_blocks):
             reach = chunks.halo(network, block + 1)
-            gate_means += (self._merged(_block_mean, reach, gate_means).mean,)
+            gate_means += (self._run_pass(_block_mean, reach, gate_means).mean,)
         reach = chunks.halo(network, network.n_blocks, mfa=True)
-        merged = self._merged(_context, reach, gate_means) if needs_context(network) else None
+        merged = self._run_pass(_context, reach, gate_means) if needs_context(network) else None
         if network.pooling not in ("mean", "std", "mean_std"):
-            merged = self._merged(_pooling, reach, gate_means, merged)
+            merged = self._run_pass(_pooling, reach, gate_means, merged)
         count = np.full(self.rows, self.energies.n_frames, np.int32)
         return np.asarray(_finish(self.config, self.variables, *self.place((merged, count))))[0]
 
-    def _merged(self, function: Any, halo: int, *others: Any) -> Moments:
-        """The moments of the whole recording, float32 [rows, channels], by one pass over its chunks."""
-        running, placed = _Running(), self.place(others)
+    def _run_pass(self, function: Any, halo: int, *others: Any) -> Moments:
+        """Computes the moments of the whole recording, float32 [rows, channels], by one pass over its chunks."""
+        running, placed = _RunningMoments(), self.place(others)
         waiting: collections.deque[tuple[int, Any]] = collections.deque()
-        for windows in _grouped(self._windows(halo), self.rows):
-            stacked = Window(*(_stacked(list(field), self.rows) for field in zip(*windows, strict=True)))
+        for windows in _group(self._chunks(halo), self.rows):
+            stacked = ChunkBatch(*(_stack(list(field), self.rows) for field in zip(*windows, strict=True)))
             waiting.append((len(windows), function(self.config, self.variables, self.place(stacked), *placed)))
             if len(waiting) > 1:
                 running.add(*waiting.popleft())
@@ -233,13 +239,13 @@ class _Passes:
             running.add(n_rows, result)
         return Moments(*(jnp.tile(jnp.asarray(value, jnp.float32), (self.rows, 1)) for value in running.moments))
 
-    def _windows(self, halo: int) -> Iterator[Window]:
+    def _chunks(self, halo: int) -> Iterator[ChunkBatch]:
         n_frames, size = self.energies.n_frames, self.chunk_frames + 2 * halo
         n_seen = seen_count(self.config.fbank, n_frames)
         for first in range(0, n_frames, self.chunk_frames):
             start = max(first - halo, 0)
             frames = self.energies.read(start, start + size)
-            yield Window(
+            yield ChunkBatch(
                 frames=np.pad(frames, ((0, size - len(frames)), (0, 0))),
                 real=np.asarray(len(frames), np.int32),
                 seen=np.asarray(min(size, n_seen - start), np.int32),
@@ -252,7 +258,7 @@ class _Passes:
             )
 
 
-class _Running:
+class _RunningMoments:
     """Moments of the chunks so far, merged in float64.
 
     Reference: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", equation 1.5b.
@@ -276,10 +282,10 @@ def _merge(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> tuple[np.nda
     return log_weight, a[1] + share * gap, (1 - share) * a[2] + share * b[2] + share * (1 - share) * gap * gap
 
 
-def _normalisation(
+def _compute_normalisation(
     config: FbankConfig, energies: _Energies, chunk_frames: int
 ) -> tuple[float, Float32[np.ndarray, "2 mels"], Float32[np.ndarray, " mels"]]:
-    """`floor`, `mean` and `scale` of a `Window`."""
+    """Computes `floor`, `mean` and `scale` of a `ChunkBatch`."""
     floor, mean, scale = -np.inf, np.zeros((2, config.n_mels), np.float32), np.ones(config.n_mels, np.float32)
     starts = range(0, energies.n_frames, chunk_frames)
     if config.top_db is not None:
@@ -300,7 +306,7 @@ def _normalisation(
     return float(floor), mean, scale
 
 
-def _grouped(items: Iterable[Any], rows: int) -> Iterator[list[Any]]:
+def _group(items: Iterable[Any], rows: int) -> Iterator[list[Any]]:
     group: list[Any] = []
     for item in items:
         group.append(item)
@@ -311,8 +317,8 @@ def _grouped(items: Iterable[Any], rows: int) -> Iterator[list[Any]]:
         yield group
 
 
-def _stacked(items: list[Any], rows: int) -> Any:
-    """[rows, ...]: the items, and zeros in the rows that are left."""
+def _stack(items: list[Any], rows: int) -> Any:
+    """Stacks the items to [rows, ...] and fills the remaining rows with zeros."""
     stack = np.zeros((rows, *np.shape(items[0])), np.asarray(items[0]).dtype)
     stack[: len(items)] = items
     return stack

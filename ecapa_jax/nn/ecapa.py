@@ -1,10 +1,10 @@
-"""ECAPA-TDNN, from its blocks to the whole network: features and mask to embedding.
+"""ECAPA-TDNN, from its blocks to the whole network: turns features and a mask into an embedding.
 
 Letters: B batch, T frames, C channels, M channels of the MFA, D embedding, W = C / scale width of a Res2 chunk.
 
-Only the squeeze of SE (a mean over time), the attention's context and the pooling look at a whole utterance; what lies
-between is local in time. Long recordings use these local parts by themselves (`ecapa_jax.long`): `SeRes2Block.frames`
-and `combine`, `AttentiveStatisticsPooling.attention`, `EcapaTdnn.embed_pooled`.
+Only the squeeze of SE (a mean over time), the context of the attention and the pooling look at a whole utterance; all
+other layers are local in time. `ecapa_jax.long` calls these local parts directly: `SeRes2Block.frames` and `combine`,
+`AttentiveStatisticsPooling.attention`, `EcapaTdnn.embed_pooled`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ecapa_jax.nn.layers import Conv1d, Frames, Mask, Stat, batch_norm, context_
 from ecapa_jax.nn.matmul import matmul
 from ecapa_jax.nn.poolings import MultiHeadPooling, PosteriorPooling, StatisticsPooling
 
-Output = Float[Array, "batch time out"]
+OutFrames = Float[Array, "batch time out"]
 Activation = Callable[[Array], Array]
 
 
 def outer_activation(config: EcapaConfig) -> Activation:
-    """Nonlinearity of the stem, of the 1x1 layers of each block and of the MFA."""
+    """Returns the nonlinearity of the stem, the 1x1 layers of each block, and the MFA."""
     return jax.nn.leaky_relu if config.activation == "leaky_relu" else jax.nn.relu
 
 
 def inner_activation(config: EcapaConfig) -> Activation:
-    """Nonlinearity of the Res2 convolutions, SE and attention."""
+    """Returns the nonlinearity of the Res2 convolutions, SE and attention."""
     return outer_activation(config) if config.activation_scope == "all" else jax.nn.relu
 
 
@@ -69,14 +69,17 @@ class TdnnBlock(nnx.Module):
         )
         self.norm = batch_norm(config, out_channels) if norm and config.norm == "batch" else None
 
-    def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> Output:
+    def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> OutFrames:
         """[B, T, C_in] -> [B, T, C_out]."""
         x = self.activation(self.conv(x, mask))
         return x if self.norm is None else self.norm(x, mask, train=train)
 
 
 class Res2Conv(nnx.Module):
-    """Hierarchical convolution: each chunk sees the one before it (`first`/`last` passes through), or one grouped one.
+    """Hierarchical convolution: the output of each chunk is added to the input of the next chunk.
+
+    `config.multiscale` says whether the first or the last chunk passes through unchanged; `grouped` replaces the
+    hierarchy by one grouped convolution.
 
     Reference: the paper's Res2Net module, section 3.2; `speechbrain...Res2NetBlock` (first), WeSpeaker and TaoRuijie
     (last), NeMo (grouped).
@@ -115,7 +118,7 @@ class Res2Conv(nnx.Module):
 
 
 class SqueezeExcite(nnx.Module):
-    """Gate of each channel from its mean over time: 1x1, activation, (BN), 1x1, sigmoid.
+    """Computes a gate for each channel from the means over time: 1x1, activation, (BN), 1x1, sigmoid.
 
     Reference: the paper's section 3.2, after Hu et al. 2018.
     """
@@ -149,31 +152,31 @@ class SeRes2Block(nnx.Module):
         self.se = SqueezeExcite(config, channels, rngs=rngs)
         self.shortcut = Conv1d(in_channels, channels, rngs=rngs) if in_channels != channels else None
 
-    def __call__(self, x: Frames, mask: Mask, *, seen: Mask | None = None, train: bool = False) -> Output:
-        """[B, T, C_in] -> [B, T, C]; the squeeze's mean is over `mask`, convolutions are over `seen` (None: `mask`)."""
+    def __call__(self, x: Frames, mask: Mask, *, seen: Mask | None = None, train: bool = False) -> OutFrames:
+        """[B, T, C_in] -> [B, T, C]. The squeeze averages over `mask`; convolutions see `seen` (None means `mask`)."""
         seen = mask if seen is None else seen
         hidden = self.frames(x, seen, train=train)
         gate = self.se(masked_mean(hidden, mask), train=train)
         return self.combine(x, hidden, gate, seen)
 
-    def frames(self, x: Frames, mask: Mask, *, train: bool = False) -> Output:
-        """What comes before the squeeze, local in time: [B, T, C_in] -> [B, T, C]."""
+    def frames(self, x: Frames, mask: Mask, *, train: bool = False) -> OutFrames:
+        """Applies the layers before the squeeze, which are local in time: [B, T, C_in] -> [B, T, C]."""
         x = self.tdnn_in(x, mask, train=train)
         x = self.res2(x, mask, train=train)
         return self.tdnn_out(x, mask, train=train)
 
-    def combine(self, x: Frames, hidden: Output, gate: Float[Array, "batch out"], mask: Mask) -> Output:
-        """What comes after it, local in time: the gated `hidden` added to the block's input `x`."""
+    def combine(self, x: Frames, hidden: OutFrames, gate: Float[Array, "batch out"], mask: Mask) -> OutFrames:
+        """Applies the layers after the squeeze, which are local in time: adds the gated `hidden` to the input `x`."""
         residual = x if self.shortcut is None else self.shortcut(x, mask)
         return hidden * gate[:, None] + residual
 
 
 class AttentiveStatisticsPooling(nnx.Module):
-    """Mean and standard deviation over time under an attention of each channel's own.
+    """Mean and standard deviation over time, weighted by an attention that differs for each channel.
 
     Attributes:
       hidden: 1x1 convolution of [x, mean, std] (or x alone) to the bottleneck.
-      logits: 1x1 convolution of the bottleneck to a weight per frame and channel.
+      logits: 1x1 convolution of the bottleneck to a logit per frame and channel.
 
     Reference: the paper's section 3.1.
     """
@@ -186,20 +189,20 @@ class AttentiveStatisticsPooling(nnx.Module):
         self.logits = Conv1d(bottleneck, channels, rngs=rngs)
 
     def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> Float[Array, "batch pooled"]:
-        """[B, T, M] -> [mean, std] over each utterance's real frames, [B, 2 M]."""
+        """[B, T, M] -> [B, 2 M]: mean and standard deviation over the real frames of each utterance."""
         context = context_statistics(self.config.context_std, x, mask) if self.config.global_context else None
         logits = self.attention(x, mask, context, train=train)
         keep = mask[..., None]
-        # A finite floor, not -inf: an utterance without a frame must not make NaN gradients for its batch mates.
+        # A finite floor, not -inf: an utterance without frames must not cause NaN gradients for the rest of the batch.
         weights = jax.nn.softmax(jnp.where(keep, logits, jnp.finfo(logits.dtype).min), axis=1)
         mean, std = weighted_statistics(self.config.pooled_std, jnp.where(keep, x, 0), weights)
         return jnp.concatenate([mean, std], axis=-1)
 
     def attention(self, x: Frames, mask: Mask, context: tuple[Stat, Stat] | None, *, train: bool = False) -> Frames:
-        """Logits of each frame and channel, [B, T, M].
+        """Returns the logits of each frame and channel, [B, T, M].
 
-        Mean and standard deviation are constant over time: their two thirds of the first product are taken once per
-        utterance, not once per frame.
+        Mean and standard deviation are constant over time, so that their two thirds of the first product are computed
+        once per utterance instead of once per frame.
         """
         kernel, channels = self.hidden.kernel[...][0], x.shape[-1]
         hidden = matmul(x, kernel[:channels]) + self.hidden.bias[...]
@@ -223,7 +226,7 @@ POOLINGS: dict[str, Any] = {
     "multi_query": MultiHeadPooling,
     "posterior": PosteriorPooling,
 }
-"""The paper's pooling, and those of other publishers."""
+"""The pooling of the paper, and the poolings of other publishers."""
 
 
 class EcapaTdnn(nnx.Module):
@@ -266,8 +269,13 @@ class EcapaTdnn(nnx.Module):
     ) -> Float[Array, "batch embedding"]:
         """[B, T, n_mels] features -> [B, D] embedding, not normalised to length one.
 
-        Statistics over time are taken where `mask` is True, convolutions where `seen` is: a front end's blank frames
-        lie between the two. None means `mask`. `taps` is given what each stage computes.
+        Args:
+          features: [B, T, n_mels].
+          mask: [B, T], True at real frames: statistics over time are taken over these.
+          train: whether to normalise with the statistics of the batch.
+          seen: [B, T], True at the frames that convolutions see: the real frames and the blank frames that some front
+            ends add. None means `mask`.
+          taps: a dict that receives the output of each stage.
         """
         seen = mask if seen is None else seen
         taps = {} if taps is None else taps
@@ -285,7 +293,7 @@ class EcapaTdnn(nnx.Module):
     def embed_pooled(
         self, pooled: Float[Array, "batch pooled"], *, train: bool = False
     ) -> Float[Array, "batch embedding"]:
-        """The last stage: pooled statistics, [B, `pooled_channels`] -> [B, D]."""
+        """Applies the last stage to pooled statistics: [B, `pooled_channels`] -> [B, D]."""
         x, mask = pooled[:, None], jnp.ones((pooled.shape[0], 1), bool)
         if self.pooled_norm is not None:
             x = self.pooled_norm(x, mask, train=train)

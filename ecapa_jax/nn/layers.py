@@ -1,4 +1,4 @@
-"""The layers that the network is made of, each exact in padded batches: convolution, normalisation, statistics.
+"""The layers of the network: convolution, padding, normalisation, statistics. Each is exact in padded batches.
 
 Letters: B batch, T frames, C channels, K kernel.
 """
@@ -27,7 +27,7 @@ class Conv1d(nnx.Module):
       kernel: [K, C_in / groups, C_out].
       bias: [C_out].
 
-    Parity: `torch.nn.Conv1d` (kernel = weight transposed 2, 1, 0) after padding the utterance alone.
+    Parity: `torch.nn.Conv1d` on the padded utterance; `kernel` is its weight transposed by (2, 1, 0).
     """
 
     def __init__(
@@ -43,15 +43,15 @@ class Conv1d(nnx.Module):
     ):
         self.dilation, self.groups, self.padding = dilation, groups, padding
         shape = (kernel_size, in_channels // groups, out_channels)
-        # PyTorch's default initialisation, so that a recipe written for it starts from the same distribution.
+        # Initialise as PyTorch does, so that a recipe written for PyTorch starts from the same distribution.
         bound = (kernel_size * shape[1]) ** -0.5
-        self.kernel = nnx.Param(_drawn(rngs, shape, bound))
-        self.bias = nnx.Param(_drawn(rngs, (out_channels,), bound))
+        self.kernel = nnx.Param(_draw_uniform(rngs, shape, bound))
+        self.bias = nnx.Param(_draw_uniform(rngs, (out_channels,), bound))
 
     def __call__(
         self, x: Float[Array, "batch time channels"], mask: Bool[Array, "batch time"]
     ) -> Float[Array, "batch time out"]:
-        """Convolves each utterance as if it were alone; frames beyond its end are unspecified but finite."""
+        """Convolves each utterance as if it were alone; frames beyond its end are unspecified, but finite."""
         kernel = self.kernel[...]
         if kernel.shape[0] == 1 and self.groups == 1:
             return matmul(x, kernel[0]) + self.bias[...]
@@ -62,9 +62,9 @@ class Conv1d(nnx.Module):
 def pad_time(
     x: Float[Array, "batch time channels"], mask: Bool[Array, "batch time"], width: int, mode: str
 ) -> Float[Array, "batch padded channels"]:
-    """Pads `width` frames before each utterance and after its true end: zeros, or its own frames mirrored.
+    """Pads `width` frames before each utterance and after its true end, with zeros or with mirrored frames.
 
-    Reference: `torch.nn.functional.pad(mode="reflect")` on the utterance alone: the edge frame is not repeated.
+    Reference: `torch.nn.functional.pad(mode="reflect")` on the utterance alone, which does not repeat the edge frame.
     """
     padded = jnp.pad(jnp.where(mask[..., None], x, 0), ((0, 0), (width, width), (0, 0)))
     if mode == "zeros":
@@ -73,22 +73,22 @@ def pad_time(
     before = x[:, 1 : width + 1][:, ::-1]
     rows = jnp.maximum(lengths[:, None] - 2 - jnp.arange(width), 0)
     after = jnp.take_along_axis(x, rows[..., None], axis=1)
-    # Written at each utterance's end; a chain of `where` over the whole tensor took three times as long to compile.
+    # Write only at the end of each utterance: a chain of `where` over the whole tensor compiles three times slower.
     place = jax.vmap(lambda row, tail, start: lax.dynamic_update_slice(row, tail, (start, jnp.zeros_like(start))))
     return place(padded, after, lengths + width).at[:, : before.shape[1]].set(before)
 
 
-def _drawn(rngs: nnx.Rngs | None, shape: tuple[int, ...], bound: float) -> Array:
-    """Uniform in [-bound, bound]; zeros where only shapes are wanted, since drawing takes long to trace."""
+def _draw_uniform(rngs: nnx.Rngs | None, shape: tuple[int, ...], bound: float) -> Array:
+    """Draws uniformly from [-bound, bound]; without `rngs` returns zeros, because only the shape is wanted then."""
     return jnp.zeros(shape) if rngs is None else jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
 
 
 class BatchNorm(nnx.Module):
     """Batch normalisation of each channel over the real frames of a batch.
 
-    In training it normalises with the biased variance of the batch and stores the unbiased one, as PyTorch does (Flax
-    stores the biased one); padding counts for neither. Under jit over a sharded batch the statistics are those of the
-    whole batch.
+    In training, it normalises with the biased variance of the batch and stores the unbiased variance, as PyTorch does
+    (Flax stores the biased variance). Padding does not count. Under jit over a sharded batch the statistics are those
+    of the whole batch.
 
     Attributes:
       scale, bias: [C].
@@ -109,7 +109,7 @@ class BatchNorm(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch time channels"], mask: Bool[Array, "batch time"], *, train: bool = False
     ) -> Float[Array, "batch time channels"]:
-        """Normalises; with `train` also moves the running statistics by `momentum` towards the batch's."""
+        """Normalises; if `train`, also moves the running statistics towards those of the batch by `momentum`."""
         mean, var = self._batch_statistics(x, mask) if train else (self.mean[...], self.var[...])
         return (x - mean) * (lax.rsqrt(var + self.epsilon) * self.scale[...]) + self.bias[...]
 
@@ -117,25 +117,25 @@ class BatchNorm(nnx.Module):
         self, x: Float[Array, "batch time channels"], mask: Bool[Array, "batch time"]
     ) -> tuple[Float[Array, " channels"], Float[Array, " channels"]]:
         keep = mask[..., None]
-        count = jnp.maximum(self._everywhere(jnp.sum(mask)), 1).astype(x.dtype)
-        mean = self._everywhere(jnp.sum(jnp.where(keep, x, 0), axis=(0, 1))) / count
-        var = self._everywhere(jnp.sum(jnp.where(keep, jnp.square(x - mean), 0), axis=(0, 1))) / count
+        count = jnp.maximum(self._sum_over_devices(jnp.sum(mask)), 1).astype(x.dtype)
+        mean = self._sum_over_devices(jnp.sum(jnp.where(keep, x, 0), axis=(0, 1))) / count
+        var = self._sum_over_devices(jnp.sum(jnp.where(keep, jnp.square(x - mean), 0), axis=(0, 1))) / count
         unbiased = var * count / jnp.maximum(count - 1, 1)
         self.mean[...] += self.momentum * (lax.stop_gradient(mean) - self.mean[...])
         self.var[...] += self.momentum * (lax.stop_gradient(unbiased) - self.var[...])
         return mean, var
 
-    def _everywhere(self, part: Array) -> Array:
+    def _sum_over_devices(self, part: Array) -> Array:
         return lax.psum(part, self.axes) if self.axes else part
 
 
 def batch_norm(config: EcapaConfig, channels: int) -> BatchNorm:
-    """Batch normalisation with the config's constants."""
+    """Makes a batch normalisation with the constants of the config."""
     return BatchNorm(channels, epsilon=config.norm_epsilon, momentum=config.norm_momentum)
 
 
 def context_statistics(config: StdConfig, x: Frames, mask: Mask) -> tuple[Stat, Stat]:
-    """Mean and standard deviation over real frames, each [B, M].
+    """Returns mean and standard deviation over real frames, each [B, M].
 
     Reference: the paper's section 3.1 (global context); `speechbrain...AttentiveStatisticsPooling`.
     """
@@ -148,7 +148,7 @@ def context_statistics(config: StdConfig, x: Frames, mask: Mask) -> tuple[Stat, 
 
 
 def weighted_statistics(config: StdConfig, x: Frames, weights: Frames) -> tuple[Stat, Stat]:
-    """Mean and standard deviation under weights that sum to one over time; x must be finite everywhere.
+    """Returns the weighted mean and standard deviation; weights sum to one over time, x is finite everywhere.
 
     Reference: the paper's equations 2 and 3.
     """
@@ -165,7 +165,7 @@ def weighted_statistics(config: StdConfig, x: Frames, weights: Frames) -> tuple[
 
 
 def std_of_frames(config: StdConfig, variance: Stat, count: Int[Array, " batch"]) -> Stat:
-    """Standard deviation from the biased variance of `count` frames."""
+    """Computes the standard deviation from the biased variance of `count` frames."""
     if config.unbiased:
         frames = count.astype(variance.dtype)[:, None]
         variance = variance * frames / (frames - 1)
@@ -173,6 +173,6 @@ def std_of_frames(config: StdConfig, variance: Stat, count: Int[Array, " batch"]
 
 
 def floored_std(config: StdConfig, variance: Stat) -> Stat:
-    """Square root of a variance that is kept away from zero the family's way."""
+    """Returns the square root of a variance after keeping the variance away from zero, as the config says."""
     variance = variance + config.epsilon if config.epsilon_mode == "add" else jnp.maximum(variance, config.epsilon)
     return jnp.sqrt(variance if config.maximum is None else jnp.minimum(variance, config.maximum))

@@ -1,4 +1,4 @@
-"""Poolings other than the paper's: without attention, of several heads and queries, of a Gaussian posterior.
+"""Poolings that are not in the paper: without attention, with several heads and queries, of a Gaussian posterior.
 
 Letters: B batch, T frames, M channels of the MFA, H heads, Q queries.
 """
@@ -14,11 +14,11 @@ from ecapa_jax.config import EcapaConfig
 from ecapa_jax.nn.layers import Conv1d, Frames, Mask, Stat, batch_norm, context_statistics, weighted_statistics
 
 SHAPES = {"multi_head": (1, 2, False), "multi_query": (2, 8, True)}
-"""Queries, heads, and whether each channel has a weight of its own: WeSpeaker's, which its ECAPA-TDNN can't change."""
+"""Queries, heads, and whether each channel has its own weight. WeSpeaker fixes these values for its ECAPA-TDNN."""
 
 
 def softmax_over_time(logits: Frames, mask: Mask) -> Frames:
-    """Weights that sum to one over each utterance's real frames."""
+    """Returns weights that sum to one over the real frames of each utterance."""
     return jax.nn.softmax(jnp.where(mask[..., None], logits, jnp.finfo(logits.dtype).min), axis=1)
 
 
@@ -36,17 +36,17 @@ class StatisticsPooling(nnx.Module):
         return self.select(*context_statistics(self.config.context_std, x, mask))
 
     def select(self, mean: Stat, std: Stat) -> Float[Array, "batch pooled"]:
-        """What this pooling keeps of mean and standard deviation."""
+        """Concatenates what this pooling uses: mean, standard deviation, or both."""
         parts = {"mean": (mean,), "std": (std,), "mean_std": (mean, std)}
         return jnp.concatenate(parts[self.config.pooling], axis=-1)
 
 
 class HeadPooling(nnx.Module):
-    """Attentive statistics of one head's share of the channels.
+    """Attentive statistics of one head, which sees its share of the channels.
 
     Attributes:
       hidden: 1x1 convolution of the share to the bottleneck, before tanh.
-      logits: 1x1 convolution of the bottleneck to a weight per frame, or per frame and channel.
+      logits: 1x1 convolution of the bottleneck to a logit per frame, or per frame and channel.
     """
 
     def __init__(self, config: EcapaConfig, share: int, *, per_channel: bool, rngs: nnx.Rngs | None):
@@ -63,12 +63,12 @@ class HeadPooling(nnx.Module):
         )
 
     def attention(self, x: Frames, mask: Mask) -> Float[Array, "batch time weights"]:
-        """Logits of each frame, [B, T, 1], or of each frame and channel, [B, T, M / H]."""
+        """Returns the logits of each frame, [B, T, 1], or of each frame and channel, [B, T, M / H]."""
         return self.logits(jnp.tanh(self.hidden(x, mask)), mask)
 
 
 class MultiHeadPooling(nnx.Module):
-    """Attentive statistics of each head's share of the channels, for each query.
+    """Attentive statistics of several heads, each of which sees its share of the channels, for each query.
 
     Reference: India et al. 2019 (arXiv 1906.09890), Zhao et al. 2021 (arXiv 2110.05042); WeSpeaker's MHASTP, MQMHASTP.
     """
@@ -82,7 +82,7 @@ class MultiHeadPooling(nnx.Module):
                 setattr(self, f"query_{query}_head_{head}", pooling)
 
     def __call__(self, x: Frames, mask: Mask, *, train: bool = False) -> Float[Array, "batch pooled"]:
-        """[B, T, M] -> [B, 2 M Q]: for each query, of each head its mean and standard deviation."""
+        """[B, T, M] -> [B, 2 M Q]: for each query, the mean and standard deviation of each head."""
         shares = jnp.split(x, self.heads, axis=-1)
         parts = [
             getattr(self, f"query_{query}_head_{head}")(share, mask)
@@ -93,11 +93,11 @@ class MultiHeadPooling(nnx.Module):
 
 
 class PosteriorPooling(nnx.Module):
-    """The posterior mean of a Gaussian whose frames have a precision each.
+    """The posterior mean of a Gaussian, where each frame has its own precision.
 
     Attributes:
-      prior_mean, prior_log_precision: [1, M], of one more frame that every utterance has.
-      hidden, norm, precision: frames to precisions, through a bottleneck with ReLU and batch norm.
+      prior_mean, prior_log_precision: [1, M], an additional frame that every utterance has.
+      hidden, norm, precision: layers that compute precisions from frames, by a bottleneck with ReLU and batch norm.
 
     Reference: Lee et al. 2021 (xi-vector, arXiv 2108.05679), equations 6 to 8; WeSpeaker's XI.
     """
@@ -121,7 +121,7 @@ class PosteriorPooling(nnx.Module):
         return jnp.sum(weights * frames, axis=1)
 
     def attention(self, x: Frames, mask: Mask, *, train: bool = False) -> Frames:
-        """Logits of each frame and channel, its log precision, [B, T, M]."""
+        """Returns the logits of each frame and channel, which are log precisions, [B, T, M]."""
         hidden = self.norm(jax.nn.relu(self.hidden(x, mask)), mask, train=train)
         precision = jnp.maximum(jax.nn.softplus(self.precision(hidden, mask)), 1e-30)
         return jnp.clip(2 * jnp.log(precision), -15, 15)

@@ -1,4 +1,4 @@
-"""The processes of a run that is spread over several: which they are, and where the first of them listens."""
+"""Finds the processes of a distributed run, and the address at which the first process listens."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from collections.abc import Mapping
 from ecapa_jax.errors import ConfigError
 
 LAUNCHED = "ECAPA_JAX_LAUNCHED"
-"""Set for the processes that `--processes` starts on one machine: their coordinator may be a loopback address."""
+"""Variable that `--processes` sets for the processes it starts on one machine: a loopback address is right for them."""
 
 LOOPBACK = re.compile(r"(localhost|ip6-localhost|127\.\d+\.\d+\.\d+|\[?::1\]?|0\.0\.0\.0)(:\d+)?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """How a process finds the others of its run.
+    """How a process finds the other processes of its run.
 
     Attributes:
-      source: where this was read: flags, Slurm, GKE, TPU-VM or JAX's own variables.
-      coordinator: `host:port` of process 0; None leaves all three to JAX, which asks the TPU-VM's metadata server.
-      n_processes, process: how many, and which this is.
-      n_hosts: machines, as far as is known.
-      device: the one device of this process, where several processes share a machine's GPUs; None takes all.
+      source: where this information comes from: flags, Slurm, GKE, TPU-VM or the variables of JAX.
+      coordinator: `host:port` of process 0; None lets JAX ask the metadata server of the TPU-VM.
+      n_processes, process: number of processes, and index of this one.
+      n_hosts: number of machines, as far as it is known.
+      device: the device of this process if several processes share the GPUs of a machine; None takes all devices.
     """
 
     source: str
@@ -42,18 +42,18 @@ def find_cluster(
     n_processes: int | None = None,
     process: int | None = None,
 ) -> Cluster | None:
-    """The processes that this one belongs to, from flags, else from the environment; None where it is alone.
+    """Finds the run that this process belongs to, from flags or from the environment; None if it runs alone.
 
     Args:
-      environment: variables of this process.
-      coordinator, n_processes, process: flags, all or none.
+      environment: environment variables of this process.
+      coordinator, n_processes, process: flags; give all of them or none.
 
     Raises:
-      ConfigError: some flags are missing or out of range, or the address is one that other machines can't reach.
+      ConfigError: some flags are missing or out of range, or other machines can't reach the address.
     """
     flags = {"--coordinator": coordinator, "--process-count": n_processes, "--process-index": process}
     if all(value is None for value in flags.values()):
-        found = _from_environment(environment)
+        found = _read_environment(environment)
         if found is not None and found.coordinator is not None:
             _check_reachable(found, found.n_hosts > 1)
         return found
@@ -68,18 +68,23 @@ def find_cluster(
     if not 0 <= process < n_processes or ":" not in coordinator:
         raise ConfigError(
             f"--coordinator {coordinator} --process-count {n_processes} --process-index {process}: the first is "
-            "HOST:PORT, and the index runs from 0 to the count less one"
+            "HOST:PORT, and the index lies between 0 and the count minus 1"
         )
     _check_reachable(found, n_processes > 1 and not launched)
     return found
 
 
-def _from_environment(environment: Mapping[str, str]) -> Cluster | None:
+def _read_environment(environment: Mapping[str, str]) -> Cluster | None:
     try:
-        return _slurm(environment) or _gke(environment) or _variables(environment) or _tpu_vm(environment)
+        return (
+            _find_slurm(environment)
+            or _find_gke(environment)
+            or _find_jax_variables(environment)
+            or _find_tpu_vm(environment)
+        )
     except ValueError as error:
         raise ConfigError(
-            f"a variable of the environment that should say which process this is holds no whole number ({error}): "
+            f"an environment variable that should number this process is not a whole number ({error}): "
             "correct it, or give --coordinator, --process-count and --process-index"
         ) from error
 
@@ -87,14 +92,14 @@ def _from_environment(environment: Mapping[str, str]) -> Cluster | None:
 def _check_reachable(cluster: Cluster, others: bool) -> None:
     if others and LOOPBACK.fullmatch(cluster.coordinator or ""):
         raise ConfigError(
-            f"the coordinator {cluster.coordinator} ({cluster.source}) is this machine for whoever asks, and other "
-            "machines can't reach it: give process 0's name or address in the network; for several processes on one "
-            "machine use --processes"
+            f"other machines can't reach the coordinator {cluster.coordinator} ({cluster.source}), which is a loopback "
+            "address: give the name or network address of process 0; for several processes on one machine use "
+            "--processes"
         )
 
 
-def _slurm(environment: Mapping[str, str]) -> Cluster | None:
-    """A step that `srun` started; a shell of `salloc` or `sbatch` is alone."""
+def _find_slurm(environment: Mapping[str, str]) -> Cluster | None:
+    """Finds the processes of a step that `srun` started; a shell of `salloc` or `sbatch` runs alone."""
     names = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
     if not all(environment.get(name) for name in names):
         return None
@@ -108,8 +113,8 @@ def _slurm(environment: Mapping[str, str]) -> Cluster | None:
     return Cluster("Slurm", f"{first}:{61440 + int(job) % 4096}", int(n_tasks), int(task), n_hosts, device)
 
 
-def _gke(environment: Mapping[str, str]) -> Cluster | None:
-    """TPU hosts of a GKE job; several slices have a coordinator of their own."""
+def _find_gke(environment: Mapping[str, str]) -> Cluster | None:
+    """Finds the TPU hosts of a GKE job; with several slices, MEGASCALE_COORDINATOR_ADDRESS names the coordinator."""
     hosts = [host for host in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if host]
     n_slices = int(environment.get("MEGASCALE_NUM_SLICES") or 1)
     if len(hosts) * n_slices < 2 or not environment.get("TPU_WORKER_ID"):
@@ -119,8 +124,8 @@ def _gke(environment: Mapping[str, str]) -> Cluster | None:
     return Cluster("GKE", f"{first}:8482", len(hosts) * n_slices, place, len(hosts) * n_slices)
 
 
-def _variables(environment: Mapping[str, str]) -> Cluster | None:
-    """JAX's own variables; in an indexed Kubernetes job the process is the pod's index."""
+def _find_jax_variables(environment: Mapping[str, str]) -> Cluster | None:
+    """Reads the variables of JAX; in an indexed Kubernetes job, the index of the pod is the index of the process."""
     process = environment.get("JAX_PROCESS_ID") or environment.get("JOB_COMPLETION_INDEX")
     number, coordinator = environment.get("JAX_NUM_PROCESSES"), environment.get("JAX_COORDINATOR_ADDRESS")
     if not (number and coordinator and process) or int(number) < 2:
@@ -128,11 +133,12 @@ def _variables(environment: Mapping[str, str]) -> Cluster | None:
     return Cluster("JAX_COORDINATOR_ADDRESS", coordinator, int(number), int(process), int(number))
 
 
-def _tpu_vm(environment: Mapping[str, str]) -> Cluster | None:
-    """A TPU-VM: its chips are here, and the metadata server knows the other machines."""
+def _find_tpu_vm(environment: Mapping[str, str]) -> Cluster | None:
+    """Finds out whether this machine is a TPU-VM; its metadata server knows the other machines."""
     wanted = environment.get("JAX_PLATFORMS", "tpu")
     chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-    told = environment.get("TPU_SKIP_MDS_QUERY") or environment.get("TPU_WORKER_HOSTNAMES")  # it is GKE, or nothing
-    if "tpu" not in wanted or told or not chips:
+    # These variables say that the machine is a GKE host, or that libtpu only compiles.
+    is_other = environment.get("TPU_SKIP_MDS_QUERY") or environment.get("TPU_WORKER_HOSTNAMES")
+    if "tpu" not in wanted or is_other or not chips:
         return None
     return Cluster("TPU-VM") if importlib.util.find_spec("libtpu") else None

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept for the next process, and what they depend on."""
+"""The folders in which compiled programs are kept for the next process, and the settings that programs depend on."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _UNREADABLE = re.compile(r"Error reading persistent compilation cache entry for 
 
 
 def compile_cache_folder() -> Path:
-    """Where compiled programs are kept: a folder for each kind of processor, so that a shared home serves them all."""
+    """Returns the folder of compiled programs: one for each kind of processor, because machines may share a home."""
     processor = " ".join([platform.machine(), cpu_line("model name"), *sorted(cpu_flags())])
     name = f"{platform.system()}-{hashlib.sha256(processor.encode()).hexdigest()[:12]}".lower()
     return Path(platformdirs.user_cache_dir("ecapa-jax")) / "compiled" / name
 
 
 def use_compile_cache(shortest: float = 0.0) -> None:
-    """Makes JAX keep compiled programs for the next process, unless its own settings name a folder or say no.
+    """Makes JAX keep compiled programs for the next process, unless the settings of JAX name a folder or forbid it.
 
-    A folder that can't be written, or that others can write to, is done without.
+    If the folder can't be written, or other users can write to it, programs are not kept.
 
     Args:
-      shortest: seconds of compilation below which a program is not kept.
+      shortest: programs that compile in fewer seconds are not kept.
     """
     import jax
 
@@ -53,10 +53,10 @@ def use_compile_cache(shortest: float = 0.0) -> None:
 
 
 def programs_folder() -> Path | None:
-    """Where whole programs are kept: in `compile_cache_folder()`, or where JAX's own setting says.
+    """Returns the folder of whole programs, inside `compile_cache_folder()` or the folder that JAX is set to use.
 
     Returns:
-      None where JAX_ENABLE_COMPILATION_CACHE=false says so, and where there is no folder for this user alone.
+      The folder; None if JAX_ENABLE_COMPILATION_CACHE=false, or if there is no folder that only this user can write to.
     """
     import jax
 
@@ -70,7 +70,7 @@ def programs_folder() -> Path | None:
 
 @functools.cache
 def usable_folder(folder: Path) -> Path | None:
-    """`private_folder`, with a warning instead of an error, once a process; None too where nothing can be written."""
+    """Calls `private_folder`, but warns once instead of raising; also returns None if the folder can't be written."""
     try:
         found = private_folder(folder)
     except ConfigError as error:
@@ -80,13 +80,13 @@ def usable_folder(folder: Path) -> Path | None:
 
 
 def private_folder(folder: Path) -> Path | None:
-    """A folder that only this user can write to, for files that are run when they are read; it is made if need be.
+    """Makes a folder that only this user can write to, because reading its files executes them.
 
     Returns:
-      The folder; None where it can't be made.
+      The folder, which may have existed before; None if it can't be made.
 
     Raises:
-      ConfigError: it is there, and another user owns it or can write to it.
+      ConfigError: the folder exists, and another user owns it or can write to it.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -94,22 +94,22 @@ def private_folder(folder: Path) -> Path | None:
     except OSError:
         return None
     if status.st_uid != os.geteuid():
-        raise ConfigError(f"{folder} belongs to another user, whose programs would be run; choose another folder")
+        raise ConfigError(f"{folder} belongs to another user, whose programs would be executed; choose another folder")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise ConfigError(
-            f"other users can write to {folder}, and the programs in it are run; "
-            f"remove it, or run 'chmod go-w {folder}' if you trust what is in it"
+            f"other users can write to {folder}, and the programs in it would be executed; "
+            f"remove the folder, or run 'chmod go-w {folder}' if you trust its content"
         )
     return folder
 
 
 def forget_unreadable(warning: str) -> bool:
-    """Removes the compiled programs that JAX warns it can't read: it never writes one again whose file is there.
+    """Removes a compiled program that JAX warns it can't read, because JAX never replaces an existing file.
 
-    JAX writes its files in place, so that a process that is killed may leave half of one.
+    JAX writes its files in place, so that a killed process may leave half a file.
 
     Returns:
-      Whether the warning was of that kind; nothing is then wrong any more.
+      Whether the warning was about such a file. If so, it has been removed and the warning needs no attention.
     """
     if not (found := _UNREADABLE.match(warning)):
         return False
@@ -122,19 +122,19 @@ def forget_unreadable(warning: str) -> bool:
     return True
 
 
-_one_at_a_time = threading.Lock()
+_switch_lock = threading.Lock()
 
 
 @contextlib.contextmanager
 def compile_anew() -> Iterator[None]:
-    """Compiles without JAX's cache of compiled programs: what comes from it can't be written down a second time."""
+    """Disables JAX's cache of compiled programs while a program is compiled: one from the cache can't be serialized."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
     if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         yield
         return
-    with _one_at_a_time:
+    with _switch_lock:
         before = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
         try:
             _switch_cache(compilation_cache, on=False)
@@ -147,11 +147,11 @@ def _switch_cache(compilation_cache: Any, *, on: bool) -> None:
     import jax
 
     jax.config.update("jax_enable_compilation_cache", on)
-    compilation_cache.reset_cache()  # which asks once, and remembers
+    compilation_cache.reset_cache()  # JAX reads the setting only once after a reset
 
 
 def compiler_settings() -> list[tuple[str, str]]:
-    """The environment variables that change what the compiler makes, and the processor it makes it for."""
+    """Returns the environment variables that affect compilation, and the processor for which programs are compiled."""
     names = sorted(name for name in os.environ if name.startswith(("XLA_", "LIBTPU_", "TPU_", "JAX_")))
     names = [name for name in names if "CACHE" not in name]
     return [("processor", compile_cache_folder().name), *((name, os.environ[name]) for name in names)]

@@ -1,4 +1,4 @@
-"""What the machine is: the only reader of the environment."""
+"""Describes the machine and sets up the process; the only module that reads the environment."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ SETTINGS = (
     "CUDA_VISIBLE_DEVICES",
     "LD_LIBRARY_PATH",
 )
-"""Environment variables that change what JAX does; shown by `ecapa-jax doctor` when set."""
+"""Environment variables that change what JAX does; `ecapa-jax doctor` shows those that are set."""
 
 CONNECT_SECONDS, HEARTBEAT_SECONDS, LEAVE_SECONDS = 300, 30, 15
-"""How long processes wait for each other: to begin, before one that is silent counts as lost, and to end."""
+"""How long processes wait for each other at the start, until a silent process counts as lost, and at the end."""
 
 
 TPU_ABSENT = {
@@ -44,24 +44,24 @@ TPU_ABSENT = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-"""Keeps libtpu from looking for the machine that it would be on, and from locking out others: it only compiles."""
+"""Environment variables with which libtpu only compiles: it neither looks for a TPU machine nor locks out others."""
 
 
 def token() -> str | None:
     """Returns the token of `ecapa-jax serve`, kept off the command line, which other users of the machine can read.
 
-    A variable that is set but empty gives "", which the service refuses: it is a mistake, not a wish to go without.
+    A variable that is set but empty gives "", which the service refuses, because it is probably a mistake.
     """
     return os.environ.get("ECAPA_JAX_TOKEN")
 
 
 _M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD, _MADV_HUGEPAGE = -8, -3, -1, 14  # of malloc.h, mman.h
-_BLOCK, _LARGE_PAGE = 2**31 - 1, 1 << 21  # mallopt takes no more
+_BLOCK, _LARGE_PAGE = 2**31 - 1, 1 << 21  # the largest value that mallopt accepts; 2 MiB
 _FAST_BFLOAT16_CUDA = 8.0  # compute capability
 
 
 def fastest_dtype(device: Device) -> str:
-    """What `auto` stands for: the compute dtype that this device is faster in, by what it can do, not by trying."""
+    """Returns the dtype for `auto`, in which this device is faster, judged by its capabilities, without measuring."""
     if device.platform == "cpu":
         return "bfloat16" if _has_fast_bfloat16(cpu_flags(), cpu_vendor()) else "float32"
     capability = getattr(device, "compute_capability", None)
@@ -71,29 +71,29 @@ def fastest_dtype(device: Device) -> str:
 
 
 def _has_fast_bfloat16(flags: frozenset[str], vendor: str) -> bool:
-    """`avx512_bf16` alone has twice the speed of float32 on AMD's processors, half of it on Intel's (docs/speed.md)."""
+    """Whether bfloat16 is fast: `avx512_bf16` alone doubles the speed on AMD and halves it on Intel (docs/speed.md)."""
     return "amx_bf16" in flags or ("avx512_bf16" in flags and vendor == "AuthenticAMD")
 
 
 def cpu_vendor() -> str:
-    """Who made the processor, in Linux's words; empty where it can't be read."""
+    """Returns the vendor of the processor as Linux names it; empty if it can't be read."""
     return cpu_line("vendor_id")
 
 
 def cpu_flags() -> frozenset[str]:
-    """What the processor can do, in Linux's words; nothing where they can't be read."""
+    """Returns the capabilities of the processor as Linux names them; empty if they can't be read."""
     return frozenset(cpu_line("flags", "Features").split())
 
 
 def cpu_line(*names: str) -> str:
-    """The value of the first line of /proc/cpuinfo with one of these names; empty without one."""
+    """Returns the value of the first line of /proc/cpuinfo with one of these names; empty if there is none."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8", "replace").splitlines() if info.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.split(":")[0].strip() in names), "")
 
 
-def _has_processors_only() -> bool:
-    """Whether JAX can find no accelerator here; it is not asked, because it would begin."""
+def _has_only_cpus() -> bool:
+    """Whether JAX will find no accelerator here. JAX itself is not asked, because asking initialises it."""
     if os.environ.get("JAX_PLATFORMS") == "cpu":
         return True
     plugins = importlib.metadata.entry_points(group="jax_plugins")
@@ -101,20 +101,21 @@ def _has_processors_only() -> bool:
 
 
 def keep_memory() -> bool:
-    """Lets this process keep the memory that it frees, where it will compute on a processor with GNU's C library.
+    """Makes this process keep the memory that it frees, if it computes on a CPU and uses GNU's C library.
 
-    To be called before JAX is used: threads that are there keep their own ways.
+    Call this before JAX is used, because the settings don't apply to threads that already exist.
 
-    XLA asks for the memory of a step's intermediate results anew in each step, a gigabyte for instance, and malloc gets
-    it from the system each time, page by page: a fifth of a training step. Here memory stays, in large pages where the
-    system gives them; what is never used is never taken.
+    In each training step, XLA allocates the memory for intermediate results again, for example a gigabyte. By default,
+    malloc gets this memory from the system page by page every time, which takes a fifth of the step. With these
+    settings the memory stays with the process, in large pages if the system has them. Memory that is never used is
+    never taken.
 
     Returns:
-      Whether it does.
+      Whether the settings were applied.
 
     Reference: mallopt(3), madvise(2); several arenas would be limited to 64 MB each.
     """
-    if not _has_processors_only() or platform.libc_ver()[0] != "glibc":
+    if not _has_only_cpus() or platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
     settings = ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, _BLOCK), (_M_TRIM_THRESHOLD, _BLOCK))
@@ -127,12 +128,12 @@ def keep_memory() -> bool:
     if block:
         begin = -(-block // _LARGE_PAGE) * _LARGE_PAGE
         libc.madvise(begin, block + size - begin, _MADV_HUGEPAGE)
-        libc.free(block)  # not given back: it is below the threshold
+        libc.free(block)  # the process keeps the block, which is below the threshold
     return True
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of what a result depends on."""
+    """Returns the installed versions of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -143,12 +144,12 @@ def versions() -> dict[str, str]:
 
 
 def settings() -> dict[str, str]:
-    """The environment variables of `SETTINGS` that are set."""
+    """Returns the environment variables of `SETTINGS` that are set."""
     return {name: os.environ[name] for name in SETTINGS if name in os.environ}
 
 
 def machine() -> dict[str, Any]:
-    """Operating system, processor cores and JAX's devices."""
+    """Returns the operating system, the number of processor cores, and the devices of JAX."""
     import jax
 
     return {
@@ -160,13 +161,13 @@ def machine() -> dict[str, Any]:
 
 
 def join_cluster(coordinator: str | None = None, n_processes: int | None = None, process: int | None = None) -> None:
-    """Connects this process with the others of its run, where it has any; before anything else is done with JAX.
+    """Connects this process with the other processes of its run, if there are any. Call it before JAX is used.
 
     Args:
-      coordinator, n_processes, process: flags, all or none; without them the environment tells.
+      coordinator, n_processes, process: flags; give all of them or none. Without them the environment decides.
 
     Raises:
-      ConfigError: as `runtime.cluster.find_cluster`; or they do not find each other in time.
+      ConfigError: as `runtime.cluster.find_cluster`, or the processes do not find each other in time.
     """
     cluster = find_cluster(os.environ, coordinator, n_processes, process)
     if cluster is not None:
@@ -202,14 +203,14 @@ def _join(cluster: Cluster) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ends this process when the one that launched it is gone: nobody would stop it."""
+    """Ends this process when the process that launched it is gone, because nobody else would stop it."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)
 
 
 def has_tpu_compiler() -> bool:
-    """Whether libtpu is installed; tells it not to look for a TPU's machine, and JAX to compute on the CPU."""
+    """Whether libtpu is installed; if so, stops it from looking for a TPU, and makes JAX compute on the CPU."""
     if importlib.util.find_spec("libtpu") is None:
         return False
     for name, value in TPU_ABSENT.items():
@@ -221,5 +222,5 @@ def has_tpu_compiler() -> bool:
 
 
 def launched_environment() -> dict[str, str]:
-    """The environment for processes that are launched on this machine."""
+    """Returns the environment for processes that are launched on this machine."""
     return {**os.environ, LAUNCHED: "1"}

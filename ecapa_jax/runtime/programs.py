@@ -1,7 +1,8 @@
 """Compiled programs that outlive the process that made them.
 
-JAX's own cache keeps what the compiler makes, but a process must trace and lower the model to know what to ask it for:
-half a second for every shape. Here a program is found by what it would be made from.
+JAX has its own cache of compiled programs, but a process must trace and lower the model to look up a program there,
+which takes half a second for every shape. Here the key of a program is a digest of its inputs: the source code, the
+configuration, the shapes and the devices.
 """
 
 from __future__ import annotations
@@ -26,34 +27,34 @@ from ecapa_jax.errors import EcapaError
 from ecapa_jax.files.atomic import write_whole
 from ecapa_jax.runtime import compile_cache
 
-_KEPT_BYTES = 256 << 20  # of all programs of a folder: some 200 of them
-_DIGEST = 32  # bytes at the beginning of a file
+_KEPT_BYTES = 256 << 20  # limit for all programs of a folder; enough for some 200 programs
+_DIGEST = 32  # length of the digest at the beginning of each file
 
 Shapes: TypeAlias = tuple[Any, tuple[tuple[Any, ...], ...]]
-"""Structure of a pytree; shape, dtype and sharding of its leaves."""
+"""The structure of a pytree, and the shape, dtype and sharding of each leaf."""
 
 _PACKAGE = Path(__file__).parents[1]
-_NO_PART = ("convert", "train")
-"""Folders of the package whose code no program is made from: nothing that computes an embedding may import them."""
+_UNUSED_FOLDERS = ("convert", "train")
+"""Folders of the package that programs don't depend on: no module that computes embeddings may import them."""
 
 
 class Programs:
-    """A function compiled for each shape that it meets.
+    """A function that is compiled once for each shape of its arguments.
 
     Attributes:
-      compile_count: compilations so far, in this process.
+      compile_count: number of compilations in this process so far.
     """
 
     def __init__(
         self, function: Callable[..., jax.Array], identity: str, folder: Path | None = None, *, announce: bool = False
     ):
-        """Nothing is compiled yet.
+        """Wraps a function; nothing is compiled yet.
 
         Args:
-          function: of pytrees of arrays.
-          identity: what the function is made from besides this package's code: configuration and options.
-          folder: where programs are kept and looked for; None keeps none.
-          announce: say on stderr, once and only on a terminal, that compiling takes a while.
+          function: function of pytrees of arrays.
+          identity: text that identifies the function besides the code of this package: configuration and options.
+          folder: folder where programs are kept and looked up; None keeps no programs.
+          announce: whether to say on stderr, once and only on a terminal, that compiling takes a while.
 
         Raises:
           ConfigError: other users can write to the folder.
@@ -66,40 +67,40 @@ class Programs:
         self._first: tuple[Any, Any] = ((), _shapes(()))
 
     def __call__(self, *arguments: Any) -> jax.Array:
-        """The function's result, by the program for these shapes: one that is ready, or kept, or a new one."""
+        """Calls the function by a program for these shapes: one in memory, one from the folder, or a new one."""
         shapes = self._shapes(arguments)
         program = self._ready.get(shapes)
         if program is None and self.folder is not None:
-            program = _read(self.folder / _key(self._identity, *shapes))
+            program = _read(self.folder / _make_key(self._identity, *shapes))
         if program is None:
-            with self._compiling():
+            with self._prepare_compilation():
                 program = self._jitted.lower(*arguments).compile()
             if self.folder is not None:
-                _write(self.folder / _key(self._identity, *shapes), program)
+                _write(self.folder / _make_key(self._identity, *shapes), program)
         self._ready[shapes] = program
         return program(*arguments)
 
     def fetch(self, expected: Iterable[tuple[Any, ...]]) -> None:
-        """Reads the kept programs of some arguments, or of arguments of their shapes: a core for each at a time."""
+        """Reads the kept programs for the shapes of these arguments, several programs in parallel."""
         if self.folder is None:
             return
         missing = list({self._shapes(arguments) for arguments in expected} - self._ready.keys())
-        paths = [self.folder / _key(self._identity, *shapes) for shapes in missing]
+        paths = [self.folder / _make_key(self._identity, *shapes) for shapes in missing]
         with ThreadPoolExecutor(min(len(paths), os.cpu_count() or 1) or 1) as pool:
             for shapes, program in zip(missing, pool.map(_read, paths), strict=True):
                 if program is not None:
                     self._ready[shapes] = program
 
     def _shapes(self, arguments: tuple[Any, ...]) -> tuple[Shapes, ...]:
-        """Of each argument. The first, the weights, is nearly always the one before, and has hundreds of leaves."""
+        """Returns the shapes of each argument. Those of the first are cached: the weights have hundreds of leaves."""
         known, shapes = self._first
         if arguments[0] is not known:
             shapes = _shapes(arguments[0])
             self._first = (arguments[0], shapes)
         return shapes, *map(_shapes, arguments[1:])
 
-    def _compiling(self) -> contextlib.AbstractContextManager[None]:
-        """What holds while a program is compiled that is then kept, or not."""
+    def _prepare_compilation(self) -> contextlib.AbstractContextManager[None]:
+        """Counts and announces a compilation, and returns the context in which to compile."""
         self.compile_count += 1
         if self._announce and sys.stderr is not None and sys.stderr.isatty():
             once = "" if self.folder is None else " once for this machine"
@@ -114,9 +115,9 @@ def _shapes(argument: Any) -> Shapes:
 
 
 def kept_shapes(folder: Path, config: ModelConfig) -> Variables:
-    """`functional.abstract`, kept in a folder beside the programs: to make it takes flax, which takes a while."""
-    path = folder / f"shapes-{hashlib.sha256(json.dumps([_compiler(), to_dict(config)]).encode()).hexdigest()}"
-    content = _content(path)
+    """Returns `functional.abstract` from a file beside the programs; computing it would import Flax, which is slow."""
+    path = folder / f"shapes-{hashlib.sha256(json.dumps([_describe_compiler(), to_dict(config)]).encode()).hexdigest()}"
+    content = _read_kept(path)
     if content is None:
         from ecapa_jax.functional import abstract
 
@@ -125,59 +126,61 @@ def kept_shapes(folder: Path, config: ModelConfig) -> Variables:
     return pickle.loads(content)
 
 
-def _key(identity: str, *arguments: Shapes) -> str:
-    """Digest of all that decides what the compiler makes, and for which devices."""
+def _make_key(identity: str, *arguments: Shapes) -> str:
+    """Returns a digest of everything that affects the compiled program."""
     parts = [identity]
     for structure, leaves in arguments:
         parts += [str(structure), *(f"{shape} {dtype} {sharding}" for shape, dtype, sharding in leaves)]
     parts += [f"{device.id} {device.device_kind}" for device in jax.devices()]
-    return hashlib.sha256(json.dumps([_compiler(), *parts]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([_describe_compiler(), *parts]).encode()).hexdigest()
 
 
-def _compiler() -> str:
-    """This package's code, versions and settings; these may change while a process runs."""
+def _describe_compiler() -> str:
+    """Describes the code of this package, versions and settings; the settings may change while a process runs."""
     client = jax.devices()[0].client
     settings = {name: value for name, value in jax.config.values.items() if "cache" not in name}
-    return repr([_code(), client.platform_version, compile_cache.compiler_settings(), sorted(settings.items())])
+    return repr(
+        [_describe_code(), client.platform_version, compile_cache.compiler_settings(), sorted(settings.items())]
+    )
 
 
 @functools.cache
-def _code() -> list[str]:
+def _describe_code() -> list[str]:
     return [_source_digest(_PACKAGE), *(importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax"))]
 
 
 def _source_digest(package: Path) -> str:
-    """Of every source file that a program may be made from: of the whole package but `_NO_PART`."""
+    """Returns a digest of every source file that a program may depend on: the package without `_UNUSED_FOLDERS`."""
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         inside = path.relative_to(package)
-        if inside.parts[0] not in _NO_PART:
+        if inside.parts[0] not in _UNUSED_FOLDERS:
             digest.update(str(inside).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
 def _read(path: Path) -> Any:
-    """The program in a file; None where there is none that can be used."""
+    """Reads the program in a file; None if there is no usable program."""
     from jax.experimental import serialize_executable
 
-    content = _content(path)
+    content = _read_kept(path)
     if content is None:
         return None
     try:
         return serialize_executable.deserialize_and_load(*pickle.loads(content))
-    except Exception:  # jax raises many types for what it can't use; then the program is compiled
+    except Exception:  # JAX raises many types for programs that it can't use; the program is compiled again then
         return None
 
 
 def _write(path: Path, program: Any) -> None:
     from jax.experimental import serialize_executable
 
-    with contextlib.suppress(Exception):  # a backend whose programs can't be written down
+    with contextlib.suppress(Exception):  # some backends can't serialize programs
         _keep(path, pickle.dumps(serialize_executable.serialize(program)))
 
 
-def _content(path: Path) -> bytes | None:
-    """What `_keep` put into a file; None without one, or where it is damaged."""
+def _read_kept(path: Path) -> bytes | None:
+    """Reads what `_keep` wrote; None if there is no file, or if it is damaged."""
     try:
         kept = path.read_bytes()
         os.utime(path)
@@ -188,14 +191,14 @@ def _content(path: Path) -> bytes | None:
 
 
 def _keep(path: Path, content: bytes) -> None:
-    """Writes a file, and forgets those that were used longest ago; what can't be kept is done without."""
+    """Writes a file and removes those that were used longest ago. A failure is ignored: nothing is kept then."""
     with contextlib.suppress(OSError, EcapaError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_whole(path, lambda to: to.write_bytes(hashlib.sha256(content).digest() + content))
-        _forget(path.parent)
+        _remove_oldest(path.parent)
 
 
-def _forget(folder: Path) -> None:
+def _remove_oldest(folder: Path) -> None:
     left = _KEPT_BYTES
     found = sorted(((file.stat(), file) for file in folder.iterdir()), key=lambda pair: -pair[0].st_mtime)
     for status, file in found:

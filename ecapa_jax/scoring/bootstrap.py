@@ -1,9 +1,9 @@
-"""Intervals by bootstrap: speakers are drawn with replacement, and every figure is taken again of their trials.
+"""Intervals by bootstrap: speakers are drawn with replacement, and every figure is computed again from their trials.
 
-Trials are not independent: one odd voice, or one noisy recording, is in many of them. So whole speakers are drawn (both
-sides of a trial), or files where speakers are unknown, which gives intervals that are too narrow. A trial of two
-different units counts as often as the product of their draws; one within a unit as often as that unit was drawn,
-because two copies of a speaker are no second recording of him.
+Trials are not independent: one odd voice, or one noisy recording, is in many trials. So whole speakers are drawn, on
+both sides of a trial. If speakers are unknown, files are drawn, which makes intervals too narrow. A trial of two
+different units counts as often as the product of their draws. A trial within one unit counts as often as that unit was
+drawn, because a second copy of a speaker is not a second recording of that speaker.
 
 Reference: Efron 1979, "Bootstrap Methods: Another Look at the Jackknife"; Snijders and Borgatti 1999, "Non-parametric
 Standard Errors and Tests for Network Statistics" (drawing the ends of pairs).
@@ -25,15 +25,15 @@ Statistics = Callable[[Counts], Sequence[float]]
 
 FEWEST_UNITS = 3
 ATTEMPTS = 100
-"""Draws in a row without a target or without a non-target trial, before giving up."""
+"""Number of consecutive draws without target or without non-target trials after which `resample` gives up."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Interval:
-    """A figure's spread over the resamples.
+    """The confidence interval of a figure.
 
     Attributes:
-      low, high: central percentiles.
+      low, high: percentiles of the figure over the resamples.
     """
 
     low: float
@@ -42,12 +42,12 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Difference:
-    """How much lower or higher a second system's figure is on the same trials.
+    """The difference of a figure between two systems on the same trials.
 
     Attributes:
-      value: second less first.
-      low, high: central percentiles of it over resamples drawn alike for both.
-      p_value: twice the share of resamples on the other side of 0, at least 2 / (resamples + 1); 1 at most.
+      value: the figure of the second system minus that of the first.
+      low, high: percentiles of the difference over resamples that are the same for both systems.
+      p_value: twice the share of resamples on the other side of 0, at least 2 / (resamples + 1) and at most 1.
     """
 
     value: float
@@ -58,12 +58,12 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Units:
-    """What is drawn: the speaker, or the file, on each side of each trial.
+    """The units that are drawn: the speaker, or the file, on each side of each trial.
 
     Attributes:
-      enrol: [trials] number of the unit on the enrolment side, from 0.
-      test: [trials] the other side.
-      n: how many units there are.
+      enrol: [trials], number of the unit on the enrolment side, from 0.
+      test: [trials], number of the unit on the test side.
+      n: number of units.
     """
 
     enrol: Int64[np.ndarray, " trials"]
@@ -72,7 +72,7 @@ class Units:
 
     @classmethod
     def of(cls, enrol: npt.ArrayLike, test: npt.ArrayLike) -> Units:
-        """From any labels: names or numbers, one a trial and side."""
+        """Makes units from labels, which are names or numbers, one for each trial and side."""
         first, second = np.asarray(enrol), np.asarray(test)
         names, numbers = np.unique(np.concatenate([first, second]), return_inverse=True)
         numbers = numbers.astype(np.int64)
@@ -80,10 +80,10 @@ class Units:
 
 
 class _Resampler:
-    """Weighs one system's trials; its arrays are used again for every draw, which is most of the speed."""
+    """Weighs the trials of one system. It reuses its arrays for every draw, because allocation would dominate."""
 
     def __init__(self, trials: SortedTrials, units: Units):
-        # A trial within a unit has its other side at one that is always drawn once.
+        # The other side of a trial within a unit is an additional unit, which is always drawn once.
         sides = np.stack([units.enrol, np.where(units.enrol == units.test, units.n, units.test)])
         self._trials = trials
         self._sides = [sides[:, trials.targets], sides[:, trials.nontargets]]
@@ -93,7 +93,7 @@ class _Resampler:
         self._sums = targets, nontargets
 
     def count(self, drawn: Int64[np.ndarray, " units_and_1"]) -> Counts:
-        """The trials of a draw; good until the next."""
+        """Counts the trials of a draw; the result is valid until the next call."""
         for side, weights, within in zip(self._sides, self._weights, self._within, strict=True):
             np.take(drawn, side[0], out=weights[0], mode="clip")  # "raise" would copy `out`
             if not within:
@@ -105,23 +105,27 @@ class _Resampler:
 def resample(
     systems: Sequence[SortedTrials], units: Units, statistics: Statistics, *, n: int = 1000, seed: int = 0
 ) -> Float64[np.ndarray, "n systems statistics"]:
-    """Figures of resampled trials.
+    """Computes figures of resampled trials.
 
     Args:
-      systems: one or more systems' scores of the same trials.
-      units: of those trials.
-      statistics: figures of a count, the same number each time.
-      n: resamples.
-      seed: of the draws; one seed draws the same units whatever the systems.
+      systems: the scores of one or more systems on the same trials.
+      units: the units of these trials.
+      statistics: function that computes figures from a count, always the same number of figures.
+      n: number of resamples.
+      seed: seed of the draws. The same seed draws the same units for any systems.
 
     Raises:
-      ScoringError: too few units, or draws keep leaving out a kind of trial.
+      ScoringError: there are too few units, or too many draws contain only one kind of trial.
     """
     n_trials = len(systems[0].scores)
     if units.enrol.shape != (n_trials,) or units.test.shape != (n_trials,):
-        raise ScoringError(f"there are {n_trials} trials and {len(units.enrol)} pairs of speakers; give one each")
+        raise ScoringError(
+            f"there are {n_trials} trials and {len(units.enrol)} pairs of speakers; give one pair for each trial"
+        )
     if units.n < FEWEST_UNITS:
-        raise ScoringError(f"all trials are of {units.n} speakers or files: too few to draw an interval from")
+        raise ScoringError(
+            f"the trials have {units.n} different speakers or files; an interval needs at least {FEWEST_UNITS}"
+        )
     resamplers = [_Resampler(trials, units) for trials in systems]
     rng = np.random.default_rng(seed)
     rows: list[list[Sequence[float]]] = []
@@ -134,18 +138,18 @@ def resample(
             rows.append([statistics(count) for count in counts])
             misses = 0
         elif (misses := misses + 1) == ATTEMPTS:
-            raise ScoringError("resampled speakers have no trials of one kind: there are too few for an interval")
+            raise ScoringError("there are too few speakers for an interval: most resamples have only one kind of trial")
     return np.array(rows, np.float64)
 
 
 def intervals(samples: Float64[np.ndarray, "n statistics"], confidence: float = 0.95) -> list[Interval]:
-    """Central percentiles of each figure.
+    """Returns the central percentiles of each figure.
 
     Raises:
       ScoringError: the confidence is not between 0 and 1.
     """
     if not 0 < confidence < 1:
-        raise ScoringError(f"the confidence is {confidence}; it must be between 0 and 1, as 0.95")
+        raise ScoringError(f"the confidence is {confidence}; it must be between 0 and 1, such as 0.95")
     low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return [Interval(float(a), float(b)) for a, b in zip(low, high, strict=True)]
 
@@ -159,19 +163,19 @@ def differences(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> list[Difference]:
-    """Second system less first, on the same trials and the same draws.
+    """Returns the difference of each figure, second system minus first, on the same trials and the same draws.
 
     Args:
-      systems: two.
+      systems: two systems.
       units, statistics, n, seed: as for `resample`.
-      confidence: of the interval.
+      confidence: confidence level of the interval.
 
     Raises:
-      ScoringError: as `resample`; or the systems were scored on other trials.
+      ScoringError: as `resample`, or the two systems have different trials.
     """
     first, second = systems
     if len(first.scores) != len(second.scores) or not np.array_equal(np.sort(first.targets), np.sort(second.targets)):
-        raise ScoringError("the two systems have other trials: compare scores of one list, in one order")
+        raise ScoringError("the two systems have different trials: compare scores of the same list in the same order")
     samples = resample(systems, units, statistics, n=n, seed=seed)
     gaps = samples[:, 1] - samples[:, 0]
     values = np.subtract(statistics(second.count()), statistics(first.count()))

@@ -1,4 +1,4 @@
-"""How a model's embeddings become scores: plain data, stored in a bundle's model.json."""
+"""How embeddings become scores: plain configuration data, stored in the model.json of a bundle."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from jaxtyping import Float32
 from ecapa_jax.config import Checked, from_dict
 
 MEASURES = ("duration", "magnitude")
-"""Seconds of a recording, and length of its embedding. Each enters as the logarithms of a trial's lower and higher."""
+"""Quality measures: the seconds of a recording, and the length of its embedding. A measure gives two numbers per trial:
+the logarithm of the lower value and that of the higher value of the two recordings."""
 
-_LATER: dict[str, Any] = {
+_LATER_FIELDS: dict[str, Any] = {
     "views": "whole", "score_map": "cosine", "normalisation": "none", "top_n": None, "calibration": None,
 }  # fmt: skip
-"""What bundles from before these fields mean."""
+"""Fields that early bundles lack, and the values that they mean."""
 
 ScoreType = Literal["cosine", "half", "normalised", "llr"]
 SCORE_TYPES: dict[ScoreType, str] = {
@@ -30,13 +31,13 @@ SCORE_TYPES: dict[ScoreType, str] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Calibration(Checked):
-    """An affine map from a score, and the trial's quality, to a log-likelihood ratio.
+    """An affine map from a score and the quality measures of a trial to a log-likelihood ratio.
 
     Attributes:
-      offset: added.
-      weight: of the score; positive, so that a higher score never means less alike.
-      measures: quality measures it uses, of `MEASURES`.
-      measure_weights: of log lower and log higher value of each measure in turn.
+      offset: constant term.
+      weight: weight of the score; positive, so that a higher score never means that voices are less alike.
+      measures: names of the quality measures that are used, from `MEASURES`.
+      measure_weights: two weights for each measure: of the logarithm of the lower and of the higher value.
     """
 
     offset: float
@@ -52,24 +53,25 @@ class Calibration(Checked):
             f"{len(self.measures)} quality measures have {len(self.measure_weights)} weights, not 2 each",
         )
         finite = all(map(math.isfinite, (self.offset, self.weight, *self.measure_weights)))
-        self._require(finite and self.weight > 0, "weights must be finite, and that of the score positive")
+        self._require(finite and self.weight > 0, "weights must be finite, and the weight of the score positive")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scoring(Checked):
     """How a model scores: as its publisher does, or as its owner has set it up.
 
-    The order: mean, cosine, normalisation, calibration; or mean, cosine, score map.
+    The steps are, in this order, mean, cosine, normalisation and calibration; or mean, cosine and score map.
 
     Attributes:
-      threshold: accept at this score or above; None where none is published or set.
-      subtract_mean: subtract the stored mean embedding before the cosine.
-      views: what stands for a recording: the `whole`, or `whole_and_windows`, whose score is the mean of the whole
-        recordings' cosine and of the mean cosine of five windows of one with five of the other.
-      score_map: from cosine to score: none, or `half`, (cosine + 1) / 2.
-      normalisation: none, or S-norm with the stored cohort.
-      top_n: of S-norm, how many cohort cosines count, which makes it AS-norm; None: all.
-      calibration: to a log-likelihood ratio; None: none.
+      threshold: lowest score that is accepted; None if no threshold is published or set.
+      subtract_mean: whether to subtract the stored mean embedding before the cosine.
+      views: what represents a recording: the `whole` recording, or `whole_and_windows`. With the latter the score is
+        the mean of two numbers: the cosine of the whole recordings, and the mean cosine between five windows of one
+        recording and five windows of the other.
+      score_map: map from cosine to score: the `cosine` itself, or `half`, which is (cosine + 1) / 2.
+      normalisation: `none`, or S-norm with the stored cohort.
+      top_n: number of highest cohort cosines that S-norm uses, which makes it AS-norm; None uses all.
+      calibration: map to a log-likelihood ratio; None leaves the score as it is.
     """
 
     threshold: float | None = None
@@ -87,7 +89,7 @@ class Scoring(Checked):
         )
         self._require(
             self.top_n is None or (self.normalisation == "s_norm" and self.top_n >= 2),
-            f"top_n is {self.top_n}; it is of S-norm, and at least 2",
+            f"top_n is {self.top_n}; it must be at least 2, and needs normalisation 's_norm'",
         )
         self._require(
             self.threshold is None or self.allows(self.threshold),
@@ -95,7 +97,7 @@ class Scoring(Checked):
         )
 
     def allows(self, threshold: float) -> bool:
-        """Whether a number is in the range of the score."""
+        """Whether a threshold lies in the range of the score."""
         return -1 <= threshold <= 1 if self.bounded else math.isfinite(threshold)
 
     @property
@@ -105,7 +107,7 @@ class Scoring(Checked):
 
     @property
     def score_type(self) -> ScoreType:
-        """What the final score is; `SCORE_TYPES` says it in words."""
+        """The type of the final score; `SCORE_TYPES` describes it in words."""
         if self.calibration is not None:
             return "llr"
         if self.normalisation != "none":
@@ -115,11 +117,11 @@ class Scoring(Checked):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cohort:
-    """Speakers that normalise scores.
+    """The embeddings of other speakers, with which scores are normalised.
 
     Attributes:
-      embeddings: [n, D] as the network gives them, or means of those.
-      speakers: of each row; speakers in a trial must not be among them.
+      embeddings: [n, D], outputs of the network or means of outputs.
+      speakers: the speaker of each row; must not contain a speaker of the trials.
     """
 
     embeddings: Float32[np.ndarray, "n embedding"]
@@ -127,16 +129,16 @@ class Cohort:
 
 
 def scoring_from_dict(data: Any) -> Scoring:
-    """The scoring of a model.json, of this version or an earlier one.
+    """Reads the scoring of a model.json of this version or an earlier one.
 
     Raises:
-      ConfigError: a key is unknown or missing, or a value is of the wrong type or out of range.
+      ConfigError: a key is unknown or missing, or a value has the wrong type or is out of range.
     """
-    return from_dict(Scoring, _LATER | data if isinstance(data, dict) else data, "scoring")
+    return from_dict(Scoring, _LATER_FIELDS | data if isinstance(data, dict) else data, "scoring")
 
 
 def scoring_text(scoring: dict[str, Any]) -> str:
-    """What a model's score is."""
+    """Describes the score of a model in words."""
     what = "mean of two views' cosines" if scoring.get("views") == "whole_and_windows" else "cosine"
     what += " less the mean embedding" * scoring["subtract_mean"]
     top_n, calibration = scoring.get("top_n"), scoring.get("calibration")

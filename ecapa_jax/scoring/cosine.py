@@ -15,17 +15,17 @@ AnyArray: TypeAlias = Array | np.ndarray
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 EPSILON = 1e-6
-"""Smallest product of two lengths that is divided by, as in `torch.nn.CosineSimilarity(eps=1e-6)`."""
+"""Lower limit of the divisor, the product of two lengths, as in `torch.nn.CosineSimilarity(eps=1e-6)`."""
 
 
 def typed_jit(function: Function, **options: Any) -> Function:
-    """`jax.jit` with the function's signature kept for type checkers, which otherwise see arguments of any type."""
+    """Applies `jax.jit` and keeps the signature for type checkers, which otherwise see arguments of any type."""
     return cast("Function", jax.jit(function, **options))
 
 
 @typed_jit
 def cosine(a: Float[AnyArray, "*batch embedding"], b: Float[AnyArray, "*batch embedding"]) -> Float[Array, "*batch"]:
-    """Cosine of corresponding embeddings, in [-1, 1] up to rounding; 0 where one is zero."""
+    """Returns the cosine of corresponding embeddings, in [-1, 1] up to rounding; 0 if an embedding is zero."""
     a, b = jnp.asarray(a), jnp.asarray(b)
     dot = jnp.sum(a * b, axis=-1)
     lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
@@ -34,7 +34,7 @@ def cosine(a: Float[AnyArray, "*batch embedding"], b: Float[AnyArray, "*batch em
 
 @typed_jit
 def score_matrix(a: Float[AnyArray, "n embedding"], b: Float[AnyArray, "m embedding"]) -> Float[Array, "n m"]:
-    """Cosine of every embedding of `a` with every one of `b`: [n, D], [m, D] -> [n, m]."""
+    """Returns the cosine of every embedding of `a` with every embedding of `b`: [n, D], [m, D] -> [n, m]."""
     a, b = jnp.asarray(a), jnp.asarray(b)
     dot = jnp.dot(a, b.T, precision=lax.Precision.HIGHEST)
     lengths = jnp.linalg.norm(a, axis=-1)[:, None] * jnp.linalg.norm(b, axis=-1)
@@ -43,7 +43,7 @@ def score_matrix(a: Float[AnyArray, "n embedding"], b: Float[AnyArray, "m embedd
 
 @typed_jit
 def unit(embeddings: Float[AnyArray, "*batch embedding"]) -> Float[Array, "*batch embedding"]:
-    """Embeddings scaled to length 1, so that their dot products are cosines; zero stays zero."""
+    """Scales embeddings to length 1, so that their dot products are cosines; zero stays zero."""
     embeddings = jnp.asarray(embeddings)
     length = jnp.linalg.norm(embeddings, axis=-1, keepdims=True)
     return embeddings / jnp.where(length > 0, length, 1)

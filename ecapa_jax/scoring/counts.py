@@ -1,6 +1,7 @@
-"""Trials sorted by score once, and their errors counted with any weights. NumPy; counts are integers, ties exact.
+"""Sorts trials by score once and counts their errors with any weights. Counts are integers, and ties are exact.
 
-A resample of the trials is a weight a trial: how often it was drawn. Counting one costs a cumulative sum, no sort.
+A resample of the trials is a weight for each trial: how often the trial was drawn. Counting a resample takes a
+cumulative sum and no sorting.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Cost:
       c_fa: cost of an accepted non-target trial.
 
     Raises:
-      ScoringError: one is out of range.
+      ScoringError: a value is out of range.
     """
 
     p_target: float = 0.01
@@ -50,7 +51,7 @@ class Cost:
 
     @property
     def bayes_threshold(self) -> float:
-        """The log likelihood ratio (natural) from which on accepting costs less than rejecting."""
+        """The lowest log-likelihood ratio (natural) at which accepting costs less than rejecting."""
         return float(np.log(self.false_alarm) - np.log(self.miss))
 
 
@@ -59,14 +60,14 @@ class SortedTrials:
     """Trials in order of score.
 
     Attributes:
-      thresholds: the distinct scores, ascending, then infinity: one an operating point.
+      thresholds: the distinct scores, ascending, then infinity: one for each operating point.
       targets: indices of the target trials, by ascending score.
       nontargets: indices of the non-target trials, by ascending score.
       targets_below: how many target trials have a score below each threshold.
-      nontargets_below: how many non-target trials have.
-      corners: operating points among which is one of least cost, whatever costs and weights: at a score with targets,
-        with non-targets right below it (else the threshold could be moved for nothing), and the two ends.
-      scores: [trials] as given, float64.
+      nontargets_below: how many non-target trials have a score below each threshold.
+      corners: operating points that include one of least cost, for any costs and weights. These are both ends, and each
+        score of a target trial that follows directly on the score of a non-target trial.
+      scores: [trials], float64, in the order given.
     """
 
     thresholds: Float64[np.ndarray, " points"]
@@ -79,20 +80,21 @@ class SortedTrials:
 
     @classmethod
     def of(cls, scores: npt.ArrayLike, labels: npt.ArrayLike) -> SortedTrials:
-        """Sorts.
+        """Sorts trials.
 
         Args:
           scores: [trials], finite; higher means more alike.
           labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
 
         Raises:
-          ScoringError: not one label a score, a score that is not finite, another label, or a kind of trial is
-            missing.
+          ScoringError: scores and labels differ in number, a score is not finite, a label is neither 0 nor 1, or there
+            is only one kind of trial.
         """
-        values, marks = checked(scores, labels)
+        values, marks = check_trials(scores, labels)
         order = np.argsort(values)
         ascending, marks = values[order], marks[order]
-        first = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))  # of each distinct score
+        # The position of the first trial of each distinct score.
+        first = np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]]))
         below = np.append(first, len(values))
         targets_below = np.concatenate([[0], np.cumsum(marks, dtype=np.int64)])[below]
         has_targets, has_nontargets = np.diff(targets_below) > 0, np.diff(below - targets_below) > 0
@@ -108,21 +110,21 @@ class SortedTrials:
         )
 
     def count(self) -> Counts:
-        """Every trial once."""
-        return self.weighted(np.ones(len(self.targets), np.int64), np.ones(len(self.nontargets), np.int64))
+        """Counts every trial once."""
+        return self.count_weighted(np.ones(len(self.targets), np.int64), np.ones(len(self.nontargets), np.int64))
 
-    def weighted(
+    def count_weighted(
         self,
         targets: Int64[np.ndarray, " targets"],
         nontargets: Int64[np.ndarray, " nontargets"],
         out: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> Counts:
-        """Each trial as often as its weight says.
+        """Counts each trial as often as its weight says.
 
         Args:
           targets: weights, in the order of `self.targets`.
           nontargets: weights, in the order of `self.nontargets`.
-          out: int64 [targets + 1] and [nontargets + 1] to count into; new arrays without.
+          out: int64 arrays [targets + 1] and [nontargets + 1] that receive the counts; by default new arrays.
         """
         sums = out or (np.empty(len(targets) + 1, np.int64), np.empty(len(nontargets) + 1, np.int64))
         for weights, running in zip((targets, nontargets), sums, strict=True):
@@ -136,11 +138,11 @@ class Counts:
     """Weighted trials, counted from the lowest score up.
 
     Attributes:
-      trials: what is counted.
-      target_weights: in the order of `trials.targets`.
-      nontarget_weights: in the order of `trials.nontargets`.
-      targets_up_to: [targets + 1] weight of the first k target trials.
-      nontargets_up_to: [nontargets + 1] weight of the first k non-target trials.
+      trials: the trials that are counted.
+      target_weights: weights in the order of `trials.targets`.
+      nontarget_weights: weights in the order of `trials.nontargets`.
+      targets_up_to: [targets + 1], total weight of the first k target trials.
+      nontargets_up_to: [nontargets + 1], total weight of the first k non-target trials.
     """
 
     trials: SortedTrials
@@ -168,17 +170,17 @@ class Counts:
         return self.n_nontargets - self.nontargets_up_to[self.trials.nontargets_below[points]]
 
     def errors(self, point: int) -> tuple[int, int]:
-        """Accepted non-targets and rejected targets at one operating point."""
+        """Returns the accepted non-targets and rejected targets at one operating point."""
         accepted = self.n_nontargets - int(self.nontargets_up_to[self.trials.nontargets_below[point]])
         return accepted, int(self.targets_up_to[self.trials.targets_below[point]])
 
     def gap(self, point: int) -> int:
-        """FRR - FAR at an operating point, times the number of targets and of non-targets; rises with the point."""
+        """Returns FRR - FAR at an operating point, multiplied by both numbers of trials, which makes it an integer."""
         accepted, rejected = self.errors(point)
         return rejected * self.n_nontargets - accepted * self.n_targets
 
     def crossing(self) -> int:
-        """The first operating point at which FRR is no less than FAR; never the first of all."""
+        """Finds the first operating point at which FRR >= FAR; this is never point 0."""
         low, high = 0, len(self.trials.thresholds) - 1
         while high - low > 1:
             middle = (low + high) // 2
@@ -186,32 +188,32 @@ class Counts:
         return high
 
     def eer(self) -> float:
-        """Equal error rate, as `metrics.eer`."""
+        """Returns the equal error rate; see `metrics.eer`."""
         high = self.crossing()
         return crossing_rate(self.errors(high - 1), self.errors(high), self.n_targets, self.n_nontargets)
 
     def min_dcf(self, cost: Cost) -> float:
-        """Least normalised cost, as `metrics.min_dcf`."""
+        """Returns the minimum normalised cost; see `metrics.min_dcf`."""
         return self.min_dcfs([cost])[0]
 
     def min_dcfs(self, costs: list[Cost]) -> list[float]:
-        """Least normalised cost, for several cost functions."""
+        """Returns the minimum normalised cost for each of several cost functions."""
         points = self.trials.corners
         frr, far = self.rejected_targets(points) / self.n_targets, self.accepted_nontargets(points) / self.n_nontargets
         return [float((c.miss * frr + c.false_alarm * far).min()) / min(c.miss, c.false_alarm) for c in costs]
 
     def far_frr(self, threshold: float) -> tuple[float, float]:
-        """Both error rates at any threshold."""
+        """Returns both error rates at any threshold."""
         accepted, rejected = self.errors(int(np.searchsorted(self.trials.thresholds, threshold)))
         return accepted / self.n_nontargets, rejected / self.n_targets
 
     def act_dcf(self, cost: Cost, threshold: float | None = None) -> float:
-        """Normalised cost at a threshold, as `metrics.act_dcf`."""
+        """Returns the normalised cost at a threshold; see `metrics.act_dcf`."""
         far, frr = self.far_frr(cost.bayes_threshold if threshold is None else threshold)
         return (cost.miss * frr + cost.false_alarm * far) / min(cost.miss, cost.false_alarm)
 
     def point_at_far(self, far: float) -> int:
-        """The first operating point that accepts at most this share of the non-target trials."""
+        """Finds the first operating point that accepts at most this share of the non-target trials."""
         low, high = -1, len(self.trials.thresholds) - 1
         allowed = far * self.n_nontargets
         while high - low > 1:
@@ -220,30 +222,30 @@ class Counts:
         return high
 
     def frr_at_far(self, far: float) -> float:
-        """False rejection rate at that point."""
+        """Returns the false rejection rate at the point of `point_at_far`."""
         return self.errors(self.point_at_far(far))[1] / self.n_targets
 
 
 def crossing_rate(before: tuple[int, int], after: tuple[int, int], n_targets: int, n_nontargets: int) -> float:
-    """Where the line between two operating points has FAR = FRR.
+    """Returns the error rate at which the line between two operating points crosses FAR = FRR.
 
     Args:
-      before: accepted non-targets and rejected targets at the point with FRR < FAR.
-      after: the same at one with FRR >= FAR.
-      n_targets, n_nontargets: what the counts are of.
+      before: accepted non-targets and rejected targets at a point with FRR < FAR.
+      after: accepted non-targets and rejected targets at a point with FRR >= FAR.
+      n_targets, n_nontargets: total numbers of trials.
     """
     below = before[0] * n_targets - before[1] * n_nontargets
     above = after[1] * n_nontargets - after[0] * n_targets
     return (before[0] * above + after[0] * below) / ((below + above) * n_nontargets)
 
 
-def checked(
+def check_trials(
     scores: npt.ArrayLike, labels: npt.ArrayLike
 ) -> tuple[Float64[np.ndarray, " trials"], Bool[np.ndarray, " trials"]]:
-    """Scores as float64 and labels as bool, or a ScoringError that says what to change."""
-    values, marks = _numbers(scores, "scores"), _numbers(labels, "labels")
+    """Returns scores as float64 and labels as bool, or raises a ScoringError that says what to change."""
+    values, marks = _read_numbers(scores, "scores"), _read_numbers(labels, "labels")
     if values.shape != marks.shape:
-        raise ScoringError(f"there are {values.size} scores and {marks.size} labels; give one label a score")
+        raise ScoringError(f"there are {values.size} scores and {marks.size} labels; give one label for each score")
     if not np.isfinite(values).all():
         at = int(np.flatnonzero(~np.isfinite(values))[0])
         raise ScoringError(f"score {at} is {values[at]}; all scores must be finite")
@@ -258,15 +260,15 @@ def checked(
     return values, targets
 
 
-def _numbers(values: Any, name: str) -> Float64[np.ndarray, " trials"]:
+def _read_numbers(values: Any, name: str) -> Float64[np.ndarray, " trials"]:
     try:
         array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ScoringError(
-            f"{name} are not an array ({str(error).splitlines()[0]}); give one number a trial"
+            f"{name} are not an array ({str(error).splitlines()[0]}); give one number for each trial"
         ) from error
     if array.ndim != 1 or array.dtype.kind not in "biuf":
         raise ScoringError(
-            f"{name} have shape {array.shape} and dtype {array.dtype}; give one number a trial, [trials]"
+            f"{name} have shape {array.shape} and dtype {array.dtype}; give one number for each trial, [trials]"
         )
     return array.astype(np.float64, copy=False)

@@ -1,4 +1,4 @@
-"""Scores as log likelihood ratios: Cllr, its minimum, and pooled adjacent violators. NumPy, float64.
+"""Scores as log-likelihood ratios: Cllr, its minimum, and pooled adjacent violators. NumPy, float64.
 
 Reference: Brummer and du Preez 2006, "Application-independent evaluation of speaker detection" (Cllr, and its minimum
 by pooled adjacent violators); Fawcett and Niculescu-Mizil 2007, "PAV and the ROC convex hull".
@@ -17,8 +17,8 @@ from ecapa_jax.scoring.counts import SortedTrials, crossing_rate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pooled:
-    """Runs of scores within which the order is no use: the share of targets rises from run to run.
+class PooledRuns:
+    """Runs of scores: the share of targets rises from run to run, and within a run the scores carry no information.
 
     Attributes:
       lowest: lowest score of each run, ascending.
@@ -32,23 +32,23 @@ class Pooled:
 
     @property
     def llr(self) -> Float64[np.ndarray, " runs"]:
-        """Log likelihood ratio of each run, natural; -inf and inf where it has one kind of trial only."""
+        """Log-likelihood ratio (natural) of each run; -inf or inf for a run with only one kind of trial."""
         with np.errstate(divide="ignore"):
             prior = np.log(self.targets.sum()) - np.log(self.nontargets.sum())
             return np.log(self.targets) - np.log(self.nontargets) - prior
 
 
-def pool(trials: SortedTrials) -> Pooled:
-    """Pooled adjacent violators; trials with equal scores are one from the start."""
+def pool(trials: SortedTrials) -> PooledRuns:
+    """Pools adjacent violators; trials with equal scores are one from the start."""
     targets, nontargets = np.diff(trials.targets_below), np.diff(trials.nontargets_below)
     weights = targets + nontargets
     fit = isotonic_regression(targets / weights, weights=weights.astype(np.float64))
     first = fit.blocks[:-1]
-    return Pooled(trials.thresholds[first], np.add.reduceat(targets, first), np.add.reduceat(nontargets, first))
+    return PooledRuns(trials.thresholds[first], np.add.reduceat(targets, first), np.add.reduceat(nontargets, first))
 
 
-def hull_eer(pooled: Pooled) -> float:
-    """Where the ROC's convex hull, whose corners are between the runs, has FAR = FRR."""
+def hull_eer(pooled: PooledRuns) -> float:
+    """Returns the error rate at which the convex hull of the ROC crosses FAR = FRR; its corners lie between runs."""
     rejected = np.concatenate([[0], np.cumsum(pooled.targets)])
     accepted = int(pooled.nontargets.sum()) - np.concatenate([[0], np.cumsum(pooled.nontargets)])
     n_targets, n_nontargets = int(rejected[-1]), int(accepted[0])
@@ -58,19 +58,19 @@ def hull_eer(pooled: Pooled) -> float:
 
 
 def cllr_losses(scores: Float64[np.ndarray, " n"], target: bool) -> Float64[np.ndarray, " n"]:
-    """What each log likelihood ratio costs if all trials are of one kind, in bits."""
+    """Returns the cost of each log-likelihood ratio in bits, for trials of one kind."""
     return np.logaddexp(0, -scores if target else scores) / np.log(2)
 
 
 def cllr(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Cost of log likelihood ratios over all priors and costs: discrimination and calibration in one number.
+    """Returns the cost of log-likelihood ratios over all priors: it measures discrimination and calibration together.
 
     Args:
-      scores: [trials], finite log likelihood ratios, natural.
+      scores: [trials], finite log-likelihood ratios (natural).
       labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
 
     Returns:
-      Bits; 0 is perfect, 1 is what scores of 0 everywhere cost, and misleading scores cost more.
+      The cost in bits: 0 is perfect, 1 is the cost of scores that are all 0, and misleading scores cost more than 1.
 
     Raises:
       ScoringError: as in `metrics.error_rates`.
@@ -81,14 +81,14 @@ def cllr(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 def min_cllr(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """The least Cllr that any rising function of the scores could reach on these trials.
+    """Returns the lowest Cllr that any rising function of the scores reaches on these trials.
 
     Args:
       scores: [trials], finite; higher means more alike, on any scale.
       labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
 
     Returns:
-      Bits, from 0 to 1; `cllr` minus this is what calibration lost.
+      The cost in bits, from 0 to 1. `cllr` minus this number is the loss by bad calibration.
 
     Raises:
       ScoringError: as in `metrics.error_rates`.
@@ -96,9 +96,10 @@ def min_cllr(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     return pooled_cllr(pool(SortedTrials.of(scores, labels)))
 
 
-def pooled_cllr(pooled: Pooled) -> float:
-    """Cllr of the runs' own log likelihood ratios."""
-    with np.errstate(invalid="ignore"):  # an infinite ratio costs nothing, and no trial gets it that it would mislead
+def pooled_cllr(pooled: PooledRuns) -> float:
+    """Returns the Cllr of the log-likelihood ratios of the runs."""
+    # A run with an infinite ratio has trials of one kind only, for which this ratio costs nothing.
+    with np.errstate(invalid="ignore"):
         targets = np.where(pooled.targets > 0, pooled.targets * cllr_losses(pooled.llr, True), 0.0)
         nontargets = np.where(pooled.nontargets > 0, pooled.nontargets * cllr_losses(pooled.llr, False), 0.0)
     return float(targets.sum() / pooled.targets.sum() + nontargets.sum() / pooled.nontargets.sum()) / 2

@@ -1,4 +1,4 @@
-"""Error rates and costs of verification scores: FAR, FRR, EER, detection costs, DET points. NumPy, float64, ties exact.
+"""Error rates and costs of verification scores: FAR, FRR, EER, detection costs, DET points. NumPy, float64, exact ties.
 
 A trial is accepted when its score is at least the threshold. A target trial has two recordings of one speaker. All
 rates are fractions of 1. Trials with equal scores are always accepted or rejected together, so that no result depends
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from jaxtyping import Float64
 
 from ecapa_jax.errors import ScoringError
-from ecapa_jax.scoring.counts import Cost, SortedTrials, checked
+from ecapa_jax.scoring.counts import Cost, SortedTrials, check_trials
 from ecapa_jax.scoring.llr import hull_eer, pool
 
 
@@ -37,7 +37,7 @@ class ErrorRates:
 
 
 def error_rates(scores: npt.ArrayLike, labels: npt.ArrayLike) -> ErrorRates:
-    """Counts both kinds of error at every threshold that makes a difference.
+    """Counts both kinds of error at every threshold that changes a decision.
 
     Args:
       scores: [trials], finite; higher means more alike.
@@ -47,7 +47,8 @@ def error_rates(scores: npt.ArrayLike, labels: npt.ArrayLike) -> ErrorRates:
       The operating points, one more than there are distinct scores.
 
     Raises:
-      ScoringError: not one label a score, a score that is not finite, another label, or a kind of trial is missing.
+      ScoringError: scores and labels differ in number, a score is not finite, a label is neither 0 nor 1, or there is
+        only one kind of trial.
     """
     counts = SortedTrials.of(scores, labels).count()
     return ErrorRates(
@@ -58,12 +59,12 @@ def error_rates(scores: npt.ArrayLike, labels: npt.ArrayLike) -> ErrorRates:
 
 
 def eer(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Equal error rate: where the straight lines between neighbouring operating points cross FAR = FRR.
+    """Returns the equal error rate, where straight lines between neighbouring operating points cross FAR = FRR.
 
-    It is exact: counts are compared as integers and divided once. speakerlab's `compute_eer` interpolates in the same
-    way, but takes trials with equal scores one by one in the order in which they are sorted; without ties the two
-    agree. speechbrain's `EER` is the mean of FAR and FRR at the operating point where they are closest, and differs
-    by at most half of the larger of 1/targets and 1/non-targets when there are no ties.
+    The result is exact: counts are compared as integers and divided once. speakerlab's `compute_eer` interpolates in
+    the same way, but takes trials with equal scores one by one; without ties the two agree. speechbrain's `EER` is the
+    mean of FAR and FRR at the operating point where they are closest; without ties it differs by at most half of the
+    larger of 1/targets and 1/non-targets.
 
     Args:
       scores: [trials], finite; higher means more alike.
@@ -79,10 +80,10 @@ def eer(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 def rocch_eer(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """Equal error rate of the ROC's convex hull: the worst rate over all priors of the best decisions.
+    """Returns the equal error rate of the convex hull of the ROC: the error of the best decisions at the worst prior.
 
-    Never above `eer`, and without its jumps on short lists. The hull is what calibration by pooled adjacent
-    violators reaches, or choosing between two thresholds at random.
+    It is never above `eer`, and does not jump on short lists as `eer` does. Calibration by pooled adjacent violators
+    reaches the hull, and so does a random choice between two thresholds.
 
     Reference: Brummer and de Villiers 2011, "The BOSARIS Toolkit User Guide", section on the ROCCH.
 
@@ -100,10 +101,10 @@ def rocch_eer(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 
 
 def eer_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
-    """A threshold at which FAR and FRR of these trials are as close as any threshold brings them.
+    """Returns a threshold at which FAR and FRR of these trials are closest.
 
-    Every threshold between two neighbouring scores makes the same decisions; this one is half-way, which leaves other
-    trials the same room on both sides. At two equally close operating points it is the lower one.
+    All thresholds between two neighbouring scores make the same decisions. This one lies half-way, which leaves other
+    trials the same room on both sides. If two operating points are equally close, the lower one is taken.
 
     Args:
       scores: [trials], finite; higher means more alike.
@@ -120,7 +121,7 @@ def eer_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
     high = counts.crossing()
     best = high - 1 if -counts.gap(high - 1) <= counts.gap(high) else high
     upper = float(trials.thresholds[best])
-    if best == 0:  # every trial is accepted: no score below to keep away from
+    if best == 0:  # every trial is accepted, and there is no score below
         return upper
     lower = float(trials.thresholds[best - 1])
     middle = lower / 2 + upper / 2  # not (lower + upper) / 2, which can overflow
@@ -130,12 +131,12 @@ def eer_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 def min_dcf(
     scores: npt.ArrayLike, labels: npt.ArrayLike, *, p_target: float = 0.01, c_miss: float = 1.0, c_fa: float = 1.0
 ) -> float:
-    """Minimum of the normalised detection cost over all thresholds.
+    """Returns the minimum of the normalised detection cost over all thresholds.
 
-    The cost of a threshold is c_miss p_target FRR + c_fa (1 - p_target) FAR; it is divided by the cost of the better
-    of the two systems that don't listen, min(c_miss p_target, c_fa (1 - p_target)), so that 1 is the worst. This is
-    NIST's C_norm and speakerlab's `compute_c_norm` (which leaves out the threshold that accepts every trial, and takes
-    equal scores in the order in which they are sorted). speechbrain's `minDCF` is not normalised.
+    The cost of a threshold is c_miss p_target FRR + c_fa (1 - p_target) FAR. It is divided by the cost of the better
+    system that always gives the same answer, min(c_miss p_target, c_fa (1 - p_target)), so that 1 is the worst. This
+    is NIST's C_norm and speakerlab's `compute_c_norm` (which leaves out the threshold that accepts every trial, and
+    takes trials with equal scores one by one). speechbrain's `minDCF` is not normalised.
 
     Args:
       scores: [trials], finite; higher means more alike.
@@ -163,36 +164,36 @@ def act_dcf(
     c_miss: float = 1.0,
     c_fa: float = 1.0,
 ) -> float:
-    """Normalised detection cost at one threshold: what `min_dcf` minimises.
+    """Returns the normalised detection cost at one threshold; `min_dcf` is its minimum.
 
     Args:
-      scores: [trials], finite; log likelihood ratios (natural) where no threshold is given.
+      scores: [trials], finite; log-likelihood ratios (natural) if no threshold is given.
       labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
-      threshold: accept from here on; None is the Bayes threshold log(c_fa (1 - p_target) / (c_miss p_target)), which
-        is best for scores that are log likelihood ratios.
+      threshold: lowest score that is accepted; None is the Bayes threshold
+        log(c_fa (1 - p_target) / (c_miss p_target)), which is optimal for log-likelihood ratios.
       p_target, c_miss, c_fa: as for `min_dcf`.
 
     Returns:
-      The cost; 1 is what not listening costs, and a badly set threshold costs more.
+      The cost; 1 is the cost of always giving the same answer, and a bad threshold costs more than 1.
 
     Raises:
       ScoringError: as in `min_dcf`, or the threshold is NaN.
     """
     cost = Cost(p_target=p_target, c_miss=c_miss, c_fa=c_fa)
-    _not_nan(threshold)
+    _refuse_nan(threshold)
     return SortedTrials.of(scores, labels).count().act_dcf(cost, threshold)
 
 
 def frr_at_far(scores: npt.ArrayLike, labels: npt.ArrayLike, far: float) -> float:
-    """False rejection rate at the lowest threshold that keeps the false acceptance rate at or below `far`.
+    """Returns the false rejection rate at the lowest threshold that keeps the false acceptance rate at most at `far`.
 
     Args:
       scores: [trials], finite; higher means more alike.
       labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
-      far: from 0 to 1. Below one non-target trial's share, no non-target may be accepted.
+      far: from 0 to 1. Below 1/non-targets, no non-target trial may be accepted.
 
     Returns:
-      FRR, a fraction of 1; no interpolation, so that a threshold with both rates exists.
+      FRR as a fraction of 1, without interpolation, so that there is a threshold with both rates.
 
     Raises:
       ScoringError: as in `error_rates`, or `far` is out of range.
@@ -203,14 +204,14 @@ def frr_at_far(scores: npt.ArrayLike, labels: npt.ArrayLike, far: float) -> floa
 
 
 def det_points(scores: npt.ArrayLike, labels: npt.ArrayLike) -> ErrorRates:
-    """The corners of the detection error trade-off: operating points that no straight run of others passes through.
+    """Returns the corners of the detection error trade-off, leaving out operating points on a line between others.
 
     Args:
       scores: [trials], finite; higher means more alike.
       labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
 
     Returns:
-      Some of the points of `error_rates`, with the first and the last.
+      Some of the points of `error_rates`, among them the first and the last.
 
     Raises:
       ScoringError: as in `error_rates`.
@@ -223,12 +224,12 @@ def det_points(scores: npt.ArrayLike, labels: npt.ArrayLike) -> ErrorRates:
 
 
 def far_frr(scores: npt.ArrayLike, labels: npt.ArrayLike, threshold: float) -> tuple[float, float]:
-    """False acceptance and false rejection rate at one threshold.
+    """Returns the false acceptance rate and the false rejection rate at one threshold.
 
     Args:
       scores: [trials], finite; higher means more alike.
       labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
-      threshold: a trial is accepted when its score is at least this; may be infinite.
+      threshold: lowest score that is accepted; may be infinite.
 
     Returns:
       FAR and FRR, fractions of 1.
@@ -236,12 +237,12 @@ def far_frr(scores: npt.ArrayLike, labels: npt.ArrayLike, threshold: float) -> t
     Raises:
       ScoringError: as in `error_rates`, or the threshold is NaN.
     """
-    _not_nan(threshold)
-    values, targets = checked(scores, labels)
+    _refuse_nan(threshold)
+    values, targets = check_trials(scores, labels)
     accepted = values >= threshold
     return float(accepted[~targets].mean()), float((~accepted[targets]).mean())
 
 
-def _not_nan(threshold: float | None) -> None:
+def _refuse_nan(threshold: float | None) -> None:
     if threshold is not None and np.isnan(threshold):
         raise ScoringError("threshold is NaN; give a number")

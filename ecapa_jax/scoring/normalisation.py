@@ -1,10 +1,10 @@
 """Score normalisation with a cohort of other speakers: Z-, T-, S- and AS-norm. Pure jnp and jit-able.
 
-A raw cosine depends on the recording: one with noise scores higher, or lower, with everybody. The cohort says how a
-recording scores with speakers that are in no trial; the score is then given in standard deviations above that.
+A raw cosine depends on the recording: a noisy recording scores higher, or lower, with everybody. The cohort shows how a
+recording scores with speakers that are in no trial. Normalisation expresses a score in standard deviations above that.
 
-    statistics = cohort_statistics(embeddings, cohort, top_n=300)                # once a recording
-    s_norm(scores, statistics[enrolment_rows], statistics[test_rows])            # once a trial
+    statistics = cohort_statistics(embeddings, cohort, top_n=300)                # once for each recording
+    s_norm(scores, statistics[enrolment_rows], statistics[test_rows])            # once for each trial
 
 References: Auckenthaler et al. 2000, "Score Normalization for Text-Independent Speaker Verification Systems" (Z, T);
 Kenny 2010, "Bayesian Speaker Verification with Heavy-Tailed Priors" (S); Matejka et al. 2017, "Analysis of Score
@@ -28,36 +28,36 @@ from ecapa_jax.errors import ScoringError
 from ecapa_jax.scoring.cosine import AnyArray, cosine, typed_jit, unit
 
 BLOCK_SCORES = 2**24
-"""Scores held at once (64 MiB in float32), or one row of them where a row is longer."""
+"""Most scores held in memory at once (64 MiB in float32), but at least one row."""
 
 SMALLEST_STD = 1e-6
-"""Smallest standard deviation that is divided by: float32 cosines are no finer."""
+"""Lower limit of the standard deviations used as divisors: float32 cosines are not finer."""
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["mean", "std"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False)
 class CohortStatistics:
-    """How embeddings score with a cohort. Indexing takes the same rows of both: `statistics[rows]`.
+    """How embeddings score with a cohort. Indexing selects rows of both arrays: `statistics[rows]`.
 
     Attributes:
-      mean: mean of the (top-N) cohort cosines.
-      std: their standard deviation.
+      mean: mean of the (top-N) cosines with the cohort.
+      std: standard deviation of these cosines.
     """
 
     mean: Float[Array, "*batch"]
     std: Float[Array, "*batch"]
 
     def __getitem__(self, index: Any) -> CohortStatistics:
-        """The statistics of some embeddings, or with further axes, as an index of arrays gives them."""
+        """Indexes both arrays, as NumPy does."""
         return CohortStatistics(self.mean[index], self.std[index])
 
 
 def subtract_mean(
     embeddings: Float[AnyArray, "*batch embedding"], mean: Float[AnyArray, " embedding"]
 ) -> Float[Array, "*batch embedding"]:
-    """Embeddings less the mean embedding of a training set, as WeSpeaker scores them.
+    """Subtracts the mean embedding of a training set, as WeSpeaker does before scoring.
 
-    Where it is used, trial and cohort embeddings need it alike.
+    If trials are scored this way, the cohort embeddings need the same subtraction.
     """
     return jnp.asarray(embeddings) - jnp.asarray(mean)
 
@@ -70,18 +70,19 @@ def cohort_statistics(
     unbiased: bool = False,
     block: int | None = None,
 ) -> CohortStatistics:
-    """Mean and standard deviation of each embedding's cosines with the cohort.
+    """Returns mean and standard deviation of the cosines of each embedding with the cohort.
 
-    With `top_n` only its N highest cosines count, so that each recording is compared with the speakers most like it.
-    Memory: one block of scores, never all of them. Without `top_n` not even that: mean and variance of all cosines
-    follow from the mean and covariance of the cohort's unit vectors.
+    With `top_n`, only the N highest cosines of each embedding count, so that each recording is compared with the most
+    similar speakers. Memory holds one block of scores, never all scores. Without `top_n`, no scores are computed at
+    all: mean and variance follow from the mean and covariance of the cohort.
 
     Args:
-      embeddings: [n, D], of any length.
-      cohort: [m, D], one embedding an utterance or (`speaker_means`) a speaker; in none of the trials.
-      top_n: number of highest cosines; more than the cohort has means all of it. None: all.
-      unbiased: divide the variance by N - 1 (SpeechBrain) and not by N (WeSpeaker).
-      block: embeddings scored at once; None: as many as `BLOCK_SCORES` allow. It does not change the result.
+      embeddings: [n, D], vectors of any length.
+      cohort: [m, D], one embedding for each utterance, or for each speaker (see `speaker_means`), none of them in the
+        trials.
+      top_n: number of highest cosines that count; None, or more than the size of the cohort, means all.
+      unbiased: whether to divide the variance by N - 1 (SpeechBrain) instead of N (WeSpeaker).
+      block: embeddings scored at once; None is as many as `BLOCK_SCORES` allow. It does not change the result.
 
     Returns:
       [n] means and standard deviations.
@@ -92,7 +93,7 @@ def cohort_statistics(
     size = len(cohort) if top_n is None else min(top_n, len(cohort))
     if size < 2:
         raise ScoringError(
-            f"a cohort of {len(cohort)} with top_n={top_n} leaves {size} score(s) a recording; at least 2 are needed"
+            f"a cohort of {len(cohort)} with top_n={top_n} gives {size} score(s) per recording; at least 2 are needed"
         )
     rows, cohort = unit(embeddings), unit(cohort)
     correction = size / (size - 1) if unbiased else 1.0
@@ -111,7 +112,7 @@ def _moments(
     centred = cohort - centre
     dot = functools.partial(jnp.dot, precision=lax.Precision.HIGHEST)
     covariance = dot(centred.T, centred) / len(cohort)
-    # A variance below rounding can come out negative.
+    # Rounding can make a tiny variance negative.
     return dot(rows, centre), jnp.maximum(jnp.sum(dot(rows, covariance) * rows, axis=1), 0.0)
 
 
@@ -128,12 +129,12 @@ def _top_moments(
 
 
 def z_norm(scores: Float[AnyArray, "*batch"], enrolment: CohortStatistics) -> Float[Array, "*batch"]:
-    """(score - mean) / std, with the enrolment's statistics (those of one embedding a score, or broadcastable)."""
+    """Returns (score - mean) / std with the statistics of the enrolment, which must broadcast with the scores."""
     return (jnp.asarray(scores) - enrolment.mean) / jnp.maximum(enrolment.std, SMALLEST_STD)
 
 
 def t_norm(scores: Float[AnyArray, "*batch"], test: CohortStatistics) -> Float[Array, "*batch"]:
-    """(score - mean) / std, with the test recording's statistics."""
+    """Returns (score - mean) / std with the statistics of the test recording."""
     return z_norm(scores, test)
 
 
@@ -141,9 +142,9 @@ def t_norm(scores: Float[AnyArray, "*batch"], test: CohortStatistics) -> Float[A
 def s_norm(
     scores: Float[AnyArray, "*batch"], enrolment: CohortStatistics, test: CohortStatistics
 ) -> Float[Array, "*batch"]:
-    """Mean of Z- and T-norm: symmetric in the two recordings.
+    """Returns the mean of Z-norm and T-norm, which is symmetric in the two recordings.
 
-    With statistics of the top N cosines it is AS-norm. For a score matrix give `enrolment[:, None]` and `test[None]`.
+    With statistics of the top N cosines this is AS-norm. For a score matrix pass `enrolment[:, None]` and `test[None]`.
     """
     return 0.5 * (z_norm(scores, enrolment) + t_norm(scores, test))
 
@@ -156,19 +157,19 @@ def as_norm(
     top_n: int | None = 300,
     unbiased: bool = False,
 ) -> Float[Array, "*batch"]:
-    """AS-normalised cosine of corresponding embeddings: cosine, then `s_norm` with top-N statistics of both.
+    """Returns the AS-normalised cosine of corresponding embeddings: `s_norm` with the top-N statistics of both sides.
 
-    The defaults are WeSpeaker's (top 300, standard deviation over N). SpeechBrain's adaptive S-norm is
-    `top_n=cohort_size, unbiased=True`; its S-norm is `top_n=None, unbiased=True`. For lists in which recordings
-    come back, `cohort_statistics` once a recording and `s_norm` cost less.
+    The defaults are those of WeSpeaker (top 300, standard deviation over N). SpeechBrain's adaptive S-norm is
+    `top_n=cohort_size, unbiased=True`; its S-norm is `top_n=None, unbiased=True`. If a recording is in several trials,
+    it is cheaper to call `cohort_statistics` once for each recording and then `s_norm`.
 
     Args:
       enrolments, tests: embeddings of the trials.
-      cohort: [m, D] embeddings of speakers in no trial.
+      cohort: [m, D], embeddings of speakers that are in no trial.
       top_n: as for `cohort_statistics`, which also raises.
 
     Returns:
-      Scores in standard deviations above the cohort's: not bounded.
+      Scores in standard deviations above the mean of the cohort; they are not bounded.
     """
     enrolments, tests = jnp.asarray(enrolments), jnp.asarray(tests)
     batch, width = enrolments.shape[:-1], enrolments.shape[-1]
@@ -181,7 +182,7 @@ def as_norm(
 def speaker_means(
     embeddings: Float[np.ndarray, "n embedding"], speakers: Sequence[str]
 ) -> tuple[list[str], Float[np.ndarray, "speakers embedding"]]:
-    """One cohort row a speaker: the mean of the speaker's embeddings at their own lengths, as WeSpeaker's cohort is.
+    """Averages the embeddings of each speaker, without normalising their lengths, as WeSpeaker does for its cohort.
 
     Args:
       embeddings: [n, D].
@@ -191,10 +192,12 @@ def speaker_means(
       Speakers in sorted order, and their means [speakers, D] in the dtype of the embeddings.
 
     Raises:
-      ScoringError: not one speaker a row.
+      ScoringError: the number of speakers is not the number of rows.
     """
     if len(speakers) != len(embeddings):
-        raise ScoringError(f"there are {len(embeddings)} embeddings and {len(speakers)} speakers; give one a row")
+        raise ScoringError(
+            f"there are {len(embeddings)} embeddings and {len(speakers)} speakers; give one speaker for each embedding"
+        )
     names, of_row, counts = np.unique(np.asarray(speakers, dtype=str), return_inverse=True, return_counts=True)
     sums = np.zeros((len(names), embeddings.shape[1]))
     np.add.at(sums, of_row, embeddings)
@@ -202,11 +205,11 @@ def speaker_means(
 
 
 def check_no_overlap(cohort_speakers: Iterable[str], trial_speakers: Iterable[str]) -> None:
-    """Makes sure that no speaker of the trials is in the cohort: a target score would be normalised by its own like.
+    """Checks that no speaker of the trials is in the cohort, where target scores would raise the statistics.
 
     Raises:
-      ScoringError: naming the speakers in both.
+      ScoringError: a speaker is in both; the message names such speakers.
     """
     if both := sorted(set(cohort_speakers) & set(trial_speakers)):
         shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
-        raise ScoringError(f"{len(both)} speaker(s) of the trials are in the cohort too ({shown}): use other speakers")
+        raise ScoringError(f"{len(both)} speaker(s) of the trials are also in the cohort ({shown}): use other speakers")

@@ -1,22 +1,20 @@
-"""From embeddings to a score, in the way the model's publisher or owner scores. Pure data and functions."""
+"""Turns embeddings into a score, in the way that the publisher or the owner of the model scores."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import jax
 import numpy as np
 from jaxtyping import Float, Float32
 
+from ecapa_jax.config import ScoringName
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.scoring.calibration import calibrate, quality
 from ecapa_jax.scoring.config import SCORE_TYPES, Cohort, ScoreType, Scoring, scoring_text
 from ecapa_jax.scoring.cosine import EPSILON, score_matrix
 from ecapa_jax.scoring.normalisation import cohort_statistics, s_norm
-
-ScoringName = Literal["publisher", "cosine", "cosine_less_mean", "half", "two_views"]
 
 NAMED: dict[str, Scoring] = {
     "cosine": Scoring(),
@@ -24,7 +22,7 @@ NAMED: dict[str, Scoring] = {
     "half": Scoring(score_map="half"),
     "two_views": Scoring(views="whole_and_windows"),
 }
-"""Scorings that can stand in for the publisher's; none has a threshold of its own."""
+"""Scorings that can replace the one of the model; they bring no threshold."""
 
 WINDOWS = 5
 WINDOW_SAMPLES = 300 * 160 + 240
@@ -32,7 +30,7 @@ WINDOW_SAMPLES = 300 * 160 + 240
 
 
 def _cosine(a: Float[np.ndarray, " embedding"], b: Float[np.ndarray, " embedding"]) -> float:
-    """`scoring.cosine.cosine` of two on the host, where nothing need be compiled."""
+    """Computes the cosine of two embeddings on the host, where nothing has to be compiled."""
     lengths = np.linalg.norm(a) * np.linalg.norm(b)
     return float(np.sum(a * b) / max(lengths, EPSILON))
 
@@ -41,7 +39,7 @@ MAPS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] = {
     "cosine": (lambda cosine: cosine, lambda score: score),
     "half": (lambda cosine: (cosine + 1) / 2, lambda score: 2 * score - 1),
 }
-"""From a cosine to the score, and back."""
+"""For each score map, the function from cosine to score and its inverse."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +47,11 @@ class Verification:
     """The answer to one trial.
 
     Attributes:
-      score: as the model's scoring says; without one, the cosine of the two embeddings.
-      same_speaker: score >= threshold; None without a threshold.
-      threshold: the one used; None where neither the caller nor the model gives one.
-      score_type: what the score is: `cosine` and `half` lie in [-1, 1], `normalised` and `llr` are not bounded.
-      speech: whether somebody is heard to speak in each recording; where nobody is, the score means nothing.
+      score: the score of the two recordings; by default the cosine of their embeddings.
+      same_speaker: whether score >= threshold; None without a threshold.
+      threshold: the threshold that was used; None if neither the caller nor the model gives one.
+      score_type: the type of the score: `cosine` and `half` lie in [-1, 1], `normalised` and `llr` are not bounded.
+      speech: whether somebody is heard to speak in each recording. Without speech the score means nothing.
     """
 
     score: float
@@ -67,9 +65,9 @@ class Scorer:
     """The scoring of one model.
 
     Attributes:
-      scoring: what the publisher, or whoever overrides it, scores with.
-      embedding_mean: [D], where the model brings one.
-      cohort: speakers that normalise scores, where there are any.
+      scoring: the steps from embeddings to the score, and the threshold.
+      embedding_mean: [D], the mean embedding, if the model brings one.
+      cohort: the embeddings with which scores are normalised, if the model brings any.
     """
 
     def __init__(
@@ -91,19 +89,19 @@ class Scorer:
                 raise ConfigError(
                     "scores are normalised with a cohort, but the model brings none: see ecapa-jax cohort"
                 )
-            rows = jax.device_put(self.centred(cohort.embeddings))
+            rows = jax.device_put(self.centre(cohort.embeddings))
             self._statistics = jax.jit(lambda pair: cohort_statistics(pair, rows, scoring.top_n))
 
-    def centred(self, embeddings: Float32[np.ndarray, "*batch embedding"]) -> Float32[np.ndarray, "*batch embedding"]:
-        """Embeddings less the mean embedding, where this model scores so."""
+    def centre(self, embeddings: Float32[np.ndarray, "*batch embedding"]) -> Float32[np.ndarray, "*batch embedding"]:
+        """Subtracts the mean embedding if the scoring asks for it."""
         mean = self.embedding_mean if self.scoring.subtract_mean else None
         return embeddings if mean is None else embeddings - np.asarray(mean, np.float32)
 
-    def named(self, name: ScoringName) -> Scorer:
-        """This model scored in another way. The threshold goes along where it still means the same.
+    def with_scoring(self, name: ScoringName) -> Scorer:
+        """Returns a scorer of the same model with another scoring; it keeps the threshold if both scales allow it.
 
         Raises:
-          ConfigError: there is no such scoring, or it needs a mean embedding that the model does not bring.
+          ConfigError: the scoring is unknown, or needs a mean embedding that the model does not bring.
         """
         if name == "publisher":
             return self
@@ -113,18 +111,18 @@ class Scorer:
 
     @property
     def scale(self) -> str:
-        """What the score is, for people."""
+        """A description of the score in words."""
         return scoring_text(dataclasses.asdict(self.scoring))
 
     @property
     def n_views(self) -> int:
-        """Embeddings that a recording is scored by."""
+        """Number of embeddings that represent a recording."""
         return 1 + WINDOWS * (self.scoring.views == "whole_and_windows")
 
     def views(self, waveform: Float32[np.ndarray, " samples"]) -> list[Float32[np.ndarray, " view_samples"]]:
-        """The waveforms whose embeddings stand for a recording: the whole, and where the model says so its windows.
+        """Cuts the views of a recording: the whole recording, and its windows if the scoring needs them.
 
-        Windows start at equal distances (rounded down); a recording shorter than one is repeated to its length.
+        Windows start at equal distances (rounded down). A recording shorter than a window is repeated to fill it.
 
         Reference: `ECAPAModel.eval_network` of TaoRuijie/ECAPA-TDNN.
         """
@@ -140,21 +138,21 @@ class Scorer:
         b: Float[np.ndarray, "views embedding"],
         seconds: Sequence[float] | None = None,
     ) -> float:
-        """The score of two recordings from their views' embeddings; `scoring.score_type` says what it is.
+        """Scores two recordings from the embeddings of their views; `scoring.score_type` is the type of the score.
 
         Args:
-          a, b: embeddings of each recording's views.
-          seconds: length of both recordings; only a calibration with duration needs it.
+          a, b: embeddings of the views of each recording.
+          seconds: lengths of both recordings; only a calibration with duration needs them.
 
         Raises:
-          ConfigError: there are not as many views as this model scores with, or it needs the seconds.
+          ConfigError: the number of views is wrong, or the calibration needs the seconds.
         """
         if len(a) != self.n_views or len(b) != self.n_views:
             raise ConfigError(
-                f"this model scores with {self.n_views} embedding(s) a recording, got {len(a)} and {len(b)}: take them "
-                f"from embed_views, or load it with scoring='cosine'"
+                f"this model needs {self.n_views} embedding(s) for each recording, got {len(a)} and {len(b)}: take "
+                f"them from embed_views, or load the model with scoring='cosine'"
             )
-        left, right = self.centred(a), self.centred(b)
+        left, right = self.centre(a), self.centre(b)
         value = _cosine(left[0], right[0])
         if self.scoring.views == "whole_and_windows":
             value = 0.5 * (value + float(score_matrix(left[1:], right[1:]).mean()))
@@ -163,10 +161,10 @@ class Scorer:
             statistics = self._statistics(np.concatenate([left, right]))
             value = float(s_norm(np.array(value, np.float32), statistics[0], statistics[1]))
         if self.scoring.calibration is not None:
-            return self._calibrated(value, a[0], b[0], seconds)
+            return self._calibrate(value, a[0], b[0], seconds)
         return MAPS[self.scoring.score_map][0](value)
 
-    def _calibrated(self, value: float, a: np.ndarray, b: np.ndarray, seconds: Sequence[float] | None) -> float:
+    def _calibrate(self, value: float, a: np.ndarray, b: np.ndarray, seconds: Sequence[float] | None) -> float:
         calibration = self.scoring.calibration
         assert calibration is not None
         if "duration" in calibration.measures and (seconds is None or len(seconds) != 2):
@@ -178,10 +176,10 @@ class Scorer:
 
 
 def checked_threshold(threshold: float, scoring: Scoring = NAMED["cosine"]) -> float:
-    """The threshold, if it can be one of this scoring.
+    """Returns the threshold if it lies in the range of the score.
 
     Raises:
-      ConfigError: it is not a number, or outside the range of the score.
+      ConfigError: the threshold is not a number, or lies outside the range of the score.
     """
     if not scoring.allows(threshold):
         what = SCORE_TYPES[scoring.score_type]
@@ -191,7 +189,7 @@ def checked_threshold(threshold: float, scoring: Scoring = NAMED["cosine"]) -> f
 
 
 def _with_threshold(scoring: Scoring, other: Scoring) -> Scoring:
-    """`scoring` with the threshold of `other`, on its own scale; none if the two order trials differently."""
+    """Gives `scoring` the threshold of `other`, converted to its scale, unless the two order trials differently."""
     same_cosine = (scoring.views, scoring.subtract_mean) == (other.views, other.subtract_mean)
     if other.threshold is None or not same_cosine or other.score_type not in MAPS:
         return scoring

@@ -1,4 +1,4 @@
-"""Exact search: which embeddings of many are most like a query. Pure jnp and jit-able, but for `score_blocks`."""
+"""Exact search for the embeddings that are most similar to a query. All but `score_blocks` is pure jnp and jit-able."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ecapa_jax.errors import ScoringError
 from ecapa_jax.scoring.cosine import AnyArray, score_matrix, typed_jit, unit
 
 BLOCK_SCORES = 2**26
-"""Scores held at once (256 MiB in float32), or those of one query where they are more."""
+"""Most scores held in memory at once (256 MiB in float32), but at least those of one query."""
 
 
 @functools.partial(typed_jit, static_argnames="k")
@@ -25,28 +25,28 @@ def search(
     k: int,
     count: Int[AnyArray, ""] | int | None = None,
 ) -> tuple[Float[Array, "q k"], Int[Array, "q k"]]:
-    """The k highest cosines of each query, and whose they are; exact, not an approximate index.
+    """Finds the k highest cosines of each query and the rows that have them. The search is exact.
 
-    Every row of `enrolled` is read once for a block of queries, and nothing is computed from it but one product: its
-    rows must have length 1 (`unit`, once, when they are stored).
+    Each block of queries reads every row of `enrolled` once and multiplies it once. The rows must therefore have
+    length 1: apply `unit` when you store them.
 
     Args:
-      queries: [q, D], of any length.
-      enrolled: [n, D], rows of length 1. Rows from `count` on are padding: with room for more, an enrolment does not
-        compile anew.
-      k: how many to return.
-      count: real rows of `enrolled`; None: all.
+      queries: [q, D], vectors of any length.
+      enrolled: [n, D], rows of length 1. Rows from `count` on are padding: with spare rows, enrolling a speaker does
+        not compile again.
+      k: number of rows to return.
+      count: number of real rows of `enrolled`; None means all.
 
     Returns:
-      Cosines [q, k], falling, and rows of `enrolled` [q, k]; of equal cosines the lower row comes first. Where fewer
-      than k rows are real, the cosines left over are -inf.
+      Cosines [q, k] in descending order, and rows of `enrolled` [q, k]. Among equal cosines the lower row comes first.
+      If there are fewer than k real rows, the remaining cosines are -inf.
 
     Raises:
       ScoringError: k is not between 1 and n.
     """
     size = len(enrolled)
     if not 1 <= k <= size:
-        raise ScoringError(f"{k} best of {size} enrolled embeddings are asked for; ask for 1 to {size}")
+        raise ScoringError(f"k is {k}; with {size} enrolled embeddings it must be from 1 to {size}")
     directions, enrolled = unit(queries), jnp.asarray(enrolled)
     real = None if count is None else jnp.arange(size) < count
 
@@ -65,14 +65,14 @@ def search(
 def score_blocks(
     a: Float[AnyArray, "n embedding"], b: Float[AnyArray, "m embedding"], *, block_scores: int = BLOCK_SCORES
 ) -> Iterator[tuple[slice, Float[np.ndarray, "rows m"]]]:
-    """The score matrix of `a` and `b` in blocks of rows, for sizes at which the whole does not fit in memory.
+    """Yields the score matrix of `a` and `b` in blocks of rows, for a matrix that does not fit in memory.
 
     Args:
       a, b: [n, D], [m, D].
-      block_scores: scores held at once, at least one row.
+      block_scores: most scores held at once, but at least one row.
 
     Yields:
-      The rows of `a`, and their cosines with all of `b`.
+      A slice of rows of `a`, and the cosines of these rows with all of `b`.
     """
     rows = max(1, block_scores // max(1, len(b)))
     right = jnp.asarray(b)

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-ScoreType = Literal["cosine", "half", "normalised", "llr"]
+from ecapa_jax.scoring.config import ScoreType
 
 
 class Problem(BaseModel):

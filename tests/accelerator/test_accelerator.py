@@ -19,7 +19,7 @@ from ecapa_jax.train.config import AugmentConfig, MeshConfig, TrainConfig
 from ecapa_jax.train.scale.mesh import batch_rows, global_batch, make_mesh, mesh_size
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.start import fresh_state
-from ecapa_jax.train.step import Plan, compiled_step, gradients_of
+from ecapa_jax.train.step import StepSetup, compiled_step, compute_gradients
 
 pytestmark = [
     pytest.mark.accelerator,
@@ -69,7 +69,9 @@ def test_gradients_are_the_cpus():
     for device in (jax.local_devices()[0], jax.local_devices(backend="cpu")[0]):
         with jax.default_device(device):
             state = jax.device_put(fresh_state(config, SPEAKERS, None), device)
-            gradients = jax.jit(gradients_of, static_argnums=0)(Plan(config, Clock(1, 100)), {}, state, host_batch(8))
+            gradients = jax.jit(compute_gradients, static_argnums=0)(
+                StepSetup(config, Clock(1, 100)), {}, state, host_batch(8)
+            )
             found.append([np.asarray(leaf) for leaf in jax.tree.leaves(gradients)])
     largest = max(float(np.linalg.norm(leaf)) for leaf in found[1])
     worst = max(float(np.linalg.norm(one - other)) for one, other in zip(*found, strict=True)) / largest
@@ -88,7 +90,7 @@ def test_all_devices_are_one_device():
         mesh = make_mesh(config)
         rows = batch_rows(size, mesh_size(mesh), 1)
         batch = global_batch(mesh, {name: array[rows] for name, array in host_batch(size).items()}, size)
-        plan = Plan(config, Clock(1, 100), mesh, SPEAKERS)
+        plan = StepSetup(config, Clock(1, 100), mesh, SPEAKERS)
         state = compiled_step(plan)({}, fresh_state(config, SPEAKERS, mesh), batch)
         found.append([np.asarray(leaf) for leaf in jax.tree.leaves(state["params"])])
     largest = max(float(np.abs(leaf).max()) for leaf in found[0])
@@ -111,7 +113,7 @@ def test_a_step_at_full_width(dtype: str, each: int):
     mesh, size = make_mesh(config), each * n_devices
     state = fresh_state(config, 17_982, mesh)
     batch = global_batch(mesh, host_batch(size), size)
-    step = compiled_step(Plan(config, Clock(1, 100), mesh, 17_982)).lower({}, state, batch).compile()
+    step = compiled_step(StepSetup(config, Clock(1, 100), mesh, 17_982)).lower({}, state, batch).compile()
     for _ in range(3):
         state = step({}, state, batch)
     jax.block_until_ready(state)

@@ -192,7 +192,7 @@ def test_as_norm(evaluate, corpus, encoder, tmp_path):
     assert (refused.code, "8 recordings of the cohort are in the trials too" in refused.err) == (2, True)
     (tmp_path / "cohort").write_text("s2/0.wav s0\ns3/0.wav s1\n")
     refused = evaluate("--trials", tmp_path / "trials", "--cohort", tmp_path / "cohort")
-    assert (refused.code, "2 speaker(s) of the trials are in the cohort too (s0, s1)" in refused.err) == (2, True)
+    assert (refused.code, "2 speaker(s) of the trials are also in the cohort (s0, s1)" in refused.err) == (2, True)
 
 
 def test_breakdown_and_baseline(evaluate, corpus, tmp_path):

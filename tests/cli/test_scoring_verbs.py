@@ -13,7 +13,7 @@ import pytest
 from ecapa_jax import api
 from ecapa_jax.bundle.bundle import load_bundle
 from ecapa_jax.errors import ScoringError
-from ecapa_jax.evaluation.operating import Rule, choose_threshold, operating_point
+from ecapa_jax.evaluation.operating import ThresholdRule, choose_threshold, operating_point
 from ecapa_jax.scoring.counts import Cost
 from ecapa_jax.scoring.llr import cllr
 from ecapa_jax.scoring.metrics import error_rates, far_frr, min_dcf
@@ -36,7 +36,7 @@ def shared_encoder(monkeypatch: pytest.MonkeyPatch, encoder) -> None:
 
     def load(model, scoring="publisher", **_):
         loaded, mine = load_bundle(model), copy.copy(encoder)
-        mine.scorer = Scorer(loaded.scoring, loaded.embedding_mean, loaded.cohort).named(scoring)
+        mine.scorer = Scorer(loaded.scoring, loaded.embedding_mean, loaded.cohort).with_scoring(scoring)
         return mine
 
     monkeypatch.setattr(api, "load", load)
@@ -82,9 +82,9 @@ def write_trials(path: Path, files: list[str]) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [
-        (["--eer"], Rule(eer=True)),
-        (["--far", "0.05"], Rule(far=0.05)),
-        (["--cost", "0.05,10,1"], Rule(cost=Cost(p_target=0.05, c_miss=10.0))),
+        (["--eer"], ThresholdRule(eer=True)),
+        (["--far", "0.05"], ThresholdRule(far=0.05)),
+        (["--cost", "0.05,10,1"], ThresholdRule(cost=Cost(p_target=0.05, c_miss=10.0))),
     ],
 )
 def test_threshold_from_scores(capsys, bundle, scores, arguments, rule):
@@ -112,11 +112,11 @@ def test_threshold_rules_are_the_brute_force_ones(scores):
     values, labels = read(scores)
     candidates = np.append(np.unique(values), np.inf)
     for far in (0.0, 0.01, 0.3):
-        chosen = choose_threshold(values, labels, Rule(far=far))
+        chosen = choose_threshold(values, labels, ThresholdRule(far=far))
         good = [t for t in candidates if (values[~labels] >= t).mean() <= far]
         assert far_frr(values, labels, chosen) == far_frr(values, labels, min(good))
     cost = Cost(p_target=0.3, c_miss=2.0)
-    point = operating_point(choose_threshold(values, labels, Rule(cost=cost)), values, labels, trials="x")
+    point = operating_point(choose_threshold(values, labels, ThresholdRule(cost=cost)), values, labels, trials="x")
     reached = (cost.miss * point["frr"] + cost.false_alarm * point["far"]) / min(cost.miss, cost.false_alarm)
     assert reached == pytest.approx(min_dcf(values, labels, p_target=0.3, c_miss=2.0), abs=1e-12)
     assert error_rates(values, labels).far.min() == 0
@@ -124,7 +124,7 @@ def test_threshold_rules_are_the_brute_force_ones(scores):
 
 def test_a_rule_that_rejects_every_trial_is_refused():
     with pytest.raises(ScoringError, match="only rejecting every trial"):
-        choose_threshold([0.1, 0.9], [1, 0], Rule(far=0.0))
+        choose_threshold([0.1, 0.9], [1, 0], ThresholdRule(far=0.0))
 
 
 def test_threshold_to_another_bundle(capsys, bundle, scores):

@@ -76,7 +76,7 @@ def test_relative_paths_are_relative_to_the_working_directory(capsys, tmp_path, 
         ([], "no recordings given"),
         (["--manifest", "nothing.csv", "--output", "out"], "nothing.csv: can't be read as a manifest"),
         (["--manifest", "wav.scp", "--output", "no/out"], "there is no folder"),
-        (["--manifest", "wav.scp", "--output", "full"], "full holds mine.txt and no corpus"),
+        (["--manifest", "wav.scp", "--output", "full"], "full holds mine.txt and is not a corpus"),
         (["--manifest", "wav.scp", "--output", "out", "--model", "nothing"], "nothing is not a bundle directory"),
         (["--manifest", "wav.scp", "--output", "out", "--shard-size", "0"], "a shard of 0 rows"),
     ],
@@ -107,9 +107,12 @@ def test_progress_says_how_fast_and_how_long(monkeypatch) -> None:
     monkeypatch.setattr(time, "monotonic", lambda: now)
     out = io.StringIO()
     with CorpusProgress(100, console=Console(file=out, force_terminal=True, width=100)) as progress:
-        progress.advance(40, 144000.0, True)
+        progress.advance(30, 144000.0, True)
+        progress.advance(1, 0.0, False)
+        now = 160.0
+        progress.advance(9, 36000.0, False)  # the batch that compiles does not count
         assert progress._progress.tasks[0].description == "going on"
-        now = 102.0
+        now = 162.0
         progress.advance(10, 36000.0, False)
     assert progress._progress.tasks[0].description == "5.000 speech-hours/s, 0:10 left"
     assert "50/100" in out.getvalue()

@@ -151,7 +151,7 @@ def test_a_shard_of_another_run_is_refused(
             (target / "shard-000000.parquet").write_bytes((tmp_path / "two" / "shard-000000.parquet").read_bytes())
         else:
             pq.write_table(content, target / "shard-000000.parquet")
-        with pytest.raises(CorpusError, match="is no part of this run"):
+        with pytest.raises(CorpusError, match="does not belong to this run"):
             go(manifest, target, shard_size=33)
 
 
@@ -164,7 +164,7 @@ def test_a_directory_of_something_else_is_refused(encoder: SpeakerEncoder, manif
     (tmp_path / "newer").mkdir()
     (tmp_path / "newer" / "_corpus.json").write_text('{"schema": 7}')
     for name, words in (
-        ("full", "holds letters.txt and no corpus"),
+        ("full", "holds letters.txt and is not a corpus"),
         ("file", "can't be written: File exists"),
         ("no/where", "can't be written: No such file or directory"),
         ("damaged", "_corpus.json is damaged"),

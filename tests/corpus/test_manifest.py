@@ -85,7 +85,7 @@ def test_a_number_is_an_id(tmp_path: Path) -> None:
         ("m.tsv", "id\tpath\n\ta\n", "m.tsv:2: its id is missing"),
         ("m.jsonl", '{"path": "a"}\n{"path": 3}\n', "m.jsonl:2: its path is 3"),
         ("m.jsonl", '{"path": "a"}\nnonsense\n', "m.jsonl:2: is not JSON"),
-        ("m.jsonl", '["a"]\n', "m.jsonl:1: is no object"),
+        ("m.jsonl", '["a"]\n', "m.jsonl:1: is not an object"),
         ("m.jsonl", '{"id": true, "path": "a"}\n', "m.jsonl:1: its id is True"),
         ("wav.scp", "u1 a.wav\nu2 sph2pipe -f wav b.sph |\n", "wav.scp:2: is a command (a pipe)"),
         ("wav.scp", "u1\n", "wav.scp:1: has no path"),

@@ -96,7 +96,7 @@ FILES = {
         lambda model: _with_document(model, config={**json.loads(_about(model)[KEY])["config"], "more": 1}),
         "unknown key more",
     ),
-    "without scoring": (lambda model: _with_document(model, scoring=None), "scoring must be an object"),
+    "without scoring": (lambda model: _with_document(model, scoring=None), "scoring must be a table"),
     "with a bad mean": (lambda model: _with_document(model, arrays={"embedding_mean": "?"}), "damaged metadata"),
     "with another file": (lambda model: _with_other_file(model, "weights.bin"), "keeps weights in other files"),
     "with a file elsewhere": (lambda model: _with_other_file(model, "../../etc/passwd"), "keeps weights in other"),

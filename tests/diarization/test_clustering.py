@@ -11,7 +11,7 @@ from ecapa_jax.diarization.clustering import (
     spectral,
     unit,
 )
-from ecapa_jax.diarization.settings import Settings
+from ecapa_jax.diarization.settings import DiarizationSettings
 
 
 def drawn(speakers, each=30, noise=0.12, seed=0, dim=64):
@@ -32,13 +32,13 @@ def agree(labels, truth):
 @pytest.mark.parametrize("speakers", [1, 2, 3, 5, 8, 12])
 def test_the_number_of_speakers_is_found(speakers):
     rows, spans, truth = drawn(speakers)
-    assert agree(cluster(rows, spans, SpeakerCount(), Settings()), truth)
+    assert agree(cluster(rows, spans, SpeakerCount(), DiarizationSettings()), truth)
 
 
 @pytest.mark.parametrize("given", [1, 2, 3, 4, 7])
 def test_a_given_number_is_honoured(given):
     rows, spans, _ = drawn(3)
-    labels = cluster(rows, spans, SpeakerCount(given), Settings())
+    labels = cluster(rows, spans, SpeakerCount(given), DiarizationSettings())
     assert len(np.unique(labels)) == given
 
 
@@ -46,27 +46,27 @@ def test_a_given_number_is_honoured(given):
 def test_a_given_number_is_honoured_where_all_windows_are_equal(given):
     rows = np.ones((6, 8), np.float32)
     spans = np.stack([np.arange(6) * 75, np.arange(6) * 75 + 150], axis=1)
-    assert len(np.unique(cluster(rows, spans, SpeakerCount(given), Settings()))) == given
+    assert len(np.unique(cluster(rows, spans, SpeakerCount(given), DiarizationSettings()))) == given
 
 
 def test_bounds_are_kept():
     rows, spans, _ = drawn(6)
-    assert len(np.unique(cluster(rows, spans, SpeakerCount(most=4), Settings()))) <= 4
+    assert len(np.unique(cluster(rows, spans, SpeakerCount(most=4), DiarizationSettings()))) <= 4
     rows, spans, _ = drawn(1)
-    assert len(np.unique(cluster(rows, spans, SpeakerCount(least=2), Settings()))) >= 2
+    assert len(np.unique(cluster(rows, spans, SpeakerCount(least=2), DiarizationSettings()))) >= 2
 
 
 def test_blocks_give_what_one_piece_gives():
     rows, spans, truth = drawn(4, each=60)
     order = np.random.default_rng(1).permutation(len(truth))
     rows, truth = rows[order], truth[order]
-    assert agree(cluster(rows, spans, SpeakerCount(), Settings(block_windows=80)), truth)
+    assert agree(cluster(rows, spans, SpeakerCount(), DiarizationSettings(block_windows=80)), truth)
 
 
 def test_few_windows():
     rows, spans, _ = drawn(1, each=1)
-    assert cluster(rows, spans, SpeakerCount(), Settings()).tolist() == [0]
-    assert cluster(rows[:0], spans[:0], SpeakerCount(), Settings()).tolist() == []
+    assert cluster(rows, spans, SpeakerCount(), DiarizationSettings()).tolist() == [0]
+    assert cluster(rows[:0], spans[:0], SpeakerCount(), DiarizationSettings()).tolist() == []
 
 
 @pytest.mark.parametrize("speakers", [2, 4])

@@ -8,7 +8,7 @@ import pytest
 from ecapa_jax.diarization import clustering
 from ecapa_jax.diarization.diarize import diarize, on_frames
 from ecapa_jax.diarization.formats import SUFFIXES, as_text
-from ecapa_jax.diarization.recordings import Recording, span_samples
+from ecapa_jax.diarization.recordings import RereadableRecording, span_samples
 from ecapa_jax.errors import AudioError, ConfigError
 from helpers.conversations import RATE, PitchEncoder, voice
 
@@ -146,6 +146,6 @@ def test_frames_of_probabilities():
 
 
 def test_the_recording_is_read_at_two_rates():
-    audio = Recording(voice(1, 150), RATE, "first")
+    audio = RereadableRecording(voice(1, 150), RATE, "first")
     assert sum(map(len, audio.blocks(8000))) == RATE // 2
     assert sum(map(len, audio.blocks(RATE))) == RATE

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ecapa_jax.diarization.activity import CHUNK, Voices, cut_windows, runs
-from ecapa_jax.diarization.settings import Settings
+from ecapa_jax.diarization.settings import DiarizationSettings
 from ecapa_jax.diarization.turns import (
     Labelled,
     Turn,
@@ -16,7 +16,7 @@ from ecapa_jax.diarization.turns import (
     stretches,
 )
 
-PLAIN = Settings(padding=0.0, pause=0.3, shortest_turn=0.1)
+PLAIN = DiarizationSettings(padding=0.0, pause=0.3, shortest_turn=0.1)
 
 
 def voices(*chunks, hop=250, n_frames=None):
@@ -53,7 +53,7 @@ def test_speech_pauses_are_filled_and_clicks_dropped():
     probability[250:255] = 1.0  # 50 ms
     speech = speech_frames(probability, PLAIN)
     assert runs(speech.astype(np.int64)) == [(0, 50, 0), (50, 170, 1), (170, 300, 0)]
-    padded = speech_frames(probability, Settings(padding=0.08, pause=0.3))
+    padded = speech_frames(probability, DiarizationSettings(padding=0.08, pause=0.3))
     assert padded[42]
     assert not padded[41]
 

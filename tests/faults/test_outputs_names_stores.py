@@ -13,7 +13,7 @@ import pytest
 import ecapa_jax
 from ecapa_jax import api
 from ecapa_jax.cli.common import packaged_recipes
-from ecapa_jax.corpus.manifest import Part
+from ecapa_jax.corpus.manifest import RecordingPart
 from ecapa_jax.corpus.shard import embed_recordings
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import BundleError, ConfigError, EcapaError, StoreError, TrainingError
@@ -61,7 +61,7 @@ def test_of_two_writers_the_slower_says_so(tmp_path: Path, before: str | None) -
         path.write_text(before)
     seen = identity(path)
     write_whole(path, lambda to: to.write_text("faster"), over=seen)
-    with pytest.raises(EcapaError, match="was written by another command meanwhile, and that one stays"):
+    with pytest.raises(EcapaError, match="meanwhile, and it was not replaced"):
         write_whole(path, lambda to: to.write_text("slower"), over=seen)
     assert path.read_text() == "faster"
     assert os.listdir(tmp_path) == ["out"]
@@ -227,9 +227,12 @@ def test_no_row_stops_a_run(tmp_path: Path, encoder: SpeakerEncoder) -> None:
     good = write_speech(tmp_path / "good.wav", 2.0)
     os.mkfifo(tmp_path / "pipe.wav")
     rows = [
-        str(tmp_path / "pipe.wav"), "/dev/zero", str(good), "x" * 5000, "nul\0", Part(str(good), 0.5, 1.5, False),
-        Part(str(good), 5.0, 6.0, False), Part(str(good), 100.0, 110.0, True), Part("/dev/zero", 0.0, 1.0, False),
-    ]  # fmt: skip
+        *(str(tmp_path / "pipe.wav"), "/dev/zero", str(good), "x" * 5000, "nul\0"),
+        RecordingPart(str(good), 0.5, 1.5, False),
+        RecordingPart(str(good), 5.0, 6.0, False),
+        RecordingPart(str(good), 100.0, 110.0, True),
+        RecordingPart("/dev/zero", 0.0, 1.0, False),
+    ]
     done = embed_recordings(encoder, rows)
     whys = ["named pipe", "device", None, "", "", None, "outside its 2 s", "too short: 10 samples", "device"]
     for error, why in zip(done.errors, whys, strict=True):

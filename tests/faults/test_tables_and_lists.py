@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ecapa_jax.corpus.manifest import Part, read_manifest
+from ecapa_jax.corpus.manifest import RecordingPart, read_manifest
 from ecapa_jax.errors import CorpusError, TrainingError, TrialError
 from ecapa_jax.evaluation.files import find_files, read_places
 from ecapa_jax.evaluation.trials import Trials, read_speakers, read_trials
-from ecapa_jax.train.data.layouts import find_recordings
+from ecapa_jax.train.data.layouts import find_utterances
 from helpers.fault_inputs import KINDS, Case, cases
 
 SAMPLE, ALL = 12, 300
@@ -32,7 +32,7 @@ def trials_of(trials: Trials) -> list[tuple]:
 
 def check_tables(case: Case, path: Path) -> None:
     assert read_manifest(path).rows(0, 99)[1] == [name for name, _ in case.expected]
-    found = [(str(one.path.relative_to(path.parent)), one.speaker) for one in find_recordings(path)]
+    found = [(str(one.path.relative_to(path.parent)), one.speaker) for one in find_utterances(path)]
     assert sorted(found) == sorted(case.expected)
 
 
@@ -44,11 +44,11 @@ def check_manifests(case: Case, path: Path) -> None:
     sources = read_manifest(path).sources(0, 99)
     parts = [(one, None, None) if isinstance(one, str) else (one.path, *seconds(one)) for one in sources]
     assert parts == [row[:3] for row in case.expected]
-    found = {(str(one.path), one.start or None, one.stop, one.speaker) for one in find_recordings(path)}
+    found = {(str(one.path), one.start or None, one.stop, one.speaker) for one in find_utterances(path)}
     assert found == {(path, start or None, stop, speaker) for path, start, stop, speaker in case.expected}
 
 
-def seconds(part: Part) -> tuple[float, float | None]:
+def seconds(part: RecordingPart) -> tuple[float, float | None]:
     start, stop = part.bounds(16000)
     return start / 16000, None if stop is None else stop / 16000
 
@@ -89,7 +89,7 @@ def test_a_row_that_would_be_lost_or_shifted_is_named(tmp_path: Path, text: str,
     with pytest.raises(CorpusError, match=words):
         read_manifest(path)
     with pytest.raises(TrainingError, match=words):
-        find_recordings(path)
+        find_utterances(path)
 
 
 def test_quotes_in_a_tab_separated_list_of_trials_are_text(tmp_path: Path) -> None:
@@ -160,8 +160,8 @@ def test_ids_are_found_by_a_wav_scp(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("m.txt", '{"audio_filepath": "a.wav"}\n', "is no path but a row of a table"),
-        ("m", '["a.wav", "b.wav"]\n', "is no path but a row of a table"),
+        ("m.txt", '{"audio_filepath": "a.wav"}\n', "is not a path but a row of a table"),
+        ("m", '["a.wav", "b.wav"]\n', "is not a path but a row of a table"),
         ("m.lst", 'a.wav\n{"wav": "b.wav"}\n', "m.lst:2: is no path"),
         ("m.txt", "id\tpath\nu1\ta.wav\n", r"name the file \*.tsv"),
         ("raw.list", '{"key": "u", "wav": "sox a.wav -t wav - |", "spk": "s"}\n', "is a command"),
@@ -192,11 +192,11 @@ def test_kaldi_segments_are_parts(tmp_path: Path) -> None:
     write(tmp_path, "wav.scp", "r1 a.wav\n")
     write(tmp_path, "utt2spk", "\ufeffu1 s1\nu2 s2\n")
     write(tmp_path, "segments", "u1 r1 0.5 2.5\nu2 r1 3 -1\n")
-    found = [(one.id, one.path.name, one.speaker, one.start, one.stop) for one in find_recordings(tmp_path)]
+    found = [(one.id, one.path.name, one.speaker, one.start, one.stop) for one in find_utterances(tmp_path)]
     assert found == [("u1", "a.wav", "s1", 0.5, 2.5), ("u2", "a.wav", "s2", 3.0, None)]
     write(tmp_path, "segments", "u1 r2 0 1\n")
     with pytest.raises(TrainingError, match="has no recording r2"):
-        find_recordings(tmp_path)
+        find_utterances(tmp_path)
 
 
 # Folders.
@@ -213,7 +213,7 @@ def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
     (subset / "self").symlink_to(subset)
     (subset / "nowhere").symlink_to(tmp_path / "gone")
     (subset / "ring").symlink_to(subset / "ring")
-    assert [one.id for one in find_recordings(subset)] == ["ann/2020/a.WAV"]
+    assert [one.id for one in find_utterances(subset)] == ["ann/2020/a.WAV"]
     from ecapa_jax.evaluation.cohorts import read_cohort
 
     assert read_cohort(subset, ".") == {subset / "ann/2020/a.WAV": "ann"}
@@ -226,10 +226,10 @@ def test_a_web_of_links_is_walked_once(tmp_path: Path) -> None:
     for name in range(12):
         for other in range(12):
             os.symlink(tmp_path / "s" / str(other), tmp_path / "s" / str(name) / f"to_{other}")
-    assert len(find_recordings(tmp_path)) == 12
+    assert len(find_utterances(tmp_path)) == 12
 
 
 def test_parts_are_cut_as_samples_at_the_models_rate() -> None:
-    assert Part("a", 1.5, 2.0, False).bounds(8000) == (12000, 16000)
-    assert Part("a", 160.0, None, True).bounds(8000) == (160, None)
-    assert np.arange(10)[slice(*Part("a", 2.0, 5.0, True).bounds(1))].tolist() == [2, 3, 4]
+    assert RecordingPart("a", 1.5, 2.0, False).bounds(8000) == (12000, 16000)
+    assert RecordingPart("a", 160.0, None, True).bounds(8000) == (160, None)
+    assert np.arange(10)[slice(*RecordingPart("a", 2.0, 5.0, True).bounds(1))].tolist() == [2, 3, 4]

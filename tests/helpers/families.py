@@ -12,7 +12,7 @@ from ecapa_jax import functional
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.convert.rules import apply_rules, flatten
 from ecapa_jax.convert.sources import FAMILIES
-from ecapa_jax.features.constants import stored
+from ecapa_jax.features.constants import stored_constants
 from ecapa_jax.presets import PRESETS
 from helpers import parity
 from helpers.weights import random_values
@@ -63,7 +63,7 @@ def leaves(family: str) -> dict[str, np.ndarray]:
     _add_dead_channels(found, model.ecapa.pooled_std.epsilon**0.5)
     if model.ecapa.context_std.epsilon_mode == "add":
         _add_faint_channels(found, model.ecapa.context_std.epsilon**0.5)
-    return found | {f"constants/{name}": array for name, array in stored(model.fbank).items()}
+    return found | {f"constants/{name}": array for name, array in stored_constants(model.fbank).items()}
 
 
 def tensors(family: str) -> dict[str, np.ndarray]:
@@ -106,6 +106,6 @@ def variables(family: str) -> dict[str, Any]:
 
 @functools.cache
 def golden() -> dict[str, np.ndarray]:
-    """What golden/make_families.py stored."""
+    """Reads the arrays that golden/make_families.py stored."""
     with np.load(GOLDEN) as file:
         return dict(file)

@@ -11,7 +11,7 @@ import numpy as np
 from ecapa_jax import functional
 from ecapa_jax.config import ModelConfig
 from ecapa_jax.convert.rules import flatten, unflatten
-from ecapa_jax.features.constants import stored
+from ecapa_jax.features.constants import stored_constants
 from ecapa_jax.presets import PRESETS
 from helpers import parity
 from helpers.weights import random_values
@@ -47,7 +47,7 @@ def random_variables(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
         if not path.startswith("constants/")
     }
     leaves["params/mfa/conv/kernel"][..., :3] = 0
-    leaves |= {f"constants/{name}": array for name, array in stored(config.fbank).items()}
+    leaves |= {f"constants/{name}": array for name, array in stored_constants(config.fbank).items()}
     return {"params": {}, "batch_stats": {}, "constants": {}, **unflatten(leaves)}
 
 

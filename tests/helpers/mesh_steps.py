@@ -23,7 +23,7 @@ from ecapa_jax.train.scale.mesh import batch_rows, global_batch, make_mesh, mesh
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.settings import build_config
 from ecapa_jax.train.start import abstract_state, fresh_state
-from ecapa_jax.train.step import Plan, compiled_step
+from ecapa_jax.train.step import StepSetup, compiled_step
 
 SPEAKERS, BATCH, SAMPLES, STEPS = 13, 16, 6400, 20
 
@@ -87,7 +87,7 @@ def run(changes: dict[str, dict[str, Any]]) -> Run:
     for step, rows in enumerate(host_batches(config.teacher.is_used), 1):
         batch = global_batch(mesh, {name: array[order] for name, array in rows.items()}, BATCH)
         if compiled is None:
-            plan = Plan(config, Clock(1, 100), mesh, SPEAKERS)
+            plan = StepSetup(config, Clock(1, 100), mesh, SPEAKERS)
             compiled = compiled_step(plan).lower(banks, state, batch).compile()
         state = compiled(banks, state, batch)
         if step in (1, STEPS):

@@ -21,7 +21,7 @@ from ecapa_jax.features.fbank import fbank
 from ecapa_jax.train.config import DataConfig, LossConfig, OptimConfig, RunConfig, TrainConfig
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.state import init_state
-from ecapa_jax.train.step import Plan, compiled_step, gradients_of
+from ecapa_jax.train.step import StepSetup, compiled_step, compute_gradients
 from helpers.weights import small_config
 
 STEPS, BATCH, SPEAKERS = 20, 6, 11
@@ -33,7 +33,7 @@ CONFIG = TrainConfig(
     optim=OptimConfig(peak=1e-3, floor=5e-5, warmup=4.0, weight_decay=1e-4),
     run=RunConfig(length=float(STEPS)),
 )
-PLAN = Plan.of(CONFIG, Clock.of(CONFIG.run, 1))
+PLAN = StepSetup.of(CONFIG, Clock.of(CONFIG.run, 1))
 
 
 def batches() -> list[dict[str, np.ndarray]]:
@@ -137,7 +137,7 @@ def gaps(dtype: Any) -> Iterator[Gap]:
     """Both frameworks through the same batches, in this dtype on both sides; x64 must be on for float64."""
     state, theirs = start(dtype)
     step, features_of = compiled_step(PLAN), jax.jit(fbank, static_argnums=0)
-    gradients_at = jax.jit(gradients_of, static_argnums=0)
+    gradients_at = jax.jit(compute_gradients, static_argnums=0)
     for number, batch in enumerate(batches()):
         batch = {**batch, "waveforms": batch["waveforms"].astype(dtype)}
         features, _ = features_of(CONFIG.model.fbank, batch["waveforms"], batch["lengths"])

@@ -64,7 +64,7 @@ def test_layer_and_embedding(name: str) -> None:
     generator = np.random.default_rng(1)
     features = np.zeros((len(lengths), max(lengths), 80), np.float32)
     theirs, worst_layer = [], 0.0
-    graph, _, _ = functional._structure(config.ecapa)
+    graph, _, _ = functional._abstract_network(config.ecapa)
     ours = nnx.merge(graph, *jax.tree.map(jnp.asarray, (variables["params"], variables["batch_stats"])))
     for row, length in enumerate(lengths):
         own = generator.standard_normal((1, length, 80)).astype(np.float32)

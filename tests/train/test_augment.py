@@ -14,7 +14,7 @@ from ecapa_jax.errors import AudioError, ConfigError
 from ecapa_jax.train.augment import augment, fast_size, spec_augment
 from ecapa_jax.train.config import AugmentConfig
 from ecapa_jax.train.data.pipeline import Noises
-from ecapa_jax.train.rooms import room_bank, simulated_rooms
+from ecapa_jax.train.rooms import make_room_bank, simulate_rooms
 
 RATE, ROWS, SAMPLES = 16000, 8, 8000
 
@@ -38,7 +38,7 @@ def speech():
 
 @pytest.fixture(scope="module")
 def rooms():
-    return {"rooms": jnp.asarray(room_bank(AugmentConfig(probability=1.0, rooms=4), RATE, 0)["rooms"])}
+    return {"rooms": jnp.asarray(make_room_bank(AugmentConfig(probability=1.0, rooms=4), RATE, 0)["rooms"])}
 
 
 NOISE_ONLY = {"probability": 1.0, "reverberation": 0.0, "reverberation_noise": 0.0}
@@ -145,7 +145,7 @@ def test_spec_augment_masks_frames_and_bands_within_the_limits():
 
 def test_simulated_rooms_decay():
     """Energy falls: a later tenth of a second holds less than the first."""
-    for room in simulated_rooms(6, RATE, np.random.default_rng(0)):
+    for room in simulate_rooms(6, RATE, np.random.default_rng(0)):
         energy = np.square(room[np.argmax(np.abs(room)) :])
         tenth = RATE // 10
         assert energy[:tenth].sum() > 3 * energy[2 * tenth : 3 * tenth].sum()
@@ -157,12 +157,12 @@ def test_rooms_come_from_a_folder_and_start_at_their_direct_sound(tmp_path):
 
     soundfile.write(tmp_path / "late.wav", np.concatenate([np.zeros(700), [0.9], 0.1 * np.ones(50)]), RATE)
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
-    bank = room_bank(AugmentConfig(probability=1.0, rirs=str(tmp_path)), RATE, 0)["rooms"]
+    bank = make_room_bank(AugmentConfig(probability=1.0, rirs=str(tmp_path)), RATE, 0)["rooms"]
     assert bank.shape[0] == 1
     assert np.argmax(np.abs(bank[0])) == 0
     assert np.sum(bank[0] ** 2) == pytest.approx(1)
     with pytest.raises(ConfigError, match="holds no impulse response"):
-        room_bank(AugmentConfig(probability=1.0, rirs=str(tmp_path / "none")), RATE, 0)
+        make_room_bank(AugmentConfig(probability=1.0, rirs=str(tmp_path / "none")), RATE, 0)
 
 
 @pytest.mark.parametrize("least", [1, 2, 3, 100, 16000, 48001])

@@ -22,7 +22,7 @@ from ecapa_jax.train.data.manifest import read_manifest, read_rows, write_manife
 from ecapa_jax.train.loop import history, train
 from ecapa_jax.train.losses import Pairs, teacher_loss
 from ecapa_jax.train.settings import build_config, config_document
-from ecapa_jax.train.teacher import TeacherBundle, TeacherTable, bundle_targets, read_teacher
+from ecapa_jax.train.teacher import TeacherBundle, TeacherTable, compute_targets, read_teacher
 from ecapa_jax.train.views import write_views
 from helpers.training import Silent, assert_equal_runs, killed, stop_after
 
@@ -203,7 +203,7 @@ def test_a_teacher_bundle_teaches_within_the_step(config, finished, tmp_path):
     teacher = read_teacher(taught, read_manifest(config.data.manifest))
     assert isinstance(teacher, TeacherBundle)
     waveforms = 0.1 * np.random.default_rng(0).standard_normal((3, 8000)).astype(np.float32)
-    targets = bundle_targets(teacher.config, teacher.arrays, jnp.asarray(waveforms), jnp.full(3, 8000))
+    targets = compute_targets(teacher.config, teacher.arrays, jnp.asarray(waveforms), jnp.full(3, 8000))
     expected = load(finished / "bundle").embed(list(waveforms), sample_rate=16000) - teacher.arrays["centre"]
     np.testing.assert_allclose(targets, expected, atol=1e-4 * np.abs(expected).max())
     assert np.abs(teacher.arrays["centre"]).max() > 0

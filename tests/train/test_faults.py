@@ -164,7 +164,7 @@ def test_unreadable_files_are_replaced_and_told(config, tmp_path):
     changed = spoiled(config, tmp_path / "speech", spoil)
     watcher = Silent()
     assert train(changed, tmp_path / "one", watcher).finished
-    told = [note for note in watcher.notes if note.startswith("another utterance was taken")]
+    told = [note for note in watcher.notes if note.startswith("an unreadable utterance was replaced")]
     assert len(told) == 3
     assert train(changed, tmp_path / "other", Silent()).finished
     assert (tmp_path / "one" / "metrics.jsonl").read_bytes() == (tmp_path / "other" / "metrics.jsonl").read_bytes()

@@ -22,7 +22,7 @@ from ecapa_jax.train.loop import train
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.start import start
 from ecapa_jax.train.state import init_state
-from ecapa_jax.train.step import Plan, compiled_step
+from ecapa_jax.train.step import StepSetup, compiled_step
 from helpers.training import STEPS, Silent, assert_equal_runs, state_of, stop_after
 
 
@@ -122,7 +122,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
 
 
 def test_nothing_moves_after_a_bad_step(config):
-    plan = Plan.of(config, Clock(1, STEPS))
+    plan = StepSetup.of(config, Clock(1, STEPS))
     state = init_state(config, 5)
     wave = np.random.default_rng(0).standard_normal((4, 8000)).astype(np.float32)
     batch = {"waveforms": wave, "lengths": np.full(4, 8000, np.int32), "labels": np.arange(4, dtype=np.int32)}
@@ -155,12 +155,12 @@ def test_a_directory_holds_one_run(config, finished, tmp_path):
         train(elsewhere, finished, Silent())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
-    with pytest.raises(TrainingError, match="no run directory"):
+    with pytest.raises(TrainingError, match="is not a run directory"):
         train(config, tmp_path / "mine", Silent())
 
 
 def test_two_processes_do_not_share_a_directory(config, finished):
-    with loop._claimed(finished), pytest.raises(TrainingError, match="in use"):
+    with loop._lock_directory(finished), pytest.raises(TrainingError, match="in use"):
         train(config, finished, Silent())
 
 
@@ -214,7 +214,7 @@ def one_step(config):
 
     def run(**settings):
         changed = dataclasses.replace(calm, step=dataclasses.replace(calm.step, **settings))
-        state = compiled_step(Plan.of(changed, Clock(1, STEPS)))({}, init_state(changed, 5), batch)
+        state = compiled_step(StepSetup.of(changed, Clock(1, STEPS)))({}, init_state(changed, 5), batch)
         return loop.weights(state["params"])
 
     return run

@@ -23,7 +23,7 @@ from ecapa_jax.train.config import MeshConfig, TrainConfig
 from ecapa_jax.train.scale.mesh import DATA, MODEL, batch_rows, make_mesh, padded_speakers
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.start import abstract_state
-from ecapa_jax.train.step import Plan, train_step
+from ecapa_jax.train.step import StepSetup, train_step
 from helpers.mesh_steps import SPEAKERS, config_of, host_batches
 
 PROGRAM = Path(__file__).parents[1] / "helpers" / "mesh_steps.py"
@@ -160,7 +160,7 @@ def test_every_dtype_can_be_spread(dtype: str, rematerialize: bool) -> None:
     banks = {"rooms": jax.ShapeDtypeStruct((2, 800), np.float32)}
     batch = host_batches()[0]
     after = jax.eval_shape(
-        functools.partial(train_step, Plan(config, Clock(1, 100), mesh, SPEAKERS)), banks, state, batch
+        functools.partial(train_step, StepSetup(config, Clock(1, 100), mesh, SPEAKERS)), banks, state, batch
     )
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state

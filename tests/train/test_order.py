@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 
 from ecapa_jax.errors import AudioError, ConfigError
 from ecapa_jax.train.config import AugmentConfig, DataConfig
-from ecapa_jax.train.data.manifest import Manifest, read_manifest
+from ecapa_jax.train.data.manifest import TrainingManifest, read_manifest
 from ecapa_jax.train.data.order import Order
 from ecapa_jax.train.data.pipeline import AudioCache, Batches, Loader, Rows
 from ecapa_jax.train.data.prepare import prepare
 
 
-def manifest(n_utterances: int, n_speakers: int) -> Manifest:
+def manifest(n_utterances: int, n_speakers: int) -> TrainingManifest:
     labels = np.arange(n_utterances) % n_speakers
-    return Manifest(
+    return TrainingManifest(
         ids=tuple(f"u{i}" for i in range(n_utterances)),
         files=tuple(f"u{i}.flac" for i in range(n_utterances)),
         indices=np.full(n_utterances, -1, np.int32),
@@ -57,8 +57,8 @@ def test_by_speaker_no_batch_holds_a_speaker_twice(n_speakers, batch_size, seed,
     order = Order(config, held, seed)
     labels = [held.labels[order.example(step, row).utterance] for row in range(config.batch_size)]
     assert len(set(labels)) == len(labels)
-    another = order.another(step, 0, 3)
-    assert held.labels[another] == labels[0]
+    draw_replacement = order.draw_replacement(step, 0, 3)
+    assert held.labels[draw_replacement] == labels[0]
 
 
 def test_a_draw_needs_none_before_it():
@@ -144,5 +144,5 @@ def test_an_unreadable_file_is_replaced_and_told(prepared, tmp_path):
     assert batch["waveforms"].shape[0] == 15
     assert list(made.problems) == [str(broken)]
     nothing = dataclasses.replace(prepared, files=(str(broken),) * len(prepared))
-    with pytest.raises(AudioError, match="20 utterances in a row"):
+    with pytest.raises(AudioError, match="20 consecutive utterances"):
         loader(nothing)[0][0]

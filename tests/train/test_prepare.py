@@ -13,7 +13,7 @@ import soundfile
 
 from ecapa_jax.audio.segments import change_speed, read_segment
 from ecapa_jax.errors import ConfigError, TrainingError
-from ecapa_jax.train.data.layouts import find_recordings
+from ecapa_jax.train.data.layouts import find_utterances
 from ecapa_jax.train.data.manifest import read_manifest
 from ecapa_jax.train.data.prepare import prepare
 
@@ -68,7 +68,7 @@ def test_kaldi_and_csv_name_the_same_recordings(collection, tmp_path):
     (kaldi / "utt2spk").write_text("".join(f"{p.parent.name}-{p.stem} {p.parent.name}\n" for p in paths))
     lines = [f"{p.parent.name}-{p.stem},1.0,{p},0,8000,{p.parent.name}" for p in paths]
     (tmp_path / "sb.csv").write_text("\n".join(["ID,duration,wav,start,stop,spk_id", *lines]) + "\n")
-    from_kaldi, from_csv = find_recordings(kaldi), find_recordings(tmp_path / "sb.csv")
+    from_kaldi, from_csv = find_utterances(kaldi), find_utterances(tmp_path / "sb.csv")
     assert [(r.id, r.speaker, r.path) for r in from_kaldi] == [(r.id, r.speaker, r.path) for r in from_csv]
     assert {(r.start, r.stop) for r in from_csv} == {(0.0, 0.5)}
     manifest = read_manifest(prepare(tmp_path / "sb.csv", tmp_path / "out", min_seconds=0.1).manifest)
@@ -81,7 +81,7 @@ def test_kaldi_and_csv_name_the_same_recordings(collection, tmp_path):
         ({"wav.scp": "a sox x |\n", "utt2spk": "a s\n"}, "is a command"),
         ({"wav.scp": "a x.wav\n", "utt2spk": "b s\n"}, "no speaker of a"),
         ({"wav.scp": "a\n", "utt2spk": "a s\n"}, ":1: has no path"),
-        ({"wav.scp": "a x.wav\na y.wav\n", "utt2spk": "a s\n"}, "the id a is there twice"),
+        ({"wav.scp": "a x.wav\na y.wav\n", "utt2spk": "a s\n"}, "the id a is used twice"),
         ({}, "holds no recording"),
     ],
 )
@@ -89,7 +89,7 @@ def test_a_bad_folder_is_told(tmp_path, files, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(TrainingError, match=message):
-        find_recordings(tmp_path)
+        find_utterances(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_bad_folder_is_told(tmp_path, files, message):
 def test_a_bad_table_is_told(tmp_path, text, message):
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(TrainingError, match=message):
-        find_recordings(tmp_path / "x.csv")
+        find_utterances(tmp_path / "x.csv")
 
 
 def test_nothing_is_overwritten_or_taken_for_a_manifest(collection, tmp_path):
@@ -113,7 +113,7 @@ def test_nothing_is_overwritten_or_taken_for_a_manifest(collection, tmp_path):
     with pytest.raises(ConfigError, match="no such manifest"):
         read_manifest(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("no")
-    with pytest.raises(ConfigError, match="no Parquet file"):
+    with pytest.raises(ConfigError, match="not a Parquet file"):
         read_manifest(tmp_path / "text.parquet")
     with pytest.raises(TrainingError, match="no such file or folder"):
         prepare(tmp_path / "nowhere", tmp_path / "other")

@@ -1,4 +1,4 @@
-"""The manifest: which utterances there are, as one Parquet file that `prepare` writes and the loader reads."""
+"""The training manifest: a Parquet file of utterances, which `prepare` writes and the loader reads."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ COLUMNS = {
     "index": "int32",
     "variant": "string",
 }
-"""path: from the manifest's folder, or absolute. start, samples: at the manifest's rate. rate: of the file, Hz.
-sha256: of the decoded 16-bit samples. shard, index: the ArrayRecord file and the place in it of the same audio as FLAC,
-where `prepare` made shards. variant: names the view of the utterance, where `views` made several; empty otherwise.
-speaker: empty where nobody knows it."""
+"""path: relative to the folder of the manifest, or absolute. start, samples: at the rate of the manifest. rate: rate of
+the file, Hz. sha256: digest of the decoded 16-bit samples. shard, index: ArrayRecord file with the same audio as FLAC,
+and the position in it, if `prepare` made shards. variant: name of the view of the utterance, if `views` made several;
+otherwise empty. speaker: empty if unknown."""
 
 UNNAMED = -1
 """Label of an utterance without a speaker."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest:
+class TrainingManifest:
     """Utterances to train on.
 
     Attributes:
-      ids: of the utterances.
-      files: path to the audio of each: a sound file, or a shard.
-      indices: [n] place in the shard; -1 in a sound file of its own.
-      starts, samples: [n] first sample and number of samples at `rate`.
-      labels: [n] row of each utterance's speaker in `speakers`; `UNNAMED` where the manifest names none.
-      variants: name of each utterance's view; empty where there is one.
-      speakers: names, sorted.
-      rate: Hz.
-      fingerprint: sha256 of what decides the training: ids, speakers, audio.
+      ids: identifiers of the utterances.
+      files: path of the audio of each utterance: a sound file, or a shard.
+      indices: [n], position in the shard; -1 for a sound file.
+      starts, samples: [n], first sample and number of samples at `rate`.
+      labels: [n], index of the speaker in `speakers`; `UNNAMED` if the manifest names no speaker.
+      variants: name of the view of each utterance; empty if there is only one view.
+      speakers: names of the speakers, sorted.
+      rate: sample rate in Hz.
+      fingerprint: sha256 of everything that affects the training: ids, speakers, audio.
     """
 
     ids: tuple[str, ...]
@@ -67,17 +67,17 @@ class Manifest:
 
 
 def check_installed(*modules: str) -> None:
-    """Refuses to begin without what the extra `train` brings.
+    """Checks that packages of the extra `train` are installed.
 
     Raises:
-      TrainingError: one of the modules is not installed.
+      TrainingError: a module is not installed.
     """
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
         raise TrainingError(f"training needs {' and '.join(missing)}: pip install 'ecapa-jax[train]'")
 
 
 def write_manifest(path: Path, rows: list[dict[str, Any]], rate: int) -> None:
-    """Writes a manifest; a row's missing columns are empty."""
+    """Writes a manifest; columns that a row lacks are empty."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -89,19 +89,19 @@ def write_manifest(path: Path, rows: list[dict[str, Any]], rate: int) -> None:
     pq.write_table(pa.table(columns, schema=schema), path)
 
 
-def read_manifest(path: str | Path) -> Manifest:
+def read_manifest(path: str | Path) -> TrainingManifest:
     """Reads a manifest.
 
     Raises:
-      ConfigError: it is missing, no manifest of ours, or empty.
+      ConfigError: the file is missing, is not a manifest, or is empty.
     """
     path = Path(path)
     columns, rate = _read_columns(path)
     speakers = sorted(set(filter(None, columns["speaker"])))
     place = {speaker: index for index, speaker in enumerate(speakers)}
-    return Manifest(
+    return TrainingManifest(
         ids=tuple(columns["id"]),
-        files=tuple(_located(path.parent, s or p) for s, p in zip(columns["shard"], columns["path"], strict=True)),
+        files=tuple(_join_folder(path.parent, s or p) for s, p in zip(columns["shard"], columns["path"], strict=True)),
         indices=np.array([-1 if index is None else index for index in columns["index"]], np.int32),
         starts=np.array(columns["start"], np.int64),
         samples=np.array(columns["samples"], np.int64),
@@ -109,12 +109,12 @@ def read_manifest(path: str | Path) -> Manifest:
         variants=tuple(variant or "" for variant in columns["variant"]),
         speakers=tuple(speakers),
         rate=rate,
-        fingerprint=_fingerprint(columns),
+        fingerprint=_compute_fingerprint(columns),
     )
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a manifest, as `write_manifest` takes them.
+    """Reads the rows of a manifest in the form that `write_manifest` takes.
 
     Raises:
       ConfigError: as `read_manifest`.
@@ -124,7 +124,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_columns(path: Path) -> tuple[dict[str, list[Any]], int]:
-    """The columns of a manifest, and its sample rate in Hz."""
+    """Reads the columns of a manifest and its sample rate in Hz."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -133,10 +133,10 @@ def _read_columns(path: Path) -> tuple[dict[str, list[Any]], int]:
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise ConfigError(f"{path} is no Parquet file ({error}); make it with 'ecapa-jax prepare'") from error
+        raise ConfigError(f"{path} is not a Parquet file ({error}); make one with 'ecapa-jax prepare'") from error
     metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
     if metadata.get("ecapa_jax.manifest") != "1" or set(table.column_names) | {"variant"} != set(COLUMNS):
-        raise ConfigError(f"{path} is no manifest of this version; make it with 'ecapa-jax prepare'")
+        raise ConfigError(f"{path} is not a manifest of this version; make one with 'ecapa-jax prepare'")
     if not table.num_rows:
         raise ConfigError(f"{path} holds no utterance")
     columns = table.to_pydict()
@@ -144,11 +144,11 @@ def _read_columns(path: Path) -> tuple[dict[str, list[Any]], int]:
     return columns, int(metadata["ecapa_jax.rate"])
 
 
-def _located(folder: Path, name: str) -> str:
+def _join_folder(folder: Path, name: str) -> str:
     return str(folder / name)
 
 
-def _fingerprint(columns: dict[str, list[Any]]) -> str:
+def _compute_fingerprint(columns: dict[str, list[Any]]) -> str:
     names = ["id", "speaker", "sha256", "start", "samples"]
     if any(columns["variant"]):
         names.append("variant")

@@ -1,4 +1,4 @@
-"""Batches for the step: read, cropped and stacked by grain's threads while the device computes."""
+"""Batches for the step, which threads of Grain read, crop and stack while the device computes."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ from ecapa_jax.audio.segments import change_speed, read_segment
 from ecapa_jax.errors import AudioError
 from ecapa_jax.train.augment import MUSIC, NOISE
 from ecapa_jax.train.config import AugmentConfig, DataConfig
-from ecapa_jax.train.data.manifest import UNNAMED, Manifest
+from ecapa_jax.train.data.manifest import UNNAMED, TrainingManifest
 from ecapa_jax.train.data.order import Example, Order
 
 ATTEMPTS = 20
-"""Utterances tried in place of one that can't be read."""
+"""Number of replacements tried for an unreadable utterance."""
 
 HostBatch = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """The part of each global batch that this process reads: which rows, in which order."""
+    """The rows of each global batch that this process reads, in order."""
 
     places: tuple[int, ...]
 
     @classmethod
     def span(cls, first: int, number: int) -> Rows:
-        """Rows `first` to `first + number`."""
+        """Makes the rows from `first` up to `first + number`."""
         return cls(tuple(range(first, first + number)))
 
     @property
     def number(self) -> int:
-        """How many."""
+        """Number of rows."""
         return len(self.places)
 
 
 @runtime_checkable
 class Targets(Protocol):
-    """What a teacher's table gives."""
+    """A source of target embeddings, such as the table of a teacher."""
 
     def target(self, utterance: int, speed: int) -> Float32[np.ndarray, " embedding"]:
-        """The teacher's embedding of an utterance of the manifest, at one of the speeds."""
+        """Returns the embedding of an utterance of the manifest at one of the speeds."""
 
 
 class Loader:
-    """Examples by their place in the run, with a cache of decoded audio.
+    """Reads examples by their position in the run, with a cache of decoded audio.
 
-    Indexing gives the example of local row `place % number` in step `place // number`; grain batches them.
+    Indexing by `place` gives the example of local row `place % number` in step `place // number`; Grain batches them.
 
     Attributes:
-      problems: file to reason of every utterance that could not be read and was replaced.
+      problems: for each unreadable file, the reason why its utterance was replaced.
     """
 
     def __init__(
         self,
         data: DataConfig,
         augment: AugmentConfig,
-        manifest: Manifest,
+        manifest: TrainingManifest,
         order: Order,
         rows: Rows,
         targets: Targets | None = None,
@@ -83,15 +83,15 @@ class Loader:
         return 2**62
 
     def __getitem__(self, place: int) -> HostBatch:
-        """One example, every array without the batch axis."""
+        """Reads one example; its arrays have no batch axis."""
         step, local = divmod(int(place), self._rows.number)
         row = self._rows.places[local]
         example = self._order.example(step, row)
-        waveform, utterance = self._readable(step, row, example)
+        waveform, utterance = self._read_or_replace(step, row, example)
         label = self._manifest.labels[utterance]
         if label != UNNAMED and self._data.speed_speakers:
             label += example.speed * len(self._manifest.speakers)
-        filled = self._filled(waveform)
+        filled = self._fill(waveform)
         made = {
             "waveforms": filled,
             "lengths": np.asarray(
@@ -106,8 +106,8 @@ class Loader:
             made["noise"], made["noise_kind"] = self._noises.crop(example.noise)
         return made
 
-    def _readable(self, step: int, row: int, example: Example) -> tuple[Int16[np.ndarray, " samples"], int]:
-        """The crop of an example, or of the first utterance in its place that can be read."""
+    def _read_or_replace(self, step: int, row: int, example: Example) -> tuple[Int16[np.ndarray, " samples"], int]:
+        """Reads the crop of an example, or of the first readable replacement."""
         utterance = example.utterance
         for attempt in range(ATTEMPTS):
             try:
@@ -116,7 +116,7 @@ class Loader:
                 self.problems[self._manifest.files[utterance]] = str(error)
                 utterance = self._order.another(step, row, attempt)
         raise AudioError(
-            f"{ATTEMPTS} utterances in a row can't be read: {self.problems[self._manifest.files[utterance]]}"
+            f"{ATTEMPTS} consecutive utterances can't be read: {self.problems[self._manifest.files[utterance]]}"
         )
 
     def _read(self, utterance: int, example: Example) -> Int16[np.ndarray, " samples"]:
@@ -124,12 +124,12 @@ class Loader:
         needed = math.ceil(self._crop * factor)
         total = int(manifest.samples[utterance])
         start = int(manifest.starts[utterance]) + int(example.start * max(total - needed + 1, 1))
-        samples = self._samples(utterance, start, min(needed, total))
+        samples = self._read_samples(utterance, start, min(needed, total))
         return change_speed(samples, factor)[: self._crop]
 
-    def _samples(self, utterance: int, start: int, number: int) -> Int16[np.ndarray, " samples"]:
+    def _read_samples(self, utterance: int, start: int, number: int) -> Int16[np.ndarray, " samples"]:
         name, index = self._manifest.files[utterance], int(self._manifest.indices[utterance])
-        source = self._record(name, index) if index >= 0 else name
+        source = self._read_record(name, index) if index >= 0 else name
         if not self._cache.capacity:
             samples = read_segment(source, start, number, rate=self._manifest.rate)
         else:
@@ -142,18 +142,18 @@ class Loader:
             raise AudioError(f"{name}: has changed since the manifest was made: it is shorter; run prepare again")
         return samples
 
-    def _record(self, shard: str, index: int) -> bytes:
+    def _read_record(self, shard: str, index: int) -> bytes:
         from array_record.python.array_record_module import ArrayRecordReader
 
-        with self._lock:  # a reader is not thread-safe
+        with self._lock:  # readers are not thread-safe
             if shard not in self._shards:
                 try:
                     self._shards[shard] = ArrayRecordReader(shard)
-                except Exception as error:  # its C++ errors have no common type
+                except Exception as error:  # errors of the C++ reader have no common type
                     raise AudioError(f"{shard}: can't be opened ({error}); run prepare again") from error
             return self._shards[shard].read([index])[0]
 
-    def _filled(self, waveform: Int16[np.ndarray, " samples"]) -> Int16[np.ndarray, " crop"]:
+    def _fill(self, waveform: Int16[np.ndarray, " samples"]) -> Int16[np.ndarray, " crop"]:
         if len(waveform) >= self._crop:
             return waveform[: self._crop]
         if self._data.short == "repeat":
@@ -162,7 +162,7 @@ class Loader:
 
 
 class AudioCache:
-    """Decoded utterances, the least lately used dropped first; safe for threads."""
+    """A thread-safe cache of decoded utterances that drops the least recently used first."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
@@ -171,14 +171,14 @@ class AudioCache:
         self._lock = threading.Lock()
 
     def get(self, key: int) -> Int16[np.ndarray, " samples"] | None:
-        """The samples, if they are held."""
+        """Returns the samples if they are in the cache."""
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
             return self._entries.get(key)
 
     def put(self, key: int, samples: Int16[np.ndarray, " samples"]) -> Int16[np.ndarray, " samples"]:
-        """Holds the samples, and gives them back."""
+        """Adds the samples to the cache and returns them."""
         with self._lock:
             if key not in self._entries:
                 self._entries[key] = samples
@@ -189,7 +189,7 @@ class AudioCache:
 
 
 class Noises:
-    """Crops of the recordings in a folder of MUSAN's layout."""
+    """Crops noises from the recordings in a folder with MUSAN's layout."""
 
     def __init__(self, config: AugmentConfig, crop: int, rate: int):
         folder, kinds = Path(config.musan), ((NOISE, "noise"), (MUSIC, "music"))
@@ -201,7 +201,7 @@ class Noises:
             raise AudioError(f"{folder} holds no noise/ folder with sound files, as MUSAN has it: check augment.musan")
 
     def crop(self, number: int) -> tuple[Int16[np.ndarray, " crop"], Int32[np.ndarray, ""]]:
-        """The crop that a number stands for, and its kind."""
+        """Returns the crop that a random number selects, and its kind."""
         draw = np.random.Generator(np.random.Philox(number))
         kind = MUSIC if draw.random() < self._music_share and self._files[MUSIC] else NOISE
         which = int(draw.integers(len(self._files[kind])))
@@ -214,10 +214,10 @@ class Noises:
 
 
 class Batches:
-    """Host batches from a step on, read ahead by threads.
+    """Iterates over batches on the host from a step on; threads read ahead.
 
     Attributes:
-      waited: seconds that the consumer spent waiting for a batch: what starvation is measured by.
+      waited: seconds that the consumer has waited for batches, from which starvation is computed.
     """
 
     def __init__(self, loader: Loader, rows: Rows, data: DataConfig, first_step: int):
@@ -229,7 +229,7 @@ class Batches:
         self.waited = 0.0
 
     def __next__(self) -> HostBatch:
-        """The next step's batch."""
+        """Returns the batch of the next step."""
         began = time.perf_counter()
         batch = next(self._iterator)
         self.waited += time.perf_counter() - began

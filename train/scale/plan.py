@@ -20,7 +20,7 @@ from ecapa_jax.train.scale.hlo import Traffic, products, traffic
 from ecapa_jax.train.scale.mesh import BATCH, EVERYWHERE, make_mesh, mesh_size
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.start import abstract_state
-from ecapa_jax.train.step import Plan, compiled_step
+from ecapa_jax.train.step import StepSetup, compiled_step
 
 GIB = 2**30
 _DOUBLINGS = 4
@@ -120,7 +120,7 @@ def compile_step(config: TrainConfig, devices: tuple[Any, ...], n_speakers: int)
     if len(devices) % config.mesh.model:
         raise TrainingError(f"{len(devices)} chips can't be divided by mesh.model {config.mesh.model}")
     mesh = make_mesh(config, devices)
-    plan = Plan(config, Clock(1, 10**6), mesh, n_speakers)
+    plan = StepSetup(config, Clock(1, 10**6), mesh, n_speakers)
     arguments = _arguments(config, mesh, devices[0], n_speakers)
     try:
         compiled = compiled_step(plan).lower(*arguments).compile()
