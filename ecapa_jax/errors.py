@@ -50,6 +50,10 @@ class StoreError(EcapaError, ValueError):
     """A speaker store can't be used: damaged, of another model, or busy; or a name in it is wrong."""
 
 
+class UnknownSpeakerError(StoreError):
+    """Nobody of this name is enrolled."""
+
+
 class Stopped(EcapaError):
     """Work ended early because it was asked to, with its state saved; the command line exits with 75."""
 
