@@ -221,7 +221,9 @@ def _result(
     duration: float,
 ) -> Diarization:
     present, first = np.unique(np.where(frames < 0, labels.max() + 1, frames), return_index=True)
-    order = [int(speaker) for _, speaker in sorted(zip(first, present, strict=True)) if speaker <= labels.max()]
+    everyone = [str(label) for label in range(int(labels.max()) + 1)]
+    heard = {int(turn.speaker) for turn in make_turns(frames, second, everyone, settings)}  # not too short to be a turn
+    order = [int(speaker) for _, speaker in sorted(zip(first, present, strict=True)) if int(speaker) in heard]
     number = np.full(int(labels.max()) + 2, -1, np.int64)  # the last stands for nobody
     number[order] = np.arange(len(order))
     frames, names = number[frames], [f"speaker_{index + 1}" for index in range(len(order))]

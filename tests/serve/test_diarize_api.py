@@ -30,7 +30,9 @@ def _without_overlap(monkeypatch) -> None:
 @pytest.fixture(scope="module")
 def talk(encoder) -> np.ndarray:
     pause = np.zeros(RATE // 2, np.float32)
-    return np.concatenate([part for name in ("slt_1", "awb_1") for part in (encoder.read(AUDIO / f"{name}.flac"), pause)])
+    return np.concatenate(
+        [part for name in ("slt_1", "awb_1") for part in (encoder.read(AUDIO / f"{name}.flac"), pause)]
+    )
 
 
 @pytest.fixture(scope="module")
