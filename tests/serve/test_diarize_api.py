@@ -30,9 +30,8 @@ def _without_overlap(monkeypatch) -> None:
 @pytest.fixture(scope="module")
 def talk(encoder) -> np.ndarray:
     pause = np.zeros(RATE // 2, np.float32)
-    return np.concatenate(
-        [part for name in ("slt_1", "awb_1") for part in (encoder.read(AUDIO / f"{name}.flac"), pause)]
-    )
+    spoken = [encoder.read(AUDIO / name) for name in ("slt_1.flac", "awb_1.flac")]
+    return np.concatenate([part for each in spoken for part in (each, pause)])
 
 
 @pytest.fixture(scope="module")

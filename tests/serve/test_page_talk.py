@@ -140,12 +140,14 @@ def test_turns_names_and_downloads(opened, packaged, recording, tmp_path) -> Non
 def test_the_time_line(opened, recording) -> None:
     upload(opened, recording)
     search(opened)
-    turns = opened.locator("#timeline .turn")
-    tracks = opened.locator("#timeline .voice .track")
-    box, turn = tracks.nth(0).bounding_box(), turns.nth(0).bounding_box()
-    start, end = (
-        float(part) for part in re.findall(r"[\d.]+(?= to)|(?<=to )[\d.]+", turns.nth(0).get_attribute("title"))
+    titles = opened.locator("#timeline .turn").evaluate_all(
+        "turns => turns.sort((one, other) => parseFloat(one.style.left) - parseFloat(other.style.left))"
+        ".map((turn) => turn.title)"
     )
+    turns = [opened.get_by_title(title, exact=True) for title in titles]
+    tracks = opened.locator("#timeline .voice .track")
+    box, turn = tracks.nth(0).bounding_box(), turns[0].bounding_box()
+    start, end = (float(part) for part in re.search(r", ([\d.]+) to ([\d.]+)", titles[0]).groups())
     seconds = float(re.search(r"([\d.]+) seconds", opened.get_attribute("#timeline canvas", "aria-label"))[1])
     assert turn["x"] - box["x"] == pytest.approx(start / seconds * box["width"], abs=4)
     assert turn["width"] == pytest.approx((end - start) / seconds * box["width"], abs=8)
@@ -158,22 +160,21 @@ def test_the_time_line(opened, recording) -> None:
     assert colours == 3  # two speakers and silence
 
     audio = opened.locator("#slot-talk audio")
-    turns.nth(1).click()
+    turns[1].click()
     expect(opened.locator("#stop-turn")).to_be_enabled()
     opened.wait_for_timeout(400)
     place = audio.evaluate("sound => sound.currentTime")
-    second = float(re.search(r", ([\d.]+) to", turns.nth(1).get_attribute("title"))[1])
+    second = float(re.search(r", ([\d.]+) to", titles[1])[1])
     assert second <= place < second + 3
-    assert "playing" in turns.nth(1).get_attribute("class")
+    assert "playing" in turns[1].get_attribute("class")
     opened.click("#stop-turn")
     expect(opened.locator("#stop-turn")).to_be_disabled()
-    assert "playing" not in turns.nth(1).get_attribute("class")
+    assert "playing" not in turns[1].get_attribute("class")
 
-    opened.keyboard.press("Shift+Tab")
-    turns.nth(1).focus()
+    turns[1].focus()
     opened.keyboard.press("ArrowRight")
-    assert turns.nth(2).evaluate("turn => turn === document.activeElement")
-    assert [turns.nth(index).get_attribute("tabindex") for index in range(3)] == ["-1", "-1", "0"]
+    assert turns[2].evaluate("turn => turn === document.activeElement")
+    assert [turns[index].get_attribute("tabindex") for index in range(3)] == ["-1", "-1", "0"]
     opened.keyboard.press("Enter")
     expect(opened.locator("#stop-turn")).to_be_enabled()
 

@@ -34,7 +34,7 @@ export class TalkPanel {
   allow(model) {
     this.model = model;
     this.slot.allow(model);
-    at("talk-limit").textContent = `It takes recordings of up to ${clock(model.max_seconds, 0)} minutes and ${(model.max_bytes / 1e6).toFixed(0)} MB.`;
+    at("talk-limit").textContent = `It takes recordings of up to ${lengthOf(model.max_seconds)} and ${(model.max_bytes / 1e6).toFixed(0)} MB.`;
     this.changed();
   }
 
@@ -172,3 +172,4 @@ async function joinSamples(name) {
 }
 
 const number = (count, what) => `${count} ${what}${count === 1 ? "" : "s"}`;
+const lengthOf = (seconds) => (seconds < 120 ? `${Math.round(seconds)} seconds` : `${Math.round(seconds / 60)} minutes`);
