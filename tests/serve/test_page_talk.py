@@ -21,13 +21,16 @@ from ecapa_jax.diarization.formats import as_dict, as_text
 from ecapa_jax.diarization.rttm import read_rttm
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.identify.store import SpeakerStore
+from ecapa_jax.vad import gate
 from helpers.chromium import AXE, CHROMIUM, FLAGS, LOOKS, violations
+from helpers.nonspeech import nonspeech
 from helpers.serving import Running, running
 from helpers.sounds import encode
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
 SHOTS = os.environ.get("SCREENSHOTS")  # a folder: what the tests see is kept there, to be looked at
+SPEAKS = gate._speaks  # before the fixture of all these tests replaces it
 SPEECH = Path(__file__).parents[2] / "examples" / "audio"
 ORDER = ("slt_1", "awb_1", "slt_2", "awb_2")
 WAIT = 120_000  # the first one compiles
@@ -269,9 +272,26 @@ def test_people_are_enrolled_named_and_removed(opened, server) -> None:
     opened.locator("#everyone button").first.click()
     expect(opened.locator("#people-hint")).to_have_text("Ann & Co/<i> is removed.")
     assert [speaker.name for speaker in server.service.store.speakers()] == ["Bob"]
+    assert opened.text_content("#who") == "No answer yet"
     if SHOTS:
         opened.screenshot(path=Path(SHOTS) / "talk-people.png", full_page=True)
     server.service.store.remove("Bob")
+
+
+def test_a_recording_without_speech_is_refused(opened, monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(gate, "_speaks", SPEAKS)
+    opened.click("#tab-people")
+    path = tmp_path / "hum.wav"
+    path.write_bytes(encode(nonspeech("hum", 1)))
+    opened.locator("#slot-person input[type=file]").set_input_files(path)
+    expect(opened.locator("#identify")).to_be_enabled(timeout=WAIT)
+    opened.click("#identify")
+    expect(opened.locator("#people-hint")).to_contain_text("hum.wav: holds less than half a second of speech")
+    opened.fill("#name", "Hum")
+    opened.click("#enroll-button")
+    expect(opened.locator("#people-hint")).to_contain_text("hum.wav: holds less than half a second of speech")
+    expect(opened.locator("#enroll-button")).to_be_enabled()
+    assert opened.locator("#everyone tbody tr").count() == 0
 
 
 def test_no_store_and_a_token(browser, packaged) -> None:

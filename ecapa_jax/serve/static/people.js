@@ -10,7 +10,7 @@ export class PeoplePanel {
   constructor({ onLocked }) {
     Object.assign(this, { onLocked, model: null, busy: false });
     this.slot = new Slot(at("slot-person"), {
-      key: "person", title: "Recording of one person", share: 0.99, onChange: () => this.refresh(), onLocked,
+      key: "person", title: "Recording of one person", share: 0.99, onChange: () => { this.forget(); this.refresh(); }, onLocked,
     });
     at("identify").addEventListener("click", () => this.identify());
     at("enroll").addEventListener("submit", (event) => { event.preventDefault(); this.enroll(); });
@@ -36,6 +36,13 @@ export class PeoplePanel {
     at("identify").disabled = !ready;
     at("enroll-button").disabled = !ready;
     at("people-hint").textContent = this.slot.file ? "" : "Choose a recording first.";
+  }
+
+  // The answer is about a recording or a store that is no longer there.
+  forget() {
+    at("who").textContent = "No answer yet";
+    at("who").className = "answer";
+    at("candidates").parentElement.hidden = true;
   }
 
   // Runs what talks to the service; shows why it fails.
@@ -85,6 +92,7 @@ export class PeoplePanel {
     if (!window.confirm(`Remove ${name} and all voiceprints of ${name} from the store?`)) return undefined;
     return this.attempt(async () => {
       await call(`/v1/speakers/${encodeURIComponent(name)}`, undefined, "DELETE");
+      this.forget();
       await this.list();
       at("everyone").parentElement.focus(); // the button that had the focus is gone
       return `${name} is removed.`;

@@ -21,6 +21,7 @@ export class Timeline {
     this.canvas.setAttribute("aria-label", `Waveform of the conversation, ${seconds.toFixed(1)} seconds`);
     const lanes = speakers.map((speaker, index) => this.makeLane(speaker, index));
     this.root.replaceChildren(lane([], [this.canvas], "sound"), ...lanes, lane([], this.makeAxis(), "axis"));
+    this.root.classList.toggle("bare", !speakers.length);
     this.root.hidden = false;
     this.buttons = turns.map((turn, index) => this.makeTurn(turn, index));
     if (this.buttons.length) this.buttons[0].tabIndex = 0;
