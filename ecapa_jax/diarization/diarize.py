@@ -37,6 +37,7 @@ from ecapa_jax.diarization.turns import (
     stretches,
 )
 from ecapa_jax.errors import ConfigError
+from ecapa_jax.vad.gate import holds_speech
 from ecapa_jax.vad.network import FRAME
 from ecapa_jax.vad.recordings import stream_probabilities
 
@@ -55,6 +56,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: not known)."""
 
 MOST_SPEAKERS = 100
+_HEARD = 0.5  # probability of speech
 
 
 def diarize(
@@ -153,7 +155,10 @@ def _listen(
     n_samples = 0
     if vad is not None:
         told("finding speech", 0, 0)
-        probabilities, n_samples = vad(audio.blocks(segmentation.RATE))
+        blocks = audio.blocks(segmentation.RATE)
+        probabilities, n_samples = vad(blocks)
+        if not (probabilities >= _HEARD).any() and _is_without_speech(blocks):
+            return None, on_frames(np.zeros_like(probabilities), n_samples), n_samples / segmentation.RATE
         found.append(on_frames(probabilities, n_samples))
     if segmenter is not None:
         told("hearing voices", 0, 0)
@@ -161,6 +166,16 @@ def _listen(
         found.append(voices.speech())
     speech = np.asarray(np.mean(np.stack(found), axis=0, dtype=np.float32))
     return voices, speech, n_samples / segmentation.RATE
+
+
+def _is_without_speech(blocks: Blocks) -> bool:
+    """Whether nobody speaks in a recording that is held in memory, however quietly.
+
+    Overlap detection takes beeps and clicks for voices where there are no voices to compare them with.
+    """
+    return isinstance(blocks, list) and not any(
+        len(block) and holds_speech(block, segmentation.RATE) for block in blocks
+    )
 
 
 def on_frames(probabilities: Float32[np.ndarray, " vad_frames"], n_samples: int) -> Float32[np.ndarray, " frames"]:
