@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float32, Int64
 from ecapa_jax.audio.decoding import Channel
 from ecapa_jax.audio.load import AudioSource
 from ecapa_jax.diarization import clustering, segmentation
-from ecapa_jax.diarization.activity import Voices, cut_windows, hear_voices
+from ecapa_jax.diarization.activity import Voices, cut_windows, hear_voices, runs
 from ecapa_jax.diarization.clustering import SpeakerCount
 from ecapa_jax.diarization.recordings import Recording, span_samples
 from ecapa_jax.diarization.result import Diarization, Speaker
@@ -126,7 +126,7 @@ def _frames(
 ) -> tuple[Int64[np.ndarray, " frames"], Int64[np.ndarray, " frames"] | None]:
     """The speaker of each frame, and the second speaker where voices are known."""
     tracks = None if voices is None else voices.tracks()
-    frames = _with_everyone(speaker_frames(windows, speech, tracks, settings), windows)
+    frames = _with_everyone(speaker_frames(windows, speech, tracks, settings), windows, settings)
     if voices is None:
         return frames, None
     return frames, second_speakers(frames, voices, frame_scores(windows, len(speech)), settings)
@@ -218,9 +218,13 @@ def _centred(
     return embeddings if mean is None else embeddings - mean.astype(np.float32)
 
 
-def _with_everyone(frames: Int64[np.ndarray, " frames"], windows: Labelled) -> Int64[np.ndarray, " frames"]:
-    """The frames with the windows of those speakers who would have none."""
-    for speaker in np.setdiff1d(np.arange(windows.labels.max() + 1), frames):
+def _with_everyone(
+    frames: Int64[np.ndarray, " frames"], windows: Labelled, settings: Settings
+) -> Int64[np.ndarray, " frames"]:
+    """The frames with the windows of those speakers who would have none, or too few for a turn."""
+    shortest = frames_of(settings.shortest_turn)
+    seen = [speaker for start, end, speaker in runs(frames) if end - start >= shortest]
+    for speaker in np.setdiff1d(np.arange(windows.labels.max() + 1), seen):
         for start, end in windows.spans[windows.labels == speaker]:
             middle, reach = (start + end) // 2, max((end - start) // 4, 6)
             frames[max(middle - reach, start) : min(middle + reach, end)] = speaker
