@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,7 +91,9 @@ def _of_16_khz(tensors: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndar
     return []
 
 
-def write_weights(weights: Weights, source: str | os.PathLike[str], path: Path, licence: str = LICENCE) -> None:
+def write_weights(
+    weights: Mapping[str, Any], source: str | os.PathLike[str], path: Path, licence: str = LICENCE
+) -> None:
     """Writes the weights of a detector as `load_weights` of `ecapa_jax.vad` and of `ecapa_jax.diarization` reads them.
 
     Args:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from ecapa_jax.cli.common import Flag, Output, OutputOptions, local_path
 from ecapa_jax.cli.published import list_published
 from ecapa_jax.files.atomic import write_whole
-
-if TYPE_CHECKING:
-    import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +121,7 @@ class Convert:
             raise EcapaError(f"{path} exists: {remedy}")
 
     def _write_weights(
-        self, weights: dict[str, np.ndarray], source: str | Path, path: Path, licence: str, family: str, text: str
+        self, weights: Mapping[str, Any], source: str | Path, path: Path, licence: str, family: str, text: str
     ) -> None:
         from ecapa_jax.convert.silero import write_weights
 

@@ -301,7 +301,7 @@ def test_looks(opened, request) -> None:
     ]
     assert (sum(paper) < 200) == dark
     if "phone" in request.node.name:
-        for control in opened.locator("button:visible, select, .button").all():
+        for control in opened.locator("button:visible, select:visible, .button:visible").all():
             assert control.bounding_box()["height"] >= 40
 
 
