@@ -99,7 +99,7 @@ class _Resampler:
             if not within:
                 np.take(drawn, side[1], out=weights[1], mode="clip")
                 weights[0] *= weights[1]
-        return self._trials.weighted(self._weights[0][0], self._weights[1][0], self._sums)
+        return self._trials.count_weighted(self._weights[0][0], self._weights[1][0], self._sums)
 
 
 def resample(

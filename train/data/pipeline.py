@@ -114,7 +114,7 @@ class Loader:
                 return self._read(utterance, example), utterance
             except AudioError as error:
                 self.problems[self._manifest.files[utterance]] = str(error)
-                utterance = self._order.another(step, row, attempt)
+                utterance = self._order.draw_replacement(step, row, attempt)
         raise AudioError(
             f"{ATTEMPTS} consecutive utterances can't be read: {self.problems[self._manifest.files[utterance]]}"
         )
