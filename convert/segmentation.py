@@ -2,7 +2,9 @@
 
     python -m ecapa_jax.convert.segmentation CHECKPOINT OUT.safetensors [--float16]
 
-CHECKPOINT is a PyTorch file with the state dict of pyannote/segmentation-3.0. Nothing in it is executed.
+CHECKPOINT is a PyTorch file with the state dict of pyannote/segmentation-3.0, alone or together with hyperparameters and
+specifications as on Hugging Face, or the folder of such a `pytorch_model.bin`. Nothing in it is executed.
+`ecapa-jax convert` does the same in float32.
 """
 
 from __future__ import annotations
@@ -21,6 +23,27 @@ from ecapa_jax.errors import ConversionError
 _RATE = 16000
 _LOWEST, _NARROWEST = 50.0, 50.0  # Hz, of a band and its width
 _LAYERS, _HIDDEN = 4, 128
+_MAX_BYTES = 64 << 20  # the network has 5.9 MB
+_MARK = b"sincnet.conv1d.0.filterbank.low_hz_"
+
+LICENCE = "MIT, Copyright (c) 2023 CNRS"
+
+
+def find_segmentation(source: str | os.PathLike[str]) -> Path | None:
+    """The file of pyannote's segmentation network that a file or folder is, by its size and the names in it.
+
+    Args:
+      source: a checkpoint, or a folder with a `pytorch_model.bin`.
+
+    Returns:
+      The file; None where the source is something else.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path /= "pytorch_model.bin"
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+        return None
+    return path if _MARK in path.read_bytes() else None
 
 
 def read_segmentation(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

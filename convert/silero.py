@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ecapa_jax.convert.onnx_reader import read_onnx
 from ecapa_jax.errors import ConversionError
 from ecapa_jax.vad.weights import SHAPES, Weights
+
+LICENCE = "MIT, Copyright (c) 2020-present Silero Team"
 
 _MAX_BYTES = 64 << 20  # the largest of the wheel has 3 MB
 
@@ -87,13 +91,16 @@ def _select_16_khz(tensors: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.
     return []
 
 
-def write_weights(weights: Weights, source: str | os.PathLike[str], path: Path) -> None:
-    """Writes weights in the format that `ecapa_jax.vad.load_weights` reads.
+def write_weights(
+    weights: Mapping[str, Any], source: str | os.PathLike[str], path: Path, licence: str = LICENCE
+) -> None:
+    """Writes the weights of a detector for `load_weights` of `ecapa_jax.vad` and of `ecapa_jax.diarization`.
 
     Args:
       weights: result of `read_silero`.
       source: the file of origin, whose name is written too.
       path: the file to write.
+      licence: licence of the weights, which is written too.
     """
     from safetensors.numpy import save
 
@@ -101,6 +108,6 @@ def write_weights(weights: Weights, source: str | os.PathLike[str], path: Path) 
     origin = {
         "source": source.name,
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-        "licence": "MIT, Copyright (c) 2020-present Silero Team",
+        "licence": licence,
     }
     path.write_bytes(save({name: np.asarray(array) for name, array in weights.items()}, metadata=origin))

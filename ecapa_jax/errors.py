@@ -50,6 +50,10 @@ class StoreError(EcapaError, ValueError):
     """A speaker store can't be used: it is damaged, busy, or belongs to another model; or a name in it is wrong."""
 
 
+class UnknownSpeakerError(StoreError):
+    """Nobody of this name is enrolled."""
+
+
 class Stopped(EcapaError):
     """Work stopped early on request and saved its state; the command line exits with 75."""
 

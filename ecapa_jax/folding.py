@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import PyTree
+from jaxtyping import Float, PyTree
 
 from ecapa_jax.config import EcapaConfig, ModelConfig, Variables
 from ecapa_jax.errors import ConfigError
@@ -42,6 +42,32 @@ def fold(config: ModelConfig, variables: Variables, dtype: str = "float32") -> V
         params["pooling"] = {**params["pooling"], "logits": {**logits, "bias": 0 * _to_host(logits["bias"])}}
     if dtype != "float32":
         params = {name: part if name == "projection" else _lower_dtype(part, dtype) for name, part in params.items()}
+    return {"params": params, "batch_stats": batch_stats, "constants": variables["constants"]}
+
+
+def append_affine(
+    config: ModelConfig,
+    variables: Variables,
+    matrix: Float[np.ndarray, "embedding embedding"],
+    shift: Float[np.ndarray, " embedding"],
+) -> Variables:
+    """Variables whose embeddings are `embedding @ matrix + shift` of the embeddings before.
+
+    The projection takes the map up, and with it the normalisations before and after it, which are left as ones that
+    change nothing.
+
+    Args:
+      config: the model.
+      variables: as from a bundle, not folded.
+      matrix, shift: the map.
+    """
+    params, batch_stats = dict(variables["params"]), dict(variables["batch_stats"])
+    _fold_projection(config.ecapa, params, batch_stats)
+    kernel, bias = (np.asarray(params["projection"][name], np.float64) for name in ("kernel", "bias"))
+    params["projection"] = {
+        "kernel": (kernel @ matrix).astype(np.float32),
+        "bias": (bias @ matrix + shift).astype(np.float32),
+    }
     return {"params": params, "batch_stats": batch_stats, "constants": variables["constants"]}
 
 

@@ -13,11 +13,11 @@ from ecapa_jax.diarization.formats import as_text
 
 RATE = 16000
 AUDIO = Path(__file__).parent / "audio"
-ORDER = ("slt_1", "rms_1", "slt_2", "rms_2")
+ORDER = ("slt_1", "awb_1", "slt_2", "awb_2")
 
 
 def conversation() -> np.ndarray:
-    """Two synthetic speakers in turn, with pauses."""
+    """Two synthetic speakers, a woman and a Scottish man, in turn and with pauses."""
     pause = np.zeros(RATE // 2, np.float32)
     parts = [soundfile.read(AUDIO / f"{name}.flac", dtype="float32")[0] for name in ORDER]
     return np.concatenate([piece for part in parts for piece in (pause, part)])

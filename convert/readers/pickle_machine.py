@@ -103,6 +103,9 @@ _BESIDE = (
     | _names("omegaconf.listconfig", "ListConfig")
     | _names("omegaconf.base", "ContainerMetadata Metadata")
     | _names("omegaconf.nodes", "AnyNode StringNode IntegerNode FloatNode BooleanNode")
+    | _names("pyannote.audio.core.task", "Specifications Problem Resolution")
+    | {"torch.torch_version.TorchVersion", "lightning_fabric.utilities.data.AttributeDict"}
+    | {"pytorch_lightning.utilities.parsing.AttributeDict", "lightning.fabric.utilities.data.AttributeDict"}
     | {"_codecs.encode", "argparse.Namespace", "types.SimpleNamespace", "typing.Any", "decimal.Decimal", "uuid.UUID"}
 )
 """Types and makers of plain data that training programs save beside weights: they are known by name only, and whatever

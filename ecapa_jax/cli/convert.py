@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -18,7 +19,8 @@ from ecapa_jax.files.atomic import write_whole
 class Convert:
     """Turn a PyTorch ECAPA-TDNN checkpoint into a bundle; PyTorch is not needed.
 
-    Also turns silero_vad.onnx of the silero-vad wheel into the weights of the speech detector: -o WEIGHTS.safetensors.
+    Also turns silero_vad.onnx of the silero-vad wheel into the weights of the speech detector, and pytorch_model.bin of
+    pyannote/segmentation-3.0 into those of overlap detection: -o WEIGHTS.safetensors.
     """
 
     source: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = None
@@ -58,6 +60,7 @@ class Convert:
         from ecapa_jax.bundle.bundle import check_target, save_bundle
         from ecapa_jax.convert.readers.checkpoint import read_embedding_mean
         from ecapa_jax.convert.remote import convert_source
+        from ecapa_jax.convert.segmentation import find_segmentation
         from ecapa_jax.convert.silero import holds_speech_detector
         from ecapa_jax.errors import EcapaError
         from ecapa_jax.files.atomic import identity
@@ -67,6 +70,9 @@ class Convert:
         path = local_path(self.out)
         if holds_speech_detector(self.source):
             self._convert_detector(self.source, path)
+            return
+        if network := find_segmentation(self.source):
+            self._convert_segmentation(network, path)
             return
         before = identity(path)
         check_target(path, force=self.force)
@@ -93,20 +99,36 @@ class Convert:
         self.output.result({"out": str(path), "family": bundle.provenance["family"], **parity}, text)
 
     def _convert_detector(self, source: str, path: Path) -> None:
-        from ecapa_jax.convert.silero import read_silero, write_weights
+        from ecapa_jax.convert.silero import LICENCE, read_silero
+
+        self._check_weights_file(path)
+        self._write_weights(read_silero(source), source, path, LICENCE, "silero-vad", "silero-vad at 16 kHz")
+
+    def _convert_segmentation(self, source: Path, path: Path) -> None:
+        from ecapa_jax.convert.segmentation import LICENCE, read_segmentation
+
+        self._check_weights_file(path)
+        text = "pyannote's segmentation-3.0"
+        self._write_weights(read_segmentation(source), source, path, LICENCE, "segmentation-3.0", text)
+
+    def _check_weights_file(self, path: Path) -> None:
         from ecapa_jax.errors import EcapaError
 
         if path.suffix != ".safetensors":
-            raise EcapaError(f"{path} must end in .safetensors: the weights of a speech detector are one file")
+            raise EcapaError(f"{path} must end in .safetensors: the weights of a detector are one file")
         if os.path.lexists(path) and (os.path.isdir(path) or not self.force):
             remedy = "choose another output" + ("" if os.path.isdir(path) else " or pass --force")
             raise EcapaError(f"{path} exists: {remedy}")
-        weights = read_silero(source)
-        write_whole(path, lambda to: write_weights(weights, source, to))
+
+    def _write_weights(
+        self, weights: Mapping[str, Any], source: str | Path, path: Path, licence: str, family: str, text: str
+    ) -> None:
+        from ecapa_jax.convert.silero import write_weights
+
+        write_whole(path, lambda to: write_weights(weights, source, to, licence))
         parameters = sum(array.size for array in weights.values())
         self.output.result(
-            {"out": str(path), "family": "silero-vad", "parameters": parameters},
-            f"{path}: silero-vad at 16 kHz, {parameters:,} parameters",
+            {"out": str(path), "family": family, "parameters": parameters}, f"{path}: {text}, {parameters:,} parameters"
         )
 
 

@@ -34,6 +34,7 @@ from ecapa_jax.cli.train import Train
 from ecapa_jax.cli.vad import DetectSpeech
 from ecapa_jax.cli.verify import Verify
 from ecapa_jax.cli.views import WriteViews
+from ecapa_jax.cli.whiten import Whiten
 from ecapa_jax.errors import EcapaError, Stopped
 from ecapa_jax.runtime import compile_cache
 
@@ -50,6 +51,7 @@ Verb = (
     | Annotated[Remove, tyro.conf.subcommand("remove")]
     | Annotated[Threshold, tyro.conf.subcommand("threshold")]
     | Annotated[MakeCohort, tyro.conf.subcommand("cohort")]
+    | Annotated[Whiten, tyro.conf.subcommand("whiten")]
     | Annotated[Calibrate, tyro.conf.subcommand("calibrate")]
     | Annotated[Convert, tyro.conf.subcommand("convert")]
     | Annotated[Export, tyro.conf.subcommand("export")]

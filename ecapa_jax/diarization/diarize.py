@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float32, Int64
 from ecapa_jax.audio.decoding import Channel
 from ecapa_jax.audio.load import AudioSource
 from ecapa_jax.diarization import clustering, segmentation
-from ecapa_jax.diarization.activity import Voices, cut_windows, hear_voices
+from ecapa_jax.diarization.activity import Voices, cut_windows, hear_voices, runs
 from ecapa_jax.diarization.clustering import SpeakerCount
 from ecapa_jax.diarization.recordings import RereadableRecording, span_samples
 from ecapa_jax.diarization.result import Diarization, Speaker
@@ -37,6 +37,7 @@ from ecapa_jax.diarization.turns import (
     stretches,
 )
 from ecapa_jax.errors import ConfigError
+from ecapa_jax.vad.gate import holds_speech
 from ecapa_jax.vad.network import FRAME
 from ecapa_jax.vad.recordings import stream_probabilities
 
@@ -55,6 +56,7 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: not known)."""
 
 MOST_SPEAKERS = 100
+_HEARD = 0.5  # probability of speech
 
 
 def diarize(
@@ -124,7 +126,7 @@ def _frames(
 ) -> tuple[Int64[np.ndarray, " frames"], Int64[np.ndarray, " frames"] | None]:
     """The speaker of each frame, and the second speaker where voices are known."""
     tracks = None if voices is None else voices.tracks()
-    frames = _with_everyone(speaker_frames(windows, speech, tracks, settings), windows)
+    frames = _with_everyone(speaker_frames(windows, speech, tracks, settings), windows, settings)
     if voices is None:
         return frames, None
     return frames, second_speakers(frames, voices, frame_scores(windows, len(speech)), settings)
@@ -157,7 +159,10 @@ def _listen(
     n_samples = 0
     if vad is not None:
         told("finding speech", 0, 0)
-        probabilities, n_samples = vad(audio.blocks(segmentation.RATE))
+        blocks = audio.blocks(segmentation.RATE)
+        probabilities, n_samples = vad(blocks)
+        if not (probabilities >= _HEARD).any() and _is_without_speech(blocks):
+            return None, on_frames(np.zeros_like(probabilities), n_samples), n_samples / segmentation.RATE
         found.append(on_frames(probabilities, n_samples))
     if segmenter is not None:
         told("hearing voices", 0, 0)
@@ -165,6 +170,16 @@ def _listen(
         found.append(voices.speech())
     speech = np.asarray(np.mean(np.stack(found), axis=0, dtype=np.float32))
     return voices, speech, n_samples / segmentation.RATE
+
+
+def _is_without_speech(blocks: Blocks) -> bool:
+    """Whether nobody speaks in a recording that is held in memory, however quietly.
+
+    Overlap detection takes beeps and clicks for voices where there are no voices to compare them with.
+    """
+    return isinstance(blocks, list) and not any(
+        len(block) and holds_speech(block, segmentation.RATE) for block in blocks
+    )
 
 
 def on_frames(probabilities: Float32[np.ndarray, " vad_frames"], n_samples: int) -> Float32[np.ndarray, " frames"]:
@@ -209,9 +224,13 @@ def _centred(
     return embeddings if mean is None else embeddings - mean.astype(np.float32)
 
 
-def _with_everyone(frames: Int64[np.ndarray, " frames"], windows: Labelled) -> Int64[np.ndarray, " frames"]:
-    """The frames with the windows of those speakers who would have none."""
-    for speaker in np.setdiff1d(np.arange(windows.labels.max() + 1), frames):
+def _with_everyone(
+    frames: Int64[np.ndarray, " frames"], windows: Labelled, settings: DiarizationSettings
+) -> Int64[np.ndarray, " frames"]:
+    """The frames with the windows of those speakers who would have none, or too few for a turn."""
+    shortest = frames_of(settings.shortest_turn)
+    seen = [speaker for start, end, speaker in runs(frames) if end - start >= shortest]
+    for speaker in np.setdiff1d(np.arange(windows.labels.max() + 1), seen):
         for start, end in windows.spans[windows.labels == speaker]:
             middle, reach = (start + end) // 2, max((end - start) // 4, 6)
             frames[max(middle - reach, start) : min(middle + reach, end)] = speaker
@@ -227,7 +246,9 @@ def _result(
     duration: float,
 ) -> Diarization:
     present, first = np.unique(np.where(frames < 0, labels.max() + 1, frames), return_index=True)
-    order = [int(speaker) for _, speaker in sorted(zip(first, present, strict=True)) if speaker <= labels.max()]
+    everyone = [str(label) for label in range(int(labels.max()) + 1)]
+    heard = {int(turn.speaker) for turn in make_turns(frames, second, everyone, settings)}  # not too short to be a turn
+    order = [int(speaker) for _, speaker in sorted(zip(first, present, strict=True)) if int(speaker) in heard]
     number = np.full(int(labels.max()) + 2, -1, np.int64)  # the last stands for nobody
     number[order] = np.arange(len(order))
     frames, names = number[frames], [f"speaker_{index + 1}" for index in range(len(order))]

@@ -10,6 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from ecapa_jax.diarization.result import Diarization
 from ecapa_jax.errors import StoreError
 from ecapa_jax.identify.store import SpeakerStore
+from ecapa_jax.scoring.scorer import checked_threshold
 
 _CANDIDATES = 50
 
@@ -23,11 +24,12 @@ def link_speakers(result: Diarization, store: SpeakerStore, threshold: float | N
       threshold: least cosine to be somebody; None takes the model's.
 
     Raises:
+      ConfigError: the threshold lies outside [-1, 1].
       StoreError: there is no threshold, or the store can't be read.
     """
     if not result.speakers:
         return result
-    least = store.identify_embedding(result.speakers[0].embedding, top=1, threshold=threshold).threshold
+    least = store.threshold if threshold is None else checked_threshold(threshold)
     if least is None:
         raise StoreError("this model has no threshold to recognise enrolled people with: give one (--threshold)")
     rows = store.search(np.stack([speaker.embedding for speaker in result.speakers]), top=_CANDIDATES)

@@ -12,8 +12,10 @@ Reference: Plaquet and Bredin 2023, "Powerset multi-class cross entropy loss for
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Iterator
 from importlib import resources
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
@@ -21,6 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32
+
+from ecapa_jax.errors import BundleError
 
 RATE = 16000
 """Sample rate of the network, Hz."""
@@ -94,12 +98,44 @@ def n_frames(n_samples: int) -> int:
 
 
 @functools.cache
-def load_weights() -> Weights:
-    """The weights that are packaged with this library, as float32 arrays."""
+def _packaged() -> dict[str, np.ndarray]:
     from safetensors.numpy import load
 
-    content = (resources.files("ecapa_jax.diarization") / "segmentation_3.0.safetensors").read_bytes()
-    return nested({name: array.astype(np.float32) for name, array in load(content).items()})
+    return load((resources.files("ecapa_jax.diarization") / "segmentation_3.0.safetensors").read_bytes())
+
+
+def load_weights(path: str | os.PathLike[str] | None = None) -> Weights:
+    """Reads weights as `ecapa-jax convert` writes them.
+
+    Args:
+      path: the file; None means the weights that are packaged with this library.
+
+    Returns:
+      The tree that `log_probabilities` takes, float32.
+
+    Raises:
+      BundleError: there is no such file, or it is damaged or of another network.
+    """
+    flat = _packaged() if path is None else _read_weights(path)
+    return nested({name: array.astype(np.float32) for name, array in flat.items()})
+
+
+def _read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        flat = load(Path(path).read_bytes())
+    except OSError as error:
+        raise BundleError(f"{path}: can't be read ({error.strerror}); give the file of overlap detection") from error
+    except (SafetensorError, ValueError) as error:
+        raise BundleError(f"{path}: is damaged or no safetensors file; convert pytorch_model.bin again") from error
+    shapes, wanted = ({name: array.shape for name, array in arrays.items()} for arrays in (flat, _packaged()))
+    if shapes != wanted:
+        raise BundleError(f"{path}: holds other arrays than segmentation-3.0's; convert pytorch_model.bin again")
+    if not all(np.isfinite(array).all() for array in flat.values()):
+        raise BundleError(f"{path}: holds numbers that are not finite; convert pytorch_model.bin again")
+    return flat
 
 
 def nested(flat: dict[str, np.ndarray]) -> Weights:

@@ -21,7 +21,8 @@ from ecapa_jax.config import Short
 from ecapa_jax.encoder import SilenceWarning, SpeakerEncoder
 from ecapa_jax.errors import AudioError, Stopped, TrialError
 from ecapa_jax.evaluation.cache import CachedEmbedding, EmbeddingCache
-from ecapa_jax.files.entries import read_scp
+from ecapa_jax.files.entries import numbered_lines, read_scp
+from ecapa_jax.files.recordings import find_audio
 
 THREADS = 4
 """Number of recordings that are decoded before they are needed."""
@@ -151,6 +152,29 @@ def embed_files(
     found = [entries[digest] for digest in digests]
     embeddings = np.stack([embedding for embedding, _ in found]).astype(np.float32)
     return FileEmbeddings(embeddings, np.array([seconds for _, seconds in found], np.float64), len(wanted))
+
+
+def list_recordings(source: str | os.PathLike[str], root: str | os.PathLike[str]) -> list[Path]:
+    """Returns the recordings below a folder, or those that a text file names, one on each line.
+
+    Args:
+      source: the folder or the file.
+      root: folder to which the paths in the file are relative.
+
+    Raises:
+      TrialError: there are no recordings, some are missing, or the file can't be read.
+    """
+    if os.path.isdir(source):
+        found = find_audio(Path(source))
+    else:
+        try:
+            names = [line for _, line in numbered_lines(Path(source), TrialError)]
+        except OSError as error:
+            raise TrialError(f"{os.fspath(source)} can't be read: {error.strerror or error}") from error
+        found = find_files(names, root)
+    if not found:
+        raise TrialError(f"{os.fspath(source)} names no recordings")
+    return found
 
 
 def _hash_files(paths: Sequence[Path], progress: Progress) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from ecapa_jax.errors import StoreError
+from ecapa_jax.errors import StoreError, UnknownSpeakerError
 
 SCHEMA = 1
 APPLICATION_ID = 0x45434A58  # "ECJX", at a fixed place of the file
@@ -201,15 +201,18 @@ class Database:
         """Removes a speaker and all the speaker's utterances; returns how many there were.
 
         Raises:
-          StoreError: no speaker has this name, or as for `writing`.
+          UnknownSpeakerError: no speaker has this name.
+          StoreError: as for `writing`.
         """
         name = unicodedata.normalize("NFC", name).strip()  # unchecked: an older version may have taken it
         if not name:
-            raise StoreError("a speaker's name is empty; give one")
+            raise UnknownSpeakerError("a speaker's name is empty; give one")
         with self.writing() as connection:
             found = connection.execute("SELECT id FROM speaker WHERE name = ?", (name,)).fetchone()
             if found is None:
-                raise StoreError(f"{self.path}: no speaker is named {name!r}; ecapa-jax list shows who is enrolled")
+                raise UnknownSpeakerError(
+                    f"{self.path}: no speaker is named {name!r}; ecapa-jax list shows who is enrolled"
+                )
             (count,) = connection.execute("SELECT count(*) FROM utterance WHERE speaker = ?", found).fetchone()
             connection.execute("DELETE FROM speaker WHERE id = ?", found)
             return int(count)

@@ -206,7 +206,7 @@ class SpeakerStore:
         """Does what `identify` does, from an embedding that the store's model made."""
         if top < 1:
             raise StoreError(f"{top} candidates are asked for; ask for 1 or more")
-        threshold = self._scoring.threshold if threshold is None else checked_threshold(threshold)
+        threshold = self.threshold if threshold is None else checked_threshold(threshold)
         candidates = self.search(embedding[None], top=top)[0]
         best = candidates[0] if candidates else None
         decided = best is not None and threshold is not None and best.score >= threshold
@@ -245,7 +245,8 @@ class SpeakerStore:
         """Removes a speaker; returns the number of utterances removed.
 
         Raises:
-          StoreError: no speaker has this name, or the store can't be written.
+          UnknownSpeakerError: no speaker has this name.
+          StoreError: the store can't be written.
         """
         return self.database.remove(name)
 
@@ -260,6 +261,11 @@ class SpeakerStore:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def threshold(self) -> float | None:
+        """The smallest cosine at which the model takes a candidate for the speaker; None if it publishes none."""
+        return self._scoring.threshold
 
     @property
     def _scoring(self) -> Scoring:

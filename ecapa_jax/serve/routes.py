@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import base64
 import time
+from pathlib import PurePath
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, File, Form, HTTPException, Request, UploadFile
+from fastapi import APIRouter, Depends, File, Form, HTTPException, Path, Request, Response, UploadFile
 
+from ecapa_jax.diarization.diarize import MOST_SPEAKERS
+from ecapa_jax.diarization.formats import Format, as_dict, as_text
+from ecapa_jax.errors import UnknownSpeakerError
 from ecapa_jax.identify.store import SpeakerStore
 from ecapa_jax.serve import schema
 from ecapa_jax.serve.service import Service
@@ -30,6 +34,12 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 NO_STORE: dict[int | str, dict[str, Any]] = {
     404: {"model": schema.Problem, "description": "The service has no speaker store."}
 }
+NO_SPEAKER: dict[int | str, dict[str, Any]] = {
+    404: {"model": schema.Problem, "description": "Nobody of this name is enrolled, or there is no speaker store."}
+}
+TURNS_AS_TEXT: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "The turns, in the chosen format."}
+}
 
 SAMPLES = {
     "slt_1.flac": "Woman, sentence 1",
@@ -51,6 +61,7 @@ Upload = Annotated[
 ]
 Uploads = Annotated[list[UploadFile] | None, File(description="Recordings in the formats that verify accepts.")]
 Url = Annotated[str | None, Form(description="Address to fetch instead of the file; needs --allow-urls.")]
+Count = Annotated[int, Form(ge=1, le=MOST_SPEAKERS, description="A bound, if the number of speakers is not known.")]
 Urls = Annotated[list[str] | None, Form(description="Addresses to fetch; needs --allow-urls.")]
 
 
@@ -153,6 +164,39 @@ async def features(service: TheService, file: Upload = None, file_url: Url = Non
     )
 
 
+@router.post("/diarize", tags=["score"], response_model=schema.DiarizeAnswer, responses=TURNS_AS_TEXT)
+async def diarize(
+    service: TheService,
+    file: Upload = None,
+    file_url: Url = None,
+    speakers: Annotated[
+        int | None, Form(ge=1, le=MOST_SPEAKERS, description="How many speak, if that is known.")
+    ] = None,
+    min_speakers: Count = 1,
+    max_speakers: Count = 15,
+    format: Annotated[Format, Form(description="What to return: json, or text in another format.")] = "json",
+    exclusive: Annotated[bool, Form(description="One speaker at a time in a text format; json has both.")] = False,
+    threshold: Annotated[
+        float | None, Form(description="Least cosine to be an enrolled speaker; the default is the model's threshold.")
+    ] = None,
+) -> schema.DiarizeAnswer | Response:
+    """Says who speaks when in a recording, with the names of enrolled speakers if the service has a store."""
+    start = time.perf_counter()
+    one = await read_recording(file, file_url, "file", service.settings)
+    found = await service.diarize(
+        one, speakers, min_speakers=min_speakers, max_speakers=max_speakers, threshold=threshold
+    )
+    name = PurePath(one.name).stem
+    if format != "json":
+        return Response(as_text(found, name, format, exclusive=exclusive), media_type="text/plain; charset=utf-8")
+    return schema.DiarizeAnswer(
+        **as_dict(found, name),
+        exclusive=as_dict(found, name, exclusive=True)["turns"],
+        milliseconds=_milliseconds_since(start),
+        model=service.name,
+    )
+
+
 @router.post("/enroll", tags=["speakers"], responses=NO_STORE)
 async def enroll(
     service: TheService,
@@ -189,6 +233,17 @@ async def speakers(service: TheService, store: TheStore) -> list[schema.SpeakerA
     """Lists the enrolled speakers by name."""
     everyone = await service.speakers(store)
     return [schema.SpeakerAnswer(name=one.name, utterances=one.utterances) for one in everyone]
+
+
+@router.delete("/speakers/{name:path}", tags=["speakers"], responses=NO_SPEAKER)
+async def remove(
+    service: TheService, store: TheStore, name: Annotated[str, Path(description="The speaker's name.")]
+) -> schema.RemoveAnswer:
+    """Removes a speaker and all the speaker's recordings from the store."""
+    try:
+        return schema.RemoveAnswer(name=name, utterances=await service.remove(store, name))
+    except UnknownSpeakerError as error:
+        raise HTTPException(404, f"no speaker is named {name!r}; GET /v1/speakers lists who is enrolled") from error
 
 
 def _milliseconds_since(start: float) -> float:

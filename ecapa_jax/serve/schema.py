@@ -83,6 +83,41 @@ class IdentifyAnswer(BaseModel):
     candidates: list[CandidateAnswer]
 
 
+class RemoveAnswer(BaseModel):
+    """The speaker who was removed from the store."""
+
+    name: str
+    utterances: int = Field(description="Number of recordings that were removed with the speaker.")
+
+
+class TurnAnswer(BaseModel):
+    """A stretch of a recording in which one speaker speaks."""
+
+    start: float = Field(description="Seconds from the begin of the recording.")
+    end: float
+    speaker: str
+
+
+class VoiceAnswer(BaseModel):
+    """Somebody who speaks in a recording."""
+
+    name: str = Field(description="speaker_1 for the first who speaks, or the name of an enrolled person.")
+    seconds: float = Field(description="How long this speaker speaks, overlaps included.")
+    score: float | None = Field(description="Cosine with the enrolled person; null for somebody unknown.")
+
+
+class DiarizeAnswer(BaseModel):
+    """Who speaks when in a recording; no turns and no speakers if nobody speaks."""
+
+    recording: str
+    duration: float = Field(description="Seconds.")
+    speakers: list[VoiceAnswer] = Field(description="In order of appearance.")
+    turns: list[TurnAnswer] = Field(description="In order of time; the turns of two speakers may overlap.")
+    exclusive: list[TurnAnswer] = Field(description="The same with one speaker at a time, as transcripts need it.")
+    milliseconds: float
+    model: str
+
+
 class OperatingPoint(BaseModel):
     """Error rates measured at a threshold."""
 

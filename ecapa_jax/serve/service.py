@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import io
 import os
 import threading
@@ -17,6 +18,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from ecapa_jax.audio.load import is_silent, load_audio
+from ecapa_jax.diarization.diarize import diarize
+from ecapa_jax.diarization.names import link_speakers
+from ecapa_jax.diarization.result import Diarization
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError, StoreError
 from ecapa_jax.identify.database import Speaker, Utterance, check_name
@@ -80,6 +84,7 @@ class Service:
         self._painting = threading.Lock()  # one picture at a time leaves the processor to embeddings
         self._decoding: anyio.CapacityLimiter | None = None
         self._storing: anyio.CapacityLimiter | None = None
+        self._diarizing: anyio.CapacityLimiter | None = None
 
     @property
     def minimum_seconds(self) -> float:
@@ -157,6 +162,34 @@ class Service:
         picture = await anyio.to_thread.run_sync(self._paint, waveform)
         return picture, len(waveform) / self.encoder.sample_rate
 
+    async def diarize(
+        self,
+        recording: Recording,
+        speakers: int | None,
+        *,
+        min_speakers: int,
+        max_speakers: int,
+        threshold: float | None,
+    ) -> Diarization:
+        """Does what `ecapa_jax.diarize` does, one recording at a time; names enrolled speakers if there is a store.
+
+        Raises:
+          AudioError: as for `read`.
+          ConfigError: the numbers of speakers contradict each other, or the threshold lies outside [-1, 1].
+        """
+        threshold = None if threshold is None else checked_threshold(threshold)
+        if self._diarizing is None:
+            self._diarizing = anyio.CapacityLimiter(1)
+        waveform = await self.read(recording)
+        search = functools.partial(
+            diarize, self.encoder, waveform, speakers, min_speakers=min_speakers, max_speakers=max_speakers
+        )
+        result = await anyio.to_thread.run_sync(search, limiter=self._diarizing)
+        store = self.store
+        if store is None or (threshold is None and store.threshold is None):
+            return result
+        return await self._with_store(lambda: link_speakers(result, store, threshold))
+
     async def enroll(self, store: SpeakerStore, name: str, recordings: Sequence[Recording]) -> Enrolment:
         """Does what `SpeakerStore.enroll` does, in shared batches."""
         try:
@@ -183,6 +216,10 @@ class Service:
         """Returns all enrolled speakers."""
         return await self._with_store(store.speakers)
 
+    async def remove(self, store: SpeakerStore, name: str) -> int:
+        """Does what `SpeakerStore.remove` does."""
+        return await self._with_store(lambda: store.remove(name))
+
     def warm_up(self, max_seconds: float) -> int:
         """Compiles all programs for recordings up to `max_seconds`; returns the number of the encoder's programs."""
         count = self.encoder.warm_up(max_seconds)
@@ -192,6 +229,7 @@ class Service:
             length += length // 8 + 1  # leaves out no bucket, because there are four to each doubling
         score = np.ones((self.encoder.scorer.n_views, self.encoder.config.ecapa.embedding_dim), np.float32)
         self.encoder.score(score, score, [1.0, 1.0])
+        diarize(self.encoder, np.zeros(self.encoder.sample_rate, np.float32))
         return count
 
     def parameters(self) -> int:

@@ -9,6 +9,7 @@ from ecapa_jax.diarization import clustering
 from ecapa_jax.diarization.diarize import diarize, on_frames
 from ecapa_jax.diarization.formats import SUFFIXES, as_text
 from ecapa_jax.diarization.recordings import RereadableRecording, span_samples
+from ecapa_jax.diarization.settings import DiarizationSettings
 from ecapa_jax.errors import AudioError, ConfigError
 from helpers.conversations import RATE, PitchEncoder, voice
 
@@ -149,3 +150,9 @@ def test_the_recording_is_read_at_two_rates():
     audio = RereadableRecording(voice(1, 150), RATE, "first")
     assert sum(map(len, audio.blocks(8000))) == RATE // 2
     assert sum(map(len, audio.blocks(RATE))) == RATE
+
+
+def test_speech_too_short_for_a_turn_is_nobody():
+    click = np.concatenate([np.zeros(RATE, np.float32), voice(0.02, 150), np.zeros(RATE, np.float32)])
+    found = run(click, settings=DiarizationSettings(padding=0.0))
+    assert (found.turns, found.exclusive, found.speakers) == ([], [], [])

@@ -49,3 +49,11 @@ def test_own_jit_gives_the_encoder_s_scores(here: Path) -> None:
     rows = [[float(value) for value in line.strip(" []\n").split()] for line in done.stdout.splitlines()]
     assert [len(row) for row in rows] == [3, 3, 3]
     assert [rows[index][index] for index in range(3)] == [1.0, 1.0, 1.0]
+
+
+def test_diarize_finds_two_people_in_the_demo_s_conversation(here: Path) -> None:
+    done = _run("diarize.py", here)
+    assert done.returncode == 0, done.stderr[-3000:]
+    turns = [line.split() for line in done.stdout.splitlines() if line.startswith("SPEAKER conversation 1 ")]
+    assert len({fields[7] for fields in turns}) == 2
+    assert turns[0][7] == turns[2][7] != turns[1][7] == turns[3][7]

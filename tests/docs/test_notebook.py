@@ -31,7 +31,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     streams = [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
     assert not streams, streams
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
     if target := os.environ.get("KEEP_NOTEBOOK"):  # to look at the pictures
         nbformat.write(notebook, target)
 

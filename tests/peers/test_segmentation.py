@@ -12,6 +12,7 @@ import soundfile
 from ecapa_jax.convert.segmentation import read_segmentation, sinc_filters
 from ecapa_jax.diarization import segmentation
 from ecapa_jax.errors import ConversionError
+from helpers.segmentation_files import state_of, with_filters
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="needs PyTorch (make peers installs it)")
@@ -19,27 +20,8 @@ torch = pytest.importorskip("torch", reason="needs PyTorch (make peers installs 
 SHARED = Path(__file__).parents[3] / "shared" / "conversations"
 
 
-def state_of(weights, random=None):
-    """PyTorch's state dict of segmentation-3.0, from weights in this library's layout."""
-    state = {}
-    for ours, theirs in (("wave_norm", "wav_norm1d"), *((("norm", i), f"norm1d.{i}") for i in range(3))):
-        norm = weights[ours] if isinstance(ours, str) else weights[ours[0]][ours[1]]
-        state[f"sincnet.{theirs}.weight"], state[f"sincnet.{theirs}.bias"] = norm["scale"], norm["bias"]
-    for index, conv in enumerate(weights["conv"], 1):
-        state[f"sincnet.conv1d.{index}.weight"] = conv["kernel"].transpose(2, 1, 0)
-        state[f"sincnet.conv1d.{index}.bias"] = conv["bias"]
-    for layer, lstm in enumerate(weights["lstm"]):
-        for direction, end in enumerate(("", "_reverse")):
-            name = f"l{layer}{end}"
-            state[f"lstm.weight_ih_{name}"] = lstm["input"][direction].T
-            state[f"lstm.weight_hh_{name}"] = lstm["hidden"][direction].T
-            state[f"lstm.bias_ih_{name}"] = lstm["bias"][direction]
-            state[f"lstm.bias_hh_{name}"] = np.zeros_like(lstm["bias"][direction])
-    for index, dense in enumerate(weights["linear"]):
-        state[f"linear.{index}.weight"], state[f"linear.{index}.bias"] = dense["kernel"].T, dense["bias"]
-    state["classifier.weight"] = weights["classifier"]["kernel"].T
-    state["classifier.bias"] = weights["classifier"]["bias"]
-    return {name: torch.from_numpy(np.array(array)) for name, array in state.items()}
+def tensors_of(arrays):
+    return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
 
 
 class PyanNet(torch.nn.Module):
@@ -71,7 +53,7 @@ class PyanNet(torch.nn.Module):
 
 def original(weights, dtype):
     network = PyanNet(weights["sinc"]["kernel"])
-    network.load_state_dict(state_of(weights))
+    network.load_state_dict(tensors_of(state_of(weights)))
     network.filters = network.filters.to(dtype)
     return network.to(dtype).eval()
 
@@ -111,13 +93,7 @@ def test_float64_is_exact():
 
 def checkpoint(path, **changes):
     """A file as pyannote has it, with random filters."""
-    rng = np.random.default_rng(0)
-    state = state_of(segmentation.load_weights())
-    bank = "sincnet.conv1d.0.filterbank."
-    state[f"{bank}low_hz_"] = torch.from_numpy(rng.uniform(0, 4000, (40, 1)).astype(np.float32))
-    state[f"{bank}band_hz_"] = torch.from_numpy(rng.uniform(50, 500, (40, 1)).astype(np.float32))
-    state[f"{bank}n_"] = (2 * np.pi * torch.arange(-125, 0.0) / 16000)[None]
-    state[f"{bank}window_"] = torch.from_numpy(np.hamming(251)[:125].astype(np.float32))
+    state = tensors_of(with_filters(state_of(segmentation.load_weights())))
     state.update(changes)
     torch.save({"state_dict": {name: value for name, value in state.items() if value is not None}}, path)
     return state

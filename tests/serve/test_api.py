@@ -175,6 +175,8 @@ def test_too_large_is_refused(encoder) -> None:
 def test_the_token(encoder) -> None:
     with client(encoder, token="s3cret") as locked:
         assert "token" in problem(locked.get("/v1/model"), 401)
+        problem(locked.delete("/v1/speakers/Ann"), 401)
+        problem(locked.post("/v1/diarize", files={"file": FILES["a"]}), 401)
         for wrong in ("Bearer s3cre", "Bearer", "Basic s3cret", "s3cret", "Bearer s3crét"):
             answer = locked.get("/v1/model", headers={"authorization": wrong.encode()})
             problem(answer, 401)
@@ -208,7 +210,7 @@ def test_documentation_is_served_from_here(api) -> None:
         assert api.get(asset).status_code == 200
     assert set(api.get("/openapi.json").json()["paths"]) == {
         "/healthz", "/v1/model", "/v1/verify", "/v1/embed", "/v1/features", "/v1/enroll", "/v1/identify",
-        "/v1/speakers",
+        "/v1/speakers", "/v1/speakers/{name}", "/v1/diarize",
     }  # fmt: skip
 
 
@@ -229,6 +231,12 @@ def test_speakers(encoder, tmp_path) -> None:
         problem(api.post("/v1/identify", files={"file": wav}, data={"top": "0"}), 422)
         problem(api.post("/v1/enroll", data={"name": "Bob"}, files=[("file", wav), ("file", ("x", b"x"))]), 422)
         assert len(api.get("/v1/speakers").json()) == 1
+        api.post("/v1/enroll", data={"name": "A/C & Sons?"}, files={"file": wav})
+        removed = api.delete("/v1/speakers/A%2FC%20%26%20Sons%3F")
+        assert removed.json() == {"name": "A/C & Sons?", "utterances": 1}
+        for name in ("A%2FC%20%26%20Sons%3F", "%20", "..%2Fteam.db"):
+            assert "team.db: " not in problem(api.delete(f"/v1/speakers/{name}"), 404)
+        assert api.get("/v1/speakers").json() == [{"name": "Ann", "utterances": 2}]
     with SpeakerStore.open(path, encoder) as store:
         expected = store.identify(encode(A), threshold=-1.0)
         assert found["candidates"][0]["score"] == pytest.approx(expected.candidates[0].score, abs=1e-5)
@@ -246,6 +254,7 @@ def test_without_a_store(api) -> None:
         api.post("/v1/enroll", data={"name": "Ann"}, files={"file": FILES["a"]}),
         api.post("/v1/identify", files={"file": FILES["a"]}),
         api.get("/v1/speakers"),
+        api.delete("/v1/speakers/Ann"),
     ):
         assert "--store" in problem(answer, 404)
 

@@ -3,16 +3,18 @@
 // From dark to bright in even steps of lightness: blue, teal, yellow.
 const STOPS = [[13, 20, 48], [25, 62, 110], [22, 112, 132], [64, 160, 124], [158, 202, 92], [253, 240, 140]];
 
-export function drawWave(canvas, peaks) {
+// colourOf: from a part's number to the name of the style's colour.
+export function drawWave(canvas, peaks, colourOf = () => "--wave") {
   const draw = canvas.getContext("2d");
   const middle = canvas.height / 2;
   const loudest = Math.max(0.02, ...peaks.flat().map(Math.abs));
   draw.clearRect(0, 0, canvas.width, canvas.height);
-  draw.fillStyle = getComputedStyle(canvas).getPropertyValue("--wave");
+  const style = getComputedStyle(canvas);
   const width = canvas.width / peaks.length;
   peaks.forEach(([low, high], index) => {
     const top = middle - (high / loudest) * (middle - 4);
     const height = Math.max(1.5, ((high - low) / loudest) * (middle - 4));
+    draw.fillStyle = style.getPropertyValue(colourOf(index));
     draw.fillRect(index * width, top, Math.max(1, width - 0.5), height);
   });
 }

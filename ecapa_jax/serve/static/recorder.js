@@ -6,9 +6,11 @@ const REFUSED = {
   NotReadableError: "The microphone is in use by another program. Close that program, or upload a file.",
 };
 
+const HEADER = 44; // bytes of a WAV file before its samples
+
 export class Recorder {
-  constructor({ maxSeconds, onLevel, onFull }) {
-    Object.assign(this, { maxSeconds, onLevel, onFull });
+  constructor({ maxSeconds, maxBytes, onLevel, onFull }) {
+    Object.assign(this, { maxSeconds, maxBytes, onLevel, onFull });
     this.blocks = [];
     this.samples = 0;
   }
@@ -44,13 +46,17 @@ export class Recorder {
     let peak = 0;
     for (const sample of block) peak = Math.max(peak, Math.abs(sample));
     this.onLevel(peak, this.samples / this.context.sampleRate);
-    if (this.samples >= this.maxSeconds * this.context.sampleRate) this.onFull();
+    if (this.samples >= this.most(this.context.sampleRate)) this.onFull();
+  }
+
+  most(rate) {
+    return Math.floor(Math.min(this.maxSeconds * rate, (this.maxBytes - HEADER) / 2));
   }
 
   async stop(name) {
     const rate = this.context.sampleRate;
     this.release();
-    return new File([wav(this.blocks, Math.min(this.samples, Math.floor(this.maxSeconds * rate)), rate)], name, { type: "audio/wav" });
+    return new File([wav(this.blocks, Math.min(this.samples, this.most(rate)), rate)], name, { type: "audio/wav" });
   }
 
   release() {
@@ -62,7 +68,7 @@ export class Recorder {
 }
 
 export function wav(blocks, count, rate) {
-  const view = new DataView(new ArrayBuffer(44 + 2 * count));
+  const view = new DataView(new ArrayBuffer(HEADER + 2 * count));
   const text = (at, value) => [...value].forEach((letter, index) => view.setUint8(at + index, letter.charCodeAt(0)));
   text(0, "RIFF"); view.setUint32(4, 36 + 2 * count, true); text(8, "WAVEfmt ");
   view.setUint32(16, 16, true); view.setUint16(20, 1, true); view.setUint16(22, 1, true);
@@ -72,7 +78,7 @@ export function wav(blocks, count, rate) {
   for (const block of blocks) {
     for (const sample of block) {
       if (at === count) break;
-      view.setInt16(44 + 2 * at, Math.round(Math.max(-1, Math.min(1, sample)) * 32767), true);
+      view.setInt16(HEADER + 2 * at, Math.round(Math.max(-1, Math.min(1, sample)) * 32767), true);
       at += 1;
     }
   }

@@ -10,10 +10,10 @@ export class Locked extends Error {}
 
 export const useToken = (token) => sessionStorage.setItem(KEY, token);
 
-export async function call(path, fields) {
+export async function call(path, fields, method = fields ? "POST" : "GET") {
   let response;
   try {
-    response = await fetch(path, fields ? { method: "POST", body: form(fields), headers: HEADERS_OF() } : { headers: HEADERS_OF() });
+    response = await fetch(path, { method, body: fields && form(fields), headers: HEADERS_OF() });
   } catch {
     throw new Error("The service can't be reached, or refused a file of this size. Check that it is running, and try again.");
   }

@@ -1,22 +1,33 @@
-// One of the two recordings: the user chooses, uploads, drops or records it, and the page shows it.
+// A recording: the user chooses, uploads, drops or records it, and the page shows it.
 
 import { Locked, call } from "./service.js";
 import { Recorder } from "./recorder.js";
 import { drawMel, drawWave } from "./pictures.js";
 
+async function fetchSample(name) {
+  const response = await fetch(`/static/samples/${name}`).catch(() => null);
+  if (!response?.ok) throw new Error("The sample can't be read. Check that the service is running.");
+  return new File([await response.blob()], name, { type: "audio/flac" });
+}
+
 export class Slot {
-  constructor(root, letter, { onChange, onLocked }) {
-    Object.assign(this, { root, letter, onChange, onLocked, file: null, turn: 0 });
+  // key: part of the elements' ids. title: the heading. share: of the largest request, that this recording may fill.
+  // samples: [{ name, title }], instead of the service's; loadSample: from a name to a File. pictures: whether to draw.
+  constructor(root, { key, title, share = 1, samples = null, loadSample = fetchSample, pictures = true, onChange, onLocked }) {
+    Object.assign(this, { root, title, share, samples, loadSample, pictures, onChange, onLocked, file: null, turn: 0 });
+    const what = title[0].toLowerCase() + title.slice(1);
+    this.what = what;
     root.append(document.getElementById("slot").content.cloneNode(true));
     this.find = (name) => root.querySelector(`.${name}`);
     const heading = root.querySelector("h2");
-    heading.textContent = `Recording ${letter}`;
-    heading.id = `title-${letter.toLowerCase()}`;
-    this.find("sample").id = `sample-${letter}`;
-    this.find("sample-label").htmlFor = `sample-${letter}`;
-    this.find("file").setAttribute("aria-label", `Upload a file as recording ${letter}`);
-    this.find("record").setAttribute("aria-label", `Record ${letter} with the microphone`);
-    this.find("level").setAttribute("aria-label", `Level of the microphone for recording ${letter}`);
+    heading.textContent = title;
+    heading.id = `title-${key.toLowerCase()}`;
+    this.find("sample").id = `sample-${key}`;
+    this.find("sample-label").htmlFor = `sample-${key}`;
+    this.find("file").setAttribute("aria-label", `Upload a file as ${what}`);
+    this.find("record").setAttribute("aria-label", `Record ${what} with the microphone`);
+    this.find("level").setAttribute("aria-label", `Level of the microphone for ${what}`);
+    if (!pictures) for (const figure of root.querySelectorAll("figure")) figure.remove();
     this.listen();
   }
 
@@ -40,15 +51,17 @@ export class Slot {
   allow(model) {
     this.model = model;
     this.find("sample").length = 1;
-    for (const { name, title } of model.samples) this.find("sample").append(new Option(title, name));
+    for (const { name, title } of this.samples ?? model.samples) this.find("sample").append(new Option(title, name));
   }
 
   async choose(name) {
     if (!name) return;
     const title = this.find("sample").selectedOptions[0].textContent;
-    const response = await fetch(`/static/samples/${name}`).catch(() => null);
-    if (!response?.ok) { this.fail("The sample can't be read. Check that the service is running."); return; }
-    await this.take(new File([await response.blob()], name, { type: "audio/flac" }), title);
+    try {
+      await this.take(await this.loadSample(name), title);
+    } catch (error) {
+      this.fail(error.message);
+    }
   }
 
   async take(file, title) {
@@ -57,8 +70,9 @@ export class Slot {
     const turn = this.turn;
     if (!title) this.find("sample").value = "";
     this.clear();
-    if (file.size > this.model.max_bytes / 2) {
-      this.fail(`${file.name} is too large: ${megabytes(file.size)}, this service accepts ${megabytes(this.model.max_bytes / 2)} per recording. Cut it.`);
+    const most = this.model.max_bytes * this.share;
+    if (file.size > most) {
+      this.fail(`${file.name} is too large: ${megabytes(file.size)}, this service accepts ${megabytes(most)} per recording. Cut it.`);
       return;
     }
     this.root.setAttribute("aria-busy", "true");
@@ -82,12 +96,12 @@ export class Slot {
   }
 
   draw() {
-    if (!this.features) return;
+    if (!this.features || !this.pictures) return;
     const { peaks, frames, mels, seconds } = this.features;
     drawWave(this.find("wave"), peaks);
     drawMel(this.find("mel"), this.features);
-    this.find("wave").setAttribute("aria-label", `Waveform of recording ${this.letter}, ${seconds.toFixed(1)} seconds`);
-    this.find("mel").setAttribute("aria-label", `Log-mel picture of recording ${this.letter}`);
+    this.find("wave").setAttribute("aria-label", `Waveform of ${this.what}, ${seconds.toFixed(1)} seconds`);
+    this.find("mel").setAttribute("aria-label", `Log-mel picture of ${this.what}`);
     this.find("mel-caption").textContent = `What the model receives: ${mels} log-mel bands, ${frames} frames`;
   }
 
@@ -112,6 +126,7 @@ export class Slot {
     this.find("message").textContent = "";
     this.recorder = new Recorder({
       maxSeconds: this.model.max_seconds,
+      maxBytes: this.model.max_bytes * this.share,
       onLevel: (peak, seconds) => {
         this.find("level").value = peak;
         this.find("clock").textContent = `${seconds.toFixed(1)} s`;
@@ -132,13 +147,13 @@ export class Slot {
     if (!recorder) return;
     this.recorder = null;
     this.recorded(false);
-    await this.take(await recorder.stop(`recording ${this.letter}.wav`));
+    await this.take(await recorder.stop(`${this.what}.wav`));
   }
 
   recorded(on) {
     this.find("record").textContent = on ? "Stop" : "Record";
     this.find("record").setAttribute("aria-pressed", String(on));
-    this.find("record").setAttribute("aria-label", on ? `Stop recording ${this.letter}` : `Record ${this.letter} with the microphone`);
+    this.find("record").setAttribute("aria-label", on ? `Stop: ${this.what}` : `Record ${this.what} with the microphone`);
     this.find("recording").hidden = !on;
   }
 }
