@@ -2,7 +2,7 @@
 
     python -m ecapa_jax.convert.segmentation CHECKPOINT OUT.safetensors [--float16]
 
-CHECKPOINT is a PyTorch file with the state dict of pyannote/segmentation-3.0, alone or together with hyperparameters and
+CHECKPOINT is a PyTorch file with the state dict of pyannote/segmentation-3.0, alone or with hyperparameters and
 specifications as on Hugging Face, or the folder of such a `pytorch_model.bin`. Nothing in it is executed.
 `ecapa-jax convert` does the same in float32.
 """
