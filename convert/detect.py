@@ -1,4 +1,4 @@
-"""Which family a checkpoint is of: by its tensors where they tell, by file names where they don't, never by a guess."""
+"""Detects the family of a checkpoint by its tensors, or by file names if tensors can't tell, and never by a guess."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TRAINED = "embedding_model.ckpt"
 BUNDLE = "model.json"
 
 BESIDE = ("classifier.", "projection.", "head.", "loss.", "speaker_loss.", "aam.")
-"""What may stand beside a network: parts of training, which inference does not use."""
+"""Tensors that may be beside a network: parts of the training, which inference does not use."""
 
 BEFORE = (
     (".frontend.upstream.", "an ECAPA-TDNN on WavLM or another self-supervised front end; use it with ESPnet-SPK"),
     (".hifigan_decoder.speaker_encoder.", "a part of XTTS, whose speaker encoder is a ResNet; use it with Coqui TTS"),
 )
-"""Parts of names that show what can't be converted although a known network may be in it."""
+"""Parts of names of checkpoints that can't be converted, although they may contain a known network."""
 
 OTHERS = (
     (("layer2.0.conv.weight", "layer2.1.convs.0.weight"), "lawlict's ECAPA-TDNN; no weights of it were published"),
@@ -38,7 +38,7 @@ OTHERS = (
     (("conv1.weight", "layer1.0.convs.0.weight"), "an ERes2Net or Res2Net, another network; use it with 3D-Speaker"),
     (("conv1.weight", "layer1.0.conv1.weight"), "a ResNet, another network; use it with its own toolkit"),
 )
-"""Signatures of what is recognised and refused, with what it is; the first that matches."""
+"""Signatures of networks that are recognised and refused, with their names; the first match counts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,11 @@ class Network:
     """A network among the tensors of a checkpoint.
 
     Attributes:
-      tensors: its own, without what wrappers put in front of their names.
-      prefix: what that was.
-      beside: tensors of training that stand beside the network, under their full names.
-      unknown: other tensors beside it; `check_beside` says whether they are of training too.
-      families: those that it may be of, by its layout.
+      tensors: tensors of the network, whose names are without the prefix of wrappers.
+      prefix: the prefix of wrappers.
+      beside: tensors of the training beside the network, by their full names.
+      unknown: other tensors beside the network; `check_beside` says whether they belong to the training too.
+      families: families that have this layout.
     """
 
     tensors: Tensors
@@ -61,20 +61,20 @@ class Network:
 
 
 def find_network(tensors: Tensors) -> Network:
-    """The one network that is in a checkpoint.
+    """Finds the one network in a checkpoint.
 
-    Wrappers (`module.`, `model.`, `mods.embedding_model.`, any depth of any) are not known by name: the network is
-    where a family's signature is. One tensor of the signature is enough, the rule table reports the others.
+    Wrappers (`module.`, `model.`, `mods.embedding_model.`, nested to any depth) are not known by name: the network is
+    where the signature of a family is. One tensor of the signature is enough; the rule table reports missing ones.
 
     Raises:
-      ConversionError: no known network is in it, one that is not supported, several, or something unknown beside it.
+      ConversionError: the checkpoint contains no network, an unsupported one, several networks, or unknown tensors.
     """
     for part, what in BEFORE:
         if any(part in f".{name}" for name in tensors):
             raise ConversionError(f"this is {what}")
-    prefixes = _prefixes(tensors)
+    prefixes = _find_prefixes(tensors)
     if not prefixes:
-        raise _refusal(tensors)
+        raise _explain_refusal(tensors)
     if len(prefixes) > 1:
         found = ", ".join(f"{show(prefix)}*" for prefix in sorted(prefixes)[:4])
         raise ConversionError(f"it holds several networks ({found}): save the state dict of the one to convert")
@@ -89,21 +89,21 @@ def find_network(tensors: Tensors) -> Network:
 
 
 def holds_network(tensors: Tensors) -> bool:
-    """Whether a network of a known family, or of several, is among the tensors."""
-    return bool(_prefixes(tensors))
+    """Whether the tensors contain a network of a known family."""
+    return bool(_find_prefixes(tensors))
 
 
-def _prefixes(tensors: Tensors) -> set[str]:
-    """What stands before the names of every known network."""
+def _find_prefixes(tensors: Tensors) -> set[str]:
+    """Finds the prefix of every known network."""
     signature = {part for family in FAMILIES.values() for part in family.signature}
     return {name.removesuffix(part) for name in tensors for part in signature if f".{name}".endswith(f".{part}")}
 
 
 def is_of_training(tensors: Tensors, embedding_dim: int) -> dict[str, bool]:
-    """Whether each of some tensors is of a classifier or criterion, or a counter, by whatever name.
+    """Whether each tensor belongs to a classifier or criterion, or is a counter, whatever its name is.
 
-    A classifier has a matrix of speakers by embedding values, either way round, and beside it, under the same name but
-    for the last part, nothing larger than a row or a column of it. A counter, scale or margin is one number.
+    A classifier has a matrix of speakers by embedding values, or its transpose. Tensors whose names differ from that of
+    the matrix only in the last part are at most as large as a row or column. A counter, scale or margin is one number.
     """
     heads = {
         name.rpartition(".")[0]: max(tensor.shape)
@@ -120,16 +120,16 @@ def is_of_training(tensors: Tensors, embedding_dim: int) -> dict[str, bool]:
 
 
 def check_beside(unknown: Tensors, embedding_dim: int, prefix: str) -> None:
-    """Refuses what stands beside a network and is of no training.
+    """Refuses tensors beside a network that do not belong to its training.
 
     Raises:
-      ConversionError: naming the first of it.
+      ConversionError: there are such tensors; the message names the first.
     """
     if wrong := [name for name, belongs in is_of_training(unknown, embedding_dim).items() if not belongs]:
         raise ConversionError(
             f"unexpected tensor {show(wrong[0])} {unknown[wrong[0]].shape} beside the network ({show(prefix)}*)"
-            f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}: it is no classifier of {embedding_dim} values "
-            "a speaker; save the state dict of the network alone"
+            f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}: it is not a classifier with {embedding_dim} "
+            "values per speaker; save the state dict of the network alone"
         )
 
 
@@ -142,7 +142,7 @@ def _is_beside(name: str, prefix: str) -> bool:
     return any(name.startswith(level) and name.removeprefix(level).startswith(BESIDE) for level in levels)
 
 
-def _refusal(tensors: Tensors) -> ConversionError:
+def _explain_refusal(tensors: Tensors) -> ConversionError:
     for signature, what in OTHERS:
         if all(any(f".{name}".endswith(f".{part}") for name in tensors) for part in signature):
             return ConversionError(f"this is {what}")
@@ -151,10 +151,10 @@ def _refusal(tensors: Tensors) -> ConversionError:
 
 
 def find_weights(source: Path) -> Path:
-    """The weight file of a source: itself, the one published name in a directory, or a training run's checkpoint.
+    """Finds the weight file of a source: the file itself, a published name in a directory, or a training checkpoint.
 
     Raises:
-      ConversionError: it is missing, is one of our bundles, or a directory with none or several.
+      ConversionError: the source is missing, is a bundle, or is a directory with no weight file or several.
     """
     if not os.path.exists(source):
         raise ConversionError(f"{source}: no such file or directory; check the path")
@@ -163,7 +163,7 @@ def find_weights(source: Path) -> Path:
     _refuse_bundles(source)
     known = dict.fromkeys(name for family in FAMILIES.values() for name in family.files)
     names = [name for name in known if (source / name).is_file()]
-    if not names and (trained := _trained(source)):
+    if not names and (trained := _find_training_checkpoint(source)):
         return trained
     if len(names) != 1:
         none = f"none of the known weight files ({', '.join(known)})"
@@ -173,18 +173,20 @@ def find_weights(source: Path) -> Path:
 
 
 def _refuse_bundles(source: Path) -> None:
-    """What conversion or training of this library wrote needs no conversion."""
+    """Refuses the output of conversion or training by this library, which needs no conversion."""
     for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
         if (folder / BUNDLE).is_file() and (folder / "checkpoint").is_dir():
             run = "" if folder == source else ", the result of a training run"
-            raise ConversionError(f"{folder} is a bundle of ecapa-jax already{run}: use it as it is, --model {folder}")
+            raise ConversionError(
+                f"{folder} is already a bundle of ecapa-jax{run}: use it directly with --model {folder}"
+            )
 
 
-def _trained(source: Path) -> Path | None:
-    """Weights of a training run of 3D-Speaker (its last epoch) or SpeechBrain (its only checkpoint).
+def _find_training_checkpoint(source: Path) -> Path | None:
+    """Finds the weights of a training run of 3D-Speaker (its last epoch) or SpeechBrain (its only checkpoint).
 
     Raises:
-      ConversionError: SpeechBrain kept several checkpoints; which is best, its own log says.
+      ConversionError: there are several checkpoints of SpeechBrain, whose log says which is the best.
     """
     for folder in (source, source / "models", source / "save"):
         found = sorted(folder.glob(f"CKPT[-+]*/{TRAINED}"))
@@ -200,30 +202,30 @@ def _trained(source: Path) -> Path | None:
 
 
 def choose_family(families: Sequence[Family], source: Source, name: str | None) -> Family:
-    """The family the caller names, or the one of its layout, or the one that file names prove.
+    """Chooses the family that the caller names, the only one with this layout, or the one that file names prove.
 
-    Tensors of one layout can be of several families, such as 3D-Speaker's and SpeechBrain's, alike to the last shape:
-    only their front ends differ, and a wrong choice would load cleanly and score badly.
+    Several families can share a layout, for example 3D-Speaker and SpeechBrain, whose tensors have the same shapes.
+    Only their front ends differ, so that a model converted as the wrong family would load, but score badly.
 
     Args:
-      families: those of the network's layout.
-      source: where it was found.
-      name: what the caller says.
+      families: families with the layout of the network.
+      source: where the network was found.
+      name: family that the caller names.
 
     Raises:
-      ConversionError: the name is unknown or of another layout, or nothing tells.
+      ConversionError: the name is unknown or has another layout, or the family can't be determined.
     """
     names = [family.name for family in families]
     if name is not None:
         if name not in FAMILIES:
             raise ConversionError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
         if name not in names:
-            raise ConversionError(f"{source.path}: its tensors are not {name}'s; they are of {' or '.join(names)}")
+            raise ConversionError(f"{source.path}: its tensors are not those of {name}, but of {' or '.join(names)}")
         return FAMILIES[name]
     proven = [family for family in families if family.recognises(source)] if len(families) > 1 else list(families)
     if len(proven) == 1:
         return proven[0]
     raise ConversionError(
-        f"{source.path} could be of {' or '.join(names)}: their tensors look alike and the file names do not tell, so "
+        f"{source.path} could be {' or '.join(names)}: their tensors look alike and the file names don't decide, so "
         f"pass {' or '.join(f'--family {each}' for each in names)}"
     )

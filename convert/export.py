@@ -1,4 +1,4 @@
-"""A bundle back to PyTorch: the tensors of its source, or of a family's layout, bit for bit."""
+"""Exports a bundle to PyTorch: bit for bit the tensors of its source, or tensors in the layout of a family."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ecapa_jax.convert.torch_writer import write_torch_zip
 from ecapa_jax.errors import BundleError, ConfigError, ConversionError
 
 DEFAULT_FAMILY = "3dspeaker"
-"""The layout of a model that was trained here, or of no source: the one of `speakerlab` and `speechbrain` both."""
+"""The layout for a model that has no source because it was trained here; `speakerlab` and `speechbrain` share it."""
 
 EXTRA = "source_extra.safetensors"
 _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -36,11 +36,11 @@ class SourceTensors:
     """A checkpoint to be written.
 
     Attributes:
-      family: whose layout it has.
-      tensors: names, order, dtypes, shapes and bits of the source; training's tensors and counters included.
-      wrapper: key of the dict that held them; "" at the top level.
-      inside: other files of the source's archive, by name.
-      as_source: whether this is the source's own layout, not only its family's.
+      family: family of the layout.
+      tensors: tensors with names, order, dtypes, shapes and bits of the source, including those of the training.
+      wrapper: key of the dict that holds the tensors; "" at the top level.
+      inside: other files in the archive of the source, by name.
+      as_source: whether this is the layout of the source itself and not only that of its family.
     """
 
     family: str
@@ -51,27 +51,27 @@ class SourceTensors:
 
 
 def source_tensors(path: Path, family: str | None = None) -> SourceTensors:
-    """The PyTorch tensors of a bundle.
+    """Returns the PyTorch tensors of a bundle.
 
     Args:
       path: the bundle.
-      family: whose layout; None is the source's, or `DEFAULT_FAMILY` for a bundle without one.
+      family: family of the layout; None is the source of the bundle, or `DEFAULT_FAMILY` if it has no source.
 
     Raises:
-      BundleError: there is no whole bundle, or its source.json is of other weights.
-      ConversionError: that family has no such network or front end.
+      BundleError: the bundle is not whole, or its source.json belongs to other weights.
+      ConversionError: the family has no such network or front end.
     """
     bundle = load_bundle(path)
     origin = bundle.provenance.get("family")
     if bundle.source.get("tensors") and origin in FAMILIES and family in (None, origin):
-        return _as_source(path, bundle, FAMILIES[origin])
+        return _restore_source(path, bundle, FAMILIES[origin])
     name = family or DEFAULT_FAMILY
     if name not in FAMILIES:
         raise ConversionError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
-    return SourceTensors(family=name, tensors=_in_layout(bundle, FAMILIES[name]))
+    return SourceTensors(family=name, tensors=_convert_layout(bundle, FAMILIES[name]))
 
 
-def _as_source(path: Path, bundle: Bundle, family: Family) -> SourceTensors:
+def _restore_source(path: Path, bundle: Bundle, family: Family) -> SourceTensors:
     source: dict[str, Any] = bundle.source
     described, prefix = source["tensors"], source.get("prefix", "")
     network = invert_rules(family.rules(bundle.config.ecapa), bundle.variables)
@@ -82,7 +82,7 @@ def _as_source(path: Path, bundle: Bundle, family: Family) -> SourceTensors:
     wrong = sorted(found.keys() ^ described.keys())
     wrong += [name for name in found.keys() & described.keys() if list(found[name].shape) != described[name]["shape"]]
     if wrong:
-        raise BundleError(f"{path / 'source.json'} is of other weights ({wrong[0]}): convert the model again")
+        raise BundleError(f"{path / 'source.json'} belongs to other weights ({wrong[0]}): convert the model again")
     tensors = {name: found[name].astype(_dtype(entry["dtype"])) for name, entry in described.items()}
     return SourceTensors(
         family=family.name,
@@ -97,15 +97,15 @@ def _dtype(name: str) -> np.dtype:
     return _DTYPES.get(name) or np.dtype(name)
 
 
-def _in_layout(bundle: Bundle, family: Family) -> dict[str, np.ndarray]:
-    """A family's tensors for a network that did not come from it, with its counters at zero.
+def _convert_layout(bundle: Bundle, family: Family) -> dict[str, np.ndarray]:
+    """Makes the tensors of a family for a network of another origin, with counters at zero.
 
     Raises:
-      ConversionError: the family's code would compute something else with these weights.
+      ConversionError: the code of the family would compute something else with these weights.
     """
     preset, config = preset_of(family), bundle.config
     front_end = dataclasses.replace(preset.fbank, n_mels=config.fbank.n_mels)
-    if different := _different(front_end, config.fbank):
+    if different := _describe_difference(front_end, config.fbank):
         raise ConversionError(f"{family.title} has another front end: {different}; choose another --family")
     rules = family.rules(config.ecapa)
     leaves = flatten(bundle.variables)
@@ -117,7 +117,7 @@ def _in_layout(bundle: Bundle, family: Family) -> dict[str, np.ndarray]:
         inferred = family.infer(network, base)
     except ConfigError as error:
         raise ConversionError(f"{family.title} has no such network ({error}): choose another --family") from error
-    if different := _different(inferred, config.ecapa):
+    if different := _describe_difference(inferred, config.ecapa):
         raise ConversionError(f"{family.title} has another network: {different}; choose another --family")
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in network.items():
@@ -127,14 +127,14 @@ def _in_layout(bundle: Bundle, family: Family) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _different(theirs: Any, ours: Any) -> str:
+def _describe_difference(theirs: Any, ours: Any) -> str:
     fields = [field.name for field in dataclasses.fields(ours)]
     pairs = {name: (getattr(theirs, name), getattr(ours, name)) for name in fields}
     return ", ".join(f"{name} {a} where this model has {b}" for name, (a, b) in pairs.items() if a != b)
 
 
 def write_torch(path: Path, source: SourceTensors) -> None:
-    """Writes the family's own file: a PyTorch checkpoint, or NeMo's archive where the source was one."""
+    """Writes the file of the family: a PyTorch checkpoint, or a NeMo archive if the source was one."""
     if CONFIG not in source.inside:
         write_torch_zip(path, source.tensors, source.wrapper)
         return
@@ -148,6 +148,6 @@ def write_torch(path: Path, source: SourceTensors) -> None:
 
 
 def write_safetensors(path: Path, source: SourceTensors) -> None:
-    """Writes the same tensors under the same names; a wrapper, which only a pickle has, is left out."""
+    """Writes the tensors under their names to a safetensors file, without a wrapper, which only pickles have."""
     tensors = {name: np.array(tensor, order="C") for name, tensor in source.tensors.items()}
     path.write_bytes(safetensors.numpy.save(tensors, {"format": "pt"}))

@@ -1,7 +1,7 @@
-"""A bundle as one StableHLO artefact, waveforms to embeddings, for programs without this library.
+"""Exports a bundle as a StableHLO file that computes embeddings from waveforms without this library.
 
-`jax.export` keeps the computation, weights included, as StableHLO with a version guarantee, so that the file outlives
-this library: whoever has `jax` reads and runs it on a CPU, on a GPU or on a TPU.
+`jax.export` stores the computation and the weights as StableHLO with a compatibility guarantee. Any program with `jax`
+can load the file and run it on a CPU, GPU or TPU, even if this library is not installed.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ Score: {scale}; threshold: {threshold}. Model: {name} (family {family}).
 
 
 def export_stablehlo(bundle: Bundle) -> tuple[bytes, dict[str, Any]]:
-    """The artefact, batch and samples symbolic, and what a caller must know about it.
+    """Makes the artefact, with symbolic batch size and number of samples, and its metadata.
 
     Raises:
-      ConfigError: flatbuffers, which `jax.export` writes with, is not installed.
+      ConfigError: flatbuffers, which `jax.export` needs, is not installed.
     """
     try:
         import flatbuffers  # noqa: F401
     except ImportError as error:
-        raise ConfigError("jax.export writes with flatbuffers: pip install 'ecapa-jax[export]'") from error
+        raise ConfigError("jax.export needs flatbuffers: pip install 'ecapa-jax[export]'") from error
     import jax.export
 
     config, minimum = bundle.config, functional.minimum_samples(bundle.config)
@@ -75,7 +75,7 @@ def export_stablehlo(bundle: Bundle) -> tuple[bytes, dict[str, Any]]:
 
 
 def write_stablehlo(folder: Path, artefact: bytes, metadata: dict[str, Any]) -> None:
-    """Writes artefact, metadata and how to use them into an existing folder."""
+    """Writes artefact, metadata and instructions into an existing folder."""
     (folder / ARTEFACT).write_bytes(artefact)
     (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
     words = {**metadata, "platforms": ", ".join(metadata["platforms"]), "n_bytes": len(artefact)}

@@ -1,4 +1,4 @@
-"""What a checkpoint family is to the converter."""
+"""The description of a checkpoint family that the converter needs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ecapa_jax.scoring.config import Scoring
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a network was found.
+    """The place where a network was found.
 
     Attributes:
       path: the weight file.
       inside: other files in the same archive, by name.
-      wrapper: key of the dict that held the tensors; "" at the top level.
-      prefix: what stood before their names.
+      wrapper: key of the dict that holds the tensors; "" at the top level.
+      prefix: prefix of the names of the tensors.
     """
 
     path: Path
@@ -37,9 +37,9 @@ class Published:
 
     Attributes:
       preset: its configuration, a key of `presets.PRESETS`.
-      file: the name of its weights.
-      licence: of its weights.
-      figures: what its publisher reports, with the source.
+      file: name of the weight file.
+      licence: licence of the weights.
+      figures: figures that the publisher reports, with their source.
     """
 
     preset: str
@@ -50,14 +50,14 @@ class Published:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Companions:
-    """What the files beside the weights, or in one archive with them, say.
+    """What the files beside the weights, or in the same archive, say about the model.
 
     Attributes:
       config: front end and network, before the shapes are read.
-      stated_in: name of the file that states the network in full; None where a preset fills in.
-      stated: `EcapaConfig` fields that it states, to what they are called there.
-      scoring: as the files state it; None where the family's holds.
-      embedding_mean: [D], where stored.
+      stated_in: name of the file that describes the whole network; None if a preset is used instead.
+      stated: fields of `EcapaConfig` in this file, with their names there.
+      scoring: scoring according to the files; None uses that of the family.
+      embedding_mean: [D], if it is stored.
     """
 
     config: ModelConfig
@@ -72,19 +72,20 @@ class Family:
     """One publisher's checkpoints.
 
     Attributes:
-      name: on the command line and in bundles.
-      title: for people.
+      name: name on the command line and in bundles.
+      title: name in messages and documents.
       files: names of the published weight files.
-      signature: tensors that every checkpoint of this layout holds, and each once: their names end no other's, of
-        no family. Families of one layout share it.
+      signature: names of tensors that occur exactly once in every checkpoint of this layout; no other tensor of any
+        family has a name that ends with one of them. Families with the same layout share a signature.
       ignored: regular expressions of tensors that inference does not use.
-      rules: the rule table for a network.
-      infer: the network, from shapes and a base.
-      companions: reads the files beside the weights.
-      recognises: whether names of file, companions and wrapper prove the family, among those of the same signature.
-      published: its published models.
-      scoring: of the publisher's own tool.
-      scoring_with_mean: the same where the caller brings a mean embedding, as the publisher's figures have it.
+      rules: function that makes the rule table for a network.
+      infer: function that determines the network from shapes and a base configuration.
+      companions: function that reads the files beside the weights.
+      recognises: function that says whether names of file, companions and wrapper prove the family, among those with
+        the same signature.
+      published: published models of the family.
+      scoring: scoring by the tool of the publisher.
+      scoring_with_mean: scoring if the caller gives a mean embedding, as in the figures of the publisher.
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""A family's original PyTorch code, run live: the only module that imports torch, imported by `convert --verify` alone.
+"""Runs the original PyTorch code of a family. Only this module imports torch, and only `convert --verify` imports it.
 
-Stages are named as ours: features, stem, block_0.., mfa, pooled, embedding; arrays are [T, C], or [C] without time.
+Stages have our names: features, stem, block_0.., mfa, pooled, embedding; arrays are [T, C], or [C] without time.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ Stages = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Original:
-    """Where a family's code is.
+    """The original code of a family.
 
     Attributes:
-      package: what is imported.
-      distribution: what is installed.
-      fits: whether the original's class can have this shape.
-      features: waveform [S] to features [T, M].
-      network: the module, in eval mode, without weights.
-      stages: names of its submodules to ours.
+      package: package to import.
+      distribution: distribution to install.
+      fits: function that says whether the original class supports this configuration.
+      features: function from waveform [S] to features [T, M].
+      network: function that makes the module in eval mode, without weights.
+      stages: our stage names by names of submodules.
     """
 
     package: str
@@ -85,7 +85,7 @@ def _sb_stages(config: EcapaConfig) -> dict[str, str]:
 
 
 def _wespeaker_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
-    """As `wespeaker.cli.speaker` calls it."""
+    """Computes features as `wespeaker.cli.speaker` does."""
     from torchaudio.compliance import kaldi
 
     rate, n_mels = config.fbank.sample_rate, config.fbank.n_mels
@@ -154,11 +154,11 @@ ORIGINALS: dict[str, Original] = {
     ),
 }
 ORIGINALS["speechbrain-langid"] = ORIGINALS["speechbrain"]
-"""Family to its code. The others are on no package index as importable modules."""
+"""The code of each family; the code of other families can't be installed from a package index."""
 
 
 def available(family: str, config: EcapaConfig | None = None) -> str | None:
-    """Package and version of a family's code, where it is installed and its class can have the shape of `config`."""
+    """Returns package and version of the code of a family; "" unless it is installed and supports `config`."""
     original = ORIGINALS.get(family)
     if original is None or (config is not None and not original.fits(config)):
         return None
@@ -170,17 +170,17 @@ def available(family: str, config: EcapaConfig | None = None) -> str | None:
 
 
 def network(family: str, config: EcapaConfig) -> torch.nn.Module:
-    """The original's module in eval mode, with weights of its own making."""
+    """Makes the original module in eval mode, with its random initial weights."""
     return ORIGINALS[family].network(config).eval()
 
 
 def stages(family: str, config: ModelConfig, tensors: dict[str, np.ndarray], waveform: np.ndarray) -> Stages:
-    """What the original computes of one utterance.
+    """Computes all stages of one utterance with the original code.
 
     Args:
       family: a key of `ORIGINALS`.
       config: the model.
-      tensors: the original's state dict, loaded strictly (but for batch norm's counters).
+      tensors: state dict of the original, loaded strictly except for the counters of batch norm.
       waveform: [S], float32.
     """
     original, found = ORIGINALS[family], {}

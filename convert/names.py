@@ -1,4 +1,4 @@
-"""Names of models that are neither a bundle nor an address: what is wrong with them, and what to type instead."""
+"""Explains what is wrong with names that are neither a bundle nor an address, and what to type instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ecapa_jax.hub.address import HUBS, is_address
 from ecapa_jax.presets import DEFAULT
 
 WEIGHTS = {".bin", ".ckpt", ".pt", ".pth", ".nemo", ".safetensors", ".npz", ".model", ".pdparams"}
-"""How files of weights end."""
+"""Suffixes of weight files."""
 
 _ORG_NAME = re.compile(r"([A-Za-z0-9_][A-Za-z0-9._-]*)/([A-Za-z0-9_][A-Za-z0-9._-]*)(?:@(\S+))?")
 _MODELSCOPE = {"iic", "damo", "modelscope"}
@@ -20,7 +20,7 @@ _FORMS = "hf:ORG/NAME, modelscope:ORG/NAME or https://HOST/FILE"
 
 
 def suggestion(name: str) -> str:
-    """The address that `ORG/NAME` most likely stands for; empty where it is of no such form."""
+    """Returns the address that `ORG/NAME` most likely means; "" if the name has another form."""
     found = _ORG_NAME.fullmatch(name)
     if found is None:
         return ""
@@ -43,7 +43,7 @@ def is_web(address: str) -> bool:
 
 
 def why_no_bundle(name: str) -> str:
-    """What to say of a name that stands for no bundle; empty where a bundle may be there, or it is an address."""
+    """Explains why a name can't be a bundle; returns "" if there may be a bundle, or if the name is an address."""
     if os.path.isfile(name):
         if name.endswith(".onnx"):
             return ""  # the reader of such files says what is wrong with one

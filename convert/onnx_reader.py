@@ -1,7 +1,7 @@
-"""The weights inside an ONNX file, read without the package onnx and without running anything.
+"""Reads the weights in an ONNX file without the package onnx and without running anything.
 
 An ONNX file is a protocol buffer. Only the few fields that lead to tensors are followed: the graph, its initializers,
-and its nodes' attributes, which may hold tensors and further graphs.
+and the attributes of its nodes, which may hold tensors and further graphs.
 """
 
 from __future__ import annotations
@@ -45,59 +45,59 @@ def read_onnx(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
       path: the file.
 
     Returns:
-      Name and read-only array of each; a name may come several times. A constant without a name of its own has that
-      of its node's output. Tensors of types that no weight has are left out.
+      Name and read-only array of each tensor; a name may occur several times. A constant without a name has the name of
+      the output of its node. Tensors of types that weights never have are left out.
 
     Raises:
-      ConversionError: it can't be read, is damaged, or is no ONNX file.
+      ConversionError: the file can't be read, is damaged, or is not an ONNX file.
     """
     with one_line_errors(str(path)):
         if os.path.getsize(path) > _MAX_BYTES:
-            raise ConversionError(f"it is over {_MAX_BYTES >> 30} GiB; no speech detector is")
+            raise ConversionError(f"it is over {_MAX_BYTES >> 30} GiB, too large for a speech detector")
         content = memoryview(Path(path).read_bytes())
-        graphs = [value for number, value in _fields(content) if number == _MODEL_GRAPH]
+        graphs = [value for number, value in _read_fields(content) if number == _MODEL_GRAPH]
         if len(graphs) != 1:
-            raise ConversionError("it is no ONNX model (it has no graph); download it again")
-        return list(_tensors(_message(graphs[0]), 0))
+            raise ConversionError("it is not an ONNX model (it has no graph); download it again")
+        return list(_find_tensors(_read_message(graphs[0]), 0))
 
 
-def _tensors(graph: memoryview, depth: int) -> Iterator[tuple[str, np.ndarray]]:
+def _find_tensors(graph: memoryview, depth: int) -> Iterator[tuple[str, np.ndarray]]:
     if depth > _MAX_DEPTH:
         raise ConversionError("its graphs are nested too deep for a model")
-    for number, value in _fields(graph):
+    for number, value in _read_fields(graph):
         if number == _GRAPH_INITIALIZER:
-            yield from _tensor(_message(value), "")
+            yield from _read_tensor(_read_message(value), "")
         elif number == _GRAPH_NODE:
-            yield from _node(_message(value), depth)
+            yield from _read_node(_read_message(value), depth)
 
 
-def _node(node: memoryview, depth: int) -> Iterator[tuple[str, np.ndarray]]:
-    fields = list(_fields(node))
-    outputs = [bytes(_message(value)).decode() for number, value in fields if number == _NODE_OUTPUT]
+def _read_node(node: memoryview, depth: int) -> Iterator[tuple[str, np.ndarray]]:
+    fields = list(_read_fields(node))
+    outputs = [bytes(_read_message(value)).decode() for number, value in fields if number == _NODE_OUTPUT]
     for number, attribute in fields:
         if number != _NODE_ATTRIBUTE:
             continue
-        for inner, value in _fields(_message(attribute)):
+        for inner, value in _read_fields(_read_message(attribute)):
             if inner == _ATTRIBUTE_TENSOR:
-                yield from _tensor(_message(value), outputs[0] if outputs else "")
+                yield from _read_tensor(_read_message(value), outputs[0] if outputs else "")
             elif inner == _ATTRIBUTE_GRAPH:
-                yield from _tensors(_message(value), depth + 1)
+                yield from _find_tensors(_read_message(value), depth + 1)
 
 
-def _tensor(tensor: memoryview, otherwise: str) -> Iterator[tuple[str, np.ndarray]]:
+def _read_tensor(tensor: memoryview, otherwise: str) -> Iterator[tuple[str, np.ndarray]]:
     dims: list[int] = []
     name, dtype, raw, floats = otherwise, 0, None, b""
-    for number, value in _fields(tensor):
+    for number, value in _read_fields(tensor):
         if number == _TENSOR_DIMS:
-            dims += [value] if isinstance(value, int) else _varints(value)
+            dims += [value] if isinstance(value, int) else _read_varints(value)
         elif number == _TENSOR_TYPE and isinstance(value, int):
             dtype = value
         elif number == _TENSOR_NAME:
-            name = bytes(_message(value)).decode() or otherwise
+            name = bytes(_read_message(value)).decode() or otherwise
         elif number == _TENSOR_RAW:
-            raw = _message(value)
+            raw = _read_message(value)
         elif number == _TENSOR_FLOATS:
-            floats += bytes(_message(value))
+            floats += bytes(_read_message(value))
     if dtype not in _DTYPES or (raw is None and dtype != 1):
         return
     data, kind = (floats if raw is None else raw), _DTYPES[dtype]
@@ -106,51 +106,51 @@ def _tensor(tensor: memoryview, otherwise: str) -> Iterator[tuple[str, np.ndarra
     yield name, np.frombuffer(data, dtype=kind).reshape(dims)
 
 
-def _fields(message: memoryview) -> Iterator[Field]:
-    """Number and value of each field: an integer, or bytes."""
+def _read_fields(message: memoryview) -> Iterator[Field]:
+    """Yields number and value of each field; a value is an integer or bytes."""
     at = 0
     while at < len(message):
-        key, at = _varint(message, at)
+        key, at = _read_varint(message, at)
         number, kind = key >> 3, key & 7
         if kind == _VARINT:
-            value, at = _varint(message, at)
+            value, at = _read_varint(message, at)
             yield number, value
             continue
         if kind == _BYTES:
-            size, at = _varint(message, at)
+            size, at = _read_varint(message, at)
         elif kind in (_FIXED32, _FIXED64):
             size = 4 if kind == _FIXED32 else 8
         else:
-            raise ConversionError("it is no ONNX model, or damaged; download it again")
+            raise ConversionError("it is not an ONNX model, or damaged; download it again")
         if at + size > len(message):
-            raise ConversionError("it ends early; download it again")
+            raise ConversionError("it is cut off; download it again")
         yield number, message[at : at + size]
         at += size
 
 
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """An integer of up to 64 bits, and where the next field begins."""
+def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
+    """Reads an integer of up to 64 bits; also returns where the next field begins."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):
-            raise ConversionError("it ends early; download it again")
+            raise ConversionError("it is cut off; download it again")
         byte = message[at]
         at += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ConversionError("it is no ONNX model, or damaged; download it again")
+    raise ConversionError("it is not an ONNX model, or damaged; download it again")
 
 
-def _varints(packed: memoryview) -> list[int]:
+def _read_varints(packed: memoryview) -> list[int]:
     values, at = [], 0
     while at < len(packed):
-        value, at = _varint(packed, at)
+        value, at = _read_varint(packed, at)
         values.append(value)
     return values
 
 
-def _message(value: int | memoryview) -> memoryview:
+def _read_message(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise ConversionError("it is no ONNX model, or damaged; download it again")
+        raise ConversionError("it is not an ONNX model, or damaged; download it again")
     return value

@@ -1,4 +1,4 @@
-"""Layout changes between PyTorch tensors and ours, each with its inverse."""
+"""Changes of layout between PyTorch tensors and our arrays, each with its inverse."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Op:
     """A change of layout that keeps every value.
 
     Attributes:
-      name: for reports.
-      forward: source tensor to ours.
-      inverse: ours to source tensor.
+      name: name in reports.
+      forward: function from a source tensor to our array.
+      inverse: function from our array to the source tensor.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""How far a conversion is proven: errors against the family's original code, or against packaged golden values.
+"""Proves a conversion: measures errors against the original code of the family, or against packaged golden values.
 
-Golden values prove that this installation computes the family's maths, on weights that are remade from a seed. That the
-bundle holds the checkpoint's weights is proven apart, tensor by tensor and bit for bit. Only live original code proves
-both at once.
+Golden values prove that this installation computes what the family computes, with weights that are made from a seed.
+That the bundle holds the weights of the checkpoint is proven separately, bit for bit. Only the original code, run live,
+proves both together.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ WIDTH = 16
 """Block channels of the golden model."""
 
 STEP = 16
-"""Every so many frames of a stage are kept as golden values."""
+"""Golden values contain every `STEP`th frame of a stage."""
 
 BOUND, COSINE_BOUND = 1e-4, 0.999999
-"""Largest error of an embedding over its largest value, and least cosine."""
+"""Highest allowed error of an embedding relative to its largest value, and lowest allowed cosine."""
 
 WAVEFORM = "1.2 s, synthetic: a gliding chord in bursts, noise, a part 100 dB below the loudest"
 
@@ -51,7 +51,7 @@ Stages = Mapping[str, np.ndarray]
 
 
 def waveform(sample_rate: int = 16000) -> np.ndarray:
-    """The sound that errors are measured on: [S] float32."""
+    """Makes the sound on which errors are measured: [S] float32."""
     time = np.arange(int(1.2 * sample_rate)) / sample_rate
     rng = np.random.default_rng(0)
     chord = sum(
@@ -62,12 +62,12 @@ def waveform(sample_rate: int = 16000) -> np.ndarray:
 
 
 def preset_of(family: Family) -> ModelConfig:
-    """The configuration of the family's published model."""
+    """Returns the configuration of the published model of the family."""
     return PRESETS[family.published[0].preset if family.published else family.name]
 
 
 def golden_model(family: Family, config: ModelConfig | None = None) -> tuple[ModelConfig, dict[str, Any]]:
-    """The family's published model at `WIDTH` (or `config`), with weights from a seed: the same on every machine."""
+    """Makes the published model of the family at `WIDTH` (or `config`), with weights from a seed."""
     preset = preset_of(family)
     channels = (WIDTH,) * len(preset.ecapa.channels)
     network = dataclasses.replace(
@@ -94,9 +94,9 @@ def _values(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.n
 
 
 def weights_hash(variables: Mapping[str, Any]) -> str:
-    """Sha256 of the golden model's weights: a generator that changed is not to be taken for wrong maths.
+    """Returns the SHA-256 of the weights of the golden model, to tell a changed generator from wrong maths.
 
-    Mel matrix and window are computed, not drawn: their last bit is the machine's.
+    Mel matrix and window are left out: they are computed, and their last bit depends on the machine.
     """
     leaves = flatten({**variables, "constants": {}})
     digest = hashlib.sha256()
@@ -107,13 +107,13 @@ def weights_hash(variables: Mapping[str, Any]) -> str:
 
 @functools.cache
 def golden() -> dict[str, np.ndarray]:
-    """The packaged values, by `FAMILY/STAGE`; `FAMILY/about` is JSON with the reference and the hash of the weights."""
+    """Loads the packaged values by `FAMILY/STAGE`; `FAMILY/about` is JSON with reference and hash of the weights."""
     with resources.files("ecapa_jax.convert").joinpath("golden.npz").open("rb") as file, np.load(file) as values:
         return dict(values)
 
 
-def sampled(stages: Stages) -> dict[str, np.ndarray]:
-    """What is kept of each stage: every `STEP`th frame."""
+def sample_stage(stages: Stages) -> dict[str, np.ndarray]:
+    """Takes every `STEP`th frame of a stage, as golden values do."""
     return {
         name: np.asarray(x, np.float32)[::STEP] if x.ndim == 2 else np.asarray(x, np.float32)
         for name, x in stages.items()
@@ -133,12 +133,12 @@ _CHEAP = {
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Any:
-    """`function(config, ...)` under jit, compiled fast and in little memory, to be run a few times."""
+    """Applies jit to `function(config, ...)`; it runs only a few times, so it compiles fast and in little memory."""
     return jax.jit(function, static_argnums=0, compiler_options=_compiler_options())
 
 
 def forget_compiled() -> None:
-    """Gives back to the system what `compiled` keeps, some 15 MB for each function and shape, and what was freed."""
+    """Releases the programs of `compiled`, some 15 MB for each function and shape, and returns freed memory."""
     for function in (functional.embed, functional.stages):
         compiled(function).clear_cache()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
@@ -147,7 +147,7 @@ def forget_compiled() -> None:
 
 @functools.cache
 def _compiler_options() -> dict[str, Any]:
-    """Those of `_CHEAP` that this version of XLA knows: they come and go, and none is needed."""
+    """Returns the options of `_CHEAP` that this version of XLA knows; all of them are optional."""
     known = {}
     for name, value in _CHEAP.items():
         with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -157,7 +157,7 @@ def _compiler_options() -> dict[str, Any]:
 
 
 def our_stages(config: ModelConfig, variables: Mapping[str, Any], sound: np.ndarray) -> dict[str, np.ndarray]:
-    """What this library computes of one utterance, [T, C] or [C], from features to embedding."""
+    """Computes all stages of one utterance with this library, [T, C] or [C], from features to embedding."""
     found = compiled(functional.stages)(config, variables, sound[None], np.array([len(sound)], np.int32))
     blocks = [f"block_{index}" for index in range(config.ecapa.n_blocks)]
     order = ["features", "stem", *blocks, "mfa", "pooled", "embedding"]  # jit sorts them
@@ -165,42 +165,42 @@ def our_stages(config: ModelConfig, variables: Mapping[str, Any], sound: np.ndar
 
 
 def quick_report(family: Family) -> dict[str, Any]:
-    """The golden embedding of the family at small width; a second or two.
+    """Compares the golden embedding of the family at small width, which takes a second or two.
 
     Raises:
-      ConversionError: it is not what it should be: this installation must not convert.
+      ConversionError: the embedding is wrong, so that this installation must not convert.
     """
-    about, theirs = _golden_of(family)
+    about, theirs = _load_golden(family)
     if not theirs:
         return {}
-    config, variables = _checked_model(family, about)
+    config, variables = _make_checked_model(family, about)
     sound = waveform(config.fbank.sample_rate)
     ours = compiled(functional.embed)(config, variables, sound[None], np.array([len(sound)], np.int32))
-    return _report({"embedding": np.asarray(ours)[0]}, theirs, _about_golden(about))
+    return _make_report({"embedding": np.asarray(ours)[0]}, theirs, _describe_golden(about))
 
 
 def full_report(family: Family, config: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Every stage, and one utterance in a padded batch; against the live original, else against golden values.
+    """Compares every stage with the original code, or else with golden values, and an utterance in a padded batch.
 
     Raises:
-      ConversionError: a stage is not what it should be.
+      ConversionError: a stage is wrong.
     """
     sound = waveform(config.fbank.sample_rate)
-    if (found := _live(family, config, variables, sound)) is not None:
+    if (found := _compare_live(family, config, variables, sound)) is not None:
         code, theirs = found
         ours = our_stages(config, variables, sound)
         about = {"reference": "live", "reference_code": code, "reference_weights": "this model's", "proves": _LIVE}
-        report = _report(ours, theirs, about)
+        report = _make_report(ours, theirs, about)
     else:
-        golden_about, theirs = _golden_of(family)
+        golden_about, theirs = _load_golden(family)
         if not theirs:
-            return {"batch_equals_single": _batch_error(config, variables, sound)}
-        small, random = _checked_model(family, golden_about)
-        report = _report(sampled(our_stages(small, random, sound)), theirs, _about_golden(golden_about))
-    return {**report, "batch_equals_single": _batch_error(config, variables, sound)}
+            return {"batch_equals_single": _compute_batch_error(config, variables, sound)}
+        small, random = _make_checked_model(family, golden_about)
+        report = _make_report(sample_stage(our_stages(small, random, sound)), theirs, _describe_golden(golden_about))
+    return {**report, "batch_equals_single": _compute_batch_error(config, variables, sound)}
 
 
-def _live(
+def _compare_live(
     family: Family, config: ModelConfig, variables: Mapping[str, Any], sound: np.ndarray
 ) -> tuple[str, dict[str, np.ndarray]] | None:
     try:
@@ -213,25 +213,25 @@ def _live(
     return code, live.stages(family.name, config, tensors, sound)
 
 
-def _golden_of(family: Family) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What the packaged values say about themselves, and those of each stage; empty for a family without any."""
+def _load_golden(family: Family) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Loads the description of the golden values and those of each stage; empty for a family without golden values."""
     prefix = f"{family.name}/"
     values = {name.removeprefix(prefix): x for name, x in golden().items() if name.startswith(prefix)}
     about = values.pop("about", None)
     return (json.loads(str(about)), values) if about is not None else ({}, {})
 
 
-def _checked_model(family: Family, about: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
+def _make_checked_model(family: Family, about: Mapping[str, Any]) -> tuple[ModelConfig, dict[str, Any]]:
     config, variables = golden_model(family)
     if weights_hash(variables) != about["weights"]:
         raise ConversionError(
-            "the golden weights can't be remade here (NumPy's generator gives other numbers): install the versions of "
-            "constraints-*.txt, or report it"
+            "the golden weights can't be made here, because NumPy's generator gives other numbers: install the "
+            "versions in constraints-*.txt, or report this"
         )
     return config, variables
 
 
-def _about_golden(about: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_golden(about: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "reference": "golden",
         "reference_code": about["code"],
@@ -240,8 +240,8 @@ def _about_golden(about: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _report(ours: Stages, theirs: Stages, about: dict[str, Any]) -> dict[str, Any]:
-    errors = {name: _errors(x, theirs[name]) for name, x in ours.items() if name in theirs}
+def _make_report(ours: Stages, theirs: Stages, about: dict[str, Any]) -> dict[str, Any]:
+    errors = {name: _compute_errors(x, theirs[name]) for name, x in ours.items() if name in theirs}
     for name, error in errors.items():
         if not (error["max_abs_over_max"] <= BOUND and error["cosine"] >= COSINE_BOUND):  # NaN fails too
             raise ConversionError(
@@ -251,7 +251,7 @@ def _report(ours: Stages, theirs: Stages, about: dict[str, Any]) -> dict[str, An
     return {**about, "waveform": WAVEFORM, "errors": errors}
 
 
-def _errors(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
+def _compute_errors(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     if ours.shape != theirs.shape:
         return {"max_abs_over_max": 1e9, "cosine": -1.0}
     a, b = ours.astype(np.float64).ravel(), theirs.astype(np.float64).ravel()
@@ -260,8 +260,8 @@ def _errors(ours: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
     return {"max_abs_over_max": float(np.abs(a - b).max()) / scale, "cosine": cosine}
 
 
-def _batch_error(config: ModelConfig, variables: Mapping[str, Any], sound: np.ndarray) -> float:
-    """Error of an utterance in a padded batch over the same alone."""
+def _compute_batch_error(config: ModelConfig, variables: Mapping[str, Any], sound: np.ndarray) -> float:
+    """Computes the error of an utterance in a padded batch relative to the same utterance alone."""
     minimum = functional.minimum_samples(config)
     batch = np.full((3, len(sound) + 4000), np.nan, np.float32)
     rows = (sound[:minimum], sound, sound[: len(sound) // 2][::-1])
@@ -270,4 +270,4 @@ def _batch_error(config: ModelConfig, variables: Mapping[str, Any], sound: np.nd
     lengths = np.array([len(row) for row in rows], np.int32)
     together = np.asarray(compiled(functional.embed)(config, variables, batch, lengths))[1]
     alone = np.asarray(compiled(functional.embed)(config, variables, sound[None], lengths[1:2]))[0]
-    return _errors(together, alone)["max_abs_over_max"]
+    return _compute_errors(together, alone)["max_abs_over_max"]

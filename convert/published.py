@@ -1,8 +1,8 @@
-"""Every published ECAPA-TDNN model that this version converts: where it is, and what its publisher says of it.
+"""Table of the published ECAPA-TDNN models that this version converts, with the figures of their publishers.
 
-Data only. The figures are the publishers', on the lists and with the scoring named beside them; none was measured here.
-Digests are None: no file could be downloaded where this table was written. What the hub lists is checked, and what came
-is recorded, with the file and in the bundle.
+Data only. The figures are those of the publishers, on the lists and with the scoring given beside them; none was
+measured here. Digests are None, because no file could be downloaded where this table was written. A downloaded file is
+compared with the digest that the hub lists, and its digest is recorded in the bundle.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ class PublishedErrorRate:
     """A published error rate.
 
     Attributes:
-      trials: the list.
-      eer: in percent.
-      min_dcf: at prior `p_target`, where published.
+      trials: name of the trial list.
+      eer: equal error rate in percent.
+      min_dcf: minimum detection cost at prior `p_target`, if published.
       p_target: prior of a target trial.
-      scoring: how it was scored; cosine of the embeddings unless something else is said.
+      scoring: how trials were scored; cosine of the embeddings by default.
     """
 
     trials: str
@@ -36,13 +36,13 @@ class PublishedModel:
     """A published model of the table.
 
     Attributes:
-      family: of `convert.sources.FAMILIES`.
-      address: as `ecapa_jax.load` takes it.
-      files: patterns of names; the weights first, then their companions, which are taken where they are there.
-      licence: of the weights, as published.
+      family: a key of `convert.sources.FAMILIES`.
+      address: address for `ecapa_jax.load`.
+      files: patterns of file names: first the weights, then their companions, which are optional.
+      licence: published licence of the weights.
       mirrors: other addresses of the same files.
-      revision: to fetch unless another is asked for; None is the newest.
-      sha256: of the weights, where known.
+      revision: default revision; None is the newest.
+      sha256: digest of the weights, if known.
       figures: error rates on trial lists.
       confirmed: whether address and file names were read in the publisher's own source or documents.
       note: what a user should know.
@@ -87,7 +87,7 @@ def _wespeaker(file: str, mirror: str | None, *figures: PublishedErrorRate, note
 
 
 def _wespeaker_figures(plain: tuple[float, ...], normalised: tuple[float, ...]) -> tuple[PublishedErrorRate, ...]:
-    """VoxCeleb1 O, E and H, in WeSpeaker's two ways of scoring."""
+    """Makes the figures on VoxCeleb1 O, E and H, in WeSpeaker's two ways of scoring."""
     ways = (("cosine, mean of VoxCeleb2 subtracted", plain), ("AS-norm", normalised))
     lists = ("VoxCeleb1-O", "VoxCeleb1-E", "VoxCeleb1-H")
     return tuple(
@@ -202,9 +202,9 @@ PUBLISHED: tuple[PublishedModel, ...] = (
         note="the repository is known, the names of its files are not",
     ),
 )  # fmt: skip
-"""One entry a model. mvector's weights are not here: they are not published at a public address."""
+"""One entry per model. The weights of mvector are missing, because they have no public address."""
 
 
-def entry_of(address: str) -> PublishedModel | None:
-    """The table's entry of an address without revision, if it has one."""
+def find_published(address: str) -> PublishedModel | None:
+    """Finds the entry of an address (without revision) in the table; None if there is none."""
     return next((entry for entry in PUBLISHED if address in (entry.address, *entry.mirrors)), None)

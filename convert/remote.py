@@ -14,7 +14,7 @@ from typing import Any
 from ecapa_jax.bundle.bundle import FILES, Bundle, save_bundle
 from ecapa_jax.config import SCHEMA
 from ecapa_jax.convert.names import suggestion
-from ecapa_jax.convert.published import PublishedModel, entry_of
+from ecapa_jax.convert.published import PublishedModel, find_published
 from ecapa_jax.convert.run import convert
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.errors import ConversionError, DownloadError
@@ -24,7 +24,7 @@ from ecapa_jax.hub.download import describe
 from ecapa_jax.hub.repository import Fetched, Wanted, fetch
 
 COMPANIONS = ("configuration.json", "hyperparams.yaml", "mean_var_norm_emb.ckpt", "config.yaml", "model_config.yaml")
-"""Files that families read beside the weights; fetched where a repository that is not in the table has them."""
+"""Files that families read beside the weights; fetched from repositories that are not in the table."""
 
 
 def convert_source(
@@ -35,9 +35,9 @@ def convert_source(
 
     Args:
       source: a path that exists, or an address.
-      family: None takes the one in the table of published models, or finds it out.
+      family: name of the family; None takes it from the table of published models, or detects it.
       cache_dir: folder for downloads; None is the user's cache folder.
-      progress: show a bar, on a terminal.
+      progress: whether to show a progress bar on a terminal.
       **options: as for `convert`.
 
     Raises:
@@ -45,13 +45,13 @@ def convert_source(
       ConversionError: as `convert`; also if the address already holds a bundle.
     """
     if not os.path.exists(source) and not is_address(source) and (meant := suggestion(source)):
-        raise ConversionError(f"{source}: no such file or directory; if the published model is meant, write {meant}")
+        raise ConversionError(f"{source}: no such file or directory; for the published model, write {meant}")
     if os.path.exists(source) or not is_address(source):
         return convert(source, family=family, **options)
     address, entry = _look_up(parse(source))
     fetched = fetch(address, _make_chooser(entry), _resolve_cache(cache_dir), progress=progress)
     if "model.json" in fetched.files:
-        raise ConversionError(f"{address} holds a bundle already: name it as --model, or in ecapa_jax.load")
+        raise ConversionError(f"{address} already holds a bundle: use it with --model or ecapa_jax.load")
     return _convert(address, entry, fetched, family=family, **options)
 
 
@@ -69,7 +69,7 @@ def bundle_folder(
     Args:
       name: an address.
       cache_dir: None is the user's cache folder.
-      progress: show a bar, on a terminal.
+      progress: whether to show a progress bar on a terminal.
       patience: seconds to wait for another process.
 
     Raises:
@@ -98,7 +98,7 @@ def _resolve_cache(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 def _look_up(address: Address) -> tuple[Address, PublishedModel | None]:
     """Returns the address, with the table's revision if it names none, and its entry in the table."""
-    entry = entry_of(address.base)
+    entry = find_published(address.base)
     if entry is not None and address.revision is None:
         address = dataclasses.replace(address, revision=entry.revision)
     return address, entry

@@ -1,7 +1,7 @@
-"""Rule tables: which source tensor fills which of ours, total in both directions.
+"""Rule tables, which say which source tensor fills which of our arrays, and account for every tensor of both sides.
 
-A family's table is a function of the network's config and names every tensor in full. So nothing is matched by
-pattern, the way back is the same table read from right to left, and a tensor can't be lost unseen.
+The table of a family is a function of the config of the network and names every tensor in full. Nothing is matched by a
+pattern, the inverse conversion reads the same table from right to left, and no tensor can be lost without an error.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _ALIGNMENT = 64  # bytes; what XLA asks of a buffer on a processor
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One source tensor and the leaf of ours that it fills.
+    """One source tensor and the leaf of our variables that it fills.
 
     Attributes:
       source: name in the foreign checkpoint.
@@ -111,11 +111,11 @@ def apply_rules(
 def check_rules(
     table: Sequence[Rule], ignored: Iterable[str], tensors: Tensors, abstract: Mapping[str, Any]
 ) -> list[str]:
-    """Names of the source tensors that are ignored by rule, once the table is known to fit; arguments of `apply_rules`.
+    """Checks that the table fits and returns the names of ignored source tensors; arguments as for `apply_rules`.
 
     Raises:
-      ConversionError: naming every tensor unused, missing, used twice, of the wrong shape, not float, not finite, or
-        a negative running variance, and every target not filled or filled twice; all in one message.
+      ConversionError: a tensor is unused, missing, used twice, has the wrong shape, is not float, is not finite or is a
+        negative running variance, or a target is not filled or filled twice. One message names all of them.
     """
     shapes = flatten(abstract)
     names = {rule.source for rule in table}
@@ -131,7 +131,7 @@ def check_rules(
     for rule in table:
         if rule.source not in tensors:
             problems.append(f"missing tensor {rule.source}")
-        elif problem := _problem(rule, tensors[rule.source], shapes.get(rule.target)):
+        elif problem := _find_problem(rule, tensors[rule.source], shapes.get(rule.target)):
             problems.append(problem)
     if problems:
         more = f" (and {len(problems) - MOST_REPORTED} more)" if len(problems) > MOST_REPORTED else ""
@@ -142,25 +142,27 @@ def check_rules(
 def move_tensors(
     table: Iterable[Rule], tensors: MutableMapping[str, np.ndarray], abstract: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Nested dict of leaves, each proven to give back its source tensor bit for bit.
+    """Makes the nested dict of leaves and proves that each leaf gives back its source tensor bit for bit.
 
-    A tensor is taken out of `tensors` as its leaf is made, so that the model is in memory once, not twice. A leaf is
-    float32, contiguous, and starts where JAX on a processor can use it without a copy.
+    A tensor is removed from `tensors` when its leaf is made, so that the model is in memory only once. A leaf is
+    float32, contiguous, and aligned so that JAX on a CPU can use it without a copy.
 
     Raises:
-      ConversionError: naming the first tensor with values that float32 can't hold.
+      ConversionError: a tensor has values that float32 can't hold; the message names the first.
     """
     filled: dict[str, np.ndarray] = {}
     for rule in table:
         tensor = tensors.pop(rule.source)
-        leaf = filled[rule.target] = _aligned(rule.op.forward(tensor))
-        if not _same_bits(rule.op.inverse(leaf).astype(tensor.dtype, copy=False), tensor):
-            raise ConversionError(f"{rule.source} ({tensor.dtype}) holds values that float32 can't; save it as float32")
+        leaf = filled[rule.target] = _copy_aligned(rule.op.forward(tensor))
+        if not _has_same_bits(rule.op.inverse(leaf).astype(tensor.dtype, copy=False), tensor):
+            raise ConversionError(
+                f"{rule.source} ({tensor.dtype}) has values that float32 can't represent; save it as float32"
+            )
     return {**{part: {} for part in abstract}, **unflatten(filled)}
 
 
-def _aligned(values: np.ndarray) -> np.ndarray:
-    """A contiguous float32 copy whose first byte has an address that `_ALIGNMENT` divides."""
+def _copy_aligned(values: np.ndarray) -> np.ndarray:
+    """Makes a contiguous float32 copy whose address is a multiple of `_ALIGNMENT`."""
     buffer = np.empty(4 * values.size + _ALIGNMENT, np.uint8)
     start = -buffer.ctypes.data % _ALIGNMENT
     copy = buffer[start : start + 4 * values.size].view(np.float32).reshape(values.shape)
@@ -168,14 +170,14 @@ def _aligned(values: np.ndarray) -> np.ndarray:
     return copy
 
 
-def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+def _has_same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     """Whether arrays of one dtype hold the same bits: NaN equals itself, and -0.0 is not 0.0."""
     bits = f"V{b.dtype.itemsize}"
     return a.shape == b.shape and bool((a.view(bits) == b.view(bits)).all())
 
 
-def _problem(rule: Rule, tensor: np.ndarray, target: Any) -> str:
-    """What keeps `tensor` from filling `target`, or an empty string."""
+def _find_problem(rule: Rule, tensor: np.ndarray, target: Any) -> str:
+    """Says what keeps `tensor` from filling `target`; "" if nothing does."""
     if target is None:
         return ""
     wanted = rule.op.inverse(np.broadcast_to(np.float32(0), target.shape)).shape
@@ -193,6 +195,6 @@ def _problem(rule: Rule, tensor: np.ndarray, target: Any) -> str:
 
 
 def invert_rules(rules: Iterable[Rule], variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The source tensors that `variables` came from, in float32, named and laid out as in the source."""
+    """Returns the source tensors of `variables` in float32, with the names and layouts of the source."""
     leaves = flatten(variables)
     return {rule.source: np.ascontiguousarray(rule.op.inverse(np.asarray(leaves[rule.target]))) for rule in rules}

@@ -1,4 +1,4 @@
-"""A foreign checkpoint to a bundle, with the proof that nothing was lost."""
+"""Converts a foreign checkpoint to a bundle, and proves that nothing was lost."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ecapa_jax.scoring.config import Scoring
 
 PROBE_SECONDS = 2
 KEEP_COMPILED = 1_000_000
-"""Parameters of a model up to which the compiled probe is kept for the next; a larger one needs the memory itself."""
+"""Largest number of parameters for which the compiled probe is kept; a larger model needs the memory itself."""
 PUBLISHED_NOTE = "of the published model of this shape and file name; this file's sha256 is not checked against it"
 
 
@@ -51,25 +51,25 @@ def convert(
     """Converts a checkpoint; `bundle.bundle.save_bundle` writes the result.
 
     Args:
-      source: a weight file, or a directory with one of the published names and its companions.
-      family: name of the family, where file names do not tell.
-      dilations: of the SE-Res2 blocks, where they are not the family's; shapes can't tell them.
-      embedding_mean: [D] mean embedding of a training set, to subtract before scoring, as WeSpeaker's figures do with
-        that of VoxCeleb2-dev; the checkpoint does not bring it.
-      verify: compare every stage, with the original PyTorch code where it is installed; else only the embedding with
-        packaged golden values, without torch.
-      key: where in the checkpoint the network's tensors are, if several dicts fit: keys joined by dots.
+      source: a weight file, or a directory with a file of a published name and its companions.
+      family: name of the family, if it can't be detected.
+      dilations: dilations of the SE-Res2 blocks, if they differ from those of the family; shapes don't show them.
+      embedding_mean: [D], mean embedding of a training set to subtract before scoring, which checkpoints don't contain.
+        WeSpeaker's figures subtract that of VoxCeleb2-dev.
+      verify: whether to compare every stage, with the original PyTorch code if it is installed. By default only the
+        embedding is compared with packaged golden values, without torch.
+      key: location of the tensors of the network in the checkpoint, as keys joined by dots, if several dicts fit.
 
     Returns:
       The bundle, whose `parity` holds the proof: every tensor restored bit for bit from the result, and the errors of
       `convert.parity`.
 
     Raises:
-      ConversionError: the file can't be read, is not of a supported family, or does not fit its rule table.
+      ConversionError: the file can't be read, belongs to no supported family, or does not fit the rule table.
     """
     weights = find_weights(Path(source))
     checkpoint = read_checkpoint(weights)
-    with _about(weights):
+    with _name_file(weights):
         tensors, wrapper = find_tensors(checkpoint.content, key, holds_network)
         found = find_network(tensors)
     origin = Source(path=weights, inside=checkpoint.inside, wrapper=wrapper, prefix=found.prefix)
@@ -77,28 +77,28 @@ def convert(
     companions = chosen.companions(origin)
     described = _describe(tensors, origin, checkpoint)
     network, beside, unknown = dict(found.tensors), found.beside, found.unknown
-    # From here on only `network` holds the tensors, which leave it one by one: the model is in memory once.
+    # From here on only `network` holds the tensors, which are removed one by one, so the model is in memory only once.
     del tensors, found
     checkpoint = dataclasses.replace(checkpoint, content=None)
-    with _about(weights):
+    with _name_file(weights):
         config = _config(chosen, network, companions.config, dilations)
         check_beside(unknown, config.ecapa.embedding_dim, origin.prefix)
         rules, shapes = chosen.rules(config.ecapa), functional.abstract(config)
-        beside = {**beside, **unknown, **_heads(chosen, rules, network, config.ecapa.embedding_dim, origin.prefix)}
+        beside = {**beside, **unknown, **_take_heads(chosen, rules, network, config.ecapa.embedding_dim, origin.prefix)}
         skipped = check_rules(rules, chosen.ignored, network, shapes)
         _check_stated(companions, config, dilations)
         extra = {**{origin.prefix + name: network[name] for name in skipped}, **beside}
         variables = move_tensors(rules, network, shapes)
-        parity = _proof(rules, config, variables, len(extra))
+        parity = _prove(rules, config, variables, len(extra))
         parity |= full_report(chosen, config, variables) if verify else quick_report(chosen)
     if parity["parameters"] > KEEP_COMPILED:
         forget_compiled()
-    scoring, mean = _scoring(chosen, companions, embedding_mean, config.ecapa.embedding_dim)
+    scoring, mean = _choose_scoring(chosen, companions, embedding_mean, config.ecapa.embedding_dim)
     return Bundle(
         config=config,
         variables=variables,
         scoring=scoring,
-        provenance=_provenance(chosen, config, checkpoint),
+        provenance=_describe_provenance(chosen, config, checkpoint),
         embedding_mean=mean,
         parity=parity,
         source=described,
@@ -106,10 +106,10 @@ def convert(
     )
 
 
-def _heads(
+def _take_heads(
     family: Family, rules: Sequence[Rule], network: dict[str, np.ndarray], embedding_dim: int, prefix: str
 ) -> dict[str, np.ndarray]:
-    """Takes what is of training out of a network's tensors, where a classifier stands under the same prefix."""
+    """Removes tensors of the training from those of a network, if a classifier has the same prefix."""
     sources = {rule.source for rule in rules}
     own = {name.partition(".")[0] for name in sources}
     left = {
@@ -123,10 +123,10 @@ def _heads(
     return {prefix + name: network.pop(name) for name in heads}
 
 
-def _scoring(
+def _choose_scoring(
     family: Family, companions: Companions, mean: np.ndarray | None, embedding_dim: int
 ) -> tuple[Scoring, np.ndarray | None]:
-    """The publisher's scoring, and the mean embedding: the caller's, or else the checkpoint's."""
+    """Returns the scoring of the publisher, and the mean embedding that the caller gives or the checkpoint contains."""
     if mean is None:
         return companions.scoring or family.scoring, companions.embedding_mean
     if mean.shape != (embedding_dim,) or mean.dtype.kind != "f" or not np.isfinite(mean).all():
@@ -138,11 +138,11 @@ def _scoring(
 
 
 @contextlib.contextmanager
-def _about(weights: Path) -> Iterator[None]:
-    """Puts the file in front of what is wrong with its tensors.
+def _name_file(weights: Path) -> Iterator[None]:
+    """Puts the name of the file in front of the message of a ConversionError.
 
     Raises:
-      ConversionError: the body raised it.
+      ConversionError: the body raised one.
     """
     try:
         yield
@@ -158,14 +158,14 @@ def _config(family: Family, network: Tensors, base: ModelConfig, dilations: tupl
         ecapa = family.infer(network, ecapa)
         return ModelConfig(fbank=dataclasses.replace(base.fbank, n_mels=ecapa.n_mels), ecapa=ecapa)
     except ConfigError as error:
-        raise ConversionError(f"its shapes do not make a network: {error}") from error
+        raise ConversionError(f"its shapes don't describe a valid network: {error}") from error
 
 
 def _check_stated(companions: Companions, config: ModelConfig, dilations: tuple[int, ...] | None) -> None:
-    """Compares the network that a companion file states with the one of the tensors.
+    """Compares the network that a companion file describes with the network of the tensors.
 
     Raises:
-      ConversionError: naming every argument in which they differ.
+      ConversionError: they differ; the message names every such argument.
     """
     differ = []
     for field, argument in companions.stated.items():
@@ -173,11 +173,11 @@ def _check_stated(companions: Companions, config: ModelConfig, dilations: tuple[
         if stated != found and not (field == "dilations" and dilations is not None):
             differ.append(f"{argument} gives {field} {stated}, the tensors {found}")
     if differ:
-        raise ConversionError(f"{companions.stated_in} is of another network: {'; '.join(differ)}")
+        raise ConversionError(f"{companions.stated_in} describes another network: {'; '.join(differ)}")
 
 
 def with_dilations(base: EcapaConfig, dilations: tuple[int, ...]) -> EcapaConfig:
-    """`base` with as many blocks as dilations, for `infer` to fill the rest from the shapes."""
+    """Gives `base` as many blocks as there are dilations; `infer` reads the rest from the shapes."""
     blocks = len(dilations)
     return dataclasses.replace(
         base,
@@ -187,7 +187,7 @@ def with_dilations(base: EcapaConfig, dilations: tuple[int, ...]) -> EcapaConfig
     )
 
 
-def _provenance(family: Family, config: ModelConfig, checkpoint: Checkpoint) -> dict[str, Any]:
+def _describe_provenance(family: Family, config: ModelConfig, checkpoint: Checkpoint) -> dict[str, Any]:
     provenance: dict[str, Any] = {
         "family": family.name,
         "source": checkpoint.path.name,
@@ -202,8 +202,8 @@ def _provenance(family: Family, config: ModelConfig, checkpoint: Checkpoint) -> 
     return provenance
 
 
-def _proof(rules: Sequence[Rule], config: ModelConfig, variables: dict[str, Any], n_extra: int) -> dict[str, Any]:
-    """Runs the model once, and says what `move_tensors` has shown: that every tensor comes back bit for bit.
+def _prove(rules: Sequence[Rule], config: ModelConfig, variables: dict[str, Any], n_extra: int) -> dict[str, Any]:
+    """Runs the model once and describes the proof, of which `move_tensors` has done the part on tensors.
 
     Raises:
       ConversionError: the embedding is not finite.

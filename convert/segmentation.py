@@ -1,9 +1,9 @@
-"""pyannote's segmentation-3.0: from its checkpoint to the weights that `ecapa_jax.diarization.segmentation` takes.
+"""Converts the checkpoint of pyannote's segmentation-3.0 to the weights of `ecapa_jax.diarization.segmentation`.
 
     python -m ecapa_jax.convert.segmentation CHECKPOINT OUT.safetensors [--float16]
 
-CHECKPOINT is a file of PyTorch with the state dict of pyannote/segmentation-3.0, alone or beside hyperparameters and
-specifications as on Hugging Face, or the folder of such a `pytorch_model.bin`. Nothing in it is run.
+CHECKPOINT is a PyTorch file with the state dict of pyannote/segmentation-3.0, alone or with hyperparameters and
+specifications as on Hugging Face, or the folder of such a `pytorch_model.bin`. Nothing in it is executed.
 `ecapa-jax convert` does the same in float32.
 """
 
@@ -47,7 +47,7 @@ def find_segmentation(source: str | os.PathLike[str]) -> Path | None:
 
 
 def read_segmentation(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The weights of a checkpoint, float32, by the names that `segmentation.nested` takes.
+    """Reads the weights of a checkpoint as float32, with the names that `segmentation.nested` takes.
 
     Raises:
       ConversionError: the file can't be read, or holds another network.
@@ -56,14 +56,14 @@ def read_segmentation(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     state = content.get("state_dict", content) if isinstance(content, Mapping) else {}
     arrays = {name: np.asarray(array, np.float32) for name, array in state.items() if isinstance(array, np.ndarray)}
     try:
-        return _converted(arrays)
+        return _convert_tensors(arrays)
     except (KeyError, ValueError) as error:
         raise ConversionError(
             f"{path}: is not pyannote's segmentation-3.0 ({error} is missing or of another shape)"
         ) from error
 
 
-def _converted(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _convert_tensors(state: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     bank = [state[f"sincnet.conv1d.0.filterbank.{name}"] for name in ("low_hz_", "band_hz_", "n_", "window_")]
     out = {"sinc.kernel": sinc_filters(*bank)}
     norms = {"wave_norm": "wav_norm1d", "norm.0": "norm1d.0", "norm.1": "norm1d.1", "norm.2": "norm1d.2"}
@@ -93,7 +93,7 @@ def sinc_filters(
     time: Float32[np.ndarray, "1 half"],
     window: Float32[np.ndarray, " half"],
 ) -> Float32[np.ndarray, "taps channels"]:
-    """Even, then odd band-pass filters between learned frequencies, in float32 as the original computes them.
+    """Computes even, then odd band-pass filters between learned frequencies, in float32 as the original does.
 
     Args:
       low: lower edge of each band above 50 Hz; its sign is ignored.

@@ -1,7 +1,7 @@
-"""silero-vad's ONNX file to the weights of `ecapa_jax.vad`.
+"""Converts the ONNX file of silero-vad to the weights of `ecapa_jax.vad`.
 
-The wheel of silero-vad holds several exports of one network. `silero_vad.onnx` and `silero_vad_16k_op15.onnx` have the
-weights under their names; the file of safetensors beside them is another network's.
+The wheel of silero-vad contains several exports of one network. In `silero_vad.onnx` and `silero_vad_16k_op15.onnx` the
+weights have names; the safetensors file beside them belongs to another network.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SOURCES: dict[str, tuple[str, tuple[int, ...]]] = {
 
 
 def holds_speech_detector(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is an ONNX export of silero-vad, by its name, its size and the names in it."""
+    """Whether a file is an ONNX export of silero-vad, judged by its name, its size and the names in it."""
     path = Path(path)
     if path.suffix.lower() != ".onnx" or not path.is_file() or path.stat().st_size > _MAX_BYTES:
         return False
@@ -52,7 +52,7 @@ def holds_speech_detector(path: str | os.PathLike[str]) -> bool:
 
 
 def read_silero(path: str | os.PathLike[str]) -> Weights:
-    """Reads the 16 kHz network out of an ONNX file of silero-vad.
+    """Reads the 16 kHz network from an ONNX file of silero-vad.
 
     Args:
       path: `silero_vad.onnx` or `silero_vad_16k_op15.onnx` of the wheel.
@@ -69,7 +69,7 @@ def read_silero(path: str | os.PathLike[str]) -> Weights:
         # The same names stand in the branches of 8 kHz and of 16 kHz, and most of their shapes are equal, too.
         found = [
             array
-            for place, array in _of_16_khz(tensors)
+            for place, array in _select_16_khz(tensors)
             if (place == name or place.endswith(f".{name}")) and array.dtype == np.float32 and array.shape == shape
         ]
         if len(found) != 1:
@@ -81,8 +81,8 @@ def read_silero(path: str | os.PathLike[str]) -> Weights:
     return weights
 
 
-def _of_16_khz(tensors: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
-    """The tensors from the transform of 16 kHz on, up to another transform."""
+def _select_16_khz(tensors: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
+    """Selects the tensors from the transform of 16 kHz on, up to the next transform."""
     name, shape = _SOURCES["transform"]
     transforms = [index for index, (place, _) in enumerate(tensors) if place == name or place.endswith(f".{name}")]
     for index, end in itertools.pairwise([*transforms, len(tensors)]):
@@ -94,13 +94,13 @@ def _of_16_khz(tensors: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndar
 def write_weights(
     weights: Mapping[str, Any], source: str | os.PathLike[str], path: Path, licence: str = LICENCE
 ) -> None:
-    """Writes the weights of a detector as `load_weights` of `ecapa_jax.vad` and of `ecapa_jax.diarization` reads them.
+    """Writes the weights of a detector for `load_weights` of `ecapa_jax.vad` and of `ecapa_jax.diarization`.
 
     Args:
-      weights: as `read_silero` gives them.
-      source: the file they come from, named in the result.
+      weights: result of `read_silero`.
+      source: the file of origin, whose name is written too.
       path: the file to write.
-      licence: of the weights, named in the result.
+      licence: licence of the weights, which is written too.
     """
     from safetensors.numpy import save
 
@@ -110,4 +110,4 @@ def write_weights(
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "licence": licence,
     }
-    path.write_bytes(save({name: np.asarray(array) for name, array in weights.items()}, metadata=origin))
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in weights.items()}, metadata=origin))

@@ -1,6 +1,6 @@
-"""PyTorch's zip checkpoints, written without PyTorch: what `torch.load(file, weights_only=True)` reads.
+"""Writes zip checkpoints of PyTorch without PyTorch; `torch.load(file, weights_only=True)` reads them.
 
-The counterpart of `torch_zip`. The pickle is a dict of tensors, perhaps under one more key; more is never needed.
+This is the counterpart of `torch_zip`. The pickle is a dict of tensors, optionally inside another dict with one key.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's first day: the same tensors give the sam
 
 
 def write_torch_zip(file: Path | io.BytesIO, tensors: Mapping[str, np.ndarray], wrapper: str = "") -> None:
-    """Writes what `torch.save(state_dict)` writes, or `torch.save({wrapper: state_dict})`.
+    """Writes the same file as `torch.save(state_dict)` or `torch.save({wrapper: state_dict})`.
 
     Args:
       file: a path, or a file to write to.
-      tensors: name to array, of a dtype in `STORAGES`; order is kept.
-      wrapper: key of the dict around them; "" for none.
+      tensors: arrays by name, of a dtype in `STORAGES`; the order is kept.
+      wrapper: key of the dict around the tensors; "" for no such dict.
     """
     state = b"".join([_text(name) + _tensor(key, tensor) for key, (name, tensor) in enumerate(tensors.items())])
     content = b"ccollections\nOrderedDict\n)R(" + state + b"u"

@@ -280,7 +280,7 @@ def test_pipeline_refuses_what_modelscope_refuses(encoder: SpeakerEncoder, untyp
     twins = [str(tmp_path / "a.wav"), str(tmp_path / "b" / "a.flac")]
     for path in twins:
         soundfile.write(path, noise(RATE), RATE)
-    with pytest.raises(ConfigError, match="one file name"):
+    with pytest.raises(ConfigError, match="the same file name"):
         pipeline(twins, save_dir=str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="speaker-verification"):
         ecapa_jax.pipeline("diarization")  # type: ignore[arg-type]

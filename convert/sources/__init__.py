@@ -1,4 +1,4 @@
-"""One rule table a family, and the list of them."""
+"""The rule table of each family, and the list of families."""
 
 from ecapa_jax.convert.family import Family
 from ecapa_jax.convert.sources import (

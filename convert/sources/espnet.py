@@ -33,7 +33,7 @@ LAYOUT = Layout(
 
 
 def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
-    """The network, from its shapes."""
+    """Determines the network from its shapes."""
     check_filter(tensors, FILTER, PRESETS["espnet"].fbank.preemphasis)
     return LAYOUT.infer(tensors, base)
 
@@ -52,7 +52,7 @@ def _family(name: str, title: str, *, default: bool) -> Family:
         rules=LAYOUT.rules,
         infer=infer,
         companions=companions,
-        # Neither tensors nor file names tell the two apart: the published model's, unless named.
+        # Neither tensors nor file names tell the two families apart: take the published model unless one is named.
         recognises=lambda source: default,
         published=(),
     )
@@ -61,4 +61,4 @@ def _family(name: str, title: str, *, default: bool) -> Family:
 FAMILY = _family("espnet", "ESPnet-SPK until 202412", default=True)
 
 FAMILY_2025 = _family("espnet-2025", "ESPnet-SPK from 202511 on", default=False)
-"""Its pooling takes the context's standard deviation with n instead of n - 1, and another floor."""
+"""In this family the standard deviation of the context is divided by n instead of n - 1, with another floor."""

@@ -45,7 +45,7 @@ class Layout:
     window: str
 
     def rules(self, config: EcapaConfig) -> list[Rule]:
-        """The table for a network of this shape."""
+        """Makes the table for a network of this shape."""
         table = _tdnn(self.stem, "stem")
         for index in range(config.n_blocks):
             table += self._block(config, index)
@@ -74,13 +74,13 @@ class Layout:
         return table + _layer(_at((self.excite, None), index + 1), f"{target}/se/excite")
 
     def infer(self, tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
-        """Reads from the shapes what shapes tell; the rest (dilations, padding, maths) is `base`'s.
+        """Reads from the shapes what they show; the rest (dilations, padding, maths) comes from `base`.
 
         Raises:
-          ConversionError: the number of blocks is not that of `base`'s dilations.
+          ConversionError: the number of blocks is not the number of dilations in `base`.
         """
         n_blocks = self._n_blocks(tensors) or base.n_blocks
-        shapes.require_dilations(n_blocks, base.dilations)
+        shapes.check_dilations(n_blocks, base.dilations)
         blocks = range(1, n_blocks + 1)
         stem = shapes.width(tensors, [self.stem], base.channels[0])
         channels = [
@@ -97,7 +97,7 @@ class Layout:
             n_mels=n_mels,
             channels=(stem, *channels),
             kernel_sizes=(kernel, *(kernel for _, kernel in res2)),
-            res2_scale=shapes.most([scale for scale, _ in res2], base.res2_scale),
+            res2_scale=shapes.majority([scale for scale, _ in res2], base.res2_scale),
             se_channels=shapes.width(tensors, [_at(self.squeeze, block) for block in blocks], base.se_channels),
             attention_channels=hidden,
             global_context={mfa: False, 3 * mfa: True}.get(seen, base.global_context),
@@ -126,7 +126,7 @@ class Layout:
             return 1, kernel
         width = shapes.width(tensors, chunks, channels)
         kernels = [shapes.kernel(tensors, layer, width, width) for layer, _ in chunks]
-        return max(channels // width, 1), shapes.most([found for found in kernels if found], kernel)
+        return max(channels // width, 1), shapes.majority([found for found in kernels if found], kernel)
 
 
 def _at(layer: Layer, block: int, chunk: int = 0) -> Layer:

@@ -1,7 +1,7 @@
 """mvector (VoiceprintRecognition-Pytorch): `model.pth`, SpeechBrain's layout as the first part of a `Sequential`.
 
-mvector brings a recording to -20 dB before its Kaldi fbank. A constant gain cancels when each band's mean is
-subtracted, except where the energy is at the fbank's floor; it is left out here.
+mvector scales a recording to -20 dB before its Kaldi fbank. A constant gain cancels when the mean of each band is
+subtracted, except where the energy is at the floor of the fbank; it is left out here.
 
 Reference: `mvector.models.ecapa_tdnn.EcapaTdnn`, `mvector.data_utils.featurizer.AudioFeaturizer`.
 """
@@ -16,7 +16,7 @@ WEIGHTS = "model.pth"
 
 
 def recognises(source: Source) -> bool:
-    """By the name of the weights together with the `Sequential`'s prefix."""
+    """Recognises the family by the name of the weights together with the prefix of the `Sequential`."""
     return source.path.name == WEIGHTS and source.prefix.endswith("0.")
 
 

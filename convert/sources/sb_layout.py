@@ -35,7 +35,7 @@ def _block(config: EcapaConfig, index: int) -> list[Rule]:
 
 
 def rules(config: EcapaConfig) -> list[Rule]:
-    """The table for a network of this shape."""
+    """Makes the table for a network of this shape."""
     return [
         *_tdnn("blocks.0", "stem"),
         *(rule for index in range(config.n_blocks) for rule in _block(config, index)),
@@ -49,13 +49,13 @@ def rules(config: EcapaConfig) -> list[Rule]:
 
 
 def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
-    """Reads from the shapes what shapes tell; the rest (dilations, padding, maths) is `base`'s.
+    """Reads from the shapes what they show; the rest (dilations, padding, maths) comes from `base`.
 
     Raises:
-      ConversionError: the number of blocks is not that of `base`'s dilations.
+      ConversionError: the number of blocks is not the number of dilations in `base`.
     """
     n_blocks = _n_blocks(tensors) or base.n_blocks
-    shapes.require_dilations(n_blocks, base.dilations)
+    shapes.check_dilations(n_blocks, base.dilations)
     blocks = [f"blocks.{index + 1}" for index in range(n_blocks)]
     stem = shapes.width(tensors, [("blocks.0.conv.conv", "blocks.0.norm.norm")], base.channels[0])
     channels = [
@@ -76,7 +76,7 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
         n_mels=n_mels,
         channels=(stem, *channels),
         kernel_sizes=(kernel, *(kernel for _, kernel in res2)),
-        res2_scale=shapes.most([scale for scale, _ in res2], base.res2_scale),
+        res2_scale=shapes.majority([scale for scale, _ in res2], base.res2_scale),
         se_channels=shapes.width(
             tensors, [(f"{block}.se_block.conv1.conv", None) for block in blocks], base.se_channels
         ),
@@ -89,7 +89,7 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
 
 
 def _n_blocks(tensors: Tensors) -> int:
-    """Blocks in a row that have most of what a block is made of."""
+    """Counts consecutive blocks that have most of the tensors of a block."""
     parts = ("tdnn1", "tdnn2", "se_block")
     for index in itertools.count(1):
         here = [any(name.startswith(f"blocks.{index}.{part}.") for name in tensors) for part in parts]
@@ -99,11 +99,11 @@ def _n_blocks(tensors: Tensors) -> int:
 
 
 def _res2(tensors: Tensors, block: str, channels: int) -> tuple[int, int]:
-    """Scale and kernel of a Res2 convolution; a scale of one has no tensors, and any kernel."""
+    """Returns scale and kernel of a Res2 convolution; a scale of one has no tensors, so its kernel is arbitrary."""
     pattern = re.compile(rf"({re.escape(block)}\.res2net_block\.blocks\.\d+)\.")
     chunks = sorted({match[1] for name in tensors if (match := pattern.match(name))})
     if not chunks:
         return 1, 3
     width = shapes.width(tensors, [(f"{chunk}.conv.conv", f"{chunk}.norm.norm") for chunk in chunks], channels)
     kernels = [shapes.kernel(tensors, f"{chunk}.conv.conv", width, width) for chunk in chunks]
-    return max(channels // width, 1), shapes.most([kernel for kernel in kernels if kernel], 3)
+    return max(channels // width, 1), shapes.majority([kernel for kernel in kernels if kernel], 3)

@@ -17,7 +17,7 @@ SOURCE = "3D-Speaker's table of models"
 
 
 def is_teacher(source: Source) -> bool:
-    """Whether the network is the one that these two train."""
+    """Whether the network is the teacher that RDINO and SDPN train."""
     return source.wrapper == "teacher" and source.prefix.endswith("backbone.")
 
 

@@ -1,7 +1,7 @@
-"""What the shapes of tensors tell about a network.
+"""Determines the sizes of a network from the shapes of its tensors.
 
-Each size is told by several tensors and goes by their vote, so that one that is missing, superfluous or of the wrong
-shape is left for `apply_rules` to name.
+Several tensors show each size and vote on it, so that a missing, superfluous or wrong tensor does not decide;
+`apply_rules` names it later.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Layer = tuple[str, str | None]
 """Names of a convolution (or linear layer) and of the batch norm after it, if there is one."""
 
 
-def require_dilations(n_blocks: int, dilations: tuple[int, ...]) -> None:
-    """Refuses a network of other than as many blocks as dilations are known.
+def check_dilations(n_blocks: int, dilations: tuple[int, ...]) -> None:
+    """Checks that the number of blocks is the number of known dilations.
 
     Raises:
-      ConversionError: saying how to give them.
+      ConversionError: it is not; the message says how to give the dilations.
     """
     if n_blocks != len(dilations):
         raise ConversionError(
@@ -36,8 +36,8 @@ def _comma(numbers: Iterable[int]) -> str:
     return ",".join(map(str, numbers))
 
 
-def most(votes: Iterable[int], default: int) -> int:
-    """The most frequent vote, the first of equals."""
+def majority(votes: Iterable[int], default: int) -> int:
+    """The majority frequent vote, the first of equals."""
     return next((value for value, _ in collections.Counter(votes).most_common(1)), default)
 
 
@@ -50,7 +50,7 @@ def width(tensors: Tensors, layers: Iterable[Layer], default: int) -> int:
         weights = (_tensor(tensors, f"{conv_name}.weight", rank) for rank in (3, 2))
         votes += [len(weight) for weight in weights if weight is not None]
         votes += [len(tensor) for name in names if (tensor := _tensor(tensors, name, 1)) is not None]
-    return most(votes, default)
+    return majority(votes, default)
 
 
 def _tensor(tensors: Tensors, name: str, rank: int) -> np.ndarray | None:

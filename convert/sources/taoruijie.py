@@ -38,10 +38,10 @@ LAYOUT = Layout(
 
 
 def check_filter(tensors: Tensors, name: str, preemphasis: float) -> None:
-    """Refuses a stored pre-emphasis other than the one that the front end takes.
+    """Refuses a stored pre-emphasis that differs from that of the front end.
 
     Raises:
-      ConversionError: naming both.
+      ConversionError: they differ; the message names both.
     """
     stored = tensors.get(name)
     if stored is not None and not np.array_equal(stored.reshape(-1), np.array([-preemphasis, 1], np.float32)):
@@ -49,19 +49,19 @@ def check_filter(tensors: Tensors, name: str, preemphasis: float) -> None:
 
 
 def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
-    """The network, from its shapes."""
+    """Determines the network from its shapes."""
     check_filter(tensors, FILTER, PRESETS["taoruijie"].fbank.preemphasis)
     return LAYOUT.infer(tensors, base)
 
 
 def companions(source: Source) -> Companions:
-    """The published preset: nothing lies beside the weights."""
+    """Returns the published preset, because there are no files beside the weights."""
     del source
     return Companions(config=PRESETS["taoruijie"])
 
 
 def recognises(source: Source) -> bool:
-    """By the tensors alone, which no other family has."""
+    """Recognises the family by the tensors alone, which no other family has."""
     del source
     return True
 

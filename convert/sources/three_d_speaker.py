@@ -19,8 +19,8 @@ CONFIGURATION = "configuration.json"
 MODEL_TYPE = "ecapa-tdnn-sv"
 
 
-def _configuration(weights: Path) -> dict[str, Any] | None:
-    """The `model` part of configuration.json, if there is one that speaks of these weights."""
+def _read_configuration(weights: Path) -> dict[str, Any] | None:
+    """Reads the `model` part of configuration.json, if there is one that describes these weights."""
     path = weights.parent / CONFIGURATION
     if not path.is_file():
         return None
@@ -34,20 +34,20 @@ def _configuration(weights: Path) -> dict[str, Any] | None:
 
 
 def recognises(source: Source) -> bool:
-    """By the published file names, the folder of a training run, or a configuration.json that names this file."""
+    """Recognises published file names, the folder of a training run, or a configuration.json that names this file."""
     if "backbone." in source.prefix:
         return False  # of a self-supervised model, with another front end
     if source.path.name == TRAINED and source.path.parent.name.startswith("CKPT-EPOCH-"):
         return True
-    return source.path.name in FILES or _configuration(source.path) is not None
+    return source.path.name in FILES or _read_configuration(source.path) is not None
 
 
 def companions(source: Source) -> Companions:
-    """Threshold and sample rate of configuration.json; the 3D-Speaker preset without it.
+    """Reads threshold and sample rate from configuration.json, or returns the 3D-Speaker preset without it.
 
     Reference: `modelscope.pipelines.audio.speaker_verification_light_pipeline` (yesOrno_thr).
     """
-    model = _configuration(source.path)
+    model = _read_configuration(source.path)
     preset = PRESETS["3dspeaker"]
     if model is None:
         return Companions(config=preset)

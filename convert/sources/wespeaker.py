@@ -37,7 +37,7 @@ POOLINGS: dict[str, Pooling] = {
     "MQMHASTP": "multi_query",
     "XI": "posterior",
 }
-"""What `pooling_func` may be."""
+"""Supported values of `pooling_func`."""
 
 BOTTLENECKS: dict[Pooling, str] = {
     "multi_head": "pool.heads_att_trans.0.att_0",
@@ -45,7 +45,7 @@ BOTTLENECKS: dict[Pooling, str] = {
     "posterior": "pool.lin1_relu_bn.0",
     "attentive": "pool.linear1",
 }
-"""The tensor that tells each pooling that has weights, and the width of its bottleneck."""
+"""For each pooling with weights, the tensor that shows it and the width of its bottleneck."""
 
 STATED = {
     "channels": "model",
@@ -55,7 +55,7 @@ STATED = {
     "embedding_norm": "emb_bn",
     "pooling": "pooling_func",
 }
-"""Our fields to WeSpeaker's arguments."""
+"""WeSpeaker's arguments by the names of our fields."""
 
 SIGNATURE = ("layer2.se_res2block.0.conv.weight", "layer2.se_res2block.3.linear1.weight")
 
@@ -76,7 +76,7 @@ def _block(config: EcapaConfig, index: int) -> list[Rule]:
 
 
 def rules(config: EcapaConfig) -> list[Rule]:
-    """The table for a network of this shape."""
+    """Makes the table for a network of this shape."""
     table = _unit("layer1", "stem")
     for index in range(config.n_blocks):
         table += _block(config, index)
@@ -104,22 +104,23 @@ def _pooling_rules(pooling: Pooling) -> list[Rule]:
 
 
 def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
-    """Reads from the shapes what shapes tell; the rest is `base`'s.
+    """Reads from the shapes what they show; the rest comes from `base`.
 
     Raises:
-      ConversionError: the number of blocks is not that of `base`'s dilations, or the pooling is not built or not told.
+      ConversionError: the number of blocks is not the number of dilations in `base`, or the pooling is not supported or
+        can't be determined.
     """
     n_blocks = next(
         n for n in itertools.count() if not any(name.startswith(f"layer{n + 2}.se_res2block.") for name in tensors)
     )
-    shapes.require_dilations(n_blocks, base.dilations)
+    shapes.check_dilations(n_blocks, base.dilations)
     blocks = [f"layer{index + 2}.se_res2block" for index in range(n_blocks)]
     stem = shapes.width(tensors, [("layer1.conv", "layer1.bn")], base.channels[0])
     channels = [
         shapes.width(tensors, [(f"{block}.{part}.conv", f"{block}.{part}.bn") for part in (0, 2)], stem)
         for block in blocks
     ]
-    chunks = [_chunks(tensors, block) for block in blocks]
+    chunks = [_count_chunks(tensors, block) for block in blocks]
     inner = [
         shapes.width(tensors, [(f"{block}.1.convs.{n}", f"{block}.1.bns.{n}") for n in range(count)], width // 8)
         for block, count, width in zip(blocks, chunks, channels, strict=True)
@@ -140,7 +141,7 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
         n_mels=n_mels,
         channels=(stem, *channels),
         kernel_sizes=(kernel, *kernels),
-        res2_scale=shapes.most([count + 1 for count in chunks], base.res2_scale),
+        res2_scale=shapes.majority([count + 1 for count in chunks], base.res2_scale),
         se_channels=shapes.width(tensors, [(f"{block}.3.linear1", None) for block in blocks], base.se_channels),
         attention_channels=hidden,
         pooling=pooling,
@@ -152,8 +153,8 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
     )
 
 
-def _chunks(tensors: Tensors, block: str) -> int:
-    """Convolutions of a Res2 chain; the last chunk has none."""
+def _count_chunks(tensors: Tensors, block: str) -> int:
+    """Counts the convolutions of a Res2 chain, of which the last chunk has none."""
     return next(n for n in itertools.count() if f"{block}.1.convs.{n}.weight" not in tensors)
 
 
@@ -168,7 +169,7 @@ def _pooling(tensors: Tensors, mfa: int, base: EcapaConfig) -> Pooling:
     if base.pooling in ("mean", "std"):
         return base.pooling
     raise ConversionError(
-        f"its pooling is TAP or TSDP, alike in their tensors: put the {CONFIG} that names pooling_func beside the file"
+        f"its pooling is TAP or TSDP, which have the same tensors: put the {CONFIG} with pooling_func beside the file"
     )
 
 
@@ -183,7 +184,7 @@ def companions(source: Source) -> Companions:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return Companions(config=preset)
-    document = _document(path)
+    document = _read_document(path)
     try:
         fbank = _fbank(path, document, preset.fbank)
         ecapa, stated = _network(path, document, preset.ecapa)
@@ -193,14 +194,14 @@ def companions(source: Source) -> Companions:
     return Companions(config=config, stated_in=CONFIG, stated=stated)
 
 
-def _document(path: Path) -> dict[str, Any]:
-    """The file as plain data; safe_load makes no objects, and repeated anchors cost nothing."""
+def _read_document(path: Path) -> dict[str, Any]:
+    """Reads the file as plain data; safe_load makes no objects, and repeated anchors cost nothing."""
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
             raise ConversionError(
-                f"{path}: it is larger than {_MAX_BYTES >> 10} kB, so it is no WeSpeaker configuration"
+                f"{path}: it is larger than {_MAX_BYTES >> 10} kB, so it is not a WeSpeaker configuration"
             )
         document = yaml.safe_load(text.decode("utf-8-sig"))
     except ConversionError:
@@ -210,11 +211,13 @@ def _document(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         raise ConversionError(f"{path}: it is not YAML ({show(str(error))}); mend or remove it") from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), str):
-        raise ConversionError(f"{path}: it names no model, so it is no WeSpeaker configuration; mend or remove it")
+        raise ConversionError(
+            f"{path}: it names no model, so it is not a WeSpeaker configuration; correct or remove it"
+        )
     return document
 
 
-def _part(path: Path, document: dict[str, Any], name: str) -> dict[str, Any]:
+def _get_part(path: Path, document: dict[str, Any], name: str) -> dict[str, Any]:
     part = document.get(name)
     if part is not None and not isinstance(part, dict):
         raise ConversionError(f"{path}: {name} is {show(repr(part))}, not a mapping")
@@ -222,9 +225,9 @@ def _part(path: Path, document: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _fbank(path: Path, document: dict[str, Any], base: FbankConfig) -> FbankConfig:
-    dataset = _part(path, document, "dataset_args")
-    arguments = _part(path, dataset, "fbank_args")
-    cmvn = _part(path, dataset, "cmvn_args")
+    dataset = _get_part(path, document, "dataset_args")
+    arguments = _get_part(path, dataset, "fbank_args")
+    cmvn = _get_part(path, dataset, "cmvn_args")
     fixed = (
         (dataset, "frontend", "fbank"),
         (dataset, "resample_rate", base.sample_rate),
@@ -241,7 +244,7 @@ def _fbank(path: Path, document: dict[str, Any], base: FbankConfig) -> FbankConf
     if unknown := sorted(str(name) for name in set(arguments) - known):
         raise ConversionError(f"{path}: fbank_args has {show(unknown[0])}, which this converter does not know")
     n_mels = arguments.get("num_mel_bins", base.n_mels)
-    stated = _part(path, document, "model_args").get("feat_dim", n_mels)
+    stated = _get_part(path, document, "model_args").get("feat_dim", n_mels)
     if n_mels != stated:
         raise ConversionError(f"{path}: num_mel_bins {show(repr(n_mels))} is not feat_dim {show(repr(stated))}")
     return base
@@ -254,10 +257,12 @@ def _network(path: Path, document: dict[str, Any], base: EcapaConfig) -> tuple[E
             f"{path}: model {show(document['model'])} is not supported; supported: ECAPA_TDNN_c512, _c1024, "
             "_GLOB_c512, _GLOB_c1024; use another network with WeSpeaker itself"
         )
-    arguments = _part(path, document, "model_args")
+    arguments = _get_part(path, document, "model_args")
     pooling = arguments.get("pooling_func", "ASTP")
     if pooling not in POOLINGS:
-        raise ConversionError(f"{path}: pooling_func {show(repr(pooling))} is not built; built: {', '.join(POOLINGS)}")
+        raise ConversionError(
+            f"{path}: pooling_func {show(repr(pooling))} is not supported; supported: {', '.join(POOLINGS)}"
+        )
     for name, kind in (("feat_dim", int), ("embed_dim", int), ("emb_bn", bool)):
         if name in arguments and type(arguments[name]) is not kind:
             raise ConversionError(f"{path}: {name} is {show(repr(arguments[name]))}, not of type {kind.__name__}")

@@ -1,4 +1,4 @@
-"""ModelScope's call and result, on a bundle."""
+"""ModelScope's speaker-verification pipeline, with its call and result, for a bundle."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class SpeakerVerificationPipeline:
           thr: threshold on the scale of the score, for a cosine in [-1, 1]; None takes the model's.
 
         Returns:
-          `{"score": the model's score rounded to 5 digits, "text": "yes" or "no"}`; for other than two inputs
-          `{"text": "No similarity score output"}`.
+          `{"score": score rounded to 5 digits, "text": "yes" or "no"}`, or `{"text": "No similarity score output"}` if
+          the number of inputs is not two.
 
         Raises:
-          ConfigError: (a ValueError) `thr` is out of the score's range, or neither given nor known to the model.
+          ConfigError: (a ValueError) `thr` is outside the range of the score, or neither given nor part of the model.
           AudioError: (a ValueError) an input can't be read or is of another type.
         """
         threshold = (
@@ -75,24 +75,24 @@ def pipeline(
     *,
     model_revision: str | None = None,
 ) -> SpeakerVerificationPipeline:
-    """ModelScope's `pipeline("speaker-verification", model=...)` on a bundle.
+    """Makes ModelScope's `pipeline("speaker-verification", model=...)` for a bundle.
 
     Args:
-      task: the only one that is built.
-      model: as `ecapa_jax.load` takes it. ModelScope's own names are addresses here: `modelscope:iic/...`.
+      task: must be "speaker-verification".
+      model: as for `ecapa_jax.load`. Write ModelScope's names as addresses: `modelscope:iic/...`.
       model_revision: branch, tag or commit of a model that is named by its address.
 
     Raises:
-      ConfigError: another task is asked for, or a revision of what has none.
-      BundleError: there is no whole bundle.
+      ConfigError: the task is not supported, or a revision is given for a model that has no revisions.
+      BundleError: the bundle does not exist or is not whole.
     """
     if task != "speaker-verification":
-        raise ConfigError(f"task {task!r} is not built; built: speaker-verification")
-    return SpeakerVerificationPipeline(load(_revised(model, model_revision)))
+        raise ConfigError(f"task {task!r} is not supported; supported: speaker-verification")
+    return SpeakerVerificationPipeline(load(_add_revision(model, model_revision)))
 
 
-def _revised(model: str | os.PathLike[str] | None, revision: str | None) -> str | os.PathLike[str] | None:
-    """The model's name with the revision in it, as an address has it."""
+def _add_revision(model: str | os.PathLike[str] | None, revision: str | None) -> str | os.PathLike[str] | None:
+    """Adds the revision to the name of the model, as in an address."""
     if revision is None:
         return model
     name = "" if model is None else os.fspath(model)
@@ -121,7 +121,9 @@ def _save(directory: Path, audios: Sequence[Any], embeddings: np.ndarray) -> Non
         if isinstance(audio, str | os.PathLike)
     }
     if len(set(names.values())) < len(names):
-        raise ConfigError(f"two inputs have one file name ({', '.join(names.values())}): one would be lost")
+        raise ConfigError(
+            f"two inputs have the same file name ({', '.join(names.values())}): one embedding would be lost"
+        )
     directory.mkdir(parents=True, exist_ok=True)
     for index, name in names.items():
         np.save(directory / f"{name}.npy", embeddings[index])

@@ -1,6 +1,7 @@
-"""Embeddings on disk, by model and content of the file: what a killed run leaves, the next one finds.
+"""Keeps embeddings on disk by model and content of the file, so that a new run finds what a killed run has computed.
 
-One SQLite file. Every batch is one transaction, so that two processes can share it and kill -9 loses one batch at most.
+The cache is one SQLite file. Every batch is one transaction: two processes can share the file, and a killed process
+loses at most one batch.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ CREATE TABLE IF NOT EXISTS embeddings (
 """
 
 CachedEmbedding = tuple[Float32[np.ndarray, "..."], float]
-"""Embedding, and seconds of audio."""
+"""An embedding, and the duration of the audio in seconds."""
 
 
 class EmbeddingCache:
     """Embeddings of one model in a cache file.
 
     Args:
-      path: the file; made where there is none.
-      model: which model's embeddings; `SpeakerEncoder.fingerprint`.
-      shape: of one embedding.
+      path: the file; made if it doesn't exist.
+      model: `SpeakerEncoder.fingerprint` of the model.
+      shape: shape of one embedding.
 
     Raises:
-      TrialError: the file can't be made, is damaged, or is no cache.
+      TrialError: the file can't be made, is damaged, or is not a cache.
     """
 
     def __init__(self, path: str | os.PathLike[str], model: str, shape: tuple[int, ...]):
         self.path = Path(path)
         self._model = model
         self._shape = shape
-        with self._reported():
+        with self._explain_errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(self.path, timeout=BUSY_SECONDS)
         try:
@@ -63,10 +64,10 @@ class EmbeddingCache:
         self._database.close()
 
     def get(self, files: Iterable[bytes]) -> dict[bytes, CachedEmbedding]:
-        """Those of the files, by sha256, that are known; what is damaged is not."""
+        """Returns the embeddings of known files by sha256; damaged entries count as unknown."""
         found = {}
         query = "SELECT embedding, seconds FROM embeddings WHERE model = ? AND file = ?"
-        with self._reported():
+        with self._explain_errors():
             for file in files:
                 row = self._database.execute(query, (self._model, file)).fetchone()
                 if row and (embedding := self._embedding(row[0])) is not None:
@@ -74,16 +75,16 @@ class EmbeddingCache:
         return found
 
     def put(self, entries: Mapping[bytes, CachedEmbedding]) -> None:
-        """Adds embeddings by their file's sha256: all, or none where the process dies."""
+        """Adds embeddings by the sha256 of their files: all of them, or none if the process dies."""
         rows = [
             (self._model, file, np.asarray(embedding, "<f4").tobytes(), seconds)
             for file, (embedding, seconds) in entries.items()
         ]
-        with self._reported(), self._database:
+        with self._explain_errors(), self._database:
             self._database.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?, ?)", rows)
 
     def _prepare(self) -> None:
-        with self._reported(), self._database:
+        with self._explain_errors(), self._database:
             self._database.execute("BEGIN IMMEDIATE")
             tables = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             written = self._pragma("application_id"), self._pragma("user_version")
@@ -92,7 +93,7 @@ class EmbeddingCache:
                 self._database.execute(f"PRAGMA user_version = {SCHEMA}")
                 self._database.execute(_TABLE)
             elif written != (APPLICATION_ID, SCHEMA):
-                raise TrialError(f"{self.path} is no embedding cache of this version: name another file")
+                raise TrialError(f"{self.path} is not an embedding cache of this version: name another file")
 
     def _pragma(self, name: str) -> int:
         return int(self._database.execute(f"PRAGMA {name}").fetchone()[0])
@@ -104,12 +105,12 @@ class EmbeddingCache:
         return values.reshape(self._shape).astype(np.float32)
 
     @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
             raise TrialError(f"{self.path} can't be used as embedding cache: {error}") from error
         except sqlite3.DatabaseError as error:
-            raise TrialError(f"{self.path} is damaged or no embedding cache ({error}): delete it") from error
+            raise TrialError(f"{self.path} is damaged or not an embedding cache ({error}): delete it") from error
         except OSError as error:
             raise TrialError(f"{self.path} can't be made: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""A cohort from recordings: which speakers, and their embeddings as a bundle stores them."""
+"""Makes a cohort from recordings: finds the speakers, and embeds their recordings for a bundle."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from ecapa_jax.scoring.normalisation import speaker_means
 
 
 def read_cohort(source: str | os.PathLike[str], root: str | os.PathLike[str]) -> dict[Path, str]:
-    """Recordings and their speakers.
+    """Finds recordings and their speakers.
 
     Args:
-      source: a folder with a folder a speaker, recordings anywhere below; or a file, `recording speaker` a line.
-      root: what the file's paths are relative to.
+      source: a folder with one folder per speaker, which contains recordings at any depth; or a file with
+        `recording speaker` on each line.
+      root: folder to which the paths in the file are relative.
 
     Raises:
       TrialError: there are no recordings, some are missing, or the file is damaged.
@@ -38,7 +39,7 @@ def read_cohort(source: str | os.PathLike[str], root: str | os.PathLike[str]) ->
         if len(path.relative_to(folder).parts) > 1
     }
     if not found:
-        raise TrialError(f"{folder} has no recordings in folders: give a folder with one folder a speaker")
+        raise TrialError(f"{folder} has no recordings in folders: give a folder with one folder per speaker")
     return found
 
 
@@ -51,10 +52,10 @@ def embed_cohort(
     short: Short = "error",
     progress: Progress = lambda *_: None,
 ) -> Cohort:
-    """Embeds a cohort: one row a speaker, the mean of the speaker's embeddings, or one row a recording.
+    """Embeds a cohort: one row per speaker, which is the mean of the embeddings, or one row per recording.
 
     Raises:
-      TrialError: one row would be all.
+      TrialError: there would be only one row.
       AudioError, Stopped: as `embed_files`.
     """
     shape = (1, encoder.config.ecapa.embedding_dim)
@@ -64,5 +65,5 @@ def embed_cohort(
     if by_speaker:
         names, rows = speaker_means(rows, names)
     if len(rows) < 2:
-        raise TrialError(f"the cohort has {len(rows)} row(s): scores are normalised by two speakers at least")
+        raise TrialError(f"the cohort has {len(rows)} row(s): normalisation needs at least two speakers")
     return Cohort(rows, tuple(names))

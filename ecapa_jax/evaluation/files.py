@@ -1,4 +1,4 @@
-"""Every recording of a list embedded once: found first, hashed, looked up in the cache, and only then computed."""
+"""Embeds every recording of a list once: finds it, hashes it, looks it up in the cache, and only then computes it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from ecapa_jax.files.entries import numbered_lines, read_scp
 from ecapa_jax.files.recordings import find_audio
 
 THREADS = 4
-"""Recordings that are decoded before they are needed."""
+"""Number of recordings that are decoded before they are needed."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is done, how many, of how many."""
+"""Called with the kind of work, the number done, and the total."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FileEmbeddings:
-    """Recordings in the order asked for.
+    """Embeddings of recordings, in the order of the recordings.
 
     Attributes:
       embeddings: [files, views, embedding].
-      seconds: [files] length of the audio as the model took it.
-      computed: how many distinct recordings were not in the cache.
+      seconds: [files], duration of the audio that the model received.
+      computed: number of distinct recordings that were not in the cache.
     """
 
     embeddings: Float32[np.ndarray, "files views embedding"]
@@ -47,33 +47,33 @@ class FileEmbeddings:
 
 
 def read_places(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Kaldi's wav.scp: the path of each utterance id.
+    """Reads the path of each utterance id from Kaldi's wav.scp.
 
     Raises:
-      TrialError: it can't be read, a line is no `id path`, or an id comes with two paths.
+      TrialError: the file can't be read, a line is not `id path`, or an id has two paths.
     """
     places: dict[str, str] = {}
     try:
         for entry in read_scp(Path(path), TrialError):
             if places.setdefault(str(entry.id), entry.path) != entry.path:
-                raise TrialError(f"{entry.where}: {entry.id} has another path further up")
+                raise TrialError(f"{entry.where}: {entry.id} has another path on an earlier line")
     except OSError as error:
         raise TrialError(f"{os.fspath(path)} can't be read: {error.strerror or error}") from error
     return places
 
 
-def located(names: Sequence[str], root: str | os.PathLike[str], places: Mapping[str, str] | None = None) -> list[Path]:
-    """The path of each name below `root`; where `places` has the name, the path that it gives.
+def locate(names: Sequence[str], root: str | os.PathLike[str], places: Mapping[str, str] | None = None) -> list[Path]:
+    """Returns the path of each name: below `root`, or from `places` if given.
 
     Raises:
-      TrialError: there are places, and none for some names.
+      TrialError: `places` lacks some of the names.
     """
     if places is None:
         return [Path(root) / name for name in names]
     if missing := [name for name in names if name not in places]:
         raise TrialError(
-            f"{len(missing)} of {len(names)} recordings are not in the wav.scp, as {missing[0]}; it has ids such as "
-            f"{next(iter(places), 'none')}"
+            f"{len(missing)} of {len(names)} recordings are not in the wav.scp, such as {missing[0]}; it has ids "
+            f"such as {next(iter(places), 'none')}"
         )
     return [Path(root) / places[name] for name in names]
 
@@ -84,20 +84,22 @@ def find_files(
     missing_to: Path | None = None,
     places: Mapping[str, str] | None = None,
 ) -> list[Path]:
-    """The path of each name below `root`.
+    """Finds the path of each name below `root`.
 
     Args:
-      names: as the trial list has them; absolute ones are taken as they are.
+      names: names in the trial list; absolute paths are taken as they are.
       root: folder of the audio.
-      missing_to: writes all missing names there, one a line.
+      missing_to: file to which all missing names are written, one per line.
       places: paths of names that are utterance ids.
 
     Raises:
-      TrialError: some are missing; the message has their number and the first.
+      TrialError: recordings are missing; the message gives their number and the first.
     """
     if not os.path.isdir(root):
-        raise TrialError(f"{os.fspath(root)} is no folder: name the one that the list's paths start from")
-    paths = located(names, root, places)
+        raise TrialError(
+            f"{os.fspath(root)} is not a folder: name the folder to which the paths in the list are relative"
+        )
+    paths = locate(names, root, places)
     missing = [name for name, path in zip(names, paths, strict=True) if not os.path.isfile(path)]
     if missing and missing_to is not None:
         missing_to.write_text("".join(f"{name}\n" for name in missing), "utf-8")
@@ -119,45 +121,48 @@ def embed_files(
     vad: bool = False,
     progress: Progress = lambda *_: None,
 ) -> FileEmbeddings:
-    """Embeds recordings, or takes them from the cache.
+    """Embeds recordings, or takes their embeddings from the cache.
 
     Args:
-      encoder: the model; the same that the cache was opened for.
-      paths: recordings; files of equal content are embedded once.
-      cache: is read first, and written after every batch.
+      encoder: the model, for which the cache must have been opened.
+      paths: recordings; files with equal content are embedded once.
+      cache: read first, and written after every batch.
       short, vad: as for `SpeakerEncoder.embed`.
-      progress: told from time to time.
+      progress: called from time to time.
 
     Raises:
-      AudioError: there are recordings that can't be embedded: their number, and the first; all others are in the cache.
-      Stopped: interrupted; what was done is in the cache.
+      AudioError: recordings can't be embedded; the message gives their number and the first. All others are in the
+        cache.
+      Stopped: the call was interrupted; finished recordings are in the cache.
     """
     done = 0
     try:
-        digests = list(_hashed(paths, progress))
+        digests = list(_hash_files(paths, progress))
         entries = cache.get(dict.fromkeys(digests))
         wanted = {digest: path for digest, path in zip(digests, paths, strict=True) if digest not in entries}
-        for batch in _computed(encoder, wanted, short, vad):
+        for batch in _compute(encoder, wanted, short, vad):
             cache.put(batch)
             entries.update(batch)
             done += len(batch)
             progress("embedding", done, len(wanted))
     except KeyboardInterrupt as error:
-        raise Stopped(f"stopped; {done} more recordings are in {cache.path}: run again to go on") from error
+        raise Stopped(
+            f"stopped; {done} more recordings are in {cache.path}: run the same command again to continue"
+        ) from error
     found = [entries[digest] for digest in digests]
     embeddings = np.stack([embedding for embedding, _ in found]).astype(np.float32)
     return FileEmbeddings(embeddings, np.array([seconds for _, seconds in found], np.float64), len(wanted))
 
 
 def list_recordings(source: str | os.PathLike[str], root: str | os.PathLike[str]) -> list[Path]:
-    """The recordings below a folder, or those that a text file names, one on each line.
+    """Returns the recordings below a folder, or those that a text file names, one on each line.
 
     Args:
       source: the folder or the file.
-      root: what the file's paths are relative to.
+      root: folder to which the paths in the file are relative.
 
     Raises:
-      TrialError: there are none, some are missing, or the file can't be read.
+      TrialError: there are no recordings, some are missing, or the file can't be read.
     """
     if os.path.isdir(source):
         found = find_audio(Path(source))
@@ -172,7 +177,7 @@ def list_recordings(source: str | os.PathLike[str], root: str | os.PathLike[str]
     return found
 
 
-def _hashed(paths: Sequence[Path], progress: Progress) -> Iterator[bytes]:
+def _hash_files(paths: Sequence[Path], progress: Progress) -> Iterator[bytes]:
     with ThreadPoolExecutor(THREADS) as pool:
         for index, digest in enumerate(pool.map(_sha256, paths), 1):
             if index % 100 == 0 or index == len(paths):
@@ -188,16 +193,18 @@ def _sha256(path: Path) -> bytes:
         raise AudioError(f"{path} can't be read: {error.strerror or error}") from error
 
 
-def _computed(
+def _compute(
     encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Short, vad: bool
 ) -> Iterator[dict[bytes, CachedEmbedding]]:
-    """Batches of what is not in the cache; at the end an AudioError if some could not be read."""
+    """Yields batches of embeddings of recordings that are not in the cache; raises an AudioError at the end if some
+    could not be read.
+    """
     order: list[tuple[bytes, float]] = []
     failed: list[AudioError] = []
     n_views = encoder.scorer.n_views
 
     def views() -> Iterator[Float32[np.ndarray, " samples"]]:
-        for digest, path, waveform in _decoded(encoder, wanted, short, vad):
+        for digest, path, waveform in _decode(encoder, wanted, short, vad):
             if isinstance(waveform, AudioError):
                 failed.append(waveform)
                 continue
@@ -221,7 +228,7 @@ def _computed(
         raise AudioError(f"{failed[0]}{more}")
 
 
-def _decoded(
+def _decode(
     encoder: SpeakerEncoder, wanted: Mapping[bytes, Path], short: Short, vad: bool
 ) -> Iterator[tuple[bytes, Path, Float32[np.ndarray, " samples"] | AudioError]]:
     def read(path: Path) -> Float32[np.ndarray, " samples"] | AudioError:

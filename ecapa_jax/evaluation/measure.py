@@ -1,4 +1,4 @@
-"""All figures of a list: error rates, costs and log-likelihood-ratio costs, with intervals, and by groups of trials."""
+"""Computes all figures of a list: error rates, costs and Cllr, with intervals, and for groups of trials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ecapa_jax.scoring.counts import Cost, Counts, SortedTrials
 from ecapa_jax.scoring.llr import cllr_losses, hull_eer, pool, pooled_cllr
 
 DURATION_EDGES = (2.0, 4.0, 8.0)
-"""Seconds between the groups of the breakdown by duration."""
+"""Boundaries in seconds between the groups of the breakdown by duration."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,12 @@ class EvaluationSettings:
 
     Attributes:
       costs: detection costs.
-      fars: false acceptance rates at which the false rejection rate is told.
-      threshold: where decisions are counted; None where there is none.
-      llr: scores are log likelihood ratios, so that Cllr and costs at the Bayes threshold mean something.
-      resamples: of the bootstrap; 0 for no intervals.
-      confidence: of the intervals.
-      seed: of the bootstrap.
+      fars: false acceptance rates at which the false rejection rate is reported.
+      threshold: threshold at which decisions are counted; None counts no decisions.
+      llr: whether scores are log-likelihood ratios, for which Cllr and costs at the Bayes threshold are meaningful.
+      resamples: number of resamples of the bootstrap; 0 computes no intervals.
+      confidence: confidence level of the intervals.
+      seed: seed of the bootstrap.
     """
 
     costs: tuple[Cost, ...] = (Cost(), Cost(p_target=0.05))
@@ -48,7 +48,7 @@ class EvaluationSettings:
         if self.resamples < 0:
             raise ScoringError(f"{self.resamples} resamples; give 0 for no intervals, or about 1000")
         if not 0 < self.confidence < 1:
-            raise ScoringError(f"the confidence is {self.confidence}; it must be between 0 and 1, as 0.95")
+            raise ScoringError(f"the confidence is {self.confidence}; it must be between 0 and 1, such as 0.95")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Measurement:
     """One figure of a list.
 
     Attributes:
-      value: a rate is a fraction of 1.
-      low, high: its interval, where it has one.
+      value: the figure; a rate is a fraction of 1.
+      low, high: interval of the figure, if it has one.
     """
 
     value: float
@@ -66,7 +66,7 @@ class Measurement:
 
 
 def units_of(trials: Trials) -> tuple[Units, str]:
-    """What resampling draws, and its name: speakers where they are known, else files."""
+    """Returns the units that resampling draws, and their name: speakers if they are known, otherwise files."""
     if trials.speakers is None:
         return Units.of(trials.enrol, trials.test), "file"
     numbers = np.unique(np.array(trials.speakers), return_inverse=True)[1]
@@ -76,17 +76,17 @@ def units_of(trials: Trials) -> tuple[Units, str]:
 def measure(
     scores: Float64[np.ndarray, " trials"], trials: Trials, settings: EvaluationSettings
 ) -> tuple[dict[str, Measurement], list[str]]:
-    """Figures by name, and remarks about what they rest on.
+    """Computes figures by name, and remarks on how they were computed.
 
     Raises:
-      ScoringError: a kind of trial is missing, or scores are not finite.
+      ScoringError: there is only one kind of trial, or a score is not finite.
     """
     ordered = SortedTrials.of(scores, trials.known_labels)
-    figures = {name: Measurement(value) for name, value in _figures(ordered, settings).items()}
+    figures = {name: Measurement(value) for name, value in _compute_figures(ordered, settings).items()}
     notes = []
     if settings.resamples:
         units, kind = units_of(trials)
-        drawn = _Resampled(ordered, settings)
+        drawn = _ResampledFigures(ordered, settings)
         try:
             samples = resample([ordered], units, drawn, n=settings.resamples, seed=settings.seed)[:, 0]
         except ScoringError as error:
@@ -109,13 +109,13 @@ def compare(
     trials: Trials,
     settings: EvaluationSettings,
 ) -> dict[str, dict[str, float]]:
-    """These scores less a baseline's, on the same trials and the same draws: by figure, with interval and p-value.
+    """Computes the difference of each figure to that of a baseline, on the same trials, with interval and p-value.
 
     Raises:
       ScoringError: as `differences`.
     """
     systems = [SortedTrials.of(values, trials.known_labels) for values in (baseline, scores)]
-    names = [name for name in _figures(systems[0], settings) if name == "eer" or name.startswith("min_dcf")]
+    names = [name for name in _compute_figures(systems[0], settings) if name == "eer" or name.startswith("min_dcf")]
 
     def figures(counts: Counts) -> list[float]:
         return [counts.eer(), *counts.min_dcfs(list(settings.costs))]
@@ -127,7 +127,7 @@ def compare(
 
 
 def duration_groups(seconds: Float64[np.ndarray, " trials"]) -> np.ndarray:
-    """Group of each trial by the shorter of its recordings, as text."""
+    """Returns the group of each trial, as text, by the duration of its shorter recording."""
     edges = ["0", *(f"{edge:g}" for edge in DURATION_EDGES)]
     names = [f"{low}-{high} s" for low, high in itertools.pairwise(edges)] + [f"{edges[-1]} s and more"]
     return np.array(names)[np.searchsorted(DURATION_EDGES, seconds, side="right")]
@@ -139,12 +139,12 @@ def breakdown(
     columns: Mapping[str, np.ndarray],
     cost: Cost,
 ) -> dict[str, list[dict[str, Any]]]:
-    """EER and minDCF of the trials with each value of each column; None where a kind of trial is missing.
+    """Computes EER and minDCF of the trials with each value of each column; None if there is only one kind of trial.
 
-    Values come in their order of appearance, or sorted where they are numbers.
+    Values are in order of appearance, or sorted if they are numbers.
     """
     return {
-        name: [_group(value, scores[values == value], labels[values == value], cost) for value in _ordered(values)]
+        name: [_group(value, scores[values == value], labels[values == value], cost) for value in _order_values(values)]
         for name, values in columns.items()
     }
 
@@ -158,7 +158,7 @@ def _group(value: str, scores: np.ndarray, labels: np.ndarray, cost: Cost) -> di
     return group
 
 
-def _ordered(values: np.ndarray) -> list[str]:
+def _order_values(values: np.ndarray) -> list[str]:
     def key(value: str) -> tuple[float, str]:
         head = value.split("-")[0].split(" ")[0]
         return (float(head) if head.replace(".", "", 1).isdigit() else float("inf"), value)
@@ -166,13 +166,13 @@ def _ordered(values: np.ndarray) -> list[str]:
     return sorted(np.unique(values).tolist(), key=key)
 
 
-def _figures(ordered: SortedTrials, settings: EvaluationSettings) -> dict[str, float]:
-    drawn = _Resampled(ordered, settings)
+def _compute_figures(ordered: SortedTrials, settings: EvaluationSettings) -> dict[str, float]:
+    drawn = _ResampledFigures(ordered, settings)
     return dict(zip(drawn.names, drawn(ordered.count()), strict=True))
 
 
-class _Resampled:
-    """The figures that a resample has too: all but those of the convex hull, which would need a hull a resample."""
+class _ResampledFigures:
+    """Computes the figures of a resample: all but those of the convex hull, which is too slow for every resample."""
 
     def __init__(self, ordered: SortedTrials, settings: EvaluationSettings):
         self._settings = settings
@@ -192,10 +192,10 @@ class _Resampled:
         if settings.threshold is not None:
             values += counts.far_frr(settings.threshold)
         if settings.llr:
-            values += [self._cllr(counts), *(counts.act_dcf(cost) for cost in settings.costs)]
+            values += [self._compute_cllr(counts), *(counts.act_dcf(cost) for cost in settings.costs)]
         return values
 
-    def _cllr(self, counts: Counts) -> float:
+    def _compute_cllr(self, counts: Counts) -> float:
         targets = np.einsum("i,i", counts.target_weights, self._target_losses) / counts.n_targets
         return (
             float(targets + np.einsum("i,i", counts.nontarget_weights, self._nontarget_losses) / counts.n_nontargets)
@@ -204,7 +204,7 @@ class _Resampled:
 
 
 def cost_name(cost: Cost) -> str:
-    """`p_target`, and the costs where they are not 1."""
+    """Names a cost by `p_target`, and by its costs if they are not 1."""
     costs = "" if cost.c_miss == cost.c_fa == 1 else f"_{cost.c_miss:g}_{cost.c_fa:g}"
     return f"{cost.p_target:g}{costs}"
 

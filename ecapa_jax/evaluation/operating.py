@@ -1,4 +1,4 @@
-"""Choosing a threshold from trials, and what it costs there."""
+"""Chooses a threshold from trials, and computes its error rates."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from ecapa_jax.scoring.metrics import eer, eer_threshold, error_rates, far_frr, 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ThresholdRule:
-    """How to choose; exactly one.
+    """The rule by which a threshold is chosen; set exactly one field.
 
     Attributes:
-      eer: where both error rates are closest.
-      far: the lowest threshold that keeps the false acceptance rate at or below it.
-      cost: where this detection cost is least.
+      eer: choose the threshold at which both error rates are closest.
+      far: choose the lowest threshold with at most this false acceptance rate.
+      cost: choose the threshold with the lowest detection cost.
 
     Raises:
-      ScoringError: not exactly one is given, or the rate is out of range.
+      ScoringError: not exactly one field is set, or the rate is out of range.
     """
 
     eer: bool = False
@@ -35,7 +35,7 @@ class ThresholdRule:
         if self.eer + (self.far is not None) + (self.cost is not None) != 1:
             raise ScoringError("choose the threshold by exactly one of: equal error rate, a target FAR, a cost")
         if self.far is not None and not 0 <= self.far < 1:
-            raise ScoringError(f"the target FAR is {self.far}; it must be from 0 to below 1, as 0.01")
+            raise ScoringError(f"the target FAR is {self.far}; it must be at least 0 and below 1, such as 0.01")
 
     def __str__(self) -> str:
         if self.cost is not None:
@@ -46,15 +46,15 @@ class ThresholdRule:
 
 
 def choose_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike, rule: ThresholdRule) -> float:
-    """The threshold that the rule wants on these trials, half-way between two scores where there is room.
+    """Chooses a threshold on these trials by the rule, half-way between two scores if possible.
 
     Args:
       scores: [trials], finite.
       labels: [trials], 1 or True for a target trial, 0 or False for a non-target trial.
-      rule: of several thresholds that it likes equally, the lowest is taken.
+      rule: the rule. Among equally good thresholds the lowest is taken.
 
     Raises:
-      ScoringError: as `error_rates`; or the rule leaves nothing but to reject every trial.
+      ScoringError: as `error_rates`, or only a threshold that rejects every trial satisfies the rule.
     """
     if rule.eer:
         return eer_threshold(scores, labels)
@@ -76,13 +76,13 @@ def choose_threshold(scores: npt.ArrayLike, labels: npt.ArrayLike, rule: Thresho
 def operating_point(
     threshold: float, scores: npt.ArrayLike, labels: npt.ArrayLike, *, trials: str, llr: bool = False
 ) -> dict[str, Any]:
-    """An entry of a bundle's operating_points.json: error rates at a threshold, and what the trials say beside it.
+    """Makes an entry of operating_points.json in a bundle: error rates at a threshold, and other figures of the trials.
 
     Args:
-      threshold: accept from here on.
+      threshold: lowest score that is accepted.
       scores, labels: as for `choose_threshold`.
-      trials: what the list is called.
-      llr: the scores are log-likelihood ratios.
+      trials: name of the list.
+      llr: whether the scores are log-likelihood ratios.
     """
     labels = np.asarray(labels)
     far, frr = far_frr(scores, labels, threshold)

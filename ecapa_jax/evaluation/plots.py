@@ -1,4 +1,4 @@
-"""DET curve, score histogram and calibration plot of a list, as PNG. matplotlib is imported when one is drawn."""
+"""Draws DET curve, score histogram and calibration plot of a list as PNG files. Imports Matplotlib when it draws."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MARKS = 2000  # trials of a kind that the calibration plot shows one by one
 
 
 def matplotlib_figure(**options: Any) -> tuple[Figure, Axes]:
-    """An empty figure that needs no display.
+    """Makes an empty figure that needs no display.
 
     Raises:
       ScoringError: matplotlib is not installed.
@@ -45,7 +45,7 @@ def matplotlib_figure(**options: Any) -> tuple[Figure, Axes]:
 
 
 def plot_det(path: Path, systems: Mapping[str, Scores], labels: Labels, title: str) -> None:
-    """Miss and false alarm rates of every threshold, on normal-deviate axes; a curve a system, a dot at its EER."""
+    """Plots miss over false alarm rates on normal-deviate axes: a curve for each system, with a dot at its EER."""
     figure, axes = matplotlib_figure()
     n_targets = int(labels.sum())
     smallest = np.array([0.5 / (len(labels) - n_targets), 0.5 / n_targets])  # half a trial
@@ -70,7 +70,7 @@ def plot_det(path: Path, systems: Mapping[str, Scores], labels: Labels, title: s
 
 
 def plot_scores(path: Path, scores: Scores, labels: Labels, title: str, threshold: float | None) -> None:
-    """How the scores of both kinds of trial spread; each kind's area is 1."""
+    """Plots the distributions of the scores of both kinds of trial, each with area 1."""
     figure, axes = matplotlib_figure()
     edges = np.histogram_bin_edges(scores, _BINS)
     for name, keep, colour in (("non-target", ~labels, _COLOURS[1]), ("target", labels, _COLOURS[0])):
@@ -87,10 +87,10 @@ def plot_scores(path: Path, scores: Scores, labels: Labels, title: str, threshol
 
 
 def plot_calibration(path: Path, scores: Scores, labels: Labels, title: str, llr: bool) -> None:
-    """The log likelihood ratio that these trials give each score, by pooled adjacent violators.
+    """Plots the log-likelihood ratio of each score on these trials, by pooled adjacent violators.
 
-    With scores that are log likelihood ratios, the diagonal is where they should lie; other scores show which rising
-    function would calibrate them.
+    If scores are log-likelihood ratios, the curve should be the diagonal. For other scores it is the rising function
+    that would calibrate them.
     """
     figure, axes = matplotlib_figure()
     trials = SortedTrials.of(scores, labels)
@@ -126,15 +126,15 @@ def _save(figure: Figure, path: Path) -> None:
 def plot_all(
     folder: Path, systems: Mapping[str, Scores], labels: Labels, title: str, threshold: float | None, *, llr: bool
 ) -> None:
-    """All plots of a list: det.png with every system; scores and calibration of each.
+    """Draws all plots of a list: det.png with every system, and scores and calibration of each system.
 
     Args:
-      folder: where they go.
-      systems: scores by system; the first one's files have no system in their names.
-      labels: of the trials.
-      title: above the plots.
-      threshold: of the first system; None where it has none.
-      llr: the first system's scores are log likelihood ratios.
+      folder: folder of the files.
+      systems: scores by system; the files of the first system have no system in their names.
+      labels: labels of the trials.
+      title: title of the plots.
+      threshold: threshold of the first system; None if it has none.
+      llr: whether the scores of the first system are log-likelihood ratios.
 
     Raises:
       ScoringError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""VoxCeleb1's official lists: where they are, what is in them, and what was published on them."""
+"""The official lists of VoxCeleb1: their addresses, sizes, and published figures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ _FOLDER = "https://www.robots.ox.ac.uk/~vgg/data/voxceleb/meta"
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """One official list, cleaned version.
+    """An official list, in its cleaned version.
 
     Attributes:
-      title: as papers call it, and as keys of published figures begin.
-      url: of the list.
-      n_trials: trials in it.
-      original: trials in the first version, with wrong labels, which is told apart.
+      title: name of the list in papers, with which keys of published figures begin.
+      url: address of the list.
+      n_trials: number of trials.
+      original: number of trials in the first version, which has wrong labels.
     """
 
     title: str
@@ -39,10 +39,10 @@ PRESETS: dict[PresetName, Preset] = {
 
 
 def check_preset(name: PresetName, trials: Trials) -> Preset:
-    """The preset, if the list has its number of trials.
+    """Returns the preset if the list has the right number of trials.
 
     Raises:
-      TrialError: it has another.
+      TrialError: the list has another number of trials.
     """
     preset = PRESETS[name]
     if len(trials) == preset.n_trials:
@@ -55,7 +55,7 @@ def check_preset(name: PresetName, trials: Trials) -> Preset:
 
 
 def published_figures(preset: Preset, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """What a bundle's provenance has about this list, with source and note; empty where it has nothing."""
+    """Returns the published figures on this list in the provenance of a bundle, with source and note; may be empty."""
     published = provenance.get("published") or {}
     figures = {key: value for key, value in published.items() if key.startswith(preset.title)}
     about = {key: published[key] for key in ("source", "note") if key in published}

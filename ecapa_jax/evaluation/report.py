@@ -1,4 +1,4 @@
-"""A list's figures as text, as JSON and as Markdown; and its scores as a file."""
+"""Writes the figures of a list as text, JSON and Markdown, and its scores as a file."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ _RATES = ("eer", "rocch_eer", "far", "frr")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """What is told about one list scored by one system.
+    """The report on one list scored by one system.
 
     Attributes:
       trials: name of the list.
       system: `plain`, `as-norm`, or the name of a scores file.
-      n_trials, n_targets, n_names: of the list.
-      n_speakers: None where unknown.
-      figures: by name.
-      groups: breakdown, by column.
-      notes: what the figures rest on.
-      published: what was published on the list.
-      against: differences to a baseline's figures.
+      n_trials, n_targets, n_names: numbers of trials, target trials and recordings in the list.
+      n_speakers: number of speakers; None if unknown.
+      figures: figures by name.
+      groups: breakdown by column.
+      notes: remarks on how the figures were computed.
+      published: published figures on the list.
+      against: differences to the figures of a baseline.
     """
 
     trials: str
@@ -55,37 +55,36 @@ class Report:
     against: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain objects; rates as fractions of 1."""
+        """Returns the report as plain objects; rates are fractions of 1."""
         return dataclasses.asdict(self)
 
     def to_text(self) -> str:
-        """Aligned lines."""
+        """Returns the report as aligned lines of text."""
         speakers = f", {self.n_speakers} speakers" if self.n_speakers is not None else ""
         lines = [
             f"{self.trials}  ({self.system})",
             f"  {self.n_trials} trials, {self.n_targets} of them target; {self.n_names} recordings or models{speakers}",
         ]
         for name, figure in self.figures.items():
-            lines.append(f"  {title(name):<22}{shown(name, figure.value):>9}{_interval(name, figure)}")
+            lines.append(f"  {title(name):<22}{format_figure(name, figure.value):>9}{_format_interval(name, figure)}")
         for name, value in self.published.items():
             lines.append(f"  published: {name}: {value}")
         for name, gap in self.against.items():
-            spread = f"[{_signed(name, gap['low'])}, {_signed(name, gap['high'])}]"
-            lines.append(
-                f"  against the baseline: {title(name)} {_signed(name, gap['value'])} {spread}, p {gap['p_value']:.2g}"
-            )
+            spread = f"[{_format_signed(name, gap['low'])}, {_format_signed(name, gap['high'])}]"
+            value = _format_signed(name, gap["value"])
+            lines.append(f"  against the baseline: {title(name)} {value} {spread}, p {gap['p_value']:.2g}")
         for column, groups in self.groups.items():
-            lines += ["", *(f"  {line}" for line in _group_lines(column, groups))]
+            lines += ["", *(f"  {line}" for line in _format_groups(column, groups))]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 def list_name(path: str) -> str:
-    """A list's file name without its ending, nor that of its compression."""
+    """Returns the file name of a list without its suffixes."""
     return Path(path).name.removesuffix(".gz").rsplit(".", 1)[0]
 
 
 def title(name: str) -> str:
-    """A figure's name for people."""
+    """Returns the title of a figure."""
     for prefix, text in _PREFIXES.items():
         if name.startswith(prefix):
             rest = name.removeprefix(prefix)
@@ -93,20 +92,22 @@ def title(name: str) -> str:
     return _TITLES[name]
 
 
-def shown(name: str, value: float) -> str:
-    """Rates in percent, all else with four digits."""
+def format_figure(name: str, value: float) -> str:
+    """Formats a figure: rates in percent, everything else with four digits."""
     return f"{value:.2%}" if name in _RATES or name.startswith("frr_at_far_") else f"{value:.4f}"
 
 
 def markdown(reports: Sequence[Report]) -> str:
-    """One row a report: EER and minDCF with intervals."""
+    """Makes a Markdown table with one row per report: EER and minDCF with intervals."""
     costs = [name for name in reports[0].figures if name.startswith("min_dcf_")]
     names = ["eer", *costs]
     lines = ["| list | scores | trials | speakers | " + " | ".join(title(name) for name in names) + " |"]
     lines.append("|---|---|--:|--:|" + "--:|" * len(names))
     for report in reports:
         cells = [
-            f"{shown(name, report.figures[name].value)}{_interval(name, report.figures[name])}".replace("  ", " ")
+            f"{format_figure(name, report.figures[name].value)}{_format_interval(name, report.figures[name])}".replace(
+                "  ", " "
+            )
             for name in names
         ]
         speakers = "?" if report.n_speakers is None else str(report.n_speakers)
@@ -116,9 +117,9 @@ def markdown(reports: Sequence[Report]) -> str:
 
 
 def write_scores(path: Path, trials: Trials, scores: Float64[np.ndarray, " trials"]) -> None:
-    """Tab-separated `enrol test label score` with a header; further columns of the list follow.
+    """Writes `enrol test label score` with a header, separated by tabs; other columns of the list follow.
 
-    Scores are written with all their digits: the file gives the same figures again.
+    Scores are written with all digits, so that the file gives exactly the same figures.
     """
     labels = ["" if trials.labels is None else str(int(label)) for label in trials.known_labels]
     columns = [values.tolist() for values in trials.columns.values()]
@@ -130,17 +131,17 @@ def write_scores(path: Path, trials: Trials, scores: Float64[np.ndarray, " trial
         writer.writerows(zip(*sides, labels, scores.tolist(), *columns, strict=True))
 
 
-def _interval(name: str, figure: Measurement) -> str:
+def _format_interval(name: str, figure: Measurement) -> str:
     if figure.low is None or figure.high is None:
         return ""
-    return f"  [{shown(name, figure.low)}, {shown(name, figure.high)}]"
+    return f"  [{format_figure(name, figure.low)}, {format_figure(name, figure.high)}]"
 
 
-def _signed(name: str, value: float) -> str:
+def _format_signed(name: str, value: float) -> str:
     return f"{value:+.2%}" if name == "eer" else f"{value:+.4f}"
 
 
-def _group_lines(column: str, groups: Sequence[Mapping[str, Any]]) -> list[str]:
+def _format_groups(column: str, groups: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [[column, "trials", "target", "EER", "minDCF"]]
     for group in groups:
         figures = ["-", "-"] if group["eer"] is None else [f"{group['eer']:.2%}", f"{group['min_dcf']:.4f}"]

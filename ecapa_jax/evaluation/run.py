@@ -1,4 +1,4 @@
-"""An evaluation: lists and recordings in, scores of every trial out. Everything is checked before work starts."""
+"""Runs an evaluation: scores every trial of some lists. Everything is checked before the work starts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,15 @@ from ecapa_jax.config import Short
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import TrialError
 from ecapa_jax.evaluation.cache import EmbeddingCache
-from ecapa_jax.evaluation.files import Progress, embed_files, find_files, located
-from ecapa_jax.evaluation.scores import enrolled, finished, mapped, normalised, score_pairs, speaker_vectors
+from ecapa_jax.evaluation.files import Progress, embed_files, find_files, locate
+from ecapa_jax.evaluation.scores import (
+    average_enrolments,
+    finish_scores,
+    map_cosines,
+    normalise,
+    score_pairs,
+    speaker_vectors,
+)
 from ecapa_jax.evaluation.trials import Trials
 from ecapa_jax.scoring.cosine import unit
 from ecapa_jax.scoring.normalisation import check_no_overlap, speaker_means
@@ -23,12 +30,12 @@ from ecapa_jax.scoring.normalisation import check_no_overlap, speaker_means
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CohortRecordings:
-    """Speakers that scores are normalised by.
+    """The recordings of a cohort, with which scores are normalised.
 
     Attributes:
-      speakers: speaker of each recording, by name below the cohort's folder.
-      root: that folder.
-      top_n: how many of the most alike speakers count; None for all.
+      speakers: speaker of each recording, by its path below `root`.
+      root: folder of the cohort.
+      top_n: number of most similar speakers that count; None is all.
     """
 
     speakers: Mapping[str, str]
@@ -42,10 +49,10 @@ class Scored:
 
     Attributes:
       trials: the list.
-      scores: by system: `model`, the model's own where it normalises or calibrates; `plain`; `as-norm` with a cohort.
-      sides: quality measures (`MEASURES`) of each trial's enrolment and test side, by name.
-      seconds: [trials] length of the shorter side; of an enrolment model, all its utterances together.
-      n_files: recordings that the list needs.
+      scores: scores by system: `model` if the model normalises or calibrates; `plain`; `as-norm` with a cohort.
+      sides: quality measures (`MEASURES`) of the enrolment and test side of each trial, by name.
+      seconds: [trials], duration of the shorter side; that of an enrolment model is the sum over its utterances.
+      n_files: number of recordings that the list needs.
     """
 
     trials: Trials
@@ -56,8 +63,8 @@ class Scored:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Wanted:
-    """Recordings of all lists: each path once."""
+class _ListedRecordings:
+    """The recordings of all lists, each path once."""
 
     rows: dict[Path, int] = dataclasses.field(default_factory=dict)
 
@@ -82,30 +89,30 @@ def score_lists(
     """Embeds every recording once and scores every trial.
 
     Args:
-      encoder: the model; its publisher's scoring is used.
-      lists: trials; their names are paths below `root`, or on the enrolment side names of `enrolment`.
+      encoder: the model, with its scoring.
+      lists: trial lists. Their names are paths below `root`, or on the enrolment side names of `enrolment`.
       root: folder of the audio.
-      cache_path: embeddings on disk.
-      enrolment: utterances of each enrolment model; None where the lists enrol single recordings.
-      cohort: for normalised scores beside the plain ones.
+      cache_path: file of the embedding cache.
+      enrolment: utterances of each enrolment model; None if the lists enrol single recordings.
+      cohort: cohort for normalised scores in addition to the plain ones.
       short, vad: as for `SpeakerEncoder.embed`.
-      missing_to: where to write the names of all missing recordings.
-      places: paths of the recordings, where the lists name them by ids.
-      progress: told from time to time.
+      missing_to: file to which the names of all missing recordings are written.
+      places: paths of the recordings, if the lists name them by ids.
+      progress: called from time to time.
 
     Raises:
       TrialError: recordings or models are missing, or recordings of the cohort are in a list.
-      ScoringError: speakers of the cohort, or of the model's own, are in a list.
+      ScoringError: speakers of the cohort, or of the cohort in the model, are in a list.
       AudioError, Stopped: as `embed_files`.
     """
     _check_own_cohort(encoder, lists)
-    models = [_models(trials, enrolment) for trials in lists]
-    names = [_files(trials, groups) for trials, groups in zip(lists, models, strict=True)]
+    models = [_find_models(trials, enrolment) for trials in lists]
+    names = [_list_files(trials, groups) for trials, groups in zip(lists, models, strict=True)]
     cohort_names = list(cohort.speakers) if cohort else []
     every = list(dict.fromkeys(name for group in names for name in group))
     find_files(every, root, missing_to, places)
-    wanted = _Wanted()
-    rows = [wanted.add(located(group, root, places)) for group in names]
+    wanted = _ListedRecordings()
+    rows = [wanted.add(locate(group, root, places)) for group in names]
     cohort_rows = wanted.add(find_files(cohort_names, cohort.root, missing_to, places)) if cohort else []
     if cohort:
         _check_cohort(cohort, lists, set(cohort_rows) & {row for group in rows for row in group}, list(wanted.rows))
@@ -120,13 +127,13 @@ def score_lists(
     for trials, groups, files, at in zip(lists, models, names, rows, strict=True):
         own = dict(zip(files, at, strict=True))
         model_rows = [[own[name] for name in group] for group in groups.values()]
-        pairs = _pairs(trials, list(groups), own)
+        pairs = _find_pairs(trials, list(groups), own)
         sides = {
-            "duration": _sides(embedded.seconds, [embedded.seconds[group].sum() for group in model_rows], pairs),
-            "magnitude": _sides(magnitudes, [magnitudes[group].mean() for group in model_rows], pairs),
+            "duration": _select_sides(embedded.seconds, [embedded.seconds[group].sum() for group in model_rows], pairs),
+            "magnitude": _select_sides(magnitudes, [magnitudes[group].mean() for group in model_rows], pairs),
         }
         top_n = None if cohort is None else cohort.top_n
-        scores = _score_kinds(encoder, enrolled(vectors, model_rows), vectors, pairs, sides, means, top_n)
+        scores = _score_kinds(encoder, average_enrolments(vectors, model_rows), vectors, pairs, sides, means, top_n)
         scored.append(Scored(trials, scores, sides["duration"].min(axis=0), len(set(at)), sides))
     return scored
 
@@ -140,13 +147,13 @@ def _score_kinds(
     means: Float[Array, "cohort embedding"] | None,
     top_n: int | None,
 ) -> dict[str, Float64[np.ndarray, " trials"]]:
-    """Scores of a list's trials by name: the model's own where they are more than cosines, plain, normalised."""
+    """Scores the trials of a list in each way: as the model scores if that is more than a cosine, plain, normalised."""
     cosines = score_pairs(enrol, vectors, pairs)
-    scores = {"plain": mapped(encoder, cosines)}
+    scores = {"plain": map_cosines(encoder, cosines)}
     if means is not None:
-        scores["as-norm"] = normalised(cosines, enrol, vectors, pairs, means, top_n)
+        scores["as-norm"] = normalise(cosines, enrol, vectors, pairs, means, top_n)
     if not encoder.scorer.scoring.bounded:
-        scores = {"model": finished(encoder.scorer, cosines, enrol, vectors, pairs, sides), **scores}
+        scores = {"model": finish_scores(encoder.scorer, cosines, enrol, vectors, pairs, sides), **scores}
     return scores
 
 
@@ -163,30 +170,30 @@ def _check_own_cohort(encoder: SpeakerEncoder, lists: Sequence[Trials]) -> None:
             check_no_overlap(encoder.scorer.cohort.speakers, trials.speakers or ())
 
 
-def _sides(files: np.ndarray, models: Sequence[float], pairs: np.ndarray) -> Float64[np.ndarray, "2 trials"]:
-    """A value of each trial's enrolment and of its test recording."""
+def _select_sides(files: np.ndarray, models: Sequence[float], pairs: np.ndarray) -> Float64[np.ndarray, "2 trials"]:
+    """Selects the values of the enrolment side and of the test side of each trial."""
     return np.stack([np.asarray(models, np.float64)[pairs[0]], files[pairs[1]]])
 
 
-def _models(trials: Trials, enrolment: Mapping[str, Sequence[str]] | None) -> dict[str, Sequence[str]]:
-    """Utterances of each enrolled name."""
+def _find_models(trials: Trials, enrolment: Mapping[str, Sequence[str]] | None) -> dict[str, Sequence[str]]:
+    """Finds the utterances of each enrolled name."""
     names = [trials.names[number] for number in np.unique(trials.enrol)]
     if enrolment is None:
         return {name: (name,) for name in names}
     if missing := [name for name in names if name not in enrolment]:
         raise TrialError(
-            f"{trials.path}: {len(missing)} of {len(names)} enrolled names have no line in the enrolment file, as "
+            f"{trials.path}: {len(missing)} of {len(names)} enrolled names have no line in the enrolment file, such as "
             f"{missing[0]}"
         )
     return {name: enrolment[name] for name in names}
 
 
-def _files(trials: Trials, models: Mapping[str, Sequence[str]]) -> list[str]:
+def _list_files(trials: Trials, models: Mapping[str, Sequence[str]]) -> list[str]:
     tested = [trials.names[number] for number in np.unique(trials.test)]
     return list(dict.fromkeys([*(name for group in models.values() for name in group), *tested]))
 
 
-def _pairs(trials: Trials, models: Sequence[str], files: Mapping[str, int]) -> np.ndarray:
+def _find_pairs(trials: Trials, models: Sequence[str], files: Mapping[str, int]) -> np.ndarray:
     model_at = {name: row for row, name in enumerate(models)}
     enrol = np.array([model_at.get(name, -1) for name in trials.names], np.int64)
     test = np.array([files.get(name, -1) for name in trials.names], np.int64)
@@ -195,6 +202,6 @@ def _pairs(trials: Trials, models: Sequence[str], files: Mapping[str, int]) -> n
 
 def _check_cohort(cohort: CohortRecordings, lists: Sequence[Trials], shared: set[int], paths: Sequence[Path]) -> None:
     if shared:
-        raise TrialError(f"{len(shared)} recordings of the cohort are in the trials too, as {paths[min(shared)]}")
+        raise TrialError(f"{len(shared)} recordings of the cohort are also in the trials, such as {paths[min(shared)]}")
     for trials in lists:
         check_no_overlap(cohort.speakers.values(), trials.speakers or ())

@@ -1,4 +1,4 @@
-"""Scores of a list of trials as the model's publisher scores: jnp, in blocks, one compilation whatever the list."""
+"""Scores a list of trials as the publisher of the model does: in jnp, in blocks, with one compilation for any list."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ BLOCK_TRIALS = 1 << 16
 def speaker_vectors(
     encoder: SpeakerEncoder, embeddings: Float32[np.ndarray, "files views embedding"]
 ) -> Float[Array, "files parts embedding"]:
-    """What recordings are scored by: less the mean embedding where the model says so, at unit length.
+    """Returns the vectors with which recordings are scored: minus the mean embedding if it is used, at unit length.
 
-    The score of two recordings is the mean of their parts' dot products. Where a model scores windows too, their
+    The score of two recordings is the mean of the dot products of their parts. If a model scores windows too, their
     mean is the second part, because the mean of all products is the product of the means.
     """
     mean = encoder.scorer.embedding_mean if encoder.scorer.scoring.subtract_mean else None
@@ -42,14 +42,14 @@ def _parts(
     return jnp.stack([vectors[:, 0], vectors[:, 1:].mean(axis=1)], axis=1)
 
 
-def enrolled(
+def average_enrolments(
     vectors: Float[Array, "files parts embedding"], rows: Sequence[Sequence[int]]
 ) -> Float[Array, "models parts embedding"]:
-    """Enrolment models: the mean of their utterances' vectors, the first part at unit length again.
+    """Averages the vectors of each enrolment model and scales the first part to unit length again.
 
     Args:
-      vectors: of the recordings, at unit length.
-      rows: which of them each model is made of.
+      vectors: vectors of the recordings, at unit length.
+      rows: rows of `vectors` of each model.
     """
     flat = np.concatenate([np.asarray(group, np.int64) for group in rows])
     model = np.repeat(np.arange(len(rows)), [len(group) for group in rows])
@@ -73,11 +73,11 @@ def score_pairs(
     test: Float[Array, "files parts embedding"],
     pairs: Int64[np.ndarray, "2 trials"],
 ) -> Float64[np.ndarray, " trials"]:
-    """Scores of trials, in [-1, 1]; a block of trials at a time, so that memory does not grow with the list.
+    """Scores trials in [-1, 1], one block at a time, so that memory does not grow with the list.
 
     Args:
       enrol, test: vectors of both sides.
-      pairs: row of `enrol` and of `test` of each trial.
+      pairs: rows of `enrol` and of `test` for each trial.
     """
     n = pairs.shape[1]
     scores = np.empty(n, np.float64)
@@ -99,7 +99,7 @@ def _block(
     return jnp.clip(products / enrol.shape[1], -1.0, 1.0)
 
 
-def normalised(
+def normalise(
     scores: Float64[np.ndarray, " trials"],
     enrol: Float[Array, "models parts embedding"],
     test: Float[Array, "files parts embedding"],
@@ -112,11 +112,11 @@ def normalised(
     Args:
       scores: cosines.
       enrol, test, pairs: as for `score_pairs`.
-      cohort: unit vectors of the same kind; speakers of no trial.
+      cohort: vectors of the same kind, of speakers that are in no trial.
       top_n: as for `cohort_statistics`.
 
     Raises:
-      ScoringError: too small a cohort, or a model that scores by more than whole recordings.
+      ScoringError: the cohort is too small, or the model does not score whole recordings only.
     """
     if enrol.shape[1] > 1:
         raise ScoringError("normalisation needs scores of whole recordings: choose another scoring for this model")
@@ -124,12 +124,12 @@ def normalised(
     return np.asarray(s_norm(scores, sides[0][pairs[0]], sides[1][pairs[1]]), np.float64)
 
 
-def mapped(encoder: SpeakerEncoder, cosines: Float64[np.ndarray, " trials"]) -> Float64[np.ndarray, " trials"]:
-    """Cosines on the scale of the model's publisher."""
+def map_cosines(encoder: SpeakerEncoder, cosines: Float64[np.ndarray, " trials"]) -> Float64[np.ndarray, " trials"]:
+    """Maps cosines to the scale of the publisher of the model."""
     return MAPS[encoder.scorer.scoring.score_map][0](cosines)  # type: ignore[arg-type, return-value] # arithmetic: arrays too
 
 
-def finished(
+def finish_scores(
     scorer: Scorer,
     cosines: Float64[np.ndarray, " trials"],
     enrol: Float[Array, "models parts embedding"],
@@ -140,14 +140,14 @@ def finished(
     """The scores of a model that normalises or calibrates, as `Scorer.score` gives them one by one.
 
     Args:
-      scorer: of the model.
-      cosines, enrol, test, pairs: as for `normalised`.
-      sides: quality measures of each trial's two sides, by name.
+      scorer: scorer of the model.
+      cosines, enrol, test, pairs: as for `normalise`.
+      sides: quality measures of both sides of each trial, by name.
     """
     scoring, scores = scorer.scoring, cosines
     if scoring.normalisation == "s_norm" and scorer.cohort is not None:
         cohort = unit(scorer.centre(scorer.cohort.embeddings))
-        scores = normalised(scores, enrol, test, pairs, cohort, scoring.top_n)
+        scores = normalise(scores, enrol, test, pairs, cohort, scoring.top_n)
     if scoring.calibration is None:
         return scores
     columns = quality_columns(scoring.calibration.measures, sides)
@@ -157,6 +157,6 @@ def finished(
 def quality_columns(
     measures: Sequence[str], sides: Mapping[str, Float64[np.ndarray, "2 trials"]]
 ) -> Float[np.ndarray, "trials columns"]:
-    """The columns that a calibration with these measures takes."""
+    """Returns the columns that a calibration with these measures needs."""
     columns = [np.asarray(quality(*sides[name].astype(np.float32))) for name in measures]
     return np.concatenate([np.empty((len(next(iter(sides.values()))[0]), 0), np.float32), *columns], axis=1)

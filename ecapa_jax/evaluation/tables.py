@@ -1,4 +1,4 @@
-"""Text tables of trials: fields by white space, or CSV and TSV with a header; gzip too. Errors name file and line."""
+"""Reads text tables of trials: fields between white space, or CSV and TSV with a header, also compressed by gzip."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MAX_BYTES = 1 << 31  # unpacked; VoxCeleb1-E, the longest of the usual lists, ha
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """Lines that are not blank.
+    """The rows of a table, without blank lines.
 
     Attributes:
-      path: where it is from, for messages.
-      header: column names, lower case; None where the first line is no header.
-      rows: fields of each line, as many as the header has where there is one.
-      lines: number of each row's line, from 1.
+      path: the file, for messages.
+      header: column names in lower case; None if the first line is not a header.
+      rows: fields of each row, as many as the header has if there is one.
+      lines: line number of each row, from 1.
     """
 
     path: str
@@ -33,11 +33,11 @@ class Table:
     lines: list[int]
 
     def error(self, row: int, message: str) -> TrialError:
-        """An error at a row."""
+        """Makes an error that names the line of a row."""
         return TrialError(f"{self.path}, line {self.lines[row]}: {message}")
 
     def column(self, names: Iterable[str]) -> int | None:
-        """Position of the first of these names that the header has."""
+        """Finds the position of the first of these names in the header."""
         return next((self.header.index(name) for name in names if self.header and name in self.header), None)
 
 
@@ -48,65 +48,67 @@ def read_table(
     least_tabs: int = 2,
     is_header: Callable[[list[str]], bool] = lambda fields: False,
 ) -> Table:
-    """Reads a table, whole.
+    """Reads a whole table.
 
     Args:
-      path: text in UTF-8, perhaps compressed by gzip, whatever its name.
-      header_names: one of these in the first line, and a tab or comma, make that line a header and its separator the
-        table's. Other tables have fields without white space in them, or between tabs.
-      least_tabs: how many tabs every line must have for that.
-      is_header: whether fields that are separated by white space are a header.
+      path: text in UTF-8, which may be compressed by gzip, whatever its name.
+      header_names: if the first line contains one of these names and a tab or comma, it is a header, and its separator
+        is that of the table. Fields of other tables are separated by tabs, or contain no white space.
+      least_tabs: number of tabs that every line needs for its fields to be separated by tabs.
+      is_header: function that says whether fields separated by white space are a header.
 
     Raises:
-      TrialError: it can't be read, is no text, or a line has more or fewer fields than the header.
+      TrialError: the file can't be read or is not text, or a line has more or fewer fields than the header.
     """
     name = os.fspath(path)
-    lines = [(number, line) for number, line in enumerate(split_lines(_text(name)), 1) if line.strip()]
+    lines = [(number, line) for number, line in enumerate(split_lines(_read_text(name)), 1) if line.strip()]
     if not lines:
-        raise TrialError(f"{name} is empty; give one trial a line")
+        raise TrialError(f"{name} is empty; give one trial per line")
     numbers = [number for number, _ in lines]
     separator = "\t" if "\t" in lines[0][1] else ","
     header = tuple(field.strip().lower() for field in split_row(lines[0][1], separator) or ())
     if len(header) >= 2 and set(header) & set(header_names):
-        rows = [[field.strip() for field in _cells(name, number, line, separator)] for number, line in lines[1:]]
+        rows = [[field.strip() for field in _split_cells(name, number, line, separator)] for number, line in lines[1:]]
     else:
-        rows = _fields([line for _, line in lines], least_tabs)
+        rows = _split_fields([line for _, line in lines], least_tabs)
         if not is_header(rows[0]):
             return Table(name, None, rows, numbers)
         header, rows = tuple(field.lower() for field in rows[0]), rows[1:]
-    return _checked(Table(name, header, rows, numbers[1:]), lines[0])
+    return _check_table(Table(name, header, rows, numbers[1:]), lines[0])
 
 
-def _checked(table: Table, first: tuple[int, str]) -> Table:
+def _check_table(table: Table, first: tuple[int, str]) -> Table:
     header = table.header or ()
     if len(set(header)) < len(header):
-        raise TrialError(f"{table.path}, line {first[0]}: a column name comes twice in the header: {first[1].strip()}")
+        raise TrialError(
+            f"{table.path}, line {first[0]}: the header has two columns of the same name: {first[1].strip()}"
+        )
     for index, row in enumerate(table.rows):
         if len(row) != len(header):
             raise table.error(index, f"{len(row)} fields, the header has {len(header)}")
     if not table.rows:
-        raise TrialError(f"{table.path} has a header and nothing below it; give one trial a line")
+        raise TrialError(f"{table.path} has a header and nothing below it; give one trial per line")
     return table
 
 
-def _cells(name: str, number: int, line: str, separator: str) -> list[str]:
-    """Fields of a line; a quoted field can't go over several lines, so that rows and lines stay together."""
+def _split_cells(name: str, number: int, line: str, separator: str) -> list[str]:
+    """Splits a line into fields; a quoted field can't extend over several lines, so that every line is a row."""
     cells = split_row(line, separator)
     if cells is None:
         raise TrialError(f"{name}, line {number}: a quote opens and is not closed in this line; close it or double it")
     return cells
 
 
-def _fields(lines: list[str], least_tabs: int) -> list[list[str]]:
-    """Fields of lines without a header: between tabs, if every line has as many and enough, else between spaces."""
+def _split_fields(lines: list[str], least_tabs: int) -> list[list[str]]:
+    """Splits lines without a header: at tabs if every line has the same sufficient number of tabs, else at spaces."""
     tabs = {line.strip("\t ").count("\t") for line in lines}
     if len(tabs) == 1 and min(tabs) >= least_tabs:
         return [[field.strip(" ") for field in line.strip("\t ").split("\t")] for line in lines]
-    # Not `split()`, which also splits at the wide and unbreakable spaces that may stand in names.
+    # Not `split()`, which also splits at wide and unbreakable spaces, which may occur in names.
     return [[field for field in line.replace("\t", " ").split(" ") if field] for line in lines]
 
 
-def _text(name: str) -> str:
+def _read_text(name: str) -> str:
     try:
         content = Path(name).read_bytes()
         if content[:2] == b"\x1f\x8b":
@@ -115,9 +117,11 @@ def _text(name: str) -> str:
     except (OSError, EOFError, zlib.error) as error:
         raise TrialError(f"{name} can't be read: {getattr(error, 'strerror', None) or error}") from error
     if len(content) > MAX_BYTES:
-        raise TrialError(f"{name} is above {MAX_BYTES >> 30} GB: split it")
+        raise TrialError(f"{name} is larger than {MAX_BYTES >> 30} GB: split it")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise TrialError(f"{name}, line {line}: no UTF-8 text; a trial list is text, one trial a line") from error
+        raise TrialError(
+            f"{name}, line {line}: is not UTF-8 text; a trial list is text with one trial per line"
+        ) from error

@@ -1,4 +1,4 @@
-"""Trial lists: VoxCeleb's, Kaldi's, CSV and TSV; and the speakers of their recordings.
+"""Reads trial lists in the formats of VoxCeleb, Kaldi and others, and the speakers of their recordings.
 
 VoxCeleb         1 id10270/a/00001.wav id10270/b/00008.wav           label enrol test
 Kaldi, VOiCES    speaker1-a speaker1-b target                        enrol test label
@@ -7,7 +7,7 @@ ESPnet           speaker1-a*speaker1-b 1                             enrol*test 
 NIST             modelid segmentid side targettype, under a header   by name
 CSV, TSV         header with enrol, test, label, and any others      by name, in any order
 
-`LABELS` has what labels are called. Which format it is, the first line says; where it could be several, all lines.
+`LABELS` lists the names of labels. The first line decides which format a file has, or all lines if it is ambiguous.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _NONTARGETS = (
     *("negative", "neg", "no", "nonmatch", "mismatch", "nonmated"),
 )
 LABELS = dict.fromkeys(_TARGETS, True) | dict.fromkeys(_NONTARGETS, False)
-"""What labels are called, in lower case and without `-` and `_` inside (`non-target`, `non_target`)."""
+"""Names of labels, in lower case and without `-` and `_` (as in `non-target`, `non_target`)."""
 
 NAMES = {
     "enrol": (
@@ -59,7 +59,7 @@ NAMES = {
     "enrol_speaker": ("enrol_speaker", "enroll_speaker", "speaker1", "spk1"),
     "test_speaker": ("test_speaker", "speaker2", "spk2"),
 }
-"""Column names that are understood, by what they hold; any other column is kept for breakdowns."""
+"""Known column names by content; any other column is kept for breakdowns."""
 
 _ALL_NAMES = {name for names in NAMES.values() for name in names}
 
@@ -71,16 +71,16 @@ class Trials:
     """A list of trials.
 
     Attributes:
-      path: where it is from, for messages and reports.
+      path: the file, for messages and reports.
       names: the distinct recordings (or enrolment models) of the list, enrolled ones first.
-      enrol: [trials] which of `names` is enrolled.
-      test: [trials] which is tested.
-      labels: [trials] True for a target trial; None where the file gives none.
-      scores: [trials] where the file gives them.
-      columns: [trials] each, all other columns, as text.
-      speakers: speaker of each of `names`, where known.
-      speaker_source: where `speakers` is from, for reports; "" where they are unknown.
-      repeated: how many trials say again what another one does.
+      enrol: [trials], index in `names` of the enrolled side.
+      test: [trials], index in `names` of the tested side.
+      labels: [trials], True for a target trial; None if the file has no labels.
+      scores: [trials], if the file has scores.
+      columns: all other columns by name, each [trials], as text.
+      speakers: speaker of each of `names`, if known.
+      speaker_source: origin of `speakers`, for reports; "" if they are unknown.
+      repeated: number of trials that repeat another trial.
     """
 
     path: str
@@ -99,17 +99,17 @@ class Trials:
 
     @property
     def known_labels(self) -> Bool[np.ndarray, " trials"]:
-        """The labels.
+        """The labels of the trials.
 
         Raises:
-          TrialError: the file gives none.
+          TrialError: the file has no labels.
         """
         if self.labels is None:
             raise TrialError(f"{self.path} has no labels: give a list with 1 or target, 0 or nontarget in every trial")
         return self.labels
 
     def select(self, keep: Bool[np.ndarray, " trials"]) -> Trials:
-        """Some of the trials, with all names."""
+        """Selects some of the trials; keeps all names."""
         return dataclasses.replace(
             self,
             enrol=self.enrol[keep],
@@ -123,22 +123,22 @@ class Trials:
 def read_trials(path: str | os.PathLike[str]) -> Trials:
     """Reads and checks a trial list, or a scores file (one more field: the score).
 
-    Speakers come from columns `enrol_speaker` and `test_speaker`, or from the paths: VoxCeleb's `id10270/`, else the
-    file's folder, else the folder above, whichever fits every label of the list.
+    Speakers come from the columns `enrol_speaker` and `test_speaker`, or from the paths: VoxCeleb's `id10270/`, the
+    folder of the file, or the folder above, whichever fits every label of the list first.
 
     Args:
-      path: the file; gzip too.
+      path: the file, which may be compressed by gzip.
 
     Raises:
-      TrialError: naming file, line and what is wrong: an unknown label, too few fields, two labels for one pair.
+      TrialError: a label is unknown, a line has too few fields, or a pair has two labels. The message names the line.
     """
-    table = _apart(read_table(path, _ALL_NAMES - LABELS.keys() - {"a", "b"}, is_header=_is_header))
-    places = _places(table)
+    table = _split_star(read_table(path, _ALL_NAMES - LABELS.keys() - {"a", "b"}, is_header=_is_header))
+    places = _find_columns(table)
     fields = {what: [row[at] for row in table.rows] for what, at in places.items()}
-    labels = _labels(table, fields["label"]) if "label" in fields else None
+    labels = _parse_labels(table, fields["label"]) if "label" in fields else None
     names: dict[str, int] = {}
     enrol, test = (
-        np.array([names.setdefault(name, len(names)) for name in _filled(table, fields[side], side)], np.int64)
+        np.array([names.setdefault(name, len(names)) for name in _check_filled(table, fields[side], side)], np.int64)
         for side in ("enrol", "test")
     )
     others = [at for at in range(len(table.header or ())) if at not in places.values()]
@@ -148,7 +148,7 @@ def read_trials(path: str | os.PathLike[str]) -> Trials:
         enrol=enrol,
         test=test,
         labels=labels,
-        scores=_scores(table, fields["score"]) if "score" in fields else None,
+        scores=_parse_scores(table, fields["score"]) if "score" in fields else None,
         columns={table.header[at]: np.array([row[at] for row in table.rows]) for at in others} if table.header else {},
         speakers=None,
         speaker_source="",
@@ -160,14 +160,14 @@ def read_trials(path: str | os.PathLike[str]) -> Trials:
 
 
 def _is_header(fields: list[str]) -> bool:
-    """Whether fields between spaces are column names: all known, and none that recordings may have too."""
+    """Whether fields between spaces are column names: all are known, and none can be the name of a recording."""
     lower = [field.lower() for field in fields]
     named = all(any(field in NAMES[side][:-1] for field in lower) for side in ("enrol", "test"))
     return named and all(field in _ALL_NAMES or field in ("side", "channel") for field in lower)
 
 
-def _apart(table: Table) -> Table:
-    """ESPnet's `enrol*test label` in three fields."""
+def _split_star(table: Table) -> Table:
+    """Splits ESPnet's `enrol*test label` into three fields."""
     if table.header is not None or len(table.rows[0]) not in (2, 3) or table.rows[0][0].count("*") != 1:
         return table
     rows = [[*row[0].split("*"), *row[1:]] for row in table.rows]
@@ -175,15 +175,17 @@ def _apart(table: Table) -> Table:
 
 
 def with_speakers(trials: Trials, speakers: Mapping[str, str], source: str) -> Trials:
-    """The trials with a speaker for each name.
+    """Returns the trials with a speaker for each name.
 
     Raises:
-      TrialError: a name has no speaker, or a label contradicts them.
+      TrialError: a name has no speaker, or a label contradicts the speakers.
     """
     if missing := [name for name in trials.names if name not in speakers]:
-        raise TrialError(f"{source} has no speaker for {len(missing)} of {len(trials.names)} names, as {missing[0]}")
+        raise TrialError(
+            f"{source} has no speaker for {len(missing)} of {len(trials.names)} names, such as {missing[0]}"
+        )
     known = tuple(speakers[name] for name in trials.names)
-    if (at := _contradiction(trials, known)) is not None:
+    if (at := _find_contradiction(trials, known)) is not None:
         a, b = trials.names[trials.enrol[at]], trials.names[trials.test[at]]
         kind = "target" if trials.known_labels[at] else "non-target"
         raise TrialError(f"{trials.path}: {a} and {b} are a {kind} trial, but {source} says otherwise")
@@ -191,10 +193,10 @@ def with_speakers(trials: Trials, speakers: Mapping[str, str], source: str) -> T
 
 
 def read_speakers(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Kaldi's utt2spk: `utterance speaker` a line.
+    """Reads Kaldi's utt2spk, with `utterance speaker` on each line.
 
     Raises:
-      TrialError: a line has other than two fields, or an utterance comes with two speakers.
+      TrialError: a line has more or fewer than two fields, or an utterance has two speakers.
     """
     table = read_table(path, (), least_tabs=1)
     speakers: dict[str, str] = {}
@@ -207,10 +209,10 @@ def read_speakers(path: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def read_enrolment(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
-    """Kaldi's spk2utt: `model utterance utterance ...` a line.
+    """Reads Kaldi's spk2utt, with `model utterance utterance ...` on each line.
 
     Raises:
-      TrialError: a model without utterances, or one that comes twice.
+      TrialError: a model has no utterances, or has two lines.
     """
     table = read_table(path, (), least_tabs=1 << 30)
     models: dict[str, tuple[str, ...]] = {}
@@ -223,8 +225,8 @@ def read_enrolment(path: str | os.PathLike[str]) -> dict[str, tuple[str, ...]]:
     return models
 
 
-def _places(table: Table) -> dict[str, int]:
-    """Which field holds what."""
+def _find_columns(table: Table) -> dict[str, int]:
+    """Finds which field holds what."""
     if table.header is not None:
         found = {what: table.column(names) for what, names in NAMES.items()}
         for what in ("enrol", "test"):
@@ -232,7 +234,7 @@ def _places(table: Table) -> dict[str, int]:
                 raise TrialError(f"{table.path}: the header has no column {what}; it has {', '.join(table.header)}")
         return {what: at for what, at in found.items() if at is not None}
     first = table.rows[0]
-    places = _headless_places(table, first)
+    places = _guess_columns(table, first)
     for index, row in enumerate(table.rows):
         if len(row) != len(first):
             raise table.error(index, f"{len(row)} fields, the lines above have {len(first)}")
@@ -252,11 +254,11 @@ _ORDERS = (
     ("enrol", "test", "side", "label"),
     ("enrol", "test", "side", "score"),
 )
-"""What the fields of lines without a header may be, the more usual first."""
+"""Possible orders of fields in lines without a header, the more usual ones first."""
 
 
-def _headless_places(table: Table, first: Sequence[str]) -> dict[str, int]:
-    """Which field holds what, by the first line; if it fits several orders, by all lines."""
+def _guess_columns(table: Table, first: Sequence[str]) -> dict[str, int]:
+    """Finds which field holds what from the first line, or from all lines if the first fits several orders."""
     fitting = [order for order in _ORDERS if _fits(order, first)]
     if len(fitting) > 1:
         whole = [row for row in table.rows if len(row) == len(first)]
@@ -266,7 +268,7 @@ def _headless_places(table: Table, first: Sequence[str]) -> dict[str, int]:
     if not fitting:
         raise table.error(
             0,
-            f"'{' '.join(first)[:80]}' is no trial; a line is 'label enrol test', 'enrol test label' or 'enrol test "
+            f"'{' '.join(first)[:80]}' is not a trial; a line is 'label enrol test', 'enrol test label' or 'enrol test "
             "score label' (label: 1 or target, 0 or nontarget), or the file is CSV or TSV with a header: "
             "enrol,test,label",
         )
@@ -274,7 +276,7 @@ def _headless_places(table: Table, first: Sequence[str]) -> dict[str, int]:
 
 
 def _fits(order: Sequence[str], fields: Sequence[str]) -> bool:
-    """Whether a line can be of an order."""
+    """Whether a line fits an order."""
     if len(order) != len(fields):
         return False
     checks = {"label": lambda text: _label(text) is not None, "score": _is_number, "side": _is_side}
@@ -284,7 +286,7 @@ def _fits(order: Sequence[str], fields: Sequence[str]) -> bool:
 
 
 def _is_side(text: str) -> bool:
-    """NIST's side of a telephone call."""
+    """Whether a field names a side of a telephone call, as in NIST's lists."""
     return text.lower() in ("a", "b", "x", "1", "2")
 
 
@@ -301,7 +303,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _labels(table: Table, texts: Sequence[str]) -> Bool[np.ndarray, " trials"]:
+def _parse_labels(table: Table, texts: Sequence[str]) -> Bool[np.ndarray, " trials"]:
     kinds = {text: _label(text) for text in dict.fromkeys(texts)}
     known = [kinds[text] for text in texts]
     if None in known:
@@ -314,18 +316,18 @@ def _labels(table: Table, texts: Sequence[str]) -> Bool[np.ndarray, " trials"]:
     return np.array(known, bool)
 
 
-def _scores(table: Table, texts: Sequence[str]) -> Float64[np.ndarray, " trials"]:
+def _parse_scores(table: Table, texts: Sequence[str]) -> Float64[np.ndarray, " trials"]:
     try:
         scores = np.array(texts, np.float64)
     except ValueError:
         at = next(index for index, text in enumerate(texts) if not _is_number(text))
-        raise table.error(at, f"score '{texts[at][:40]}' is no number") from None
+        raise table.error(at, f"score '{texts[at][:40]}' is not a number") from None
     if not np.isfinite(scores).all():
         raise table.error(int(np.flatnonzero(~np.isfinite(scores))[0]), "the score is not finite")
     return scores
 
 
-def _filled(table: Table, texts: Sequence[str], side: str) -> Sequence[str]:
+def _check_filled(table: Table, texts: Sequence[str], side: str) -> Sequence[str]:
     if "" in texts:
         raise table.error(texts.index(""), f"column {side} is empty")
     return texts
@@ -338,7 +340,7 @@ def _check_pairs(
     labels: Bool[np.ndarray, " trials"] | None,
     n_names: int,
 ) -> int:
-    """How many trials are repetitions; TrialError where one pair has both labels."""
+    """Counts repeated trials; raises a TrialError if a pair has both labels."""
     pairs = enrol * n_names + test
     order = np.argsort(pairs, kind="stable")
     again = np.flatnonzero(pairs[order][1:] == pairs[order][:-1])
@@ -348,8 +350,8 @@ def _check_pairs(
     return len(again)
 
 
-def _contradiction(trials: Trials, speakers: Sequence[str]) -> int | None:
-    """The first trial whose label is not what its speakers say."""
+def _find_contradiction(trials: Trials, speakers: Sequence[str]) -> int | None:
+    """Finds the first trial whose label contradicts its speakers."""
     if trials.labels is None:
         return None
     numbers = np.unique(np.array(speakers), return_inverse=True)[1]
@@ -369,20 +371,20 @@ def _with_columns(table: Table, trials: Trials, enrol: Sequence[str], test: Sequ
 
 def _with_paths(trials: Trials) -> Trials:
     if trials.labels is None or not trials.labels.any() or trials.labels.all():
-        return trials  # nothing that a guess could be checked by
+        return trials  # without labels there is nothing to check a guess with
     for source, rule in _PATH_RULES.items():
         speakers = [speaker for name in trials.names if (speaker := rule(name))]
-        if len(speakers) == len(trials.names) and _contradiction(trials, speakers) is None:
+        if len(speakers) == len(trials.names) and _find_contradiction(trials, speakers) is None:
             return dataclasses.replace(trials, speakers=tuple(speakers), speaker_source=source)
     return trials
 
 
-def _voxceleb(name: str) -> str | None:
+def _voxceleb_speaker(name: str) -> str | None:
     found = _VOXCELEB_ID.search(name)
     return found[1] if found else None
 
 
-def _folder(above: int) -> Callable[[str], str | None]:
+def _make_folder_rule(above: int) -> Callable[[str], str | None]:
     def rule(name: str) -> str | None:
         """With the folders above, because two corpora can number their speakers alike."""
         parts = name.split("/")[: -1 - above]
@@ -392,17 +394,17 @@ def _folder(above: int) -> Callable[[str], str | None]:
 
 
 _PATH_RULES: dict[str, Callable[[str], str | None]] = {
-    "VoxCeleb's id in the path": _voxceleb,
-    "the file's folder, which fits every label": _folder(0),
-    "the folder above the file's, which fits every label": _folder(1),
+    "VoxCeleb's id in the path": _voxceleb_speaker,
+    "the file's folder, which fits every label": _make_folder_rule(0),
+    "the folder above the file's, which fits every label": _make_folder_rule(1),
 }
 
 
 def match_scores(scored: Trials, trials: Trials) -> Float64[np.ndarray, " trials"]:
-    """The scores of one file for the trials of another, by pair, in the order of the other.
+    """Returns the scores of one file for the trials of another, matched by pair, in the order of the other.
 
     Raises:
-      TrialError: `scored` has no scores, or none for a trial, or two for one.
+      TrialError: `scored` has no scores, no score for a trial, or two scores for a trial.
     """
     if scored.scores is None:
         raise TrialError(f"{scored.path} has no scores: a line is 'enrol test label score'")

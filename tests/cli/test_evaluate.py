@@ -169,7 +169,7 @@ def test_enrolment_models(evaluate, corpus, encoder, tmp_path):
         mean = (group / np.linalg.norm(group, axis=1, keepdims=True)).mean(axis=0)
         assert float(score) == pytest.approx(encoder.score(mean, encoder.embed(corpus / test)[0]), abs=2e-6)
     (tmp_path / "enrolment").write_text("m0 s0/0.wav\n")
-    assert "3 of 4 enrolled names have no line in the enrolment file, as m1" in evaluate(*options, "--force").err
+    assert "3 of 4 enrolled names have no line in the enrolment file, such as m1" in evaluate(*options, "--force").err
 
 
 def test_as_norm(evaluate, corpus, encoder, tmp_path):
@@ -189,7 +189,7 @@ def test_as_norm(evaluate, corpus, encoder, tmp_path):
     expected = as_norm(a, b, cohort / np.linalg.norm(cohort, axis=1, keepdims=True), top_n=5)
     np.testing.assert_allclose(found, expected, atol=2e-3)  # standard deviations of this cohort are near 0.001
     refused = evaluate("--cohort", tmp_path / "cohort")
-    assert (refused.code, "8 recordings of the cohort are in the trials too" in refused.err) == (2, True)
+    assert (refused.code, "8 recordings of the cohort are also in the trials" in refused.err) == (2, True)
     (tmp_path / "cohort").write_text("s2/0.wav s0\ns3/0.wav s1\n")
     refused = evaluate("--trials", tmp_path / "trials", "--cohort", tmp_path / "cohort")
     assert (refused.code, "2 speaker(s) of the trials are also in the cohort (s0, s1)" in refused.err) == (2, True)
@@ -268,7 +268,7 @@ def test_refused(evaluate, options, message):
 def test_a_file_that_is_no_cache(evaluate, tmp_path):
     (tmp_path / "text").write_text("hello" * 1000)
     result = evaluate("--cache", tmp_path / "text")
-    assert (result.code, "is damaged or no embedding cache" in result.err) == (2, True)
+    assert (result.code, "is damaged or not an embedding cache" in result.err) == (2, True)
     assert (tmp_path / "text").read_text() == "hello" * 1000
 
 

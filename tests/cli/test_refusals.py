@@ -166,7 +166,7 @@ def test_a_bad_checkpoint_is_named(capsys, tmp_path, monkeypatch, kind):
         (["a.wav", "-o", "b"], "it is of no known format"),
         (["text.bin", "-o", "b"], "it is a text file"),
         (["cut.bin", "-o", "b"], "damaged or cut off"),
-        (["model.pt", "-o", "b"], "model.pt could be of 3dspeaker or rdino or sdpn"),
+        (["model.pt", "-o", "b"], "model.pt could be 3dspeaker or rdino or sdpn"),
         (["model.pt", "-o", "b", "--family", "kaldi"], "unknown family 'kaldi'; known: 3dspeaker, rdino"),
         (["published", "-o", "b", "--dilations", "2,3"], "has 3 SE-Res2 blocks and 2 dilations are known"),
         (["published", "-o", "b", "--dilations", "2,x"], "--dilations '2,x' must be positive integers"),

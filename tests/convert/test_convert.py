@@ -119,8 +119,8 @@ def test_a_file_name_that_does_not_tell_needs_the_family(tmp_path, name):
         assert bundle.config.fbank == PRESETS[family].fbank
         assert bundle.config.ecapa == CONFIG.ecapa
     assert f"unknown family 'other'; known: {', '.join(FAMILIES)}" in refused(tmp_path / name, family="other")
-    assert "its tensors are not nemo's" in refused(tmp_path / name, family="nemo")
-    assert "its tensors are not wespeaker's; they are of 3dspeaker or" in refused(tmp_path / name, family="wespeaker")
+    assert "its tensors are not those of nemo" in refused(tmp_path / name, family="nemo")
+    assert "its tensors are not those of wespeaker, but of 3dspeaker or" in refused(tmp_path / name, family="wespeaker")
 
 
 def test_the_family_given_wins_over_the_file_name(bin_file):
@@ -154,7 +154,7 @@ def test_other_float_types_convert_without_loss(bin_file, dtype):
 
 def test_doubles_that_float32_can_not_hold_are_refused(bin_file):
     content = {**tensors(), "fc.conv.bias": np.full(192, 0.1)}
-    assert "fc.conv.bias (float64) holds values that float32 can't" in refused(write(bin_file, content))
+    assert "fc.conv.bias (float64) has values that float32 can't" in refused(write(bin_file, content))
 
 
 def test_safetensors_convert(tmp_path):
@@ -197,7 +197,7 @@ def test_shapes_that_make_no_network_are_refused(bin_file):
     for block in (1, 2, 3):
         for name in [name for name in content if name.startswith(f"blocks.{block}.res2net_block.")]:
             content[name] = np.ones((3, 3, 3)[: content[name].ndim], np.float32)
-    assert "its shapes do not make a network: EcapaConfig: block channels" in refused(write(bin_file, content))
+    assert "its shapes don't describe a valid network: EcapaConfig: block channels" in refused(write(bin_file, content))
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ STAGES = ["features", "stem", "block_0", "block_1", "block_2", "mfa", "pooled", 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_has_golden_values_and_meets_them(family, record_property):
     """Of every stage; the full report's part that needs no weights."""
-    about, theirs = parity._golden_of(FAMILIES[family])
+    about, theirs = parity._load_golden(FAMILIES[family])
     assert sorted(theirs) == sorted(STAGES)
-    config, variables = parity._checked_model(FAMILIES[family], about)
+    config, variables = parity._make_checked_model(FAMILIES[family], about)
     ours = parity.our_stages(config, variables, parity.waveform(config.fbank.sample_rate))
-    errors = parity._report(parity.sampled(ours), theirs, parity._about_golden(about))["errors"]
+    errors = parity._make_report(parity.sample_stage(ours), theirs, parity._describe_golden(about))["errors"]
     worst = max(errors, key=lambda name: errors[name]["max_abs_over_max"])
     print(f"{family}: worst stage {worst} {errors[worst]}")
     assert list(errors) == STAGES
@@ -47,7 +47,7 @@ def test_a_wrong_installation_converts_nothing(monkeypatch, tmp_path):
         parity.quick_report(family)
     nan = {"embedding": np.full(192, np.nan, np.float32)}
     with pytest.raises(ConversionError, match="failed at embedding"):
-        parity._report(nan, {"embedding": np.ones(192, np.float32)}, {"reference_code": "x"})
+        parity._make_report(nan, {"embedding": np.ones(192, np.float32)}, {"reference_code": "x"})
 
 
 def test_the_quick_report_is_in_the_bundle_its_card_and_info(capsys, tmp_path):

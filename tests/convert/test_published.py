@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from ecapa_jax.convert.published import PUBLISHED, entry_of
+from ecapa_jax.convert.published import PUBLISHED, find_published
 from ecapa_jax.convert.remote import COMPANIONS
 from ecapa_jax.convert.sources import FAMILIES
 from ecapa_jax.hub.address import parse
@@ -19,7 +19,7 @@ def test_an_entry_holds_together(entry):
         address = parse(text)
         assert address.base == text
         assert address.revision is None
-        assert entry_of(text) is entry
+        assert find_published(text) is entry
     assert (entry.revision is not None) == (parse(entry.address).scheme == "modelscope")
     assert entry.files
     assert all("/" not in name for name in entry.files)
@@ -37,7 +37,7 @@ def test_an_entry_holds_together(entry):
 def test_no_address_is_there_twice():
     addresses = [address for entry in PUBLISHED for address in (entry.address, *entry.mirrors)]
     assert len(addresses) == len(set(addresses))
-    assert entry_of("hf:nobody/nothing") is None
+    assert find_published("hf:nobody/nothing") is None
 
 
 def test_every_family_with_published_weights_is_there():

@@ -78,7 +78,7 @@ def test_our_own_bundles_and_runs_need_no_conversion(tmp_path):
     bundle = tmp_path / "run" / "bundle"
     (bundle / "checkpoint").mkdir(parents=True)
     (bundle / "model.json").write_text("{}")
-    assert f"{bundle} is a bundle of ecapa-jax already: use it as it is, --model {bundle}" in refused(bundle)
+    assert f"{bundle} is already a bundle of ecapa-jax: use it directly with --model {bundle}" in refused(bundle)
     assert "already, the result of a training run: use it as it is" in refused(bundle.parent)
 
 

@@ -300,5 +300,5 @@ def test_tensors_leave_as_their_leaves_are_made():
 def test_a_value_that_float32_rounds_is_named(value):
     tensors = {name: tensor.astype(np.float64) for name, tensor in random_tensors(SMALL).items()}
     tensors["fc.conv.bias"][3] = value
-    with pytest.raises(ConversionError, match=r"fc\.conv\.bias \(float64\) holds values that float32 can't"):
+    with pytest.raises(ConversionError, match=r"fc\.conv\.bias \(float64\) has values that float32 can't"):
         move_tensors(sb_layout.rules(SMALL), tensors, abstract(SMALL))

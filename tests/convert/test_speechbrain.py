@@ -208,7 +208,7 @@ def test_missing_parts_are_named(tmp_path):
 def test_tensors_of_another_network_are_refused(tmp_path, change, words):
     config = dataclasses.replace(SB_CONFIG.ecapa, **change)
     message = refused(publish(tmp_path, content=random_tensors(config)))
-    assert message.startswith(f"{tmp_path / 'embedding_model.ckpt'}: hyperparams.yaml is of another network: ")
+    assert message.startswith(f"{tmp_path / 'embedding_model.ckpt'}: hyperparams.yaml describes another network: ")
     assert words in message
 
 
@@ -216,7 +216,7 @@ def test_blocks_of_another_number_are_refused(tmp_path):
     publish(tmp_path, ("[1, 2, 3, 4, 1]", "[1, 2, 3, 1]"), ("[5, 3, 3, 3, 1]", "[5, 3, 3, 1]"), ("[16, 16,", "[16,"))
     assert "has 3 SE-Res2 blocks and 2 dilations are known (2,3)" in refused(tmp_path)
     # Dilations of the command line do not make the rest fit.
-    assert "hyperparams.yaml is of another network: channels gives" in refused(tmp_path, dilations=(2, 3, 4))
+    assert "hyperparams.yaml describes another network: channels gives" in refused(tmp_path, dilations=(2, 3, 4))
 
 
 def test_dilations_of_the_command_line_win(tmp_path):

@@ -62,7 +62,7 @@ def test_shapes_tell_all_but_which_single_statistic(tmp_path, name):
     path = tmp_path / "avg_model.pt"
     write_torch_zip(path, {"state_dict": content})
     if config.pooling in ("mean", "std"):
-        assert "TAP or TSDP, alike in their tensors" in refused(path)
+        assert "TAP or TSDP, which have the same tensors" in refused(path)
         base = dataclasses.replace(PRESET.ecapa, pooling=config.pooling, global_context=False)
         assert wespeaker.infer(tensors, base) == config
     else:
@@ -84,7 +84,7 @@ def test_a_published_directory_converts_and_is_compared_with_its_config(tmp_path
     assert convert(published.wespeaker(tmp_path, TENSORS, document)).config.ecapa == SMALL
     other = {**published.wespeaker_document(embed_dim=256), "model": "ECAPA_TDNN_c16"}
     message = refused(published.wespeaker(tmp_path, TENSORS, other))
-    assert "config.yaml is of another network: model gives global_context False, the tensors True" in message
+    assert "config.yaml describes another network: model gives global_context False, the tensors True" in message
     assert "embed_dim gives embedding_dim 256, the tensors 192" in message
     run = tmp_path / "exp"
     run.mkdir()
@@ -97,7 +97,7 @@ def test_a_published_directory_converts_and_is_compared_with_its_config(tmp_path
     ("change", "words"),
     [
         ({"model": "ResNet34"}, "model ResNet34 is not supported"),
-        ({"model_args": {"pooling_func": "ASP"}}, "pooling_func 'ASP' is not built; built: ASTP, TAP"),
+        ({"model_args": {"pooling_func": "ASP"}}, "pooling_func 'ASP' is not supported; supported: ASTP, TAP"),
         ({"model_args": {"feat_dim": "80"}}, "num_mel_bins 80 is not feat_dim '80'"),
         ({"model_args": {"emb_bn": 1}}, "emb_bn is 1, not of type bool"),
         ({"model_args": [1]}, "model_args is [1], not a mapping"),

@@ -78,7 +78,7 @@ def test_relative_paths_are_relative_to_the_working_directory(capsys, tmp_path, 
         (["--manifest", "wav.scp", "--output", "no/out"], "there is no folder"),
         (["--manifest", "wav.scp", "--output", "full"], "full holds mine.txt and is not a corpus"),
         (["--manifest", "wav.scp", "--output", "out", "--model", "nothing"], "nothing is not a bundle directory"),
-        (["--manifest", "wav.scp", "--output", "out", "--shard-size", "0"], "a shard of 0 rows"),
+        (["--manifest", "wav.scp", "--output", "out", "--shard-size", "0"], "the shard size is 0"),
     ],
 )
 def test_refusals_leave_nothing(capsys, tmp_path, monkeypatch, wav_scp, bundle, arguments, words) -> None:

@@ -93,7 +93,7 @@ def test_other_files_are_left_alone(tmp_path):
     database.commit()
     database.close()
     before = (tmp_path / "theirs").read_bytes()
-    with pytest.raises(TrialError, match="no embedding cache of this version"):
+    with pytest.raises(TrialError, match="not an embedding cache of this version"):
         EmbeddingCache(tmp_path / "theirs", "a", (1, 3))
     assert (tmp_path / "theirs").read_bytes() == before
     with pytest.raises(TrialError, match="can't be"):

@@ -30,8 +30,8 @@ def test_a_list_at_once_is_its_trials_one_by_one(scoring, monkeypatch):
     vectors = scores.speaker_vectors.__wrapped__(encoder, embeddings)
     pairs = np.stack([rng.integers(30, size=150), rng.integers(30, size=150)])
     pairs[:, 0] = 0, 1
-    singles = scores.enrolled(vectors, [[row] for row in range(30)])
-    found = scores.mapped.__wrapped__(encoder, scores.score_pairs(singles, vectors, pairs))
+    singles = scores.average_enrolments(vectors, [[row] for row in range(30)])
+    found = scores.map_cosines.__wrapped__(encoder, scores.score_pairs(singles, vectors, pairs))
     expected = [scorer.score(embeddings[a], embeddings[b]) for a, b in pairs.T]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     assert found.shape == (150,)

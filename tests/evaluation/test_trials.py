@@ -83,17 +83,17 @@ def test_scores_files(tmp_path):
         ("1 a b\n2 a c\n", "line 2: label '2' is unknown"),
         ("a b target\na c perhaps\n", "line 2: label 'perhaps' is unknown"),
         ("1 a b\n0 b c\n0 a b\n", "line 3: the same pair has the other label in line 1"),
-        ("a b\n", "line 1: 'a b' is no trial"),
-        ("hello world again\n", "line 1: 'hello world again' is no trial"),
-        ("1 a 0\n", "line 1: '1 a 0' is no trial"),
+        ("a b\n", "line 1: 'a b' is not a trial"),
+        ("hello world again\n", "line 1: 'hello world again' is not a trial"),
+        ("1 a 0\n", "line 1: '1 a 0' is not a trial"),
         ("enrol,label\na,1\n", "no column test; it has enrol, label"),
         ("enrol,test,label\n", "a header and nothing below"),
         ("enrol,test,label\na,b,1,x\n", "line 2: 4 fields, the header has 3"),
         ("enrol,test,label\n,b,1\n", "line 2: column enrol is empty"),
         ("enrol,test,test,label\n", "line 1: a column name comes twice"),
-        ("enrol,test,label,score\na,b,1,high\n", "line 2: score 'high' is no number"),
+        ("enrol,test,label,score\na,b,1,high\n", "line 2: score 'high' is not a number"),
         ("a b 1 0.5\na c 0 nan\n", "line 2: the score is not finite"),
-        (b"1 a b\n0 \xff\xfe c\n", "line 2: no UTF-8 text"),
+        (b"1 a b\n0 \xff\xfe c\n", "line 2: is not UTF-8 text"),
         (gzip.compress(b"1 a b\n", mtime=0)[:-9], "can't be read"),
         ("enrol,test,label,enrol_speaker,test_speaker\na,b,1,x,y\n", "a and b are a target trial, but"),
         ("enrol,test,label,spk1,spk2\na,b,1,x,x\na,c,0,y,z\n", "line 3: a has speaker x elsewhere, here y"),
@@ -141,7 +141,7 @@ def test_speaker_maps(tmp_path):
     trials = read_trials(write(tmp_path, "1 a b\n0 a c\n"))
     known = with_speakers(trials, read_speakers(write(tmp_path, "a x\nb x\nc y\nd z\n", "utt2spk")), "utt2spk")
     assert known.speakers == ("x", "x", "y")
-    with pytest.raises(TrialError, match="no speaker for 1 of 3 names, as c"):
+    with pytest.raises(TrialError, match="no speaker for 1 of 3 names, such as c"):
         with_speakers(trials, {"a": "x", "b": "x"}, "utt2spk")
     with pytest.raises(TrialError, match="a and c are a non-target trial, but utt2spk says otherwise"):
         with_speakers(trials, {"a": "x", "b": "x", "c": "x"}, "utt2spk")

@@ -146,11 +146,13 @@ def test_ids_are_found_by_a_wav_scp(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     places = read_places(write(tmp_path, "wav.scp", f"u1 x.wav\nu2\t{tmp_path}/y z.wav\n"))
     assert find_files(["u2", "u1"], tmp_path, None, places) == [tmp_path / "y z.wav", tmp_path / "x.wav"]
-    with pytest.raises(TrialError, match=r"1 of 2 recordings are not in the wav\.scp, as u3; it has ids such as u1"):
+    with pytest.raises(
+        TrialError, match=r"1 of 2 recordings are not in the wav\.scp, such as u3; it has ids such as u1"
+    ):
         find_files(["u1", "u3"], tmp_path, None, places)
     with pytest.raises(TrialError, match="--wav-scp FILE says where they are"):
         find_files(["u1"], tmp_path)
-    with pytest.raises(TrialError, match="another path further up"):
+    with pytest.raises(TrialError, match="another path on an earlier line"):
         read_places(write(tmp_path, "wav.scp", "u1 x.wav\nu1 y.wav\n"))
 
 

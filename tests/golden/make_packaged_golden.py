@@ -73,7 +73,7 @@ def of_family(family: Family) -> dict[str, Any]:
     print(family.name, code, {name: x.shape for name, x in stages.items()})
     return {
         f"{family.name}/about": about,
-        **{f"{family.name}/{name}": x for name, x in parity.sampled(stages).items()},
+        **{f"{family.name}/{name}": x for name, x in parity.sample_stage(stages).items()},
     }
 
 

@@ -64,7 +64,7 @@ def _listing_with(digest):
 
 
 def test_a_known_digest_is_checked(hub, root, monkeypatch):
-    entry = published.entry_of(f"modelscope:{SPEAKERLAB}")
+    entry = published.find_published(f"modelscope:{SPEAKERLAB}")
     wrong = [published.dataclasses.replace(entry, sha256="0" * 64)]
     monkeypatch.setattr(published, "PUBLISHED", tuple(wrong))
     assert f"{'0' * 64} was published" in refused(f"modelscope:{SPEAKERLAB}", root)

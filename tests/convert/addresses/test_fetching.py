@@ -73,7 +73,7 @@ def test_a_bundle_is_read_from_the_hub(hub, root):
     assert not hub.asked("extra/")
     assert not list(root.glob("bundles/*"))
     assert load_bundle(folder_of("modelscope:me/bundle", root)).config == CONFIG
-    with pytest.raises(ConversionError, match="hf:me/bundle holds a bundle already"):
+    with pytest.raises(ConversionError, match="hf:me/bundle already holds a bundle"):
         remote.convert_source("hf:me/bundle", cache_dir=root)
 
 
@@ -109,7 +109,7 @@ def test_a_wespeaker_archive(hub, root, monkeypatch):
     assert_same(back, {name: weights[name] for name in back})
     other = yaml.safe_dump({**document, "model": "ECAPA_TDNN_c16"}).encode()
     hub.plain["/other.zip"] = zipped({**files, "config.yaml": other})
-    assert "config.yaml is of another network" in refused_more(f"{hub.url}/other.zip", root)
+    assert "config.yaml describes another network" in refused_more(f"{hub.url}/other.zip", root)
 
 
 def test_a_nemo_archive(hub, root):

@@ -107,11 +107,11 @@ def test_addresses_have_folders_of_their_own():
 
 def test_the_files_of_an_entry():
     """Weights first; companions only beside weights."""
-    espnet = remote._make_chooser(published.entry_of("hf:espnet/voxcelebs12_ecapa_mel"))
+    espnet = remote._make_chooser(published.find_published("hf:espnet/voxcelebs12_ecapa_mel"))
     names = ["README.md", "exp/spk/config.yaml", "exp/spk/10epoch.pth", "exp/spk/images/eer.png"]
     assert list(espnet(names)) == ["exp/spk/config.yaml", "exp/spk/10epoch.pth"]
     assert not espnet(["exp/spk/config.yaml"])
-    wespeaker = remote._make_chooser(published.entry_of("hf:Wespeaker/wespeaker-ecapa-tdnn512-LM"))
+    wespeaker = remote._make_chooser(published.find_published("hf:Wespeaker/wespeaker-ecapa-tdnn512-LM"))
     assert list(wespeaker(["avg_model.pt", "config.yaml", "voxceleb_ECAPA512_LM.onnx"])) == [
         "avg_model.pt",
         "config.yaml",
