@@ -53,6 +53,8 @@ if TYPE_CHECKING:
     from ecapa_jax.scoring.scorer import Verification as Verification
     from ecapa_jax.scoring.search import search as search
 
+__version__: str  # read from the installed distribution on first use, in `__getattr__`
+
 _MODULE_OF = {
     "load": "ecapa_jax.api",
     "NoSpeechWarning": "ecapa_jax.audio.recordings",
@@ -146,6 +148,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Imports a public name on first use, so that `import ecapa_jax` costs nothing."""
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("ecapa-jax")
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'ecapa_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULE_OF[name]), name)

@@ -95,7 +95,7 @@ class Target:
         if self.out is None and (model.model is None or not os.path.isdir(model.model)):
             packaged = model.model is None or model.model == api.DEFAULT
             which = "the packaged model" if packaged else f"{model.model}"
-            raise EcapaError(f"{which} is not yours to change: name the bundle to write with -o BUNDLE")
+            raise EcapaError(f"{which} can't be changed: name the bundle to write with -o BUNDLE")
         path = local_path(self.out or model.model or "")
         before = identity(path)
         check_target(path, force=self.force or self.out is None)

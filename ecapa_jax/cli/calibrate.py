@@ -20,9 +20,9 @@ class Calibrate:
     measures: Annotated[
         tuple[Literal["duration", "magnitude"], ...], tyro.conf.arg(help_behavior_hint="(default: none)")
     ] = ()
-    """What else than the score counts: length of the recordings, length of the embeddings."""
+    """Quantities that the calibration uses beside the score: length of the recordings, length of the embeddings."""
     cost: Annotated[str, tyro.conf.arg(metavar="P,CM,CF", help_behavior_hint="(default: 0.5,1,1)")] = "0.5,1,1"
-    """The decisions that shall be best, and their threshold: prior, cost of a rejection and of an acceptance."""
+    """The calibration is fitted for these decisions: prior, cost of a rejection and of an acceptance."""
     ridge: Annotated[float, tyro.conf.arg(metavar="X")] = 0.0
     """Pull the weights towards 0; needed where the trials are separated without an error."""
     target: TargetOptions = Target()

@@ -31,7 +31,7 @@ class Embed:
     manifest: Annotated[str | None, tyro.conf.arg(metavar="M", help_behavior_hint="")] = None
     """Instead of FILES a list of recordings: Parquet, CSV, TSV or JSONL with `path` and perhaps `id`, `start`, `stop`;
     a manifest of NeMo, WeSpeaker, SpeechBrain or 3D-Speaker; wav.scp; or one path a line. A bad recording becomes a
-    row with an error. Run again after any end to go on."""
+    row with an error. If the run is interrupted, run the same command again to continue."""
     folder: Annotated[str | None, tyro.conf.arg(name="output", metavar="DIR", help_behavior_hint="")] = None
     """Directory of Parquet files to make or continue, for a manifest."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""

@@ -78,11 +78,11 @@ class Evaluate:
     by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMNS...", help_behavior_hint="")] = ()
     """Break figures down: `duration`, or columns of the list."""
     resamples: Annotated[int, tyro.conf.arg(metavar="N")] = 1000
-    """Of the bootstrap for intervals; 0 for none."""
+    """Number of bootstrap samples for the confidence intervals; 0 turns the intervals off."""
     confidence: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.95
-    """Of the intervals."""
+    """Confidence level of the intervals."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Random seed of the bootstrap."""
     cache: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in --output)")] = None
     """Where embeddings are kept, so that another run need not compute them."""
     missing: Annotated[str | None, File] = None

@@ -6,16 +6,18 @@ state saved (run again to go on), 130 interrupted, 141 nobody reads the output a
 
 from __future__ import annotations
 
+import difflib
 import errno
 import gc
 import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, get_args
 
 import tyro
 
+import ecapa_jax
 from ecapa_jax.cli.calibrate import Calibrate
 from ecapa_jax.cli.cohort import MakeCohort
 from ecapa_jax.cli.convert import Convert
@@ -69,6 +71,13 @@ Verb = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments == ["--version"]:
+        print(f"ecapa-jax {ecapa_jax.__version__}")
+        return 0
+    if arguments and (refusal := _explain_unknown_verb(arguments[0])):
+        print(f"ecapa-jax: {refusal}", file=sys.stderr)
+        return 2
     verb = tyro.cli(
         Verb,
         prog="ecapa-jax",
@@ -80,6 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = _ignore if verb.output.quiet else _warn
         return _run(verb)
+
+
+def _explain_unknown_verb(verb: str) -> str | None:
+    """Suggests the verb that a mistyped one resembles; None for a known verb, an option or a word like no verb."""
+    names = [get_args(choice)[1].name for choice in get_args(Verb)]
+    if verb in names or not (close := difflib.get_close_matches(verb, names, n=1)):
+        return None
+    return f"there is no verb {verb!r}; did you mean {close[0]}?"
 
 
 def _run(verb: Verb) -> int:

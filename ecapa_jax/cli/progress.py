@@ -180,6 +180,7 @@ def _figures(line: dict[str, float]) -> str:
     if "accuracy" in line:
         learned += f"accuracy {line['accuracy']:.1%}, margin {line['margin']:.2f}, "
     return (
-        f"{learned}lr {line['learning_rate']:.2e}, norms {line['gradient_norm']:.2f} {line['parameter_norm']:.1f}, "
-        f"{line['speech_seconds_per_second']:.0f} speech-s/s, waiting {line['starvation']:.1%}"
+        f"{learned}lr {line['learning_rate']:.2e}, gradient norm {line['gradient_norm']:.2f}, "
+        f"parameter norm {line['parameter_norm']:.1f}, "
+        f"{line['speech_seconds_per_second']:.0f} speech-s/s, {line['starvation']:.1%} of time spent waiting"
     )

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-    """Train a model; the same command goes on after any end.
+    """Train a model; the same command continues an interrupted run.
 
-    Weights come from the newest checkpoint in RUN_DIR, else start.run, else start.bundle, else they are drawn.
+    Weights come from the newest checkpoint in RUN_DIR, else start.run, else start.bundle. Without
+    any of these they are initialized at random.
     """
 
     config: Annotated[
