@@ -20,7 +20,7 @@ import ecapa_jax
 from ecapa_jax.diarization import clustering
 from ecapa_jax.diarization.diarize import diarize
 from ecapa_jax.diarization.rttm import read_rttm
-from ecapa_jax.diarization.settings import Settings
+from ecapa_jax.diarization.settings import DiarizationSettings
 from ecapa_jax.errors import AudioError
 from helpers.cli import contents, refused, run, write_wav
 from helpers.detector import AUDIO
@@ -80,7 +80,7 @@ def test_one_speaker_for_long_is_one(minutes):
     voice, drift = rng.standard_normal(192), np.cumsum(rng.standard_normal((windows, 192)) * 0.005, axis=0)
     rows = (voice + drift + 0.7 * rng.standard_normal((windows, 192))).astype(np.float32)
     spans = np.arange(windows)[:, None] * 75 + np.array([0, 150])
-    labels = clustering.cluster(rows, spans, clustering.SpeakerCount(), Settings())
+    labels = clustering.cluster(rows, spans, clustering.SpeakerCount(), DiarizationSettings())
     assert (labels == 0).all()
 
 

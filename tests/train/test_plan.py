@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ecapa_jax.train.scale.hlo import Traffic, collectives, products, traffic
+from ecapa_jax.train.scale.hlo import Traffic, count_products, find_collectives, traffic
 from ecapa_jax.train.scale.plan import CHIPS, Program, times
 from helpers.cli import run
 
@@ -31,7 +31,7 @@ HLO = """
 
 
 def test_messages_are_read_from_a_program():
-    assert list(collectives(HLO)) == [
+    assert list(find_collectives(HLO)) == [
         ("all-reduce", (64,), 256, 4),
         ("all-reduce", (3, 8), 96, 4),
         ("all-gather", (8, 16), 512, 2),
@@ -47,7 +47,7 @@ def test_messages_are_read_from_a_program():
 
 
 def test_products_are_told_apart_by_what_goes_in():
-    assert products(HLO) == {"bfloat16": 1, "mixed": 1, "float32": 1}
+    assert count_products(HLO) == {"bfloat16": 1, "mixed": 1, "float32": 1}
 
 
 def test_a_step_is_as_fast_as_the_slower_of_products_and_memory_and_then_the_links():
