@@ -60,7 +60,7 @@ def test_flags_win_and_come_together():
         find_cluster({}, "host:1", 3, 3)
 
 
-def test_a_variable_that_is_no_number_is_told():
+def test_a_variable_that_is_no_number_is_reported():
     with pytest.raises(ConfigError, match=r"'two'.*: correct it, or give --coordinator"):
         find_cluster({**SLURM, "SLURM_PROCID": "two"})
 
@@ -114,7 +114,7 @@ def test_one_is_lost_and_the_rest_are_stopped(monkeypatch):
     assert time.monotonic() - began < 30
 
 
-def test_the_last_words_of_the_lost_are_told():
+def test_the_last_words_of_the_lost_are_reported():
     with pytest.raises(TrainingError, match=r"process 1 of 2 ended with exit code 2 \(no such file\); the others"):
         launch(child("print('ecapa-jax: no such file', file=sys.stderr) if i else None\nsys.exit(2 * i)"), 2, never)
 

@@ -142,7 +142,7 @@ def test_each_device_has_a_share_of_each_micro_batch(n_devices: int, n_parts: in
         (MeshConfig(model=3), 256, "are 3 devices"),
     ],
 )
-def test_what_does_not_fit_is_told(mesh: MeshConfig, batch: int, words: str) -> None:
+def test_what_does_not_fit_is_reported(mesh: MeshConfig, batch: int, words: str) -> None:
     config = TrainConfig()
     config = dataclasses.replace(config, mesh=mesh, data=dataclasses.replace(config.data, batch_size=batch))
     with pytest.raises(TrainingError, match=words):

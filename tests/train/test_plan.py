@@ -46,7 +46,7 @@ def test_messages_are_read_from_a_program():
     )
 
 
-def test_products_are_told_apart_by_what_goes_in():
+def test_products_are_distinguished_by_what_goes_in():
     assert count_products(HLO) == {"bfloat16": 1, "mixed": 1, "float32": 1}
 
 
@@ -69,7 +69,7 @@ def test_a_step_is_as_fast_as_the_slower_of_products_and_memory_and_then_the_lin
         (("plan", "smoke", "--topology", "v5e:2x4", "--speakers", "1"), "needs two or more"),
     ],
 )
-def test_what_can_not_be_planned_is_told(capsys, arguments, words):
+def test_what_can_not_be_planned_is_reported(capsys, arguments, words):
     told = run(capsys, *arguments)
     assert told.code == 2
     assert words in told.err
