@@ -17,7 +17,7 @@ from ecapa_jax.onnx_file import is_onnx, read_onnx
 from ecapa_jax.presets import DEFAULT as DEFAULT
 from ecapa_jax.presets import PRESETS
 from ecapa_jax.runtime.compile_cache import private_folder, programs_folder
-from ecapa_jax.runtime.machine import Device
+from ecapa_jax.runtime.machine import Device, check_not_forked, find_devices
 from ecapa_jax.runtime.programs import kept_shapes
 
 
@@ -118,6 +118,8 @@ def load(
       DownloadError, ConversionError: as `resolve`.
     """
     path = resolve(model, cache_dir=cache_dir, progress=progress)
+    check_not_forked()
+    find_devices()
     if is_onnx(path):
         encoder = _load_onnx(path, dtype, devices)
         encoder.scorer = encoder.scorer.with_scoring(scoring)

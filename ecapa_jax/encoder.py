@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast
 
 import jax
 import numpy as np
@@ -26,7 +26,8 @@ from ecapa_jax.batching import MAX_BATCH_SECONDS, Batch, Blocks, Buckets, minimu
 from ecapa_jax.bundle.bundle import Bundle
 from ecapa_jax.config import ModelConfig, ScoringName, Short, Variables, to_dict
 from ecapa_jax.folding import fold
-from ecapa_jax.runtime.machine import Device, fastest_dtype
+from ecapa_jax.modes import in_library_modes
+from ecapa_jax.runtime.machine import Device, check_not_forked, fastest_dtype, find_devices
 from ecapa_jax.runtime.programs import Programs
 from ecapa_jax.scoring.config import Cohort, Scoring
 from ecapa_jax.scoring.scorer import Scorer, Verification, checked_threshold
@@ -80,7 +81,8 @@ class SpeakerEncoder:
         self.config = config
         self.scorer = Scorer(scoring or Scoring(), embedding_mean, cohort)
         self.sample_rate, self.minimum_samples = config.fbank.sample_rate, minimum_samples(config)
-        self.devices: list[Device] = list(devices or jax.local_devices())
+        check_not_forked()
+        self.devices: list[Device] = list(devices or find_devices())
         self.dtype = fastest_dtype(self.devices[0]) if dtype == "auto" else dtype
         self.buckets = Buckets(self.sample_rate, len(self.devices), self.devices[0].platform)
         mesh = Mesh(np.asarray(self.devices), ("data",))
@@ -90,6 +92,19 @@ class SpeakerEncoder:
         )
         self.variables = variables
         self._real_samples = self._padded_samples = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles configuration, weights, scoring and dtype; what is unpickled runs on the local devices."""
+        variables = jax.tree.map(np.asarray, self.variables)
+        scorer = self.scorer
+        parts = (self.config, variables, scorer.scoring, scorer.embedding_mean, scorer.cohort, self.dtype)
+        return _unpickle, (*parts, self.programs.folder)
+
+    def __copy__(self) -> SpeakerEncoder:
+        """Returns an encoder that shares weights and compiled programs with this one."""
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        return copied
 
     @classmethod
     def from_bundle(
@@ -133,6 +148,7 @@ class SpeakerEncoder:
         return self._variables
 
     @variables.setter
+    @in_library_modes
     def variables(self, variables: Variables) -> None:
         self._variables = jax.device_put(variables, self._replicated)
         self._folded = jax.device_put(fold(self.config, self._variables, self.dtype), self._replicated)
@@ -337,6 +353,7 @@ class SpeakerEncoder:
           every position once. The order and the lengths of the waveforms alone decide which of them share a batch, so
           the same stream gives the same bits.
         """
+        check_not_forked()
         pending: collections.deque[tuple[tuple[int, ...], jax.Array | np.ndarray]] = collections.deque()
         for batch, rows in self.buckets.stream(waveforms):
             embeddings = self._dispatch(batch, rows) if batch.samples else self._embed_long(rows[0])
@@ -346,6 +363,7 @@ class SpeakerEncoder:
         for done in pending:
             yield _copy_to_host(*done)
 
+    @in_library_modes
     def _dispatch(self, batch: Batch, waveforms: Sequence[np.ndarray]) -> Float32[jax.Array, "rows embedding"]:
         """Embeds one batch, without waiting for the device."""
         padded = np.zeros((batch.rows, batch.samples), np.float32)
@@ -373,6 +391,7 @@ class SpeakerEncoder:
             return embed(self.config, variables, waveforms, lengths)
         return embed_in_groups(self.config, variables, waveforms, lengths, rows)
 
+    @in_library_modes
     def _embed_long(self, blocks: Blocks) -> Float32[np.ndarray, "1 embedding"]:
         """Embeds a waveform that is too long for a batch, chunk by chunk."""
         from ecapa_jax.long import passes
@@ -440,3 +459,23 @@ def _copy_to_host(
 ) -> tuple[tuple[int, ...], Float32[np.ndarray, "rows embedding"]]:
     """Copies embeddings to the host and drops the rows that only fill up the batch."""
     return indices, np.asarray(embeddings)[: len(indices)]
+
+
+def _unpickle(
+    config: ModelConfig,
+    variables: Variables,
+    scoring: Scoring,
+    embedding_mean: np.ndarray | None,
+    cohort: Cohort | None,
+    dtype: Dtype,
+    programs: Path | None,
+) -> SpeakerEncoder:
+    return SpeakerEncoder(
+        config,
+        variables,
+        scoring=scoring,
+        embedding_mean=embedding_mean,
+        cohort=cohort,
+        dtype=dtype,
+        programs=programs,
+    )

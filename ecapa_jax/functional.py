@@ -21,6 +21,7 @@ from ecapa_jax.config import Variables as Variables
 from ecapa_jax.features.constants import stored_constants
 from ecapa_jax.features.fbank import AnyArray, fbank, seen_mask
 from ecapa_jax.folding import fold as fold
+from ecapa_jax.modes import allow_rank_promotion
 from ecapa_jax.nn.ecapa import EcapaTdnn
 from ecapa_jax.nn.layers import BatchNorm
 
@@ -41,6 +42,7 @@ def abstract(config: ModelConfig) -> Variables:
     return _as_variables(params, batch_stats, constants)
 
 
+@allow_rank_promotion
 def apply(
     config: EcapaConfig,
     variables: Variables,
@@ -78,6 +80,7 @@ def apply(
     return embeddings, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
 
+@allow_rank_promotion
 def embed(
     config: ModelConfig,
     variables: Variables,
@@ -102,6 +105,7 @@ def embed(
     return jnp.where((lengths >= minimum_samples(config))[:, None], embeddings, jnp.nan)
 
 
+@allow_rank_promotion
 def embed_in_groups(
     config: ModelConfig,
     variables: Variables,
@@ -124,6 +128,7 @@ def embed_in_groups(
     return embeddings.reshape(waveforms.shape[0], -1)
 
 
+@allow_rank_promotion
 def stages(
     config: ModelConfig,
     variables: Variables,

@@ -56,6 +56,10 @@ class OnnxEncoder(SpeakerEncoder):
         self.programs = Programs(self._embed_batch, self.fingerprint)  # none is ever compiled
         self._real_samples = self._padded_samples = 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the path of the file."""
+        return OnnxEncoder, (os.path.abspath(self._name),)
+
     @property
     def variables(self) -> Variables:
         """Nothing: the weights are in the session.

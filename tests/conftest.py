@@ -3,6 +3,7 @@ no program compiled twice in a process, nor a process that compiles thousands ru
 """
 
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,14 +66,18 @@ def _forget_lazy_modules() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compiling is most of a run's time, and a program that is traced anew would be compiled anew.
+    """Compiling is most of a run's time: what one worker has compiled, the others read.
 
-    Each process has a folder of its own: JAX writes these files in place, and one that is killed may leave half a file.
+    The folder belongs to this run, because JAX writes its files in place, and a run that is killed may leave half a
+    file. With a largest size given, JAX locks the folder while it reads and writes.
     """
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_compilation_cache_max_size", 1 << 30)  # a size given, threads wait for each other's writing
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder.mkdir(exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", 1 << 30)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

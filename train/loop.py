@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.errors import BundleError, TrainingError
 from ecapa_jax.functional import Variables
+from ecapa_jax.modes import library_modes
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import UNNAMED, TrainingManifest, check_installed, read_manifest
 from ecapa_jax.train.data.order import Order
@@ -89,7 +90,7 @@ def train(config: TrainConfig, directory: Path, watcher: Watcher, stop: Callable
     check_installed("pyarrow", "grain")
     mesh = make_mesh(config)
     directory.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
+    with library_modes(), contextlib.ExitStack() as held:
         on_first(lambda: held.enter_context(_lock_directory(directory)))
         manifest = read_manifest(config.data.manifest)
         _check_manifest(config, manifest)

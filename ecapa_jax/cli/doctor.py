@@ -46,13 +46,16 @@ def _attempt(check: Callable[[], str]) -> tuple[bool, str]:
 def _check_pair() -> str:
     try:
         import flax.nnx  # noqa: F401
-        import jax
+        import jax  # noqa: F401
+
+        from ecapa_jax.runtime.machine import find_devices
     except AttributeError as error:
         raise RuntimeError(
             f"this flax does not fit this jax ({error}): install a pair from constraints-*.txt, such as "
             f"pip install -U jax flax"
         ) from error
-    return f"import together; {jax.default_backend()} backend, {jax.local_device_count()} device(s)"
+    devices = find_devices()
+    return f"import together; {devices[0].platform} backend, {len(devices)} device(s)"
 
 
 def _check_audio() -> str:

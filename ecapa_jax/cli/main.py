@@ -1,11 +1,12 @@
 """The `ecapa-jax` command: parses, runs one verb, and turns errors into one line and an exit code.
 
 Exit codes: 0 done, 1 internal fault, 2 wrong input or usage, 75 stopped on request with the
-state saved (run again to go on), 130 interrupted.
+state saved (run again to go on), 130 interrupted, 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -37,6 +38,7 @@ from ecapa_jax.cli.views import WriteViews
 from ecapa_jax.cli.whiten import Whiten
 from ecapa_jax.errors import EcapaError, Stopped
 from ecapa_jax.runtime import compile_cache
+from ecapa_jax.runtime.machine import explain_backend_failure
 
 Verb = (
     Annotated[Verify, tyro.conf.subcommand("verify")]
@@ -86,17 +88,37 @@ def _run(verb: Verb) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read the result has gone, as in `| head`; Python would complain once more at its own end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        _discard_output()
+        return 141
     except Stopped as error:
         return _fail(error, str(error), 75, verb.output.debug)
     except EcapaError as error:
         return _fail(error, str(error), 2, verb.output.debug)
     except KeyboardInterrupt as error:
         return _fail(error, "interrupted", 130, verb.output.debug)
+    except OSError as error:
+        _discard_output()
+        return _fail(error, explain_os_error(error), 2, verb.output.debug)
     except Exception as error:
+        if reason := explain_backend_failure():
+            return _fail(error, reason, 2, verb.output.debug)
         return _fail(error, f"internal fault, please report it: {error!r} (--debug shows where)", 1, verb.output.debug)
     return 0
+
+
+def _discard_output() -> None:
+    """Keeps Python from trying once more, at its end, to write what can't be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def explain_os_error(error: OSError) -> str:
+    """Says what the operating system refused, such as to write to standard output on a full disk."""
+    where = "" if error.filename is None else f"{os.fspath(error.filename)}: "
+    remedy = "; free some space, or write elsewhere" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+    return f"{where}{error.strerror or error}{remedy}"
 
 
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> int:

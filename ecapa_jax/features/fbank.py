@@ -19,6 +19,7 @@ from ecapa_jax.errors import ConfigError
 from ecapa_jax.features.constants import mel_matrix, window
 from ecapa_jax.features.frames import frame, frame_count, power_spectrum, seen_count
 from ecapa_jax.masks import length_mask, mask_lengths, masked_mean
+from ecapa_jax.modes import allow_rank_promotion
 
 AnyArray: TypeAlias = Array | np.ndarray
 Frames = Float[Array, "batch frames mels"]
@@ -29,6 +30,7 @@ STD_EPSILON = 1e-5
 """Epsilon of the normalisations `mean_std` and `instance`, as in NeMo and in torch.nn.InstanceNorm1d."""
 
 
+@allow_rank_promotion
 def fbank(
     config: FbankConfig,
     waveforms: Float[AnyArray, "batch samples"],
@@ -51,6 +53,8 @@ def fbank(
 
     Raises:
       ConfigError: the config asks for stored constants and they were not given.
+      TypeError: the waveforms are not floats, or the lengths are not integers.
+      ValueError: the waveforms are not [B, S], or the lengths not [B].
 
     Reference: `torchaudio.compliance.kaldi.fbank`, `torchaudio.transforms.MelSpectrogram`,
       `speechbrain.lobes.features.Fbank` with
@@ -77,12 +81,30 @@ def log_mels(
     """Computes the part of `fbank` that is local in time: log energies, before range limit and normalisation."""
     shape, mel = _choose_constants(config, constants)
     waveforms, lengths = jnp.asarray(waveforms), jnp.asarray(lengths)
+    _check_batch(waveforms, lengths)
     mask = length_mask(frame_count(config, lengths), frame_count(config, waveforms.shape[1]))
     frames = frame(config, waveforms, lengths) * config.waveform_scale
     power = power_spectrum(config, frames, jnp.asarray(shape, frames.dtype))
     energy = jnp.dot(power, jnp.asarray(mel, power.dtype), precision=lax.Precision.HIGHEST)
     energy = energy + config.floor if config.floor_mode == "add" else jnp.maximum(energy, config.floor)
     return (10.0 * jnp.log10(energy) if config.log == "db" else jnp.log(energy)), mask
+
+
+def _check_batch(waveforms: Array, lengths: Array) -> None:
+    """Refuses what would give wrong features without an error. Only shapes and dtypes are looked at, so jit is free."""
+    if waveforms.ndim != 2:
+        raise ValueError(
+            f"waveforms have shape {waveforms.shape}; expected [batch, samples]: waveform[None] is a batch"
+        )
+    if not jnp.issubdtype(waveforms.dtype, jnp.floating):
+        raise TypeError(f"waveforms are {waveforms.dtype}; expected float32 in [-1, 1]: divide 16-bit samples by 32768")
+    if lengths.shape != waveforms.shape[:1]:
+        raise ValueError(f"lengths have shape {lengths.shape}; expected one for each waveform, {waveforms.shape[:1]}")
+    if not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise TypeError(
+            f"lengths are {lengths.dtype}; expected integers, numbers of samples: multiply relative lengths by "
+            f"{waveforms.shape[1]} and round them"
+        )
 
 
 def dynamic_range(config: FbankConfig) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -146,6 +147,68 @@ def versions() -> dict[str, str]:
 def settings() -> dict[str, str]:
     """Returns the environment variables of `SETTINGS` that are set."""
     return {name: os.environ[name] for name in SETTINGS if name in os.environ}
+
+
+_forks: list[str] = []
+"""Not empty in a process that was forked from one that had used JAX, none of whose threads it has."""
+
+
+@functools.cache
+def _watch_forks() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: _forks.append("forked"))
+
+
+def check_not_forked() -> None:
+    """Refuses to compute in a process that was forked from one in which an encoder was made: JAX would wait for ever.
+
+    Raises:
+      RuntimeError: this is such a process; the message says what to do.
+    """
+    if _forks:
+        raise RuntimeError(
+            "this process was forked from one that had used JAX, which does not work in it: start workers by "
+            "multiprocessing.get_context('spawn'), or fork before a model is loaded and load it in the worker"
+        )
+    _watch_forks()
+
+
+def find_devices() -> list[Device]:
+    """Returns the devices of this process. The first call starts JAX's backend.
+
+    Raises:
+      ConfigError: JAX can't start a backend; the message has the cause and the remedy.
+    """
+    import jax
+
+    try:
+        return list(jax.local_devices())
+    except Exception as error:  # an AssertionError without words, a RuntimeError, or what a plug-in raises
+        raise ConfigError(_explain_no_backend(error)) from error
+
+
+def explain_backend_failure() -> str | None:
+    """Explains why JAX has no devices, if it was imported and has none."""
+    if "jax" not in sys.modules:
+        return None
+    try:
+        find_devices()
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def _explain_no_backend(error: Exception) -> str:
+    cause = " ".join(str(error).split()) or f"{type(error).__name__} without a message"
+    wanted = os.environ.get("JAX_PLATFORMS")
+    if not wanted:
+        return f"JAX can't start on this machine: {cause[:300]}; set JAX_PLATFORMS=cpu to compute on the processor"
+    extra = {"cuda": "cuda13", "gpu": "cuda13", "tpu": "tpu", "rocm": "rocm"}.get(wanted.split(",")[0].strip().lower())
+    install = f", or install JAX for it: pip install 'jax[{extra}]'" if extra else ", or name one that is there: cpu"
+    return (
+        f"JAX_PLATFORMS={wanted}, but JAX finds no such device here, or is installed without support for it "
+        f"({cause[:300]}): unset JAX_PLATFORMS{install}"
+    )
 
 
 def machine() -> dict[str, Any]:

@@ -11,6 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from ecapa_jax.modes import allow_rank_promotion
+
 AnyArray: TypeAlias = Array | np.ndarray
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -20,7 +22,7 @@ EPSILON = 1e-6
 
 def typed_jit(function: Function, **options: Any) -> Function:
     """Applies `jax.jit` and keeps the signature for type checkers, which otherwise see arguments of any type."""
-    return cast("Function", jax.jit(function, **options))
+    return cast("Function", jax.jit(allow_rank_promotion(function), **options))
 
 
 @typed_jit

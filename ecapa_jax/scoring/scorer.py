@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable, Sequence
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import Float, Float32
 
 from ecapa_jax.config import ScoringName
 from ecapa_jax.errors import ConfigError
+from ecapa_jax.modes import in_library_modes
 from ecapa_jax.scoring.calibration import calibrate, quality
 from ecapa_jax.scoring.config import SCORE_TYPES, Cohort, ScoreType, Scoring, scoring_text
 from ecapa_jax.scoring.cosine import EPSILON, score_matrix
@@ -132,6 +134,7 @@ class Scorer:
         starts = np.linspace(0, len(long) - WINDOW_SAMPLES, WINDOWS).astype(int)
         return [waveform, *(long[start : start + WINDOW_SAMPLES] for start in starts)]
 
+    @in_library_modes
     def score(
         self,
         a: Float[np.ndarray, "views embedding"],
@@ -181,6 +184,8 @@ def checked_threshold(threshold: float, scoring: Scoring = NAMED["cosine"]) -> f
     Raises:
       ConfigError: the threshold is not a number, or lies outside the range of the score.
     """
+    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real):
+        raise ConfigError(f"the threshold is {threshold!r}, which is no number: give one such as 0.3")
     if not scoring.allows(threshold):
         what = SCORE_TYPES[scoring.score_type]
         where = "a threshold lies in [-1, 1], as scores do" if scoring.bounded else "a threshold is a finite number"

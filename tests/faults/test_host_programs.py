@@ -1,0 +1,197 @@
+"""Programs around the library: their JAX modes, their worker processes, what they pass to the pure functions."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ecapa_jax
+from helpers.bundles import make
+from helpers.cli import PROGRAM, run
+from helpers.modes import MODES
+from helpers.sounds import sound
+
+
+@pytest.fixture(scope="module")
+def encoder() -> ecapa_jax.SpeakerEncoder:
+    return ecapa_jax.SpeakerEncoder.from_bundle(make())
+
+
+@pytest.fixture(scope="module")
+def expected(encoder: ecapa_jax.SpeakerEncoder) -> np.ndarray:
+    return encoder.embed([sound(0.9), sound(0.5)])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_encoder_computes_the_same_in_every_mode(encoder, expected, mode, every_sound_is_speech):
+    """The loaded encoder, a new one, and what they score; float32 always."""
+    with MODES[mode]():
+        for model in (encoder, encoder.with_dtype("float32")):
+            found = model.embed([sound(0.9), sound(0.5)])
+            assert (found.dtype, np.isfinite(found).all()) == (np.float32, True)
+            np.testing.assert_array_equal(found, expected)
+        answer = encoder.verify(sound(0.9), sound(0.9))
+    assert answer.score == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["rank_promotion", "x64", "disable_jit"])
+def test_the_pure_function_computes_the_same_in_every_mode(encoder, expected, mode):
+    waveforms, lengths = np.zeros((2, 14400), np.float32), np.array([14400, 8000], np.int32)
+    waveforms[0], waveforms[1, :8000] = sound(0.9), sound(0.5)
+    with MODES[mode]():
+        found = ecapa_jax.embed(encoder.config, encoder.variables, waveforms, lengths)
+        scores = ecapa_jax.score_matrix(found, found)
+    assert (found.dtype, scores.dtype) == (np.float32, np.float32)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_pickle_and_deepcopy(encoder, expected):
+    """Weights as NumPy arrays, scoring and dtype; the copy embeds as the original does."""
+    data = pickle.dumps(encoder)
+    assert b"jaxlib" not in data
+    for copied in (pickle.loads(data), copy.deepcopy(encoder)):
+        assert (copied.fingerprint, copied.dtype) == (encoder.fingerprint, encoder.dtype)
+        assert copied.scorer.scoring == encoder.scorer.scoring
+        np.testing.assert_array_equal(copied.scorer.embedding_mean, encoder.scorer.embedding_mean)
+        np.testing.assert_array_equal(copied.embed([sound(0.9), sound(0.5)]), expected)
+    assert copy.copy(encoder).programs is encoder.programs
+
+
+FORK = """
+import multiprocessing, warnings
+import numpy as np, ecapa_jax
+warnings.simplefilter("ignore")  # JAX and Python warn of the fork itself
+encoder = ecapa_jax.load()
+tone = np.sin(np.arange(16000) / 20).astype(np.float32) / 4
+
+def attempt(do):
+    try:
+        return type(do()).__name__
+    except RuntimeError as error:
+        return str(error)
+
+def work(_):
+    return [attempt(lambda: encoder.read(tone)), attempt(lambda: encoder.embed(tone)), attempt(ecapa_jax.load)]
+
+if __name__ == "__main__":
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        print(pool.map_async(work, [0]).get(timeout=60)[0])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_worker_is_told_to_spawn() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    read, embedded, loaded = eval(done.stdout)
+    assert read == "ndarray"  # decoding needs no JAX
+    for message in (embedded, loaded):
+        assert "spawn" in message
+
+
+FUNCTIONAL = """
+import json
+import numpy as np, jax, ecapa_jax
+encoder = ecapa_jax.load()
+x = np.zeros((1, 16000), np.float32)
+calls = {
+    "relative lengths": (x, np.ones(1, np.float32)),
+    "float lengths": (x, np.array([16000.0])),
+    "int16": (x.astype(np.int16), np.array([16000])),
+    "int32": (x.astype(np.int32), np.array([16000])),
+    "one axis": (x[0], np.array([16000])),
+    "three axes": (x[None], np.array([16000])),
+    "one length for two": (np.repeat(x, 2, 0), np.array([16000])),
+    "scalar length": (x, np.int32(16000)),
+}
+for name, (waveforms, lengths) in calls.items():
+    for function in (ecapa_jax.embed, jax.jit(ecapa_jax.embed, static_argnums=0)):
+        try:
+            function(encoder.config, encoder.variables, waveforms, lengths)
+            print(json.dumps([name, "no error", ""]))
+        except Exception as error:
+            print(json.dumps([name, type(error).__name__, str(error)]))
+"""
+WORDS = {
+    "relative lengths": ("TypeError", "numbers of samples"),
+    "float lengths": ("TypeError", "numbers of samples"),
+    "int16": ("TypeError", "float32 in [-1, 1]"),
+    "int32": ("TypeError", "float32 in [-1, 1]"),
+    "one axis": ("ValueError", "[batch, samples]"),
+    "three axes": ("ValueError", "[batch, samples]"),
+    "one length for two": ("ValueError", "one for each waveform"),
+    "scalar length": ("ValueError", "one for each waveform"),
+}
+
+
+def test_the_pure_function_says_what_it_expects() -> None:
+    """In a process of its own, because here beartype would complain first."""
+    done = subprocess.run([sys.executable, "-c", FUNCTIONAL], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == 2 * len(WORDS)
+    for name, kind, message in found:
+        assert kind == WORDS[name][0], (name, message)
+        assert WORDS[name][1] in message
+        assert "\n" not in message
+
+
+@pytest.mark.parametrize("threshold", ["0.3", "high", True, [0.3]], ids=["digits", "word", "bool", "list"])
+def test_a_threshold_that_is_no_number(encoder, threshold: Any) -> None:
+    from ecapa_jax.scoring.scorer import checked_threshold
+
+    unchecked = getattr(checked_threshold, "__wrapped__", checked_threshold)
+    with pytest.raises(ecapa_jax.ConfigError, match="no number"):
+        unchecked(threshold)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
+def test_a_platform_that_is_not_there(platform: str) -> None:
+    """Exit 2 and one line with the variable and the remedy; `doctor` has the cause."""
+    environment = {**os.environ, "JAX_PLATFORMS": platform}
+    audio = str(Path(__file__).parents[2] / "examples" / "audio" / "rms_1.flac")
+    done = subprocess.run([PROGRAM, "verify", audio, audio], capture_output=True, text=True, env=environment)
+    line = done.stderr.strip().splitlines()[-1]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line.startswith(f"ecapa-jax: JAX_PLATFORMS={platform}, but JAX finds no such device")
+    assert "unset JAX_PLATFORMS" in line
+    if platform == "cuda":
+        told = subprocess.run([PROGRAM, "doctor"], capture_output=True, text=True, env=environment)
+        assert told.returncode == 2
+        assert f"JAX_PLATFORMS={platform}, but" in told.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", [["info"], ["info", "--json"], ["convert", "--list"]], ids=["info", "json", "list"])
+def test_a_full_disk_behind_standard_output(command: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([PROGRAM, *command], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "ecapa-jax: No space left on device; free some space, or write elsewhere\n"
+
+
+@pytest.mark.parametrize("command", [["convert", "--list"], ["info"]], ids=["list", "info"])
+def test_a_reader_that_has_gone(command: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as pipe:
+        done = subprocess.run([PROGRAM, *command], stdout=pipe, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc")
+@pytest.mark.parametrize("path", ["/proc/self/mem", "/proc/self/pagemap", "/dev/null"])
+def test_files_of_the_system_are_no_recordings(capsys, path: str) -> None:
+    result = run(capsys, "verify", path, path)
+    assert (result.code, result.out) == (2, "")
+    assert path in result.err
+    assert result.err.count("\n") == 1

@@ -1,0 +1,22 @@
+"""Training in a program that has set JAX's modes for its own code."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from ecapa_jax.train.config import TrainConfig
+from ecapa_jax.train.loop import train
+from helpers.modes import MODES
+from helpers.training import Silent
+
+
+@pytest.mark.thorough
+def test_a_run_in_every_mode(config: TrainConfig, tmp_path: Path) -> None:
+    """All modes at once."""
+    with contextlib.ExitStack() as held:
+        for mode in MODES.values():
+            held.enter_context(mode())
+        assert train(config, tmp_path / "run", Silent()).finished
