@@ -115,7 +115,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path, copy, kind):
         copy.rename(target)
         (target / "notes.txt").write_text("precious")
     before = contents(tmp_path)
-    with pytest.raises(BundleError, match=r"is not a bundle|notes.txt, which is no part") as error:
+    with pytest.raises(BundleError, match=r"is not a bundle|notes.txt, which does not belong") as error:
         save_bundle(make(), target, force=True)
     assert str(error.value).startswith(str(target))
     with pytest.raises(BundleError, match="exists"):

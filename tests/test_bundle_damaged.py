@@ -161,7 +161,7 @@ CALIBRATION = {"offset": 1.0, "weight": 2.0, "measures": [], "measure_weights": 
         ({"normalisation": "s_norm", "top_n": 2.5}, "scoring.top_n is 2.5"),
         ({"normalisation": "s_norm", "score_map": "half"}, "is for cosines only"),
         ({"normalisation": "s_norm", "views": "whole_and_windows"}, "scores of whole recordings"),
-        ({"calibration": {**CALIBRATION, "weight": 0}}, "that of the score positive"),
+        ({"calibration": {**CALIBRATION, "weight": 0}}, "weight of the score positive"),
         ({"calibration": {**CALIBRATION, "measures": ["duration"]}}, "not 2 each"),
         ({"calibration": {**CALIBRATION, "measures": [3]}}, "scoring.calibration.measures[0] is 3"),
         ({"calibration": {**CALIBRATION, "colour": 1}}, "scoring.calibration: unknown key colour"),

@@ -26,7 +26,7 @@ from ecapa_jax.train.dev import DevResult, dev_trials
 from ecapa_jax.train.finish import write_bundle
 from ecapa_jax.train.record import METRICS, Record, plot_curves, read_lines, to_python
 from ecapa_jax.train.rooms import make_room_bank
-from ecapa_jax.train.scale.mesh import global_batch, make_mesh, mesh_size, process_rows, replicated
+from ecapa_jax.train.scale.mesh import global_batch, make_mesh, mesh_size, process_rows, replicate
 from ecapa_jax.train.scale.processes import any_process, is_first, on_first
 from ecapa_jax.train.schedules import Clock, learning_rate, margin
 from ecapa_jax.train.start import CHECKPOINTS, Start, abstract_state, claim, count_classes, start
@@ -181,7 +181,7 @@ class _Run:
         self.loader = Loader(config.data, config.augment, manifest, self.order, self.rows, table)
         self.batches = Batches(self.loader, self.rows, config.data, begin.step)
         banks: dict[str, Any] = make_room_bank(config.augment, manifest.rate, config.run.seed)
-        self.banks = replicated(mesh, banks if bundle is None else {**banks, "teacher": bundle.arrays})
+        self.banks = replicate(mesh, banks if bundle is None else {**banks, "teacher": bundle.arrays})
         self.state, self.step, self.best = begin.state, begin.step, begin.best
         self.dev_name = on_first(lambda: dev_trials(config).name) if config.run.dev_trials else ""
         self.result: DevResult | None = None
@@ -237,7 +237,7 @@ class _Run:
         if "accuracy" in figures:
             figures["margin"] = margin(self.config.loss, self.setup.clock, done)
         line = {"step": self.step, **to_python(figures)}
-        self.state["sums"] = replicated(self.mesh, zero_sums())
+        self.state["sums"] = replicate(self.mesh, zero_sums())
         self._write(line)
         self._report_times(line)
         for name, problem in self.loader.problems.items():

@@ -19,7 +19,7 @@ from ecapa_jax.errors import TrainingError
 from ecapa_jax.functional import Variables
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.manifest import TrainingManifest
-from ecapa_jax.train.scale.mesh import EVERYWHERE, padded, replicated, state_shardings
+from ecapa_jax.train.scale.mesh import EVERYWHERE, pad_speakers, replicate, state_shardings
 from ecapa_jax.train.settings import build_config, config_document
 from ecapa_jax.train.state import State, draw_centres, init_state
 
@@ -151,10 +151,10 @@ def fresh_state(
 ) -> State:
     """Makes the state before the first step. Each device draws its own part, so that no device holds all speakers."""
     if mesh is None:
-        return replicated(None, init_state(config, n_classes, variables, centres))
+        return replicate(None, init_state(config, n_classes, variables, centres))
 
     def make(variables: Variables | None, centres: np.ndarray | None) -> State:
-        return padded(mesh, init_state(config, n_classes, variables, centres))
+        return pad_speakers(mesh, init_state(config, n_classes, variables, centres))
 
     host = jax.tree.map(np.asarray, (variables, centres))
     shardings = state_shardings(mesh, jax.eval_shape(make, *host))
@@ -163,7 +163,7 @@ def fresh_state(
 
 def abstract_state(config: TrainConfig, n_classes: int, mesh: Mesh | None) -> State:
     """Returns shapes, dtypes and shardings of the state of a run, without computing anything."""
-    abstract = jax.eval_shape(lambda: padded(mesh, init_state(config, n_classes)))
+    abstract = jax.eval_shape(lambda: pad_speakers(mesh, init_state(config, n_classes)))
     return _with_shardings(abstract, state_shardings(mesh, abstract))
 
 

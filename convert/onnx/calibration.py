@@ -1,4 +1,4 @@
-"""Speech that int8 activations are calibrated on: which recordings, and what the exported model is given of them."""
+"""Speech for the calibration of int8 activations: finds recordings and computes inputs of the exported model."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ from ecapa_jax.features.frames import frame_count
 from ecapa_jax.onnx_file import LENGTHS, WAVEFORMS
 
 MAX_RECORDINGS = 200
-"""More widen the ranges little."""
+"""Most recordings that are used; more would hardly widen the ranges."""
 
 MAX_SECONDS = 20
-"""Of each recording, its beginning."""
+"""Length of the beginning of each recording that is used."""
 
 SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr"}
 
 
 def demo_recordings() -> list[Path]:
-    """The packaged demo speech: six recordings of synthetic voices."""
+    """Returns the packaged demo speech: six recordings of synthetic voices."""
     folder = Path(str(resources.files("ecapa_jax") / "serve" / "static" / "samples"))
     return sorted(folder.glob("*.flac"))
 
 
 def find_recordings(folder: str | os.PathLike[str]) -> list[Path]:
-    """Recordings below a folder, at most `MAX_RECORDINGS`, evenly chosen.
+    """Finds recordings below a folder and chooses at most `MAX_RECORDINGS` of them evenly.
 
     Raises:
       ConfigError: there are none.
@@ -51,7 +51,7 @@ def find_recordings(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def calibration_feeds(config: ModelConfig, variables: Variables, takes: str, paths: Sequence[Path]) -> Iterator[Feed]:
-    """What an exported model is given of each recording.
+    """Computes the inputs of an exported model for each recording.
 
     Args:
       config: of the model.
@@ -62,7 +62,7 @@ def calibration_feeds(config: ModelConfig, variables: Variables, takes: str, pat
     Raises:
       AudioError: one can't be read.
     """
-    features = None if takes == "waveform" else features_of(config, variables, takes)
+    features = None if takes == "waveform" else make_feature_function(config, variables, takes)
     for path in paths:
         audio = open_recording(config, path, None, "repeat")
         assert isinstance(audio, np.ndarray)
@@ -71,8 +71,8 @@ def calibration_feeds(config: ModelConfig, variables: Variables, takes: str, pat
         yield feed if features is None else features(feed)
 
 
-class FeaturesOf:
-    """The front end in ONNX Runtime, as the input of a model without one."""
+class FrontEndRunner:
+    """Runs the front end in ONNX Runtime, to make the inputs of a model without a front end."""
 
     def __init__(self, fbank: FbankConfig, model: onnx.ModelProto, name: str, *, transposed: bool) -> None:
         import onnxruntime
@@ -81,7 +81,7 @@ class FeaturesOf:
         self._fbank, self._name, self._transposed = fbank, name, transposed
 
     def __call__(self, feed: Feed) -> Feed:
-        """From the waveform of one recording to the model's input, without blank frames."""
+        """Computes the input of the model from the waveform of one recording, without blank frames."""
         n_frames = frame_count(self._fbank, int(feed[LENGTHS][0]))
         found: Float32[np.ndarray, "one mels frames"] = self._session.run(None, feed)[0][:, :, :n_frames]
         if self._transposed:
@@ -89,8 +89,8 @@ class FeaturesOf:
         return {self._name: np.ascontiguousarray(found.transpose(0, 2, 1))}
 
 
-def features_of(config: ModelConfig, variables: Variables, takes: str) -> FeaturesOf:
-    """What turns waveforms into the input of a model that takes features.
+def make_feature_function(config: ModelConfig, variables: Variables, takes: str) -> FrontEndRunner:
+    """Makes the function that turns waveforms into the input of a model that takes features.
 
     Args:
       config, variables, takes: as for `calibration_feeds`.
@@ -111,4 +111,4 @@ def features_of(config: ModelConfig, variables: Variables, takes: str) -> Featur
         name="front_end",
         text="",
     )
-    return FeaturesOf(fbank, model, name, transposed=kind == "nemo")
+    return FrontEndRunner(fbank, model, name, transposed=kind == "nemo")

@@ -1,4 +1,4 @@
-"""A bundle as an ONNX model, for ONNX Runtime, OpenVINO, sherpa-onnx and all that read them."""
+"""Exports a bundle as an ONNX model, for ONNX Runtime, OpenVINO, sherpa-onnx and other programs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FEATURES = "features"
 
 
 def export_onnx(bundle: Bundle, takes: Input = "waveform") -> onnx.ModelProto:
-    """The ONNX model of a bundle, in float32.
+    """Makes the ONNX model of a bundle, in float32.
 
     Args:
       bundle: the model.
@@ -36,7 +36,7 @@ def export_onnx(bundle: Bundle, takes: Input = "waveform") -> onnx.ModelProto:
       fewest samples.
     """
     graph = Graph()
-    variables = on_host(fold(bundle.config, on_host(bundle.variables)))
+    variables = to_numpy(fold(bundle.config, to_numpy(bundle.variables)))
     if takes == "waveform":
         inputs = [
             helper.make_tensor_value_info(WAVEFORMS, TensorProto.FLOAT, ["batch", "samples"]),
@@ -87,8 +87,8 @@ def _write_embedding(
     return write_pooling(graph, bundle.config.ecapa, variables, x, utterances)
 
 
-def on_host(variables: Any) -> Any:
-    """The arrays as NumPy's."""
+def to_numpy(variables: Any) -> Any:
+    """Converts arrays to NumPy."""
     if isinstance(variables, dict):
-        return {name: on_host(leaf) for name, leaf in variables.items()}
+        return {name: to_numpy(leaf) for name, leaf in variables.items()}
     return np.asarray(variables)

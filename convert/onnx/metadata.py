@@ -1,4 +1,4 @@
-"""What an exported ONNX file says of itself, to this library, to other programs and to people."""
+"""The metadata of an exported ONNX file, for this library, for other programs and for people."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ecapa_jax.scoring.scorer import Scorer
 
 
 def metadata(bundle: Bundle, takes: str, precision: str = "float32") -> dict[str, str]:
-    """The metadata of an export, all text.
+    """Makes the metadata of an export, in which every value is text.
 
     Args:
       bundle: the model.
       takes: `waveform`, `features` or `sherpa`.
-      precision: of its weights, `float32`, `float16` or `int8`.
+      precision: precision of the weights, `float32`, `float16` or `int8`.
     """
     config, provenance = bundle.config, bundle.provenance
     threshold = bundle.scoring.threshold
@@ -51,7 +51,7 @@ _INPUTS = {
 
 
 def card(about: dict[str, str]) -> str:
-    """A model card from the metadata: the file's `doc_string`."""
+    """Makes a model card from the metadata, which becomes the `doc_string` of the file."""
     lines = [
         f"ECAPA-TDNN speaker encoder: {about['model']} (family {about['family']}), exported by ecapa-jax.",
         f"Input: {_INPUTS[about['input']].format(**about)}.",

@@ -1,4 +1,4 @@
-"""Smaller numbers in an exported ONNX model: int8 in the convolutions over time, or float16 weights."""
+"""Quantises an exported ONNX model: int8 in the convolutions over time, or float16 weights."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from onnx import TensorProto, helper, numpy_helper
 from ecapa_jax.errors import ConfigError
 
 IN_FLOAT32 = re.compile(r"(^|/)(front_end|se|pooling|projection)/")
-"""Whose convolutions stay: what is done once an utterance, and what decides how frames are weighed."""
+"""Modules whose convolutions are not quantised: they run once per utterance, or decide the weights of frames."""
 
 Feed = dict[str, np.ndarray]
 
 
 def to_int8(model: onnx.ModelProto, calibration: Iterable[Feed]) -> onnx.ModelProto:
-    """The model with int8 convolutions: weights a channel, activations by the range that calibration shows.
+    """Quantises convolutions to int8: weights per channel, activations by the ranges found in calibration.
 
     ONNX Runtime's static quantisation, as QuantizeLinear and DequantizeLinear about each convolution of the stem, the
     blocks and the MFA. Everything else, front end, squeeze-excitation, statistics and pooling, stays float32.
 
     Args:
-      model: as `export_onnx` makes it.
-      calibration: inputs of the model, one recording each.
+      model: result of `export_onnx`.
+      calibration: inputs of the model for each recording.
 
     Raises:
       ConfigError: there is no recording to calibrate with.
@@ -42,13 +42,13 @@ def to_int8(model: onnx.ModelProto, calibration: Iterable[Feed]) -> onnx.ModelPr
         raise ConfigError("there is no recording to calibrate with: name a folder of speech with --calibration")
 
     class Reader(CalibrationDataReader):
-        """Gives one recording after the other."""
+        """Yields the inputs of one recording after the other."""
 
         def __init__(self) -> None:
             self._feeds = itertools.chain([first], feeds)
 
         def get_next(self) -> Feed | None:
-            """The next inputs."""
+            """Returns the next inputs."""
             return next(self._feeds, None)
 
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
@@ -79,7 +79,7 @@ def to_int8(model: onnx.ModelProto, calibration: Iterable[Feed]) -> onnx.ModelPr
 
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with float16 kernels, which are read as float32: half the size, the same speed.
+    """Stores kernels in float16 and casts them to float32 when the model loads: half the size at the same speed.
 
     Only kernels of convolutions are stored so: the front end's matrices, biases and normalisations stay float32.
     """
@@ -114,7 +114,7 @@ def _store_in_int8(model: onnx.ModelProto) -> None:
 
 
 def _kernels(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    """The float32 kernels of convolutions."""
+    """Finds the float32 kernels of convolutions."""
     names = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
     return [tensor for tensor in model.graph.initializer if tensor.name in names]
 

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from ecapa_jax.bundle.bundle import Bundle
 from ecapa_jax.config import FbankConfig
-from ecapa_jax.convert.onnx.export import on_host, write_from_frames
+from ecapa_jax.convert.onnx.export import to_numpy, write_from_frames
 from ecapa_jax.convert.onnx.graph import Graph
 from ecapa_jax.convert.onnx.metadata import card, metadata
 from ecapa_jax.errors import ConfigError
@@ -111,7 +111,7 @@ def export_sherpa(bundle: Bundle) -> onnx.ModelProto:
     """
     config = bundle.config
     kind = framework(config.fbank)
-    variables = on_host(fold(config, on_host(bundle.variables)))
+    variables = to_numpy(fold(config, to_numpy(bundle.variables)))
     conv = variables["params"]["stem"]["conv"]
     kernel = np.einsum("to,koc->ktc", band_map(config.fbank), np.float64(conv["kernel"])).astype(np.float32)
     variables["params"]["stem"] = {**variables["params"]["stem"], "conv": {**conv, "kernel": kernel}}

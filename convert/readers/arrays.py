@@ -1,4 +1,4 @@
-"""From a pickle machine's views to arrays, checked before anything is allocated; and the errors of all readers."""
+"""Turns the views of a pickle machine into arrays, with checks before anything is allocated; errors of all readers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 
 def check_bool(array: np.ndarray) -> np.ndarray:
-    """The array itself. A bool array's bytes must be 0 or 1: NumPy takes that for granted and goes wrong elsewhere.
+    """Returns the array. The bytes of a bool array must be 0 or 1, because NumPy relies on that without checking.
 
     Raises:
       ConversionError: a bool array holds another byte.
@@ -66,10 +66,10 @@ def check_bool(array: np.ndarray) -> np.ndarray:
 
 
 class TreeBuilder:
-    """Replaces each `View` of a machine's tree by a read-only array, reading each storage once, when first needed.
+    """Replaces each `View` in a tree by a read-only array; reads each storage once, when it is first needed.
 
     Args:
-      read: the bytes of a storage, as many as it claims.
+      read: function that returns the bytes of a storage, as many as the storage claims.
       max_bytes: limit on the size of all tensors together.
     """
 
@@ -81,7 +81,7 @@ class TreeBuilder:
         self._built: dict[int, object] = {}  # by id: an object named many times in the tree is built once
 
     def build(self, node: object, depth: int = 0) -> object:
-        """The tree below `node`, with arrays."""
+        """Returns the tree below `node` with arrays."""
         if isinstance(node, SCALARS):
             return node
         if id(node) not in self._built:
@@ -133,7 +133,7 @@ class TreeBuilder:
 
 
 def wrong_size(storage: Storage, found: int) -> ConversionError:
-    """A storage that is not as long as the pickle says."""
+    """Makes the error for a storage whose length differs from that in the pickle."""
     wanted = storage.numel * storage.dtype.itemsize
     return ConversionError(
         f"storage {show(storage.key)} has {found} bytes but should have {wanted}; the file is damaged"

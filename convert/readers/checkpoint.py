@@ -55,8 +55,8 @@ class Checkpoint:
 
     Attributes:
       path: the file.
-      sha256: of the whole file, in hexadecimal.
-      format: the container.
+      sha256: digest of the whole file, in hexadecimal.
+      format: format of the container.
       content: dicts, lists, tuples and scalars, with a read-only array for each tensor; for safetensors and npz, name
         to array.
       inside: other files of the archive that families read, by name.
@@ -73,7 +73,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a checkpoint of PyTorch or NeMo, a safetensors or an npz file, whatever its suffix; nothing in it is run.
 
     Raises:
-      ConversionError: there is no such file, or it is of another format, damaged, or holds more than plain weights.
+      ConversionError: the file is missing or damaged, has an unknown format, or holds more than plain weights.
     """
     path = Path(path)
     name = str(path)
@@ -112,16 +112,16 @@ def _read(file: io.BufferedReader | io.BytesIO, name: str, kind: Format) -> tupl
 def find_tensors(
     content: object, key: str | None = None, fits: Callable[[Mapping[str, np.ndarray]], bool] = lambda arrays: True
 ) -> tuple[dict[str, np.ndarray], str]:
-    """The mapping of names to arrays inside a checkpoint's content, and the key it was found under.
+    """Finds the mapping of names to arrays in the content of a checkpoint, and the key under which it is.
 
-    It is the top level (key "") or the value of one of the usual wrapper keys, whichever comes first and has names as
-    keys, at least one array, and otherwise only scalars and strings, which are left out. If none of these fits, and
-    exactly one dict under any other key does, it is that one.
+    The mapping is the top level (key "") or the value of one of the usual wrapper keys, whichever comes first and has
+    names as keys, at least one array, and otherwise only scalars and strings, which are left out. If none of these
+    fits, but exactly one dict under any other key does, it is that dict.
 
     Args:
-      content: of the checkpoint.
-      key: where the mapping is, for one that several fit: keys joined by dots.
-      fits: whether a mapping can be meant.
+      content: content of the checkpoint.
+      key: location of the mapping, as keys joined by dots, if several mappings fit.
+      fits: function that says whether a mapping is acceptable.
 
     Raises:
       ConversionError: there is no such mapping, or several fit under unusual keys.
@@ -131,7 +131,9 @@ def find_tensors(
     found = _flat_dicts(content)
     if key is not None:
         if key not in found:
-            raise ConversionError(f"it has no dict of tensors under {show(key)!r}; it has some under: {_shown(found)}")
+            raise ConversionError(
+                f"it has no dict of tensors under {show(key)!r}; it has some under: {_describe_keys(found)}"
+            )
         return found[key], key
     usual = [wrapper for wrapper in ("", *_WRAPPERS) if wrapper in found]
     for wrapper in usual:
@@ -139,7 +141,7 @@ def find_tensors(
             return found[wrapper], wrapper
     fitting = [wrapper for wrapper in found if fits(found[wrapper])]
     if len(fitting) > 1:
-        raise ConversionError(f"several dicts of tensors fit ({_shown(fitting)}): name one with --key")
+        raise ConversionError(f"several dicts of tensors fit ({_describe_keys(fitting)}): name one with --key")
     if fitting or usual:
         wrapper = (fitting or usual)[0]
         return found[wrapper], wrapper
@@ -151,7 +153,7 @@ def find_tensors(
 
 
 def _flat_dicts(content: Mapping[Any, Any], depth: int = 3) -> dict[str, dict[str, np.ndarray]]:
-    """Every mapping of names to arrays, with other scalars left out, by its keys joined by dots."""
+    """Finds every mapping of names to arrays, without scalars, by its keys joined by dots."""
     found: dict[str, dict[str, np.ndarray]] = {}
     if _is_flat(content):
         arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
@@ -163,16 +165,16 @@ def _flat_dicts(content: Mapping[Any, Any], depth: int = 3) -> dict[str, dict[st
     return found
 
 
-def _shown(keys: Iterable[str]) -> str:
+def _describe_keys(keys: Iterable[str]) -> str:
     shown = [show(key) or "the top level" for key in keys]
     return ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "") or "nothing"
 
 
 def read_embedding_mean(path: str | os.PathLike[str]) -> np.ndarray:
-    """The array of an .npy file.
+    """Reads the array in an .npy file.
 
     Raises:
-      ConversionError: it can't be read, or is no .npy file of numbers.
+      ConversionError: the file can't be read, or is not an .npy file of numbers.
     """
     with one_line_errors(str(path)), open(path, "rb") as file:
         return np.lib.format.read_array(file, allow_pickle=False)
@@ -194,7 +196,7 @@ def _head(file: io.BufferedIOBase) -> bytes:
 
 
 def _format(file: io.BufferedIOBase) -> Format:
-    """The container, by the first bytes."""
+    """Detects the format of the container by the first bytes."""
     size = file.seek(0, os.SEEK_END)
     head = _head(file)
     # First, as a header's length may begin with another format's magic bytes: 640 is those of a pickle, 80 02.
@@ -220,7 +222,7 @@ def _tar_member(head: bytes) -> str:
 
 
 def _why_not(head: bytes, size: int) -> str | None:
-    """What a file that is no checkpoint is, by its first bytes; None when they don't tell."""
+    """Says what a file is that is not a checkpoint, by its first bytes; None if they don't show it."""
     if not size:
         return "it is empty; download it again"
     if head[:1] == b"\x08" and any(name in head for name in _ONNX_PRODUCERS):

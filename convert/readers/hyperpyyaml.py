@@ -1,8 +1,8 @@
-"""HyperPyYAML read as data. Loading it the usual way calls whatever its tags name; here a tag is text.
+"""Reads HyperPyYAML as data. The usual loader calls whatever its tags name; here a tag is only text.
 
-Only the parse tree is made, and values are read out of it where they are asked for. So nothing is constructed, an
-anchor costs nothing however often it is repeated, and a file that holds what this reader does not know is no trouble
-as long as the model does not need it.
+Only the parse tree is made, and values are read from it when they are asked for. So nothing is constructed, an anchor
+costs nothing however often it is repeated, and content that this reader does not know is no problem as long as the
+model does not need it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Unread:
-    """A value that is no plain scalar or list of them: a call, an expression, a mapping. `text` is for messages."""
+    """A value that is not a plain scalar or a list of scalars, such as a call or a mapping. `text` is for messages."""
 
     text: str
 
@@ -43,7 +43,7 @@ Value: TypeAlias = Any
 
 
 class Hyperparams:
-    """One file. Every error starts with its path."""
+    """A HyperPyYAML file. Every error message starts with its path."""
 
     def __init__(self, path: Path):
         """Parses the file.
@@ -72,11 +72,11 @@ class Hyperparams:
             raise self.error("it is not a YAML mapping")
 
     def error(self, message: str) -> ConversionError:
-        """An error about this file."""
+        """Makes an error about this file."""
         return ConversionError(f"{self.path}: {message}")
 
     def part(self, name: str) -> tuple[str, dict[str, Value]] | None:
-        """The object of a name, from `modules` or else from the top level: its tag, and its keyword arguments.
+        """Returns tag and keyword arguments of the object of a name, from `modules` or the top level.
 
         Raises:
           ConversionError: its arguments are not a mapping of names to values.
@@ -105,7 +105,7 @@ class Hyperparams:
         return self._follow(found[0]) if found else None
 
     def _follow(self, node: yaml.Node) -> yaml.Node:
-        """The node that `!ref <name>` stands for; a path or an expression stays what it is."""
+        """Returns the node that `!ref <name>` refers to; returns a path or an expression unchanged."""
         for _ in range(_MAX_HOPS):
             if node.tag not in ("!ref", "!copy") or not isinstance(node, yaml.ScalarNode):
                 return node
@@ -130,7 +130,7 @@ class Hyperparams:
 
 
 def _scalar(text: str) -> Value:
-    """A plain scalar, where all versions of YAML agree on it; text where they don't, such as `no` or `010`."""
+    """Parses a plain scalar if all versions of YAML agree on it; returns text otherwise, as for `no` or `010`."""
     if text in _WORDS:
         return _WORDS[text]
     if re.fullmatch(r"[-+]?(0|[1-9]\d{0,17})", text):

@@ -1,7 +1,7 @@
-"""NeMo's archives: a tar, plain or compressed with gzip, of a YAML file and a PyTorch checkpoint. Nothing is unpacked.
+"""Reads archives of NeMo: a tar, plain or gzipped, of a YAML file and a PyTorch checkpoint. Nothing is unpacked.
 
-Headers are parsed by `tarfile.TarInfo`; the walk from one to the next is here, as `tarfile`'s own reads as much as an
-extended header asks for and follows links.
+`tarfile.TarInfo` parses headers, but the walk from one header to the next is here: that of `tarfile` reads as much as
+an extended header asks for, and follows links.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ class _Window(io.RawIOBase):
         self._file, self._start, self._size, self._at = file, start, size, 0
 
     def readable(self) -> bool:
-        """Always."""
+        """Returns True."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
+        """Returns True."""
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """As of any file."""
+        """Does the same as for any file."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError("negative seek position")
@@ -51,7 +51,7 @@ class _Window(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """As of any file."""
+        """Does the same as for any file."""
         self._file.seek(self._start + self._at)
         data = self._file.read(min(len(buffer), max(self._size - self._at, 0)))
         buffer[: len(data)] = data
@@ -62,13 +62,13 @@ class _Window(io.RawIOBase):
 def open_nemo(
     file: io.BufferedReader | io.BytesIO, name: str, *, compressed: bool
 ) -> tuple[bytes, io.BufferedReader | io.BytesIO]:
-    """The text of `model_config.yaml`, and `model_weights.ckpt` as a file to read.
+    """Returns the text of `model_config.yaml`, and `model_weights.ckpt` as a file to read.
 
-    A compressed archive's weights are held in memory, at most four times the archive and 16 MiB of all it unpacks to.
+    The weights of a compressed archive are held in memory, up to four times the size of the archive plus 16 MiB.
 
     Raises:
-      ConversionError: it is no such archive, is damaged, holds links, devices, paths out of its folder or one of the
-        two twice, or unpacks to far more than it is.
+      ConversionError: the file is not such an archive, is damaged, contains links, devices, paths out of its folder or
+        one of the two files twice, or unpacks to far more than its size.
     """
     with one_line_errors(name):
         size = file.seek(0, os.SEEK_END)
@@ -93,7 +93,7 @@ def open_nemo(
 
 
 def _members(stream: io.BufferedIOBase, limit: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Each regular file and where its content starts; the caller may read it, and no further."""
+    """Yields each regular file and where its content starts; the caller may read this content, but nothing after it."""
     seen: set[str] = set()
     at = 0
     for _ in range(_MAX_MEMBERS):
@@ -131,7 +131,7 @@ def _header(block: bytes, *, first: bool) -> tarfile.TarInfo:
 
 
 def _plain_name(member: tarfile.TarInfo) -> str:
-    """The member's name below the archive's folder."""
+    """Returns the name of the member below the folder of the archive."""
     if member.type not in (*_FILES, tarfile.DIRTYPE):
         raise ConversionError(f"{show(member.name)} in it is a link, a device or of an unknown kind; nothing was read")
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
@@ -141,7 +141,7 @@ def _plain_name(member: tarfile.TarInfo) -> str:
 
 
 def _check_extension(records: bytes) -> None:
-    """An extended header may carry times and owners; one that renames or resizes the next member is not NeMo's."""
+    """Refuses an extended header that renames or resizes the next member, which NeMo never writes; others are fine."""
     if len(records) > _MAX_EXTENSION or any(
         word in records for word in (b" path=", b" size=", b" linkpath=", b" GNU.")
     ):

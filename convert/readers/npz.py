@@ -1,4 +1,4 @@
-"""NumPy's `.npz`: a zip of `.npy` files, compressed or not. Nothing is unpickled."""
+"""Reads NumPy's `.npz`, a zip of `.npy` files, compressed or not. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _HEADER = re.compile(
 
 
 def read_npz(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.ndarray]:
-    """Arrays by name, read-only; their names are those in the archive without `.npy`.
+    """Reads the arrays, read-only, by their names in the archive without `.npy`.
 
     Raises:
-      ConversionError: it is damaged, holds anything but plain little-endian arrays, or unpacks to more than four times
-        the file and 64 MiB.
+      ConversionError: the file is damaged, holds anything but plain little-endian arrays, or unpacks to more than four
+        times its size and 64 MiB.
     """
     with one_line_errors(name):
         size = file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""A pickle machine for weights: it builds plain containers and descriptions of tensors, and imports and runs nothing.
+"""A pickle machine for weights, which builds plain containers and descriptions of tensors, and imports or runs nothing.
 
 The pickle is interpreted here, opcode by opcode, rather than by a subclass of `pickle.Unpickler`: the standard one
 reserves whatever memory an opcode asks for, hashes tuples of any depth, and applies BUILD to any object it finds. This
@@ -20,7 +20,7 @@ import numpy as np
 from ecapa_jax.errors import ConversionError
 
 MAX_PICKLE = 16 << 20
-"""Bytes of a pickle; those of a large training checkpoint are 5 MB."""
+"""Largest pickle in bytes; that of a large training checkpoint has 5 MB."""
 
 _MAX_OPCODES = 250_000  # a one-byte opcode can make a 64-byte object; a large training checkpoint has 200 000
 _MAX_RANK = 32
@@ -41,14 +41,14 @@ _DTYPES: dict[str, np.dtype] = {
 
 
 def show(text: str) -> str:
-    """Text from a file for an error message: one printable line of at most 100 characters."""
+    """Makes text from a file fit for an error message: one printable line of at most 100 characters."""
     short = text if len(text) <= 100 else text[:97] + "..."
     return short if short.isascii() and short.isprintable() else ascii(short)
 
 
 @dataclasses.dataclass(frozen=True)
 class Global:
-    """An allowed `module.name`; what it stands for is never looked up."""
+    """An allowed `module.name`, which is never imported."""
 
     name: str
 
@@ -74,13 +74,13 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """What a checkpoint holds beside its weights, such as a NumPy scalar or a device; nothing of it is kept."""
+    """An object in a checkpoint that is not a weight, such as a NumPy scalar or a device; its content is not kept."""
 
     name: str
 
 
 def is_beside(value: object) -> bool:
-    """Whether a value of the tree is no weight, nor holds any, and is left out."""
+    """Whether a value of the tree is not a weight and contains none, so that it is left out."""
     return isinstance(value, Skipped) or (isinstance(value, Global) and value.name in _BESIDE)
 
 
@@ -108,8 +108,8 @@ _BESIDE = (
     | {"pytorch_lightning.utilities.parsing.AttributeDict", "lightning.fabric.utilities.data.AttributeDict"}
     | {"_codecs.encode", "argparse.Namespace", "types.SimpleNamespace", "typing.Any", "decimal.Decimal", "uuid.UUID"}
 )
-"""Types and makers of plain data that training programs save beside weights: they are known by name only, and whatever
-a pickle does with them is nothing. What can name code stays refused."""
+"""Types and constructors of plain data that training programs save beside weights. Only their names are known, and
+calling them does nothing. Everything that can name code is refused."""
 
 
 def _is_count(value: object) -> bool:

@@ -80,12 +80,12 @@ class Train:
         from ecapa_jax.errors import Stopped
         from ecapa_jax.runtime import compile_cache
         from ecapa_jax.train.loop import train
-        from ecapa_jax.train.scale.processes import processes_told
+        from ecapa_jax.train.scale.processes import explain_lost_processes
         from ecapa_jax.train.settings import load_config
 
         compile_cache.use_compile_cache(shortest=0.1)
         config = load_config(self.config, self.set)
-        with stop_signals() as stop, TrainProgress(quiet=self.output.quiet) as progress, processes_told():
+        with stop_signals() as stop, TrainProgress(quiet=self.output.quiet) as progress, explain_lost_processes():
             result = train(config, Path(self.out), progress, stop.is_set)
         if not result.finished:
             raise Stopped(f"stopped at step {result.step}, saved in {self.out}; run the same command to go on")

@@ -53,7 +53,7 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", ""])
-def test_the_container_is_told_by_its_bytes(tmp_path, suffix):
+def test_the_container_is_recognised_by_its_bytes(tmp_path, suffix):
     path = tmp_path / f"m{suffix}"
     write_torch_zip(path, ARRAYS)
     checkpoint = read_checkpoint(path)
@@ -196,7 +196,7 @@ def test_content_without_tensors_names_its_keys(content, words):
 
 
 @pytest.mark.peers
-def test_pytorch_files_of_other_kinds_are_told(file):
+def test_pytorch_files_of_other_kinds_are_reported(file):
     torch = pytest.importorskip("torch")
     content = {"w": torch.arange(6.0).reshape(2, 3).T, "h": torch.ones(2, dtype=torch.bfloat16), "epoch": 3}
     torch.save(content, file, _use_new_zipfile_serialization=False)

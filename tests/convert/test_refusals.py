@@ -45,7 +45,7 @@ def test_the_teacher_of_a_self_supervised_model_converts(tmp_path, name, family)
     assert_same_leaves(other.variables, EXPECTED)
 
 
-def test_mvector_is_told_by_name_and_prefix(tmp_path):
+def test_mvector_is_recognised_by_name_and_prefix(tmp_path):
     write_torch_zip(tmp_path / "model.pth", prefixed("0.", tensors()) | {"1.weight": ONE})
     bundle = convert(tmp_path)
     assert "1.weight" in bundle.source_extra

@@ -297,7 +297,7 @@ def test_the_package_makes_the_same_model_of_the_same_directory(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["!name:torch.nn.LeakyReLU", "torch.nn.LeakyReLU"])
-def test_language_identification_is_told_by_its_activation(tmp_path, name):
+def test_language_identification_is_recognised_by_its_activation(tmp_path, name):
     network = {"n_mels": 60, "embedding_dim": 256, "activation": "leaky_relu", "activation_scope": "outer"}
     config = small_config("speechbrain", width=16, **network)
     changes = [("n_mels: 80", "n_mels: 60"), ("lin_neurons: 192", f"lin_neurons: 256\n    activation: {name}")]

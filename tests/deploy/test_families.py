@@ -16,7 +16,7 @@ from ecapa_jax.batching import minimum_samples
 from ecapa_jax.bundle.bundle import Bundle
 from ecapa_jax.config import FbankConfig, ModelConfig, StdConfig
 from ecapa_jax.convert import parity as conversion
-from ecapa_jax.convert.onnx.calibration import features_of
+from ecapa_jax.convert.onnx.calibration import make_feature_function
 from ecapa_jax.convert.onnx.export import export_onnx
 from ecapa_jax.convert.sources import FAMILIES
 from helpers import families, parity
@@ -159,7 +159,7 @@ def test_every_network_from_features_and_from_a_padded_batch(name: str) -> None:
     assert max(map(parity.relative_error, found, ours)) <= parity.EMBEDDING_BOUND
     row = len(lengths) - 1
     alone = {"waveforms": waveforms[row:, : lengths[row]], "lengths": feed["lengths"][row:]}
-    features = features_of(config, variables, "features")(alone)
+    features = make_feature_function(config, variables, "features")(alone)
     (found,) = RUNTIMES["ONNX Runtime"](export_onnx(bundle, "features"), features)
     assert parity.relative_error(found, ours[row]) <= parity.EMBEDDING_BOUND
 
@@ -171,7 +171,7 @@ def test_features_of_a_family_with_blank_frames(family: str) -> None:
     waveform = families.signals()["faint"]
     lengths = np.array([len(waveform)], np.int64)
     ours = np.asarray(EMBED(config, variables, waveform[None], lengths.astype(np.int32)))
-    feed = features_of(config, variables, "features")({"waveforms": waveform[None], "lengths": lengths})
+    feed = make_feature_function(config, variables, "features")({"waveforms": waveform[None], "lengths": lengths})
     found = RUNTIMES["ONNX Runtime"](export_onnx(Bundle(config=config, variables=variables), "features"), feed)
     assert parity.relative_error(found[0], ours[0]) <= parity.EMBEDDING_BOUND
 

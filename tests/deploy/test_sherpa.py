@@ -10,7 +10,7 @@ import pytest
 
 from ecapa_jax.bundle.bundle import Bundle, save_bundle
 from ecapa_jax.config import FbankConfig
-from ecapa_jax.convert.onnx.calibration import calibration_feeds, demo_recordings, features_of
+from ecapa_jax.convert.onnx.calibration import calibration_feeds, demo_recordings, make_feature_function
 from ecapa_jax.convert.onnx.export import export_onnx
 from ecapa_jax.convert.onnx.sherpa import band_map, export_sherpa, framework
 from ecapa_jax.errors import ConfigError
@@ -66,8 +66,8 @@ def test_metadata(packaged: Bundle) -> None:
 def test_mapped_bands_are_nearer_to_the_models_than_sherpas_own() -> None:
     config = dataclasses.replace(shallow_config(), fbank=FbankConfig(framing="kaldi_reflect"))
     feed = next(calibration_feeds(config, {"constants": {}}, "waveform", demo_recordings()[:1]))
-    ours = features_of(config, {"constants": {}}, "features")(feed)["features"]
-    theirs = features_of(config, {"constants": {}}, "sherpa")(feed)["x"]
+    ours = make_feature_function(config, {"constants": {}}, "features")(feed)["features"]
+    theirs = make_feature_function(config, {"constants": {}}, "sherpa")(feed)["x"]
     weights = band_map(config.fbank)
     assert weights.shape == (80, 80)
     np.testing.assert_allclose(weights.sum(axis=0), 1)

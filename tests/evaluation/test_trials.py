@@ -90,7 +90,7 @@ def test_scores_files(tmp_path):
         ("enrol,test,label\n", "a header and nothing below"),
         ("enrol,test,label\na,b,1,x\n", "line 2: 4 fields, the header has 3"),
         ("enrol,test,label\n,b,1\n", "line 2: column enrol is empty"),
-        ("enrol,test,test,label\n", "line 1: a column name comes twice"),
+        ("enrol,test,test,label\n", "line 1: the header has two columns of the same name"),
         ("enrol,test,label,score\na,b,1,high\n", "line 2: score 'high' is not a number"),
         ("a b 1 0.5\na c 0 nan\n", "line 2: the score is not finite"),
         (b"1 a b\n0 \xff\xfe c\n", "line 2: is not UTF-8 text"),

@@ -164,7 +164,7 @@ def test_ids_are_found_by_a_wav_scp(tmp_path: Path) -> None:
     [
         ("m.txt", '{"audio_filepath": "a.wav"}\n', "is not a path but a row of a table"),
         ("m", '["a.wav", "b.wav"]\n', "is not a path but a row of a table"),
-        ("m.lst", 'a.wav\n{"wav": "b.wav"}\n', "m.lst:2: is no path"),
+        ("m.lst", 'a.wav\n{"wav": "b.wav"}\n', "m.lst:2: is not a path"),
         ("m.txt", "id\tpath\nu1\ta.wav\n", r"name the file \*.tsv"),
         ("raw.list", '{"key": "u", "wav": "sox a.wav -t wav - |", "spk": "s"}\n', "is a command"),
         ("m.json", '{"audio_filepath": "a.wav", "offset": "soon", "duration": 1}\n', "offset is 'soon'"),

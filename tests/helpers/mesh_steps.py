@@ -18,8 +18,8 @@ import numpy as np
 from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
 from ecapa_jax.train.config import MeshConfig, TrainConfig
 from ecapa_jax.train.data.manifest import UNNAMED
-from ecapa_jax.train.scale.hlo import collectives
-from ecapa_jax.train.scale.mesh import batch_rows, global_batch, make_mesh, mesh_size, replicated
+from ecapa_jax.train.scale.hlo import find_collectives
+from ecapa_jax.train.scale.mesh import batch_rows, global_batch, make_mesh, mesh_size, replicate
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.settings import build_config
 from ecapa_jax.train.start import abstract_state, fresh_state
@@ -80,7 +80,7 @@ def run(changes: dict[str, dict[str, Any]]) -> Run:
     mesh = make_mesh(config)
     generator = np.random.default_rng(1)
     rooms = generator.standard_normal((2, 800)) * np.exp(-np.arange(800) / 100)
-    banks = replicated(mesh, {"rooms": rooms.astype(np.float32)})
+    banks = replicate(mesh, {"rooms": rooms.astype(np.float32)})
     state = fresh_state(config, SPEAKERS, mesh)
     order = batch_rows(BATCH, mesh_size(mesh), config.step.micro_batches)
     taken, compiled = [], None
@@ -145,7 +145,7 @@ def report(case: dict[str, Any], alone: Run) -> dict[str, Any]:
     return {
         "differences": [differences(*pair) for pair in zip(alone.taken, spread.taken, strict=True)],
         "flops": [float(program.cost_analysis()["flops"]) for program in (alone.compiled, spread.compiled)],
-        "collectives": [[kind, list(shape)] for kind, shape, *_ in collectives(spread.compiled.as_text())],
+        "collectives": [[kind, list(shape)] for kind, shape, *_ in find_collectives(spread.compiled.as_text())],
         "bad_step": int(spread.state["bad_step"]),
         "rows": list(spread.state["params"]["centres"].shape),
         "pieces": pieces(spread.state),

@@ -56,11 +56,11 @@ def test_flags_win_and_come_together():
     assert find_cluster(SLURM, "host:1", 3, 2) == Cluster("flags", "host:1", 3, 2, 3)
     with pytest.raises(ConfigError, match="--process-index must be given too"):
         find_cluster({}, "host:1", 3, None)
-    with pytest.raises(ConfigError, match="runs from 0"):
+    with pytest.raises(ConfigError, match="lies between 0"):
         find_cluster({}, "host:1", 3, 3)
 
 
-def test_a_variable_that_is_no_number_is_told():
+def test_a_variable_that_is_no_number_is_reported():
     with pytest.raises(ConfigError, match=r"'two'.*: correct it, or give --coordinator"):
         find_cluster({**SLURM, "SLURM_PROCID": "two"})
 
@@ -77,7 +77,7 @@ def test_processes_are_placed_by_the_launcher_alone(capsys, tmp_path, flags):
     "address", ["localhost:9", "127.0.0.1:9", "127.1.2.3:9", "[::1]:9", "LOCALHOST:9", "0.0.0.0:9"]
 )
 def test_a_loopback_coordinator_is_for_one_machine(address):
-    with pytest.raises(ConfigError, match="other machines can't reach it"):
+    with pytest.raises(ConfigError, match="other machines can't reach the coordinator"):
         find_cluster({}, address, 2, 0)
     with pytest.raises(ConfigError, match=r"\(JAX_COORDINATOR_ADDRESS\)"):
         find_cluster({"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"})
@@ -114,7 +114,7 @@ def test_one_is_lost_and_the_rest_are_stopped(monkeypatch):
     assert time.monotonic() - began < 30
 
 
-def test_the_last_words_of_the_lost_are_told():
+def test_the_last_words_of_the_lost_are_reported():
     with pytest.raises(TrainingError, match=r"process 1 of 2 ended with exit code 2 \(no such file\); the others"):
         launch(child("print('ecapa-jax: no such file', file=sys.stderr) if i else None\nsys.exit(2 * i)"), 2, never)
 

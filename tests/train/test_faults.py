@@ -85,7 +85,7 @@ def unheard_writes() -> Iterator[None]:
 
 @pytest.mark.usefixtures("unheard_writes")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_full_disk_is_told_and_loses_nothing(config, finished, tmp_path):
+def test_a_full_disk_is_reported_and_loses_nothing(config, finished, tmp_path):
     with small_disk(tmp_path / "disk", "8m"):
         run, ballast = tmp_path / "disk" / "run", tmp_path / "disk" / "ballast"
         assert not train(config, run, Silent(), stop_after(5)).finished
@@ -122,7 +122,7 @@ def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path):
     assert_equal_runs(config, tmp_path / "run", finished)
 
 
-def test_a_checkpoint_that_can_not_be_written_is_told(config, tmp_path, monkeypatch):
+def test_a_checkpoint_that_can_not_be_written_is_reported(config, tmp_path, monkeypatch):
     """The run ends with one line, and what was saved before stands."""
     train(config, tmp_path / "run", Silent(), stop_after(5))
 
@@ -153,7 +153,7 @@ def spoiled(config: TrainConfig, folder: Path, spoil: Callable[[list[Path]], Any
     return dataclasses.replace(config, data=data, run=dataclasses.replace(config.run, dev_trials="", dev_every=0))
 
 
-def test_unreadable_files_are_replaced_and_told(config, tmp_path):
+def test_unreadable_files_are_replaced_and_reported(config, tmp_path):
     """One is cut short, one is gone, one is no sound: others stand in, the same ones each time."""
 
     def spoil(files: list[Path]) -> None:

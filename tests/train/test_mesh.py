@@ -20,7 +20,7 @@ from jax.sharding import AxisType
 
 from ecapa_jax.errors import TrainingError
 from ecapa_jax.train.config import MeshConfig, TrainConfig
-from ecapa_jax.train.scale.mesh import DATA, MODEL, batch_rows, make_mesh, padded_speakers
+from ecapa_jax.train.scale.mesh import DATA, MODEL, batch_rows, count_padded_speakers, make_mesh
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.start import abstract_state
 from ecapa_jax.train.step import StepSetup, train_step
@@ -138,11 +138,11 @@ def test_each_device_has_a_share_of_each_micro_batch(n_devices: int, n_parts: in
 @pytest.mark.parametrize(
     ("mesh", "batch", "words"),
     [
-        (MeshConfig(data=64), 256, "are 64 devices, there are 1: change them"),
+        (MeshConfig(data=64), 256, "are 64 devices, but there are 1: change them"),
         (MeshConfig(model=3), 256, "are 3 devices"),
     ],
 )
-def test_what_does_not_fit_is_told(mesh: MeshConfig, batch: int, words: str) -> None:
+def test_what_does_not_fit_is_reported(mesh: MeshConfig, batch: int, words: str) -> None:
     config = TrainConfig()
     config = dataclasses.replace(config, mesh=mesh, data=dataclasses.replace(config.data, batch_size=batch))
     with pytest.raises(TrainingError, match=words):
@@ -180,4 +180,4 @@ def test_bfloat16_is_one_device_but_for_its_rounding() -> None:
 
 def test_one_device_is_no_mesh() -> None:
     assert make_mesh(TrainConfig()) is None
-    assert padded_speakers(None, 13) == 13
+    assert count_padded_speakers(None, 13) == 13

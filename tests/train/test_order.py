@@ -135,7 +135,7 @@ def test_a_cache_changes_nothing(prepared):
     assert cache.get(4) is not None
 
 
-def test_an_unreadable_file_is_replaced_and_told(prepared, tmp_path):
+def test_an_unreadable_file_is_replaced_and_reported(prepared, tmp_path):
     broken = tmp_path / "broken.flac"
     broken.write_bytes(b"no sound")
     damaged = dataclasses.replace(prepared, files=(str(broken), *prepared.files[1:]))

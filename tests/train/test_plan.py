@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ecapa_jax.train.scale.hlo import Traffic, collectives, products, traffic
+from ecapa_jax.train.scale.hlo import Traffic, count_products, find_collectives, traffic
 from ecapa_jax.train.scale.plan import CHIPS, Program, times
 from helpers.cli import run
 
@@ -31,7 +31,7 @@ HLO = """
 
 
 def test_messages_are_read_from_a_program():
-    assert list(collectives(HLO)) == [
+    assert list(find_collectives(HLO)) == [
         ("all-reduce", (64,), 256, 4),
         ("all-reduce", (3, 8), 96, 4),
         ("all-gather", (8, 16), 512, 2),
@@ -46,8 +46,8 @@ def test_messages_are_read_from_a_program():
     )
 
 
-def test_products_are_told_apart_by_what_goes_in():
-    assert products(HLO) == {"bfloat16": 1, "mixed": 1, "float32": 1}
+def test_products_are_distinguished_by_what_goes_in():
+    assert count_products(HLO) == {"bfloat16": 1, "mixed": 1, "float32": 1}
 
 
 def test_a_step_is_as_fast_as_the_slower_of_products_and_memory_and_then_the_links():
@@ -69,7 +69,7 @@ def test_a_step_is_as_fast_as_the_slower_of_products_and_memory_and_then_the_lin
         (("plan", "smoke", "--topology", "v5e:2x4", "--speakers", "1"), "needs two or more"),
     ],
 )
-def test_what_can_not_be_planned_is_told(capsys, arguments, words):
+def test_what_can_not_be_planned_is_reported(capsys, arguments, words):
     told = run(capsys, *arguments)
     assert told.code == 2
     assert words in told.err

@@ -85,7 +85,7 @@ def test_kaldi_and_csv_name_the_same_recordings(collection, tmp_path):
         ({}, "holds no recording"),
     ],
 )
-def test_a_bad_folder_is_told(tmp_path, files, message):
+def test_a_bad_folder_is_reported(tmp_path, files, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(TrainingError, match=message):
@@ -100,7 +100,7 @@ def test_a_bad_folder_is_told(tmp_path, files, message):
         ("path,spk\nx.wav,\n", ":2: its speaker is missing"),
     ],
 )
-def test_a_bad_table_is_told(tmp_path, text, message):
+def test_a_bad_table_is_reported(tmp_path, text, message):
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(TrainingError, match=message):
         find_utterances(tmp_path / "x.csv")

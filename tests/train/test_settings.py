@@ -57,13 +57,13 @@ def test_values_are_changed_in_order(tmp_path):
         ("data=3", "must be a table"),
     ],
 )
-def test_a_bad_change_is_told(change, message, monkeypatch):
+def test_a_bad_change_is_reported(change, message, monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what a user has: no run-time type checks
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         load_config("smoke", [change])
 
 
-def test_a_missing_or_broken_file_is_told(tmp_path):
+def test_a_missing_or_broken_file_is_reported(tmp_path):
     with pytest.raises(ConfigError, match="no such file, nor a packaged"):
         load_config(str(tmp_path / "none.toml"))
     (tmp_path / "broken.toml").write_text("[data\n")

@@ -1,4 +1,4 @@
-"""What a compiled program's text says: messages between devices, and the dtypes of its products."""
+"""Reads from the text of a compiled program its messages between devices and the dtypes of its products."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Traffic:
     """The messages of one kind among groups of one size.
 
     Attributes:
-      kind: as HLO calls it.
-      group: chips that take part together.
-      number: of messages.
-      n_bytes: of the whole arrays, summed.
+      kind: name of the operation in HLO.
+      group: number of chips in a group.
+      number: number of messages.
+      n_bytes: sum of the sizes of the whole arrays.
     """
 
     kind: str
@@ -36,39 +36,40 @@ class Traffic:
     n_bytes: int
 
     def seconds(self, link_speed: float) -> float:
-        """On links of so many bytes/s a chip: a ring's time, and a microsecond a hop on a square torus."""
+        """Estimates the time with links of so many bytes/s per chip: that of a ring, and 1 us per hop on a torus."""
         rounds = 2 if self.kind == "all-reduce" else 1
         sent = rounds * self.n_bytes * (self.group - 1) / self.group
         return sent / link_speed + rounds * self.number * math.sqrt(self.group) * HOP_SECONDS
 
 
-def collectives(hlo: str) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
-    """Kind, shape, bytes and group size of each array that a program exchanges.
+def find_collectives(hlo: str) -> Iterator[tuple[str, tuple[int, ...], int, int]]:
+    """Yields kind, shape, bytes and group size of each array that a program exchanges.
 
-    The array is the whole one: what an all-gather leaves, what a reduce-scatter takes. Messages in a loop count once.
+    Sizes are those of the whole array: the result of an all-gather, the operand of a reduce-scatter. Messages in a loop
+    count once.
     """
     for line in hlo.splitlines():
         found = _INSTRUCTION.match(line)
         kind = found["kind"].removesuffix("-start") if found else ""
         if not found or kind not in _KINDS:
             continue
-        arrays = [_array(array) for array in _ARRAY.finditer(found["type"])]
+        arrays = [_parse_array(array) for array in _ARRAY.finditer(found["type"])]
         if found["kind"] == "all-gather-start":
             arrays = arrays[len(arrays) // 2 :]  # operands, then results
         elif found["kind"] == "collective-permute-start":
             arrays = arrays[:1]
-        group = _group(line)
+        group = _parse_group(line)
         for shape, n_bytes in arrays:
             yield kind, shape, n_bytes * (group if kind == "reduce-scatter" else 1), group
 
 
-def _array(found: re.Match[str]) -> tuple[tuple[int, ...], int]:
+def _parse_array(found: re.Match[str]) -> tuple[tuple[int, ...], int]:
     shape = tuple(int(size) for size in found["shape"].split(",") if size)
     bits = BITS.search(found["dtype"])
     return shape, math.prod(shape) * (max(int(bits[1]) // 8, 1) if bits else 1)
 
 
-def _group(line: str) -> int:
+def _parse_group(line: str) -> int:
     found = _GROUPS.search(line)
     if not found:
         return 1
@@ -76,11 +77,11 @@ def _group(line: str) -> int:
 
 
 def traffic(hlo: str, n_devices: int) -> tuple[Traffic, ...]:
-    """The messages of a program, by kind and group; a combined message counts once."""
+    """Sums up the messages of a program by kind and group; a combined message counts once."""
     numbers: collections.Counter[tuple[str, int]] = collections.Counter()
     n_bytes: collections.Counter[tuple[str, int]] = collections.Counter()
     for line in hlo.splitlines():
-        arrays = list(collectives(line))
+        arrays = list(find_collectives(line))
         for kind, _, size, group in arrays:
             n_bytes[kind, group if group > 1 else n_devices] += size
         if arrays:
@@ -91,8 +92,8 @@ def traffic(hlo: str, n_devices: int) -> tuple[Traffic, ...]:
     )
 
 
-def products(hlo: str) -> dict[str, int]:
-    """How many matrix products and convolutions have two, one or no bfloat16 operand."""
+def count_products(hlo: str) -> dict[str, int]:
+    """Counts the matrix products and convolutions with two, one or no bfloat16 operand."""
     types: dict[str, str] = {}
     counts = dict.fromkeys(("bfloat16", "mixed", "float32"), 0)
     for line in hlo.splitlines():

@@ -1,4 +1,4 @@
-"""Several processes of one run on one machine: started, watched, and stopped together."""
+"""Starts, watches and stops several processes of one run on one machine."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from ecapa_jax.errors import Stopped, TrainingError
 from ecapa_jax.runtime.machine import launched_environment
 
 OWN_SECONDS, STOP_SECONDS, SAVE_SECONDS = 5.0, 10.0, 300.0
-"""How long the others may take to end when one has died, and then after SIGTERM; and to save when all are to stop."""
+"""When a process has died: how long the others may take to end by themselves, and then after SIGTERM. When all should
+stop: how long they may take to save."""
 
 STOPPED = 75
 
 
 def launch(command: list[str], n_processes: int, stop: Callable[[], bool]) -> None:
-    """Runs a command as several processes, each with its place in the run as flags, until all have ended well.
+    """Runs a command as several processes until all have ended; flags tell each process its place in the run.
 
-    The first writes to this terminal; of the others, what they print is told when they fail.
+    The first process writes to this terminal. The output of another process is only shown if it fails.
 
     Args:
-      command: without `--coordinator`, `--process-count` and `--process-index`.
-      n_processes: how many.
-      stop: asked again and again; when it says True, all are sent SIGTERM once, and end when they have saved.
+      command: the command without `--coordinator`, `--process-count` and `--process-index`.
+      n_processes: number of processes.
+      stop: called repeatedly; when it returns True, all processes receive SIGTERM once and end after saving.
 
     Raises:
-      TrainingError: one has died; the rest are stopped then.
-      Stopped: they ended because they were asked to.
+      TrainingError: a process has died; the others are then stopped.
+      Stopped: the processes ended because they were asked to.
     """
     with tempfile.TemporaryDirectory(prefix="ecapa-jax-") as folder, contextlib.ExitStack() as held:
         place = ["--coordinator", f"127.0.0.1:{_free_port()}", "--process-count", str(n_processes)]
@@ -45,15 +46,15 @@ def launch(command: list[str], n_processes: int, stop: Callable[[], bool]) -> No
                 stdout=None if index == 0 else subprocess.DEVNULL,
                 stderr=log,
                 env=launched_environment(),
-                start_new_session=True,  # Ctrl-C is for this process, which passes it on
+                start_new_session=True,  # Ctrl-C must reach only this process, which passes it on
             )
             children.append(child)
             held.callback(_end, [child])
-        lost = _first_lost(children, stop)
+        lost = _wait_for_loss(children, stop)
         if lost is not None:
             _wait(children, OWN_SECONDS)
             _end(children)
-            raise TrainingError(_told(children, lost, Path(folder)))
+            raise TrainingError(_explain_loss(children, lost, Path(folder)))
     if any(child.returncode == STOPPED for child in children):
         raise Stopped(f"stopped, all {n_processes} processes; run the same command to go on")
 
@@ -64,48 +65,51 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
-def _first_lost(children: list[subprocess.Popen[bytes]], stop: Callable[[], bool]) -> int | None:
-    """Waits for all; the first that ended badly, if one did."""
+def _wait_for_loss(children: list[subprocess.Popen[bytes]], stop: Callable[[], bool]) -> int | None:
+    """Waits for all processes; returns the index of the first that failed, if any."""
     deadline = math.inf
     while True:
         codes = [child.poll() for child in children]
         bad = [index for index, code in enumerate(codes) if code not in (None, 0, STOPPED)]
         if bad:
-            # One that was killed comes before those that ended because of it.
+            # A killed process has a negative code and comes before those that failed because of it.
             return min(bad, key=lambda index: codes[index] or 0)
         if all(code is not None for code in codes):
             return None
         if time.monotonic() > deadline:
             _end(children)
-            raise Stopped(f"not saved within {SAVE_SECONDS:.0f} s of being asked to stop, so ended: earlier ones stand")
+            raise Stopped(
+                f"the run did not save within {SAVE_SECONDS:.0f} s of the request to stop and was ended: earlier "
+                "checkpoints are kept"
+            )
         if deadline == math.inf and stop():
             deadline = time.monotonic() + SAVE_SECONDS
-            for child in _running(children):
+            for child in _find_running(children):
                 child.send_signal(signal.SIGTERM)
         time.sleep(0.1)
 
 
-def _running(children: list[subprocess.Popen[bytes]]) -> Iterator[subprocess.Popen[bytes]]:
+def _find_running(children: list[subprocess.Popen[bytes]]) -> Iterator[subprocess.Popen[bytes]]:
     return (child for child in children if child.poll() is None)
 
 
 def _wait(children: list[subprocess.Popen[bytes]], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(_running(children)):
+    while time.monotonic() < deadline and any(_find_running(children)):
         time.sleep(0.05)
 
 
 def _end(children: list[subprocess.Popen[bytes]]) -> None:
-    """SIGTERM, and SIGKILL for those that wait for a process that is gone."""
-    for child in _running(children):
+    """Sends SIGTERM, and later SIGKILL to processes that still wait for a process that is gone."""
+    for child in _find_running(children):
         child.terminate()
     _wait(children, STOP_SECONDS)
-    for child in _running(children):
+    for child in _find_running(children):
         child.kill()
         child.wait()
 
 
-def _told(children: list[subprocess.Popen[bytes]], lost: int, folder: Path) -> str:
+def _explain_loss(children: list[subprocess.Popen[bytes]], lost: int, folder: Path) -> str:
     code = children[lost].returncode
     how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     why = ""

@@ -1,6 +1,6 @@
-"""Devices as a grid: which part of the batch and of the state is where.
+"""The mesh of devices: which part of the batch and of the state each device holds.
 
-The batch is split over all devices, the classifier over the model axis; the network stands on every device.
+The batch is split over all devices and the classifier over the model axis; every device holds the whole network.
 Letters: B batch, N devices, P micro-batches, K speakers.
 """
 
@@ -25,14 +25,14 @@ EVERYWHERE, BATCH, SPEAKERS = PartitionSpec(), PartitionSpec((DATA, MODEL)), Par
 
 
 def make_mesh(config: TrainConfig, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
-    """The devices of a run as a grid; None where it is one device.
+    """Makes the mesh of a run; None if the run has one device.
 
     Args:
-      config: the run; `mesh.data` 0 takes all devices.
-      devices: to use; None: those of all processes.
+      config: configuration of the run; `mesh.data` 0 takes all devices.
+      devices: devices to use; None takes those of all processes.
 
     Raises:
-      TrainingError: there are too few devices, those of a process would be idle, or the batch can't be split.
+      TrainingError: there are too few devices, a process would be idle, or the batch can't be split.
     """
     devices = jax.devices() if devices is None else devices
     data, model = config.mesh.data, config.mesh.model
@@ -40,8 +40,8 @@ def make_mesh(config: TrainConfig, devices: Sequence[jax.Device] | None = None) 
     needed, n_processes = data * model, len({device.process_index for device in devices})
     if needed > len(devices):
         raise TrainingError(
-            f"mesh.data {data} times mesh.model {model} are {needed} devices, there are {len(devices)}: "
-            "change them, or see `ecapa-jax doctor` for the devices that JAX finds"
+            f"mesh.data {data} times mesh.model {model} are {needed} devices, but there are {len(devices)}: "
+            "change them, or run `ecapa-jax doctor` to see the devices that JAX finds"
         )
     if n_processes > 1 and needed != len(devices):
         raise TrainingError(
@@ -63,22 +63,22 @@ def _check_batch(config: TrainConfig, n_devices: int) -> None:
             f"choose a multiple of {n_devices * n_parts}"
         )
     if n_devices > 1 and size == n_devices and config.augment.probability and config.augment.babble:
-        raise TrainingError("augment.babble is made of the examples on the same device: give each two or more")
+        raise TrainingError("augment.babble needs at least two examples on each device: raise data.batch_size")
 
 
 def mesh_size(mesh: Mesh | None) -> int:
-    """Number of devices."""
+    """Returns the number of devices."""
     return 1 if mesh is None else mesh.size
 
 
-def padded_speakers(mesh: Mesh | None, n_speakers: int) -> int:
-    """Rows of the classifier: the speakers, and rows of zeros until the model axis divides it."""
+def count_padded_speakers(mesh: Mesh | None, n_speakers: int) -> int:
+    """Returns the rows of the classifier, including rows of zeros that make it divisible by the model axis."""
     parts = 1 if mesh is None else mesh.shape[MODEL]
     return -(-n_speakers // parts) * parts
 
 
 def state_shardings(mesh: Mesh | None, state: Any) -> Any:
-    """Where each array of a state is: whatever has a row for each speaker is split, the rest is everywhere."""
+    """Returns the sharding of each array of a state: arrays with a row per speaker are split, others replicated."""
     if mesh is None:
         alone = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.tree.map(lambda _: alone, state)
@@ -93,30 +93,30 @@ def _per_speaker(path: Any) -> bool:
     return any(getattr(key, "key", None) == "centres" for key in path)
 
 
-def padded(mesh: Mesh | None, state: Any) -> Any:
+def pad_speakers(mesh: Mesh | None, state: Any) -> Any:
     """A state whose classifier has rows of zeros at its end, until the model axis divides it."""
 
     def pad(path: Any, leaf: Array) -> Array:
         if not (_per_speaker(path) and leaf.ndim):
             return leaf
-        more = padded_speakers(mesh, leaf.shape[0]) - leaf.shape[0]
+        more = count_padded_speakers(mesh, leaf.shape[0]) - leaf.shape[0]
         return jnp.pad(leaf, ((0, more), *((0, 0),) * (leaf.ndim - 1)))
 
     return state if mesh is None else jax.tree_util.tree_map_with_path(pad, state)
 
 
 def batch_rows(size: int, n_devices: int, n_parts: int) -> Int[np.ndarray, " batch"]:
-    """Which row of the batch stands at each place of the array that is split over the devices.
+    """Returns which row of the batch is at each position of the array that is split over the devices.
 
-    A device's share is one run of places. It holds a share of each micro-batch, so that these are the same on any
-    number of devices.
+    Each device has consecutive positions, which contain a share of each micro-batch, so that micro-batches are the same
+    on any number of devices.
     """
     rows = np.arange(size).reshape(n_parts, n_devices, -1)
     return rows.transpose(1, 0, 2).reshape(-1)
 
 
 def local_rows(mesh: Mesh, size: int, n_parts: int) -> Int[Array, " local"]:
-    """The rows of the batch that this device holds; inside `jax.shard_map`."""
+    """Returns the rows of the batch that this device holds; call it inside `jax.shard_map`."""
     here = size // mesh.size
     device = lax.axis_index((DATA, MODEL))
     each = here // n_parts
@@ -125,14 +125,14 @@ def local_rows(mesh: Mesh, size: int, n_parts: int) -> Int[Array, " local"]:
 
 
 def process_places(mesh: Mesh, size: int) -> tuple[int, ...]:
-    """Places of the batch array that are on devices of this process, in order."""
+    """Returns the positions of the batch array that are on devices of this process, in order."""
     pieces = NamedSharding(mesh, BATCH).addressable_devices_indices_map((size,)).values()
     held = {(piece[0].start or 0, size if piece[0].stop is None else piece[0].stop) for piece in pieces if piece}
     return tuple(itertools.chain.from_iterable(range(*piece) for piece in sorted(held)))
 
 
 def process_rows(mesh: Mesh | None, size: int, n_parts: int) -> tuple[int, ...]:
-    """The rows of the batch that this process reads, in the order that `global_batch` takes them in."""
+    """Returns the rows of the batch that this process reads, in the order that `global_batch` needs."""
     if mesh is None:
         return tuple(range(size))
     order = batch_rows(size, mesh.size, n_parts)
@@ -140,7 +140,7 @@ def process_rows(mesh: Mesh | None, size: int, n_parts: int) -> tuple[int, ...]:
 
 
 def global_batch(mesh: Mesh | None, local: dict[str, np.ndarray], size: int) -> dict[str, Array]:
-    """The batch on the devices of all processes, from the rows that this one read, in the order of `process_rows`."""
+    """Puts the batch on the devices of all processes, from the rows of this process in the order of `process_rows`."""
     if mesh is None:
         return jax.device_put(local)
     sharding, places = NamedSharding(mesh, BATCH), process_places(mesh, size)
@@ -156,8 +156,8 @@ def global_batch(mesh: Mesh | None, local: dict[str, np.ndarray], size: int) -> 
     return {name: whole(array) for name, array in local.items()}
 
 
-def replicated(mesh: Mesh | None, tree: Any) -> Any:
-    """Arrays of the host on every device of the mesh; each process must give the same."""
+def replicate(mesh: Mesh | None, tree: Any) -> Any:
+    """Puts arrays of the host on every device of the mesh; all processes must pass the same arrays."""
     if mesh is None:
         return jax.device_put(tree, jax.local_devices()[0])
     sharding = NamedSharding(mesh, EVERYWHERE)

@@ -1,4 +1,4 @@
-"""What a step costs on TPUs that are not here: the very step of training, compiled by their own compiler.
+"""Plans a step on TPUs that are not here: compiles the real training step with the TPU compiler and reads its cost.
 
 The TPU compiler (`pip install ecapa-jax[tpu]`) runs on Linux x86-64 without a TPU.
 """
@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from ecapa_jax.errors import ConfigError, TrainingError
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.rooms import SECONDS
-from ecapa_jax.train.scale.hlo import Traffic, products, traffic
+from ecapa_jax.train.scale.hlo import Traffic, count_products, traffic
 from ecapa_jax.train.scale.mesh import BATCH, EVERYWHERE, make_mesh, mesh_size
 from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.start import abstract_state
@@ -30,7 +30,8 @@ _DOUBLINGS = 4
 class Chip:
     """Published figures of a TPU: memory for programs (GiB), bfloat16 peak (FLOP/s), bytes/s of memory and of links.
 
-    Reference: cloud.google.com/tpu/docs, the page of each version; links: the sum over a chip's links.
+    Reference: cloud.google.com/tpu/docs, the page of each version. The speed of links is the sum over all links of a
+      chip.
     """
 
     memory: float
@@ -52,13 +53,13 @@ class Program:
     """A compiled step.
 
     Attributes:
-      batch: utterances a step, over all chips.
-      chips: how many run it.
-      arguments, temporaries, total: bytes on a chip; the state is used up, so that what comes out counts once.
-      flops: of a chip.
-      accessed: bytes that a chip reads and writes in its memory, by the compiler's count.
+      batch: utterances per step, over all chips.
+      chips: number of chips.
+      arguments, temporaries, total: bytes on a chip; the state is donated, so that it counts only once.
+      flops: floating-point operations of a chip.
+      accessed: bytes that a chip reads and writes in its memory, as counted by the compiler.
       traffic: messages between chips by kind.
-      products: matrix products and convolutions by the dtype that goes in, as `hlo.products` counts them.
+      products: matrix products and convolutions by the dtype of their operands, as `hlo.count_products` counts them.
     """
 
     batch: int
@@ -74,7 +75,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Limit:
-    """The largest batch that fits: from two programs by a straight line; `confirmed` when it was compiled too."""
+    """The largest batch that fits, extrapolated from two programs; `confirmed` if this batch was compiled too."""
 
     batch: int
     confirmed: bool
@@ -82,7 +83,7 @@ class Limit:
 
 @functools.cache
 def topology(name: str) -> tuple[Chip, tuple[Any, ...]]:
-    """The chip and the devices of a topology such as `v5e:16x16`.
+    """Returns the chip and the devices of a topology such as `v5e:16x16`.
 
     Raises:
       ConfigError: the compiler is not installed, or does not know the name.
@@ -96,38 +97,40 @@ def topology(name: str) -> tuple[Chip, tuple[Any, ...]]:
         raise ConfigError(f"--topology {name}: write it as KIND:SHAPE, as in v5e:16x16; kinds: {', '.join(CHIPS)}")
     if not has_tpu_compiler():
         raise ConfigError("the TPU compiler is not installed: pip install 'ecapa-jax[tpu]' (Linux x86-64)")
-    # A machine has four chips unless told; there are machines with one.
+    # A machine has four chips by default, but there are machines with one chip.
     alone = {"chips_per_host_bounds": (1, 1, 1)} if set(shape.split("x")) == {"1"} else {}
     try:
         devices = tuple(topologies.get_topology_desc(platform="tpu", topology_name=name, **alone).devices)
     except Exception as error:  # the plug-in's errors have no common type
-        raise ConfigError(f"--topology {name}: the TPU compiler does not know it ({_first(error)})") from error
+        raise ConfigError(f"--topology {name}: the TPU compiler does not know it ({_shorten_error(error)})") from error
     return CHIPS[kind], devices
 
 
 def compile_step(config: TrainConfig, devices: tuple[Any, ...], n_speakers: int) -> Program:
-    """Compiles a run's step for devices that need not be there.
+    """Compiles the step of a run for devices that need not exist here.
 
     Args:
-      config: the run; its `mesh.model` stands, the other axis takes the rest of the devices.
-      devices: of a topology.
-      n_speakers: classes, speed-perturbed speakers included.
+      config: configuration of the run; `mesh.model` is kept, and the data axis takes the rest of the devices.
+      devices: devices of a topology.
+      n_speakers: number of classes, including speed-perturbed speakers.
 
     Raises:
-      TrainingError: the devices can't be divided so, or the program does not fit into a chip's memory.
+      TrainingError: the devices can't be divided by `mesh.model`, or the program does not fit in the memory of a chip.
     """
     config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=0))
     if len(devices) % config.mesh.model:
         raise TrainingError(f"{len(devices)} chips can't be divided by mesh.model {config.mesh.model}")
     mesh = make_mesh(config, devices)
     plan = StepSetup(config, Clock(1, 10**6), mesh, n_speakers)
-    arguments = _arguments(config, mesh, devices[0], n_speakers)
+    arguments = _make_arguments(config, mesh, devices[0], n_speakers)
     try:
         compiled = compiled_step(plan).lower(*arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise TrainingError(f"data.batch_size {config.data.batch_size} does not fit ({_first(error)})") from error
+        raise TrainingError(
+            f"data.batch_size {config.data.batch_size} does not fit ({_shorten_error(error)})"
+        ) from error
     memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
     kept = memory.output_size_in_bytes - memory.alias_size_in_bytes
     total = memory.argument_size_in_bytes + memory.temp_size_in_bytes + kept
@@ -140,12 +143,12 @@ def compile_step(config: TrainConfig, devices: tuple[Any, ...], n_speakers: int)
         float(cost["flops"]),
         float(cost["bytes accessed"]),
         traffic(text, mesh_size(mesh)),
-        products(text),
+        count_products(text),
     )
 
 
-def _arguments(config: TrainConfig, mesh: Mesh | None, device: Any, n_speakers: int) -> tuple[Any, Any, Any]:
-    """Banks, state and batch as shapes."""
+def _make_arguments(config: TrainConfig, mesh: Mesh | None, device: Any, n_speakers: int) -> tuple[Any, Any, Any]:
+    """Makes banks, state and batch as shapes."""
     alone = SingleDeviceSharding(device)
     everywhere, split = (
         (alone, alone) if mesh is None else (NamedSharding(mesh, EVERYWHERE), NamedSharding(mesh, BATCH))
@@ -171,42 +174,45 @@ def _arguments(config: TrainConfig, mesh: Mesh | None, device: Any, n_speakers: 
 
 
 def largest_batch(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_speakers: int, known: Program) -> Limit:
-    """The largest batch that fits into the chips' memory.
+    """Finds the largest batch that fits in the memory of the chips.
 
-    Two programs give a line of memory over batch; a third, at the batch where it meets the memory, confirms it. Where
-    that one does not fit, because the compiler lays large programs out otherwise, nine tenths of it are tried. Where
-    the line is nearly level, as with a classifier of a million speakers, the batch is doubled a few times instead.
+    Two programs give memory as a straight line over the batch size. A third program, at the batch where the line meets
+    the memory of a chip, confirms it. If it does not fit, because the compiler arranges large programs differently,
+    nine tenths of this batch are tried. If the line is nearly level, for example with a classifier of a million
+    speakers, the batch is doubled a few times instead.
     """
     quantum = len(devices) * config.step.micro_batches
     each = known.batch // quantum
     other = max(each // 2, 1) if each > 1 else 2
-    second = _with_batch(config, devices, n_speakers, other * quantum)
+    second = _compile_batch(config, devices, n_speakers, other * quantum)
     if second is None:
         return Limit(known.batch, True)
     slope = (known.total - second.total) / (each - other)
     room = chip.memory * GIB - known.total
     if slope <= 0 or slope * each * 2**_DOUBLINGS < room:
-        return _by_doubling(config, chip, devices, n_speakers, max((known, second), key=lambda found: found.batch))
+        return _double_batch(config, chip, devices, n_speakers, max((known, second), key=lambda found: found.batch))
     estimate = max(int(each + room / slope), 1)
     for candidate in (estimate, int(0.9 * estimate)):
-        found = _with_batch(config, devices, n_speakers, max(candidate, 1) * quantum)
+        found = _compile_batch(config, devices, n_speakers, max(candidate, 1) * quantum)
         if found is not None and found.total <= chip.memory * GIB:
             return Limit(found.batch, True)
     return Limit(max(int(0.8 * estimate), 1) * quantum, False)
 
 
-def _by_doubling(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_speakers: int, largest: Program) -> Limit:
-    """The largest of the doubled batches that fits."""
+def _double_batch(
+    config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_speakers: int, largest: Program
+) -> Limit:
+    """Doubles the batch a few times; returns the largest that fits."""
     confirmed = largest.total <= chip.memory * GIB
     for _ in range(_DOUBLINGS):
-        found = _with_batch(config, devices, n_speakers, 2 * largest.batch)
+        found = _compile_batch(config, devices, n_speakers, 2 * largest.batch)
         if found is None or found.total > chip.memory * GIB:
             break
         largest, confirmed = found, True
     return Limit(largest.batch, confirmed)
 
 
-def _with_batch(config: TrainConfig, devices: tuple[Any, ...], n_speakers: int, batch: int) -> Program | None:
+def _compile_batch(config: TrainConfig, devices: tuple[Any, ...], n_speakers: int, batch: int) -> Program | None:
     changed = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=batch))
     try:
         return compile_step(changed, devices, n_speakers)
@@ -216,7 +222,7 @@ def _with_batch(config: TrainConfig, devices: tuple[Any, ...], n_speakers: int, 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds that a step takes at least, by the published figures: products, memory, links."""
+    """Lower bounds of the seconds of a step, by published figures, for products, memory and links."""
 
     products: float
     memory: float
@@ -224,14 +230,14 @@ class Times:
 
     @property
     def step(self) -> float:
-        """As if products and memory overlap wholly and messages not at all."""
+        """Seconds of a step in which products and memory overlap fully and messages don't overlap."""
         return max(self.products, self.memory) + self.links
 
 
 def times(program: Program, chip: Chip, dtype: str) -> Times:
-    """A bound of the step's time, not a measurement.
+    """Computes a lower bound of the time of a step, which is not a measurement.
 
-    float32 products are made of six bfloat16 ones. Messages: `hlo.Traffic.seconds`.
+    A float32 product counts as six bfloat16 products. For messages see `hlo.Traffic.seconds`.
     """
     peak = chip.peak / (6 if dtype == "float32" else 1)
     links = sum(kind.seconds(chip.link_speed) for kind in program.traffic)
@@ -239,13 +245,13 @@ def times(program: Program, chip: Chip, dtype: str) -> Times:
 
 
 def plan_step(config: TrainConfig, name: str, n_speakers: int, *, limit: bool = True) -> dict[str, Any]:
-    """What a run's step needs on a topology, in plain types.
+    """Returns what the step of a run needs on a topology, as plain types.
 
     Args:
-      config: the run; `mesh.data` is set to what the chips give.
-      name: of the topology.
-      n_speakers: classes, speed-perturbed speakers included.
-      limit: also find the largest batch that fits, with two programs more.
+      config: configuration of the run; `mesh.data` is set from the number of chips.
+      name: name of the topology.
+      n_speakers: number of classes, including speed-perturbed speakers.
+      limit: whether to find the largest batch that fits, which compiles two more programs.
 
     Raises:
       ConfigError, TrainingError: as `topology` and `compile_step`.
@@ -277,5 +283,5 @@ def plan_step(config: TrainConfig, name: str, n_speakers: int, *, limit: bool = 
     }
 
 
-def _first(error: Exception) -> str:
+def _shorten_error(error: Exception) -> str:
     return " ".join(str(error).split())[:200]

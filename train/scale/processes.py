@@ -1,4 +1,4 @@
-"""Agreement between the processes of a run. With one process everything here is immediate."""
+"""Makes the processes of a run agree. With one process, all functions return at once."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ MESSAGE_BYTES = 4096
 
 
 def is_first() -> bool:
-    """Whether this process writes what is written once."""
+    """Whether this is the first process, which writes the files of the run."""
     return jax.process_index() == 0
 
 
 def any_process(here: bool) -> bool:
-    """Whether it holds in any process; every process must ask."""
+    """Whether `here` is True in any process; every process must call this."""
     if jax.process_count() == 1:
         return here
     from jax.experimental import multihost_utils
@@ -30,14 +30,14 @@ def any_process(here: bool) -> bool:
 
 
 def on_first(action: Callable[[], Any]) -> Any:
-    """What the first process's `action` returns, in every process; every process must call this.
+    """Runs `action` in the first process and returns its result in every process; every process must call this.
 
     Args:
-      action: returns something that JSON can hold in 4 kB.
+      action: function whose result fits in 4 kB of JSON.
 
     Raises:
-      EcapaError: what the action raised, in the first process; elsewhere a TrainingError with the same message, so that
-        no process waits for one that has ended.
+      EcapaError: the action raised it in the first process. Other processes raise a TrainingError with the same
+        message, so that no process waits for one that has ended.
     """
     if jax.process_count() == 1:
         return json.loads(json.dumps(action()))  # as it would arrive in the others
@@ -57,8 +57,8 @@ def on_first(action: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def processes_told() -> Iterator[None]:
-    """Turns what JAX raises when a message to another process fails into one line.
+def explain_lost_processes() -> Iterator[None]:
+    """Turns the error of JAX after a failed message to another process into one line.
 
     Raises:
       TrainingError: another process of the run does not answer.
@@ -69,7 +69,7 @@ def processes_told() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         raise TrainingError(
-            f"process {jax.process_index()} of {jax.process_count()} lost another one, or could not go on "
+            f"process {jax.process_index()} of {jax.process_count()} lost another process, or could not go on "
             f"({str(error).splitlines()[0][:200]}): when all have ended, run the same command to go on from the newest "
             "checkpoint"
         ) from error

@@ -1,4 +1,4 @@
-"""Margin softmax over speakers that are split over devices: no device ever sees the whole classifier.
+"""Margin softmax over speakers that are sharded over devices, so that no device holds the whole classifier.
 
 Letters: B rows, D embedding, K speakers on this device, S sub-centres.
 """
@@ -24,18 +24,19 @@ def sharded_margin_softmax(
     n_speakers: int,
     axis: str,
 ) -> tuple[Rows, Bool[Array, " batch"]]:
-    """Loss of each row, and whether its nearest speaker is the right one; inside `jax.shard_map`.
+    """Returns the loss of each row, and whether its nearest speaker is the right one; call it inside `jax.shard_map`.
 
     Args:
-      config: the loss.
-      embeddings, labels: [B, D], [B]; the same on all devices of the axis.
-      centres: [K, S, D] this device's part of the classifier; the parts are all speakers, then rows of padding.
-      margin: of this step.
-      n_speakers: without the padding.
-      axis: of the mesh, over which the speakers are split.
+      config: configuration of the loss.
+      embeddings, labels: [B, D], [B]; equal on all devices of the axis.
+      centres: [K, S, D], the part of the classifier on this device; all parts together are the speakers, then padding.
+      margin: margin of this step.
+      n_speakers: number of speakers without padding.
+      axis: axis of the mesh over which the speakers are split.
 
     Returns:
-      [B] and [B], the same on all devices of the axis; as `losses.cross_entropy` of `losses.margin_logits` of all.
+      [B] and [B], equal on all devices of the axis. The loss is `losses.cross_entropy` of `losses.margin_logits` over
+      all speakers.
     """
     size = centres.shape[0]
     first = lax.axis_index(axis) * size
@@ -43,14 +44,14 @@ def sharded_margin_softmax(
     real = first + own < n_speakers
     cosine = cosines(embeddings, centres)
     target = (labels - first)[:, None] == own
-    nearest = _nearest(config, cosine, target | ~real, n_speakers, first, axis) if config.top_k else None
+    nearest = _find_nearest_others(config, cosine, target | ~real, n_speakers, first, axis) if config.top_k else None
     logits = margin_logits(config, cosine, labels - first, margin, nearest)
-    # The rows of padding are vectors of zeros, whose cosines are finite: no gradient of theirs is NaN times zero.
+    # Rows of padding are zeros, whose cosines are finite, so their gradients are zero and never NaN times zero.
     logits = jnp.where(real, logits, -jnp.inf)
     losses = _log_sum_exp(logits, axis) - lax.psum(jnp.sum(jnp.where(target, logits, 0), axis=1), axis)
-    return losses, _nearest_speaker(jnp.where(real, lax.stop_gradient(cosine), -jnp.inf), first, axis) == _same(
-        labels, axis
-    )
+    return losses, _find_nearest_speaker(
+        jnp.where(real, lax.stop_gradient(cosine), -jnp.inf), first, axis
+    ) == _mark_as_equal(labels, axis)
 
 
 def _log_sum_exp(logits: Float[Array, "batch speakers"], axis: str) -> Rows:
@@ -58,7 +59,7 @@ def _log_sum_exp(logits: Float[Array, "batch speakers"], axis: str) -> Rows:
     return highest + jnp.log(lax.psum(jnp.sum(jnp.exp(logits - highest[:, None]), axis=1), axis))
 
 
-def _nearest(
+def _find_nearest_others(
     config: LossConfig,
     cosine: Float[Array, "batch speakers"],
     left_out: Bool[Array, "batch speakers"],
@@ -66,22 +67,24 @@ def _nearest(
     first: Int[Array, ""],
     axis: str,
 ) -> Int[Array, "batch top_k"]:
-    """The nearest other speakers of all devices, as columns of this one; those of other devices lie outside."""
+    """Finds the nearest other speakers over all devices, as columns on this one; other devices' lie out of range."""
     values, columns = nearest_others(cosine, left_out, config.top_k)
     every = lax.all_gather(values, axis, axis=1, tiled=True)
     speakers = lax.all_gather(columns + first, axis, axis=1, tiled=True)
-    # Devices are in the order of their speakers, so that among equals the first wins here as it does on one device.
+    # Devices are in the order of their speakers, so that the first of equal speakers wins, as on one device.
     _, chosen = lax.top_k(every, min(config.top_k, n_speakers - 1))
     return jnp.take_along_axis(speakers, chosen, axis=1) - first
 
 
-def _nearest_speaker(cosine: Float[Array, "batch speakers"], first: Int[Array, ""], axis: str) -> Int[Array, " batch"]:
-    """The first speaker of the highest cosine."""
+def _find_nearest_speaker(
+    cosine: Float[Array, "batch speakers"], first: Int[Array, ""], axis: str
+) -> Int[Array, " batch"]:
+    """Finds the first speaker with the highest cosine."""
     highest = jnp.max(cosine, axis=1)
     own = jnp.where(highest == lax.pmax(highest, axis), jnp.argmax(cosine, axis=1) + first, jnp.iinfo(jnp.int32).max)
     return lax.pmin(own, axis)
 
 
-def _same(labels: Int[Array, " batch"], axis: str) -> Int[Array, " batch"]:
-    """Labels that are equal on all devices, as values that are known to be."""
+def _mark_as_equal(labels: Int[Array, " batch"], axis: str) -> Int[Array, " batch"]:
+    """Returns labels, which are equal on all devices, as values that JAX knows to be equal."""
     return lax.pmax(labels, axis)

@@ -86,7 +86,7 @@ def test_faults_on_the_way(hub, root, scheme, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("scheme", ["hf", "modelscope"])
-def test_lasting_faults_are_told(hub, root, scheme):
+def test_lasting_faults_are_reported(hub, root, scheme):
     name = {"hf": f"hf:{SPEECHBRAIN}", "modelscope": f"modelscope:{SPEAKERLAB}"}[scheme]
     listing = {"hf": "/api/models/", "modelscope": "/repo/files"}[scheme]
     hub.faults[listing] = [Fault(status=503)] * 3
