@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -16,11 +17,12 @@ pytest.importorskip("playwright", reason="needs the test group")
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import ecapa_jax
-from ecapa_jax.diarization.diarize import diarize
+from ecapa_jax.diarization import diarize as diarization
 from ecapa_jax.diarization.formats import as_dict, as_text
 from ecapa_jax.diarization.rttm import read_rttm
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.identify.store import SpeakerStore
+from ecapa_jax.serve import service
 from ecapa_jax.vad import gate
 from helpers.chromium import AXE, CHROMIUM, FLAGS, LOOKS, violations
 from helpers.nonspeech import nonspeech
@@ -34,6 +36,7 @@ SPEAKS = gate._speaks  # before the fixture of all these tests replaces it
 SPEECH = Path(__file__).parents[2] / "examples" / "audio"
 ORDER = ("slt_1", "awb_1", "slt_2", "awb_2")
 WAIT = 120_000  # the first one compiles
+diarize = functools.partial(diarization.diarize, overlap=False)  # the overlap network takes long to compile
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,10 @@ def packaged() -> SpeakerEncoder:
 @pytest.fixture(scope="module")
 def server(packaged, tmp_path_factory) -> Iterator[Running]:
     store = SpeakerStore.open(tmp_path_factory.mktemp("store") / "team.db", packaged)
-    with running(packaged, store=store, max_seconds=30.0, max_bytes=2_000_000) as service:
-        yield service
+    limits = {"max_seconds": 30.0, "max_bytes": 2_000_000}
+    with pytest.MonkeyPatch.context() as patch, running(packaged, store=store, **limits) as server:
+        patch.setattr(service, "diarize", diarize)
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_the_api_keeps_to_its_schema(schema, method, path, mode) -> None:
     def each(case: schemathesis.Case, real: bool) -> None:
         if real and path in FIELDS and isinstance(case.body, dict):  # reach what comes after the decoder too
             case.body = {key: value for key, value in case.body.items() if "_url" not in key} | FIELDS[path]
-        response = case.call()
+        response = case.call(timeout=120)  # the first recording of a length compiles
         statuses.add(response.status_code)
         # That random bytes are no recording, and that one of a file and an address is needed, a schema can't say.
         unsaid = [positive_data_acceptance, *([negative_data_rejection] if real else [])]
