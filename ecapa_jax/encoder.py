@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Float32
 
+from ecapa_jax.audio.decoding import Channel
 from ecapa_jax.audio.load import AudioSource, LongAudio, is_silent
 from ecapa_jax.audio.prefetch import map_ahead
 from ecapa_jax.audio.recordings import SilenceWarning as SilenceWarning
@@ -51,6 +52,7 @@ class SpeakerEncoder:
       devices: devices over which each batch is spread.
       sharding: how the rows of a batch are spread over the devices.
       buckets: the batch shapes; a shape is compiled when the first batch has it.
+      channel: the channel of recordings with several, if it is not the one that the model takes.
       programs: the compiled function; `programs.compile_count` says how often it was compiled.
     """
 
@@ -82,6 +84,7 @@ class SpeakerEncoder:
         self.scorer = Scorer(scoring or Scoring(), embedding_mean, cohort)
         self.sample_rate, self.minimum_samples = config.fbank.sample_rate, minimum_samples(config)
         check_not_forked()
+        self.channel: Channel | None = None
         self.devices: list[Device] = list(devices or find_devices())
         self.dtype = fastest_dtype(self.devices[0]) if dtype == "auto" else dtype
         self.buckets = Buckets(self.sample_rate, len(self.devices), self.devices[0].platform)
@@ -180,6 +183,7 @@ class SpeakerEncoder:
         *,
         short: Short = "error",
         vad: bool = False,
+        channel: Channel | None = None,
     ) -> Float32[np.ndarray, "n embedding"]:
         """Embeds recordings. A recording has the same embedding alone and beside others.
 
@@ -192,6 +196,8 @@ class SpeakerEncoder:
             long enough.
           vad: whether to embed only the speech and leave out the silence. If nobody is heard in a recording, a
             NoSpeechWarning says so and the whole recording is embedded.
+          channel: the channel of recordings with several: `left`, `right`, `mean` of all, or an index from 0; None
+            means `self.channel`.
 
         Returns:
           [n, embedding_dim] float32, in the order of `sources`.
@@ -199,7 +205,7 @@ class SpeakerEncoder:
         Raises:
           AudioError: a source can't be read, is too short, or holds NaN. In this case nothing is embedded.
         """
-        recordings = self._read_ahead(sources, sample_rate, short, MAX_BATCH_SECONDS, vad=vad)
+        recordings = self._read_ahead(sources, sample_rate, short, MAX_BATCH_SECONDS, vad=vad, channel=channel)
         return self._stack_in_order(self.embed_stream(audio for audio, _ in recordings))
 
     def embed_windows(
@@ -227,7 +233,7 @@ class SpeakerEncoder:
         """
         hop = window / 2 if hop is None else hop
         size, step = samples_of(window, hop, self.sample_rate, self.minimum_samples)
-        audio = open_recording(self.config, source, sample_rate, short, MAX_BATCH_SECONDS)
+        audio = open_recording(self.config, source, sample_rate, short, MAX_BATCH_SECONDS, self.channel)
         blocks = audio if isinstance(audio, LongAudio) else [audio]
         found = embed_windows(self.embed_stream, blocks, size, step, self.sample_rate)
         warn_of_silence(source, audio)
@@ -268,6 +274,7 @@ class SpeakerEncoder:
         *,
         vad: bool = False,
         listen: bool = False,
+        channel: Channel | None = None,
     ) -> Iterator[tuple[Float32[np.ndarray, " _"] | LongAudio, bool]]:
         """Yields the recordings in order; threads decode the next ones while the device computes.
 
@@ -277,8 +284,10 @@ class SpeakerEncoder:
           `listen` asks for that.
         """
 
+        chosen = self.channel if channel is None else channel
+
         def read(source: AudioSource) -> tuple[Float32[np.ndarray, " _"] | LongAudio, bool]:
-            audio = open_recording(self.config, source, sample_rate, short, longest)
+            audio = open_recording(self.config, source, sample_rate, short, longest, chosen)
             speech = self._cut_silence(audio) if vad else audio
             heard = speech is not None
             if heard and listen and not isinstance(audio, LongAudio):
@@ -310,9 +319,10 @@ class SpeakerEncoder:
         *,
         vad: bool = False,
         listen: bool = False,
+        channel: Channel | None = None,
     ) -> tuple[list[Float32[np.ndarray, " _"]], list[bool]]:
         """Reads the recordings whole; also says for each whether somebody is heard to speak in it."""
-        found = list(self._read_ahead(sources, sample_rate, short, vad=vad, listen=listen))
+        found = list(self._read_ahead(sources, sample_rate, short, vad=vad, listen=listen, channel=channel))
         return cast("list[np.ndarray]", [audio for audio, _ in found]), [heard for _, heard in found]
 
     def _stack_in_order(self, embedded: EmbeddedRows) -> Float32[np.ndarray, "n embedding"]:
@@ -324,17 +334,24 @@ class SpeakerEncoder:
         return np.stack([rows[index] for index in range(len(rows))])
 
     def read(
-        self, source: AudioSource, sample_rate: int | str | None = None, *, short: Short = "error", vad: bool = False
+        self,
+        source: AudioSource,
+        sample_rate: int | str | None = None,
+        *,
+        short: Short = "error",
+        vad: bool = False,
+        channel: Channel | None = None,
     ) -> Float32[np.ndarray, " samples"]:
         """Reads one recording in the form that the model takes: one channel, its rate, at least `minimum_samples`.
 
         Args:
-          source, sample_rate, short, vad: as for `embed`.
+          source, sample_rate, short, vad, channel: as for `embed`.
 
         Raises:
           AudioError: the source can't be read, is too short, or holds NaN.
         """
-        waveform = open_recording(self.config, source, sample_rate, short)
+        chosen = self.channel if channel is None else channel
+        waveform = open_recording(self.config, source, sample_rate, short, channel=chosen)
         speech = self._cut_silence(waveform) if vad else waveform
         if speech is None:
             warn_of_no_speech(source)
@@ -408,6 +425,7 @@ class SpeakerEncoder:
         short: Short = "error",
         scoring: ScoringName = "publisher",
         vad: bool = False,
+        channel: Channel | None = None,
     ) -> Verification:
         """Scores two recordings and, if there is a threshold, decides whether the same person speaks in both.
 
@@ -429,7 +447,7 @@ class SpeakerEncoder:
         """
         scorer = self.scorer.with_scoring(scoring)
         threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
-        waveforms, heard = self._read_whole([a, b], None, short, vad=vad, listen=True)
+        waveforms, heard = self._read_whole([a, b], None, short, vad=vad, listen=True, channel=channel)
         seconds = [len(waveform) / self.sample_rate for waveform in waveforms]
         rows = self._stack_in_order(self.embed_stream(self._cut_views(waveforms, scorer)))
         first, second = rows.reshape(2, scorer.n_views, -1)

@@ -50,6 +50,7 @@ class OnnxEncoder(SpeakerEncoder):
         self.config, self.dtype = file.config, file.precision
         self.scorer = Scorer(file.scoring, file.embedding_mean, file.cohort)
         self.sample_rate, self.minimum_samples = file.config.fbank.sample_rate, minimum_samples(file.config)
+        self.channel = None
         self.devices = jax.local_devices(backend="cpu")[:1]
         self.sharding = NamedSharding(Mesh(np.asarray(self.devices), ("data",)), PartitionSpec("data"))
         self.buckets = Buckets(self.sample_rate)

@@ -110,6 +110,14 @@ def checked_rate(rate: int | str, name: str) -> int:
     return number
 
 
+def channel_from_text(text: str) -> Channel | None:
+    """The channel that a text names: `first`, `left`, `right`, `mean` or a number from 1; None for any other text."""
+    word = text.strip().lower()
+    if word in ("first", "left", "right", "mean"):
+        return word  # type: ignore[return-value]
+    return int(word) - 1 if word.isdecimal() and int(word) >= 1 else None
+
+
 def mono(samples: Shaped[np.ndarray, "samples channels"], channel: Channel) -> Shaped[np.ndarray, " samples"]:
     """One channel of several.
 
@@ -118,7 +126,10 @@ def mono(samples: Shaped[np.ndarray, "samples channels"], channel: Channel) -> S
     """
     if channel == "mean" and samples.shape[1] > 1:
         return samples.mean(axis=1, dtype=np.float64)
-    number = channel if isinstance(channel, int) else int(channel == "right")
+    if samples.shape[1] == 1 and not isinstance(channel, int):
+        number = 0  # a recording of one side only, compared with a side of a call
+    else:
+        number = channel if isinstance(channel, int) else int(channel == "right")
     if number >= samples.shape[1]:
         raise AudioError(f"channel {number + 1} is asked for, and the recording has {samples.shape[1]}; name another")
     return np.ascontiguousarray(samples[:, number])

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from ecapa_jax.audio.arrays import is_dataset_row
+from ecapa_jax.audio.decoding import Channel
 from ecapa_jax.audio.load import AudioSource, LongAudio, is_silent, load_audio, name_of, open_audio
 from ecapa_jax.batching import minimum_samples
 from ecapa_jax.config import ModelConfig, Short
@@ -51,9 +52,16 @@ def warn_of_no_speech(source: AudioSource) -> None:
 
 
 def open_recording(
-    config: ModelConfig, source: AudioSource, sample_rate: int | str | None, short: Short, longest: float = math.inf
+    config: ModelConfig,
+    source: AudioSource,
+    sample_rate: int | str | None,
+    short: Short,
+    longest: float = math.inf,
+    channel: Channel | None = None,
 ) -> Float32[np.ndarray, " samples"] | LongAudio:
     """The samples, at least `minimum_samples(config)`; what is longer than `longest` seconds is left to be streamed.
+
+    Of a recording with several channels, `channel` is taken; None means the one that the model takes.
 
     Raises:
       AudioError: the source can't be read, is too short, or holds NaN.
@@ -61,7 +69,8 @@ def open_recording(
     """
     if short not in ("error", "repeat"):
         raise ConfigError(f"short is {short!r}; it must be 'error' or 'repeat'")
-    rate, channel, minimum = config.fbank.sample_rate, config.fbank.channel, minimum_samples(config)
+    rate, minimum = config.fbank.sample_rate, minimum_samples(config)
+    channel = config.fbank.channel if channel is None else channel
     if longest == math.inf:
         audio = load_audio(source, sample_rate=sample_rate, target_rate=rate, channel=channel)
     else:

@@ -15,6 +15,7 @@ import tyro
 from ecapa_jax.config import ScoringName, Short
 
 if TYPE_CHECKING:
+    from ecapa_jax.audio.decoding import Channel
     from ecapa_jax.encoder import SpeakerEncoder
 
 
@@ -26,6 +27,15 @@ AnySound = Annotated[
 Vad = Annotated[
     bool,
     tyro.conf.arg(help="Embed only what somebody says, without the silence between.", help_behavior_hint=""),
+]
+ChannelOption = Annotated[
+    str | None,
+    tyro.conf.arg(
+        name="channel",
+        metavar="C",
+        help="Channel of recordings with several: left, right, mean, or its number from 1.",
+        help_behavior_hint="(default: the one that the model takes)",
+    ),
 ]
 Flag = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
@@ -89,6 +99,37 @@ class Model:
 
 OutputOptions = Annotated[Output, tyro.conf.OmitArgPrefixes]
 ModelOptions = Annotated[Model, tyro.conf.OmitArgPrefixes]
+
+
+def check_standard_input(*names: str) -> None:
+    """Refuses to read standard input, `-`, as more than one recording.
+
+    Raises:
+      EcapaError: it is named twice, or it is a terminal.
+    """
+    from ecapa_jax.errors import EcapaError
+
+    if names.count("-") > 1:
+        raise EcapaError("- is standard input, which holds one recording: name the other one as a file")
+    if "-" in names and sys.stdin is not None and sys.stdin.isatty():
+        raise EcapaError("- is standard input, and this is a terminal: pipe a recording into the command")
+
+
+def parse_channel(text: str | None) -> Channel | None:
+    """Converts the value of --channel, or of a manifest's column `channel`, for `load_audio`.
+
+    Raises:
+      EcapaError: it is no channel.
+    """
+    from ecapa_jax.audio.decoding import channel_from_text
+    from ecapa_jax.errors import EcapaError
+
+    if text is None:
+        return None
+    channel = channel_from_text(text)
+    if channel is None:
+        raise EcapaError(f"--channel is {text!r}; it must be left, right, first, mean, or a number from 1")
+    return channel
 
 
 def packaged_recipes() -> list[str]:

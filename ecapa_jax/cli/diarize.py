@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions
+from ecapa_jax.cli.common import (
+    ChannelOption,
+    Flag,
+    Model,
+    ModelOptions,
+    Output,
+    OutputOptions,
+    parse_channel,
+)
 from ecapa_jax.files.atomic import write_whole
 
 if TYPE_CHECKING:
@@ -49,8 +57,7 @@ class Diarize:
     """One speaker at a time: turns do not overlap."""
     fast: Flag = False
     """Leave out overlap detection: less than half the time, and more errors."""
-    channel: Annotated[str, tyro.conf.arg(metavar="C", help_behavior_hint="(default: the model's choice)")] = ""
-    """Of a recording with several channels: first, mean, or a number from 1."""
+    channel: ChannelOption = None
     store: Annotated[str | None, tyro.conf.arg(metavar="STORE", help_behavior_hint="")] = None
     """File of enrolled speakers: whoever of them speaks gets his name."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
@@ -110,7 +117,7 @@ class Diarize:
             raise DiarizationError("--enroll needs the store to add to: --store FILE")
         if any(not all(part.strip() for part in pair.partition("=")[::2]) for pair in self.enroll):
             raise DiarizationError("--enroll takes SPEAKER=NAME, as in speaker_1=Ann")
-        self._channel()
+        parse_channel(self.channel)
         if self.out is None and len(self.format) > 1:
             raise DiarizationError("several formats need a folder: -o DIR")
         if self.out is not None:
@@ -129,15 +136,6 @@ class Diarize:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DiarizationError(f"{folder} can't be made: {error.strerror}") from error
-
-    def _channel(self) -> Any:
-        from ecapa_jax.errors import DiarizationError
-
-        if self.channel in ("", "first", "mean"):
-            return self.channel or None
-        if self.channel.isdigit() and int(self.channel) >= 1:
-            return int(self.channel) - 1
-        raise DiarizationError(f"--channel is {self.channel!r}; it must be first, mean, or a number from 1")
 
     def _paths(self, name: str) -> dict[Kind, Path]:
         from ecapa_jax.diarization.formats import SUFFIXES
@@ -167,7 +165,7 @@ class Diarize:
                 min_speakers=self.min_speakers,
                 max_speakers=self.max_speakers,
                 overlap=not self.fast,
-                channel=self._channel(),
+                channel=parse_channel(self.channel),
                 progress=progress,
             )
         result = self._named(encoder, result, name)

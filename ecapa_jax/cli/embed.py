@@ -9,10 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, ShortOption, Vad, local_path
+from ecapa_jax.cli.common import (
+    ChannelOption,
+    Flag,
+    Model,
+    ModelOptions,
+    Output,
+    OutputOptions,
+    ShortOption,
+    Vad,
+    check_standard_input,
+    local_path,
+    parse_channel,
+)
 
 if TYPE_CHECKING:
     from ecapa_jax.corpus.run import CorpusSummary
+    from ecapa_jax.encoder import SpeakerEncoder
     from ecapa_jax.files.atomic import Identity
 
 
@@ -23,7 +36,7 @@ class Embed:
     files: Annotated[
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES...", help_behavior_hint="")
     ] = ()
-    """Recordings: files or http(s) URLs. If one can't be read, nothing is written."""
+    """Recordings: files, http(s) URLs, or - for standard input. If one can't be read, nothing is written."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"], metavar="OUT.npz", help_behavior_hint="")] = None
     """The .npz to write."""
     force: Flag = False
@@ -48,6 +61,7 @@ class Embed:
     """From the begin of a window to that of the next. What is left at the end is in one more window."""
     short: ShortOption = "error"
     vad: Vad = False
+    channel: ChannelOption = None
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
@@ -55,6 +69,8 @@ class Embed:
         """Writes the embeddings."""
         from ecapa_jax.errors import EcapaError
 
+        parse_channel(self.channel)
+        check_standard_input(*self.files)
         if self.vad and self.window is not None:
             raise EcapaError("windows stand at their times in the recording, which --vad would change: leave one out")
         if self.hop is not None and self.window is None:
@@ -67,6 +83,11 @@ class Embed:
             raise EcapaError("windows are for files: ecapa-jax embed FILES... -o OUT.npz --window 3 --hop 1.5")
         else:
             self._embed_corpus(self.manifest, self.folder)
+
+    def _load(self, *, quiet: bool) -> SpeakerEncoder:
+        encoder = self.model.load(quiet=quiet)
+        encoder.channel = parse_channel(self.channel)
+        return encoder
 
     def _embed_files(self) -> None:
         import numpy as np
@@ -88,7 +109,7 @@ class Embed:
         if self.window is not None:
             self._embed_windows(path, self.window, before)
             return
-        encoder = self.model.load(quiet=self.output.quiet)
+        encoder = self._load(quiet=self.output.quiet)
         embeddings = encoder.embed(self.files, short=self.short, vad=self.vad)
         write_whole(path, lambda to: np.savez(to, names=np.array(self.files), embeddings=embeddings), over=before)
         sizes = {"n": len(embeddings), "embedding_dim": embeddings.shape[1]}
@@ -102,7 +123,7 @@ class Embed:
 
         from ecapa_jax.files.atomic import write_whole
 
-        encoder = self.model.load(quiet=self.output.quiet)
+        encoder = self._load(quiet=self.output.quiet)
         hop = window / 2 if self.hop is None else self.hop
         found = [encoder.embed_windows(file, window, hop, short=self.short) for file in self.files]
         arrays: dict[str, Any] = {
@@ -132,7 +153,7 @@ class Embed:
         # The signals come first: loading the model takes long enough to be interrupted.
         with stop_signals() as stop, CorpusProgress(len(recordings), quiet=self.output.quiet) as progress:
             summary = embed_corpus(
-                self.model.load(quiet=True),
+                self._load(quiet=True),
                 recordings,
                 path,
                 audio_root=self.audio_root,

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import AnySound, Model, ModelOptions, Output, OutputOptions, ShortOption
+from ecapa_jax.cli.common import (
+    AnySound,
+    ChannelOption,
+    Model,
+    ModelOptions,
+    Output,
+    OutputOptions,
+    ShortOption,
+    parse_channel,
+)
 
 Store = Annotated[str, tyro.conf.arg(metavar="STORE", help="File of enrolled speakers.")]
 Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME", help="The speaker's name.")]
@@ -23,6 +32,7 @@ class Enroll:
     store: Store
     short: ShortOption = "error"
     any_sound: AnySound = False
+    channel: ChannelOption = None
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
@@ -33,6 +43,7 @@ class Enroll:
 
         name = check_name(self.name)
         encoder = self.model.load()
+        encoder.channel = parse_channel(self.channel)
         # A bad one leaves no empty store behind.
         utterances = embed_utterances(encoder, self.files, short=self.short, any_sound=self.any_sound)
         with SpeakerStore.open(self.store, encoder) as store:
@@ -55,6 +66,7 @@ class Identify:
     """Least score to be the speaker; a cosine, from -1 to 1."""
     short: ShortOption = "error"
     any_sound: AnySound = False
+    channel: ChannelOption = None
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
@@ -65,8 +77,10 @@ class Identify:
         from ecapa_jax.scoring.scorer import checked_threshold
 
         threshold = None if self.threshold is None else checked_threshold(self.threshold)
+        channel = parse_channel(self.channel)
         with Database.open(self.store) as database:
             store = SpeakerStore(database, self.model.load())
+            store.encoder.channel = channel
             answer = store.identify(
                 self.file, top=self.top, threshold=threshold, short=self.short, any_sound=self.any_sound
             )

@@ -8,7 +8,17 @@ from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions, ShortOption, Vad
+from ecapa_jax.cli.common import (
+    ChannelOption,
+    Model,
+    ModelOptions,
+    Output,
+    OutputOptions,
+    ShortOption,
+    Vad,
+    check_standard_input,
+    parse_channel,
+)
 from ecapa_jax.config import ScoringName
 
 SERIOUS_USE = (
@@ -22,7 +32,7 @@ class Verify:
     """Score two recordings: one speaker or two?"""
 
     a: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="A")]
-    """A recording: file or http(s) URL."""
+    """A recording: file, http(s) URL, or - for standard input."""
     b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="B")]
     """The other."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
@@ -31,13 +41,16 @@ class Verify:
     """How to score: as the model's publisher does, or in another way."""
     short: ShortOption = "error"
     vad: Vad = False
+    channel: ChannelOption = None
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
     def run(self) -> None:
         """Prints score and decision."""
+        channel = parse_channel(self.channel)
+        check_standard_input(self.a, self.b)
         encoder = self.model.load(self.scoring, quiet=self.output.quiet)
-        answer = encoder.verify(self.a, self.b, self.threshold, short=self.short, vad=self.vad)
+        answer = encoder.verify(self.a, self.b, self.threshold, short=self.short, vad=self.vad, channel=channel)
         lines = [f"score         {answer.score:.4f}   ({encoder.scorer.scale})"]
         if answer.threshold is None:
             self.output.note("this model has no threshold: pass --threshold to get a decision")

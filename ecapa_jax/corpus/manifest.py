@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ecapa_jax.audio.decoding import channel_from_text
 from ecapa_jax.errors import CorpusError, one_line
 from ecapa_jax.files.entries import (
     COLUMNS,
@@ -26,10 +27,14 @@ from ecapa_jax.files.tables import column_of
 
 _BLOCK = 1 << 16  # rows that are held as Python strings at a time
 
-_NAMES = {"path": COLUMNS["path"][:-1], "id": ("id", "ID"), "start": COLUMNS["start"], "stop": COLUMNS["stop"]}
+_NAMES = {
+    "path": COLUMNS["path"][:-1],
+    "id": ("id", "ID"),
+    **{name: COLUMNS[name] for name in ("start", "stop", "channel")},
+}
 """Names of columns. `utterance` may hold a transcript, and `file` anything, so only `prepare` accepts these names."""
 
-_COLUMNS = ("id", "path", "start", "stop", "in_samples")
+_COLUMNS = ("id", "path", "start", "stop", "in_samples", "channel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +45,14 @@ class RecordingPart:
       path: the recording.
       start, stop: where the part begins and ends; a stop of None is the end of the recording.
       in_samples: whether `start` and `stop` are samples at the rate of the model instead of seconds.
+      channel: the channel, if the manifest names one.
     """
 
     path: str
     start: float
     stop: float | None
     in_samples: bool
+    channel: str | None = None
 
     def bounds(self, rate: int) -> tuple[int, int | None]:
         """Returns the first sample of the part at a rate, and the sample after its last."""
@@ -74,8 +81,10 @@ class Manifest:
         for start in range(0, len(self), _BLOCK):
             digest.update(json.dumps(self.rows(start, start + _BLOCK)).encode())
         if self.table["in_samples"].null_count < len(self):
-            for name in _COLUMNS[2:]:
+            for name in _COLUMNS[2:5]:
                 digest.update(json.dumps(self.table[name].to_pylist()).encode())
+        if self.table["channel"].null_count < len(self):
+            digest.update(json.dumps(self.table["channel"].to_pylist()).encode())
         return digest.hexdigest()
 
     def rows(self, start: int, stop: int) -> tuple[list[str], list[str]]:
@@ -88,8 +97,8 @@ class Manifest:
         rows = self.table.slice(start, stop - start).to_pylist()
         return [
             row["path"]
-            if row["in_samples"] is None
-            else RecordingPart(row["path"], row["start"] or 0.0, row["stop"], row["in_samples"])
+            if row["in_samples"] is None and row["channel"] is None
+            else RecordingPart(row["path"], row["start"] or 0.0, row["stop"], bool(row["in_samples"]), row["channel"])
             for row in rows
         ]
 
@@ -98,8 +107,9 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     """Reads a manifest, whose suffix says which format it has.
 
     .parquet               column `path`, and optionally `id`; other columns are ignored
-    .csv, .tsv             the same, and the columns of 3D-Speaker and SpeechBrain, with `start` and `stop`. A .tsv is
-                           split at tabs, and quotes in it are text
+    .csv, .tsv             the same, and the columns of 3D-Speaker and SpeechBrain, with `start` and `stop`, and
+                           `channel` (left, right, mean, or a number from 1). A .tsv is split at tabs, and quotes in it
+                           are text
     .json, .jsonl          one object per line: `path`, `id`, or the keys of NeMo and WeSpeaker; SpeechBrain's .json
     .list                  WeSpeaker's raw list, one object per line; or one path per line
     .scp                   Kaldi: `id path` on each line; commands and offsets into archives are refused
@@ -133,18 +143,24 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
 def _make_schema() -> Any:
     import pyarrow as pa
 
-    types = (pa.large_string(), pa.large_string(), pa.float64(), pa.float64(), pa.bool_())
+    types = (pa.large_string(), pa.large_string(), pa.float64(), pa.float64(), pa.bool_(), pa.large_string())
     return pa.schema(list(zip(_COLUMNS, types, strict=True)))
 
 
-def _make_row(entry: Entry) -> tuple[str, str, float | None, float | None, bool | None]:
+def _make_row(entry: Entry) -> tuple[str, str, float | None, float | None, bool | None, str | None]:
+    if entry.channel is not None and channel_from_text(entry.channel) is None:
+        raise CorpusError(
+            f"{entry.where}: its channel is {entry.channel!r}; it must be left, right, first, mean, or a number from 1"
+        )
     identity = entry.id
     if identity is None:
         until = "" if entry.stop is None else f"{entry.stop:g}"
         identity = f"{entry.path}:{entry.start:g}-{until}" if entry.start else entry.path
+        if entry.channel is not None:
+            identity += f":{entry.channel}"
     if not entry.is_part:
-        return identity, entry.path, None, None, None
-    return identity, entry.path, entry.start, entry.stop, entry.in_samples
+        return identity, entry.path, None, None, None, entry.channel
+    return identity, entry.path, entry.start, entry.stop, entry.in_samples, entry.channel
 
 
 def _check_unique(path: Path, ids: Any) -> None:

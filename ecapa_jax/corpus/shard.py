@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64
 
+from ecapa_jax.audio.decoding import channel_from_text
 from ecapa_jax.audio.load import AudioSource, is_silent, name_of
 from ecapa_jax.audio.prefetch import map_ahead
 from ecapa_jax.config import Short
@@ -121,7 +122,7 @@ class _Reader:
         Raises:
           AudioError: the source can't be read, is too short, or holds no speech although only speech is wanted.
         """
-        samples = self._part(source) if isinstance(source, RecordingPart) else self._file(source, self._short)
+        samples = self._part(source) if isinstance(source, RecordingPart) else self._file(source, short=self._short)
         if not self._vad:
             return samples
         speech = cut_silence(samples, self._encoder.sample_rate)
@@ -131,15 +132,18 @@ class _Reader:
             )
         return speech
 
-    def _file(self, source: AudioSource, short: Short) -> Float32[np.ndarray, " samples"]:
+    def _file(
+        self, source: AudioSource, channel: str | None = None, *, short: Short
+    ) -> Float32[np.ndarray, " samples"]:
         if isinstance(source, str) and (why := why_no_recording(source)):
             raise AudioError(why)
-        return self._encoder.read(source, self._sample_rate, short=short)
+        chosen = None if channel is None else channel_from_text(channel)
+        return self._encoder.read(source, self._sample_rate, short=short, channel=chosen)
 
     def _part(self, part: RecordingPart) -> Float32[np.ndarray, " samples"]:
         rate, minimum = self._encoder.sample_rate, self._encoder.minimum_samples
         start, stop = part.bounds(rate)
-        whole = self._whole(part.path)
+        whole = self._whole(part.path, part.channel)
         samples = whole[start:stop]
         if len(samples) == 0:
             raise AudioError(f"{part.path}: the part from {start / rate:g} s is outside its {len(whole) / rate:g} s")

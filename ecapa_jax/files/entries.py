@@ -26,6 +26,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "speaker": ("spk", "spk_id", "speaker", "speaker_id", "client_id", "label"),
     "start": ("start",),
     "stop": ("stop", "end"),
+    "channel": ("channel",),
 }
 """For each kind of content, the names that its column may have; the first name that is found is used."""
 
@@ -45,6 +46,7 @@ class Entry:
       id, speaker: identifier and speaker, if the row has them.
       start, stop: the part of the recording; None is the beginning or the end of the recording.
       in_samples: whether `start` and `stop` are samples instead of seconds.
+      channel: the name of the channel, if the row has one.
     """
 
     where: str
@@ -54,6 +56,7 @@ class Entry:
     start: float | None = None
     stop: float | None = None
     in_samples: bool = False
+    channel: str | None = None
 
     @property
     def is_part(self) -> bool:
@@ -117,6 +120,7 @@ def entry_of_row(where: str, values: Mapping[str, str | None], error: type[Ecapa
         values.get("id"),
         values.get("speaker"),
         *_parse_part(where, values.get("start"), values.get("stop"), error),
+        channel=str(values.get("channel") or "").strip() or None,
     )
 
 
@@ -218,7 +222,8 @@ def _parse_object(where: str, value: Any, error: type[EcapaError]) -> Entry:
     path = str(path)
     _check_file(where, path, error)
     known = None if speaker is None else str(speaker)
-    return Entry(where, path, identity, known, *_parse_part(where, start, stop, error, unit))
+    channel = str(value.get("channel") or "").strip() or None
+    return Entry(where, path, identity, known, *_parse_part(where, start, stop, error, unit), channel=channel)
 
 
 def _parse_nemo_part(where: str, offset: Any, duration: Any, error: type[EcapaError]) -> tuple[Any, Any, str]:

@@ -123,7 +123,7 @@ def test_a_plot(capsys, talks, tmp_path, known):
         (("--enroll", "speaker_1=Ann"), "--store"),
         (("--store", "x.db", "--enroll", "Ann"), "SPEAKER=NAME"),
         (("--format", "rttm", "json"), "-o DIR"),
-        (("--channel", "left"), "--channel"),
+        (("--channel", "both"), "--channel"),
         (("--channel", "0"), "--channel"),
     ],
 )
