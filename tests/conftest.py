@@ -15,7 +15,9 @@ sys.path.insert(0, str(TESTS))
 
 THOROUGH = (
     "bench",
+    "cli/test_whiten.py::test_the_network_takes_the_whitening_up",
     "convert/addresses/test_processes.py",
+    "convert/test_export.py",
     "convert/test_footprint.py",
     "convert/test_reader_fuzz.py",
     "convert/test_torch_zip_hostile.py",
@@ -24,31 +26,56 @@ THOROUGH = (
     "deploy/test_examples.py",
     "deploy/test_families.py",
     "docs",
+    "faults/test_host_programs.py",
     "serve/test_fetch_tls.py",
     "serve/test_load.py",
     "serve/test_page.py",
+    "serve/test_page_talk.py",
     "serve/test_schema.py",
     "test_dist.py",
+    "test_encoder.py::test_200_lengths_compile_no_more_than_there_are_buckets",
+    "test_fbank.py",
+    "test_functional.py::test_eight_devices_give_one_devices_embeddings",
+    "test_functional.py::test_export_lowers_for_cpu_cuda_and_tpu",
+    "test_functional.py::test_float32_in_a_padded_batch_is_within_the_bounds[speechbrain]",
+    "test_functional.py::test_gradients_reach_the_samples_and_not_the_padding[speechbrain]",
+    "test_functional.py::test_shard_map",
+    "test_functional.py::test_vmap_is_the_batch",
+    "test_functional.py::test_waveform_padding_and_batch_mates_change_nothing[speechbrain]",
+    "test_golden_families.py",
     "test_memory.py",
     "test_mutations.py",
+    "test_network.py",
+    "test_programs.py::test_another_model_dtype_or_shape_has_its_own_program",
     "test_windows.py",
     "train/test_cluster.py",
+    "train/test_distillation.py",
     "train/test_faults.py",
+    "train/test_loop.py",
     "train/test_mesh.py",
     "train/test_plan.py",
     "train/test_processes.py",
 )
-"""Files and folders that `make test` leaves to `make test-all`; a test or a file can also carry the marker itself."""
+"""Files, folders and tests that `make test` leaves to `make test-all`; a test can also carry the marker itself.
+
+Whatever they examine is examined by a quicker test, too, if less deeply: features and network by the golden values,
+exact batches by one family, training by a run that is killed.
+"""
 ALWAYS = ("test_killed_in_the_middle_of_a_save",)
 """Tests of those files that `make test` runs all the same: one short training run with a kill."""
+
+
+def _is_thorough(item: pytest.Item) -> bool:
+    path = item.path.relative_to(TESTS)
+    names = {f"{path.as_posix()}::{name}" for name in (item.name, item.name.partition("[")[0])}
+    return any(path.is_relative_to(name) or name in names for name in THOROUGH)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _forget_lazy_modules()
     for item in items:
-        path = item.path.relative_to(TESTS)
-        if item.name not in ALWAYS and any(path.is_relative_to(name) for name in THOROUGH):
+        if item.name not in ALWAYS and _is_thorough(item):
             item.add_marker(pytest.mark.thorough)
 
 
