@@ -46,6 +46,14 @@ def test_the_channel_that_is_asked_for():
     assert both[660] == pytest.approx(both[440], rel=0.1)
 
 
+def test_wav_with_g722():
+    """What telephone systems record; libsndfile does not decode it."""
+    waveform = load(encoded(tone(), "wav", "g722"))
+    assert abs(len(waveform) - len(load(encoded(tone(), "ipod", "aac")))) < 4000
+    power = np.abs(np.fft.rfft(waveform[8000:24000]))
+    assert np.argmax(power) == 440
+
+
 needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import warnings
 from typing import Annotated
 
 import tyro
@@ -47,10 +48,18 @@ class Verify:
 
     def run(self) -> None:
         """Prints score and decision."""
+        from ecapa_jax.audio.recordings import SilenceWarning
+        from ecapa_jax.errors import AudioError
+
         channel = parse_channel(self.channel)
         check_standard_input(self.a, self.b)
         encoder = self.model.load(self.scoring, quiet=self.output.quiet)
-        answer = encoder.verify(self.a, self.b, self.threshold, short=self.short, vad=self.vad, channel=channel)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SilenceWarning)
+            try:
+                answer = encoder.verify(self.a, self.b, self.threshold, short=self.short, vad=self.vad, channel=channel)
+            except SilenceWarning as silence:
+                raise AudioError(f"{silence}; give a recording of speech") from silence
         lines = [f"score         {answer.score:.4f}   ({encoder.scorer.scale})"]
         if answer.threshold is None:
             self.output.note("this model has no threshold: pass --threshold to get a decision")
