@@ -20,7 +20,10 @@ THOROUGH = (
     "convert/test_export.py",
     "convert/test_footprint.py",
     "convert/test_reader_fuzz.py",
+    "convert/test_rules.py::test_the_table_is_total_and_its_inverse_gives_back_every_bit",
+    "convert/test_shared_golden.py",
     "convert/test_torch_zip_hostile.py",
+    "corpus/test_cli.py::test_sigterm_saves_the_state_and_exits_with_75",
     "corpus/test_ray.py",
     "corpus/test_ten_thousand.py",
     "deploy/test_examples.py",
@@ -32,22 +35,31 @@ THOROUGH = (
     "serve/test_page.py",
     "serve/test_page_talk.py",
     "serve/test_schema.py",
+    "serve/test_server.py::test_concurrent_requests_share_batches_and_are_exact",
+    "test_bundle.py::test_any_number_of_devices_reads_what_any_other_wrote",
     "test_dist.py",
     "test_encoder.py::test_200_lengths_compile_no_more_than_there_are_buckets",
+    "test_encoder.py::test_the_packaged_model_loads_without_a_warning",
     "test_fbank.py",
+    "test_fold.py",
     "test_functional.py::test_eight_devices_give_one_devices_embeddings",
     "test_functional.py::test_export_lowers_for_cpu_cuda_and_tpu",
     "test_functional.py::test_float32_in_a_padded_batch_is_within_the_bounds[speechbrain]",
-    "test_functional.py::test_gradients_reach_the_samples_and_not_the_padding[speechbrain]",
+    "test_functional.py::test_gradients_reach_the_samples_and_not_the_padding",
+    "test_functional.py::test_init_is_abstracts_shape_and_a_working_model",
     "test_functional.py::test_shard_map",
     "test_functional.py::test_vmap_is_the_batch",
     "test_functional.py::test_waveform_padding_and_batch_mates_change_nothing[speechbrain]",
     "test_golden_families.py",
+    "test_long.py",
     "test_memory.py",
     "test_mutations.py",
     "test_network.py",
+    "test_programs.py",
     "test_programs.py::test_another_model_dtype_or_shape_has_its_own_program",
+    "test_scorer.py::test_two_views_from_recordings",
     "test_windows.py",
+    "train/test_augment.py",
     "train/test_cluster.py",
     "train/test_distillation.py",
     "train/test_faults.py",
@@ -55,14 +67,23 @@ THOROUGH = (
     "train/test_mesh.py",
     "train/test_plan.py",
     "train/test_processes.py",
+    "vad/test_network.py::test_a_recording_in_a_padded_batch_has_the_probabilities_it_has_alone",
+    "vad/test_network.py::test_jit_vmap_and_grad_go_through",
+    "vad/test_silence.py::test_embeddings_are_those_of_what_was_cut",
 )
 """Files, folders and tests that `make test` leaves to `make test-all`; a test can also carry the marker itself.
 
 Whatever they examine is examined by a quicker test, too, if less deeply: features and network by the golden values,
 exact batches by one family, training by a run that is killed.
 """
-ALWAYS = ("test_killed_in_the_middle_of_a_save",)
-"""Tests of those files that `make test` runs all the same: one short training run with a kill."""
+ALWAYS = (
+    "test_chunks_give_what_the_whole_gives[3dspeaker]",
+    "test_folded_equals_unfold_and_multiply[3dspeaker]",
+    "test_killed_in_the_middle_of_a_save",
+    "test_the_next_encoder_compiles_nothing",
+)
+"""Tests of those files that `make test` runs all the same, so that it reaches every module: a training run that is
+killed, a long recording, folded variables, kept programs."""
 
 
 def _is_thorough(item: pytest.Item) -> bool:
