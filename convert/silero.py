@@ -110,4 +110,4 @@ def write_weights(
         "sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
         "licence": licence,
     }
-    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in weights.items()}, metadata=origin))
+    path.write_bytes(save({name: np.array(array, order="C") for name, array in weights.items()}, metadata=origin))

@@ -152,7 +152,7 @@ def test_a_failure_leaves_the_old_bundle(copy, monkeypatch, step, error):
     if step == "weights":
         monkeypatch.setattr(bundle_module, "save_variables", fail)
     elif step == "card":
-        monkeypatch.setattr(bundle_module, "card", fail)
+        monkeypatch.setattr(bundle_module, "write_card", fail)
     else:
         monkeypatch.setattr(Path, "rename", fail_at)
     told = BundleError if isinstance(error, OSError) else type(error)

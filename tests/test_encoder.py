@@ -300,7 +300,7 @@ def test_the_packaged_model_loads_without_a_warning() -> None:
 
 
 def test_load_says_what_it_can_not_do(untyped: None, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="built: float32, bfloat16"):
+    with pytest.raises(ConfigError, match="must be one of: float32, bfloat16"):
         ecapa_jax.load(dtype="float16")  # type: ignore[arg-type]
     with pytest.raises(ecapa_jax.BundleError, match="convert"):
         ecapa_jax.load("speechbrain")

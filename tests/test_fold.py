@@ -73,7 +73,7 @@ def test_bfloat16_kernels_are_those_of_frames() -> None:
 
 def test_another_dtype_is_refused() -> None:
     config, variables = model("3dspeaker")
-    with pytest.raises(ConfigError, match="built: float32, bfloat16"):
+    with pytest.raises(ConfigError, match="must be one of: float32, bfloat16"):
         functional.fold(config, variables, "float16")
 
 

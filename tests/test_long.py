@@ -160,7 +160,7 @@ def test_too_short_together():
 
 def test_a_full_disk_is_told(monkeypatch):
     monkeypatch.setattr(passes.tempfile, "SpooledTemporaryFile", lambda *args, **options: FullDisk())
-    with pytest.raises(EcapaError, match=r"No space left on device.*115 MB an hour.*TMPDIR"):
+    with pytest.raises(EcapaError, match=r"No space left on device.*115 MB per hour.*TMPDIR"):
         passes.embed(BOUNDARIES, boundary_variables(), [sound(2.0)], chunk_frames=CHUNK)
 
 

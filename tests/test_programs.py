@@ -59,7 +59,7 @@ def test_the_next_encoder_compiles_nothing(tmp_path: Path) -> None:
     first, second = encoder(tmp_path), encoder(tmp_path)
     made = first.embed(waveforms())
     assert (first.programs.compile_count, len(programs_in(tmp_path))) == (2, 2)
-    second.programs.fetch(second._arguments(batch) for batch in second.buckets.plan([16000, 30000]))
+    second.programs.fetch(second._describe_arguments(batch) for batch in second.buckets.plan([16000, 30000]))
     assert len(second.programs._ready) == 2
     np.testing.assert_array_equal(second.embed(waveforms()), made)
     assert second.programs.compile_count == 0
@@ -123,7 +123,7 @@ def test_a_folder_that_can_not_be_written_is_done_without(tmp_path: Path) -> Non
 
 def test_other_code_or_settings_make_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     squares(tmp_path)(MATRIX)
-    monkeypatch.setattr(programs, "_compiler", lambda: "other")
+    monkeypatch.setattr(programs, "_describe_compiler", lambda: "other")
     again = squares(tmp_path)
     again(MATRIX)
     assert again.compile_count == 1

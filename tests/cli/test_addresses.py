@@ -79,7 +79,7 @@ def test_what_goes_wrong_is_one_line(capsys, tmp_path, hub, wav):
     assert "the hub answered 500" in refused(capsys, tmp_path, "verify", wav, wav, "--model", "hf:me/mine")
     assert "no such repository" in refused(capsys, tmp_path, "info", "hf:me/other")
     for source, words in (
-        ("hf:me/mine", "a bundle already"),
+        ("hf:me/mine", "already holds a bundle"),
         ("x:y", "no such file"),
         ("hff:a/b", "'hff' is no known"),
     ):

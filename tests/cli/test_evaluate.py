@@ -253,7 +253,7 @@ def test_one_broken_recording_does_not_lose_the_others(evaluate, corpus, tmp_pat
         (("--confidence", "95"), "confidence is 95.0"),
         (("--resamples", "-1"), "-1 resamples"),
         (("--cache", "/dev/null/x"), "no folder /dev/null"),
-        (("--audio-root", "nowhere"), "nowhere is no folder"),
+        (("--audio-root", "nowhere"), "nowhere is not a folder"),
         (("--baseline", "nothing.tsv"), "nothing.tsv can't be read"),
         (("--output", "no/where"), "no folder"),
     ],

@@ -144,7 +144,7 @@ def test_threshold_to_another_bundle(capsys, bundle, scores):
     [
         ([], "exactly one of"),
         (["--eer", "--far", "0.1"], "exactly one of"),
-        (["--far", "1.5"], "from 0 to below 1"),
+        (["--far", "1.5"], "at least 0 and below 1"),
         (["--cost", "0.01,1"], "must be p_target,c_miss,c_fa"),
         (["--cost", "2,1,1"], "p_target is 2.0"),
     ],
@@ -224,14 +224,16 @@ def test_speakers_in_both_are_refused(capsys, bundle, tmp_path):
     cache = ["--cache", tmp_path / "cache.sqlite"]
     assert run(capsys, "cohort", tmp_path / "mine", "--top-n", "0", *cache, "--model", bundle, "--quiet").code == 0
     arguments = ["--trials", trials, "--audio-root", tmp_path / "mine", *cache, "--model", bundle]
-    assert "speaker(s) of the trials are in the cohort" in refused(capsys, bundle, "threshold", "--eer", *arguments)
+    assert "speaker(s) of the trials are also in the cohort" in refused(
+        capsys, bundle, "threshold", "--eer", *arguments
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "arguments", "words"),
     [
         (lambda root: None, [], "no recordings in folders"),
-        (lambda root: write_speakers(root, "a"), [], "two speakers at least"),
+        (lambda root: write_speakers(root, "a"), [], "at least two speakers"),
         (lambda root: write_speakers(root, "ab"), ["--top-n", "1"], "at least 2, or 0"),
         (lambda root: (root / "list").write_text("a/0.wav a\nb/0.wav b"), ["list"], "2 of 2 recordings are not in"),
     ],

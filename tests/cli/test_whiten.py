@@ -104,4 +104,4 @@ def test_whiten_writes_a_bundle(capsys: pytest.CaptureFixture[str], model: Path,
     assert "no recordings" in refused(
         capsys, tmp_path / "no", "whiten", tmp_path / "no", "-o", tmp_path / "no" / "b", *common
     )
-    assert "packaged model is not yours" in refused(capsys, tmp_path, "whiten", few)
+    assert "packaged model can't be changed" in refused(capsys, tmp_path, "whiten", few)

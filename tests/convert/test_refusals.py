@@ -79,7 +79,7 @@ def test_our_own_bundles_and_runs_need_no_conversion(tmp_path):
     (bundle / "checkpoint").mkdir(parents=True)
     (bundle / "model.json").write_text("{}")
     assert f"{bundle} is already a bundle of ecapa-jax: use it directly with --model {bundle}" in refused(bundle)
-    assert "already, the result of a training run: use it as it is" in refused(bundle.parent)
+    assert "use it directly with --model" in refused(bundle.parent)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from ecapa_jax.diarization.turns import (
     stretches,
 )
 
-PLAIN = DiarizationSettings(padding=0.0, pause=0.3, shortest_turn=0.1)
+PLAIN = DiarizationSettings(padding=0.0, pause=0.3, shortest_turn=0.1, snap=0.75)
 
 
 def voices(*chunks, hop=250, n_frames=None):

@@ -261,7 +261,7 @@ def test_the_largest_batch_of_memory_that_hardly_grows(
         tried.append(batch)
         return program(batch)
 
-    monkeypatch.setattr(plan, "_with_batch", compiled)
+    monkeypatch.setattr(plan, "_compile_batch", compiled)
     config = plan.TrainConfig()
     found = plan.largest_batch(config, plan.CHIPS["v5e"], (None,) * 4, 10**6, program(256))
     assert found.confirmed

@@ -161,7 +161,7 @@ def test_rooms_come_from_a_folder_and_start_at_their_direct_sound(tmp_path):
     assert bank.shape[0] == 1
     assert np.argmax(np.abs(bank[0])) == 0
     assert np.sum(bank[0] ** 2) == pytest.approx(1)
-    with pytest.raises(ConfigError, match="holds no impulse response"):
+    with pytest.raises(ConfigError, match="holds no usable impulse response"):
         make_room_bank(AugmentConfig(probability=1.0, rirs=str(tmp_path / "none")), RATE, 0)
 
 
