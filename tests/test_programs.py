@@ -136,8 +136,10 @@ def test_the_compiler_is_described_by_source_versions_and_settings(monkeypatch: 
     assert "--xla_cpu_enable_fast_math=false" in programs._describe_compiler()
     monkeypatch.undo()
     assert programs._describe_compiler() == before
-    with jax.numpy_rank_promotion("raise"):
+    with jax.default_matmul_precision("highest"):
         assert programs._describe_compiler() != before
+    with jax.numpy_rank_promotion("raise"), jax.enable_x64(True):  # programs are made in the library's own modes
+        assert programs._describe_compiler() == before
 
 
 def test_every_source_file_counts(tmp_path: Path) -> None:

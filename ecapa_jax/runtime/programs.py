@@ -25,6 +25,7 @@ import jax
 from ecapa_jax.config import ModelConfig, Variables, to_dict
 from ecapa_jax.errors import EcapaError
 from ecapa_jax.files.atomic import write_whole
+from ecapa_jax.modes import in_library_modes, library_modes
 from ecapa_jax.runtime import compile_cache
 
 _KEPT_BYTES = 256 << 20  # limit for all programs of a folder; enough for some 200 programs
@@ -66,6 +67,7 @@ class Programs:
         self._ready: dict[tuple[Any, ...], Any] = {}
         self._first: tuple[Any, Any] = ((), _shapes(()))
 
+    @in_library_modes
     def __call__(self, *arguments: Any) -> jax.Array:
         """Calls the function by a program for these shapes: one in memory, one from the folder, or a new one."""
         shapes = self._shapes(arguments)
@@ -138,7 +140,8 @@ def _make_key(identity: str, *arguments: Shapes) -> str:
 def _describe_compiler() -> str:
     """Describes the code of this package, versions and settings; the settings may change while a process runs."""
     client = jax.devices()[0].client
-    settings = {name: value for name, value in jax.config.values.items() if "cache" not in name}
+    with library_modes():  # those in which programs are made and run
+        settings = {name: value for name, value in jax.config.values.items() if "cache" not in name}
     return repr(
         [_describe_code(), client.platform_version, compile_cache.compiler_settings(), sorted(settings.items())]
     )
