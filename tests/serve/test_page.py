@@ -126,15 +126,15 @@ def test_the_threshold_moves_decision_and_error_rates(opened) -> None:
     choose(opened)
     compare(opened)
     row = opened.locator("#rates tbody tr").first
-    assert row.locator("td").all_text_contents() == ["11 %", "13 %"]
+    assert row.locator("td").all_text_contents() == ["11 %", "9.0 %"]
     opened.locator("#threshold").fill("0.55")
-    assert row.locator("td").all_text_contents() == ["1.4 to 11 %", "13 to 40 %"]
+    assert row.locator("td").all_text_contents() == ["2.2 to 11 %", "9.0 to 30 %"]
     opened.locator("#threshold").fill("0.99")
     assert opened.text_content("#decision") == "Different speakers"
-    assert row.locator("td").all_text_contents() == ["0.0 %", "at least 74 %"]
+    assert row.locator("td").all_text_contents() == ["at most 0.1 %", "at least 70 %"]
     opened.click("#reset")
     assert opened.text_content("#decision") == "Same speaker"
-    assert opened.text_content("#threshold-value") == "0.508"
+    assert opened.text_content("#threshold-value") == "0.487"
 
 
 def test_the_mark_on_the_dial_is_dragged(opened) -> None:
