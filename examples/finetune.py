@@ -1,11 +1,11 @@
-"""Goes on training a model on speakers of your own, with the library's training loop.
+"""Continues the training of a model on speakers of your own, with the library's training loop.
 
     pip install "ecapa-jax[train]"
     python examples/finetune.py SPEECH -o RUN [--model BUNDLE] [--steps 500]
 
-SPEECH has one folder a speaker. RUN gets the checked list of utterances, the checkpoints and, at the end, the bundle of
-the new model; the same command goes on after any end. All weights move, by a small learning rate, under a new
-classifier of your speakers. A threshold of the old model does not fit the new one: set one with `ecapa-jax threshold`.
+SPEECH has one folder for each speaker. RUN gets the checked list of utterances, the checkpoints and, at the end, the bundle of
+the new model. If the run is interrupted, the same command continues it. All weights are trained, with a small learning
+rate, under a new classifier of your speakers. A threshold of the old model does not fit the new one: set one with `ecapa-jax threshold`.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_any_cuts_give_the_same_file(server, path, cuts, tagged, data):
 def test_the_next_call_goes_on_too(server, path):
     server.faults["a.bin"] = [Fault(cut=1000)] * 3
     message = refused(server, path)
-    assert f"the connection closed after 3000 of {len(CONTENT)} bytes (tried 3 times); run again to go on" in message
+    assert f"the connection closed after 3000 of {len(CONTENT)} bytes (tried 3 times); run again to continue" in message
     assert get(server, path).sha256 == HASH
     assert server.asked("a.bin")[-1]["Range"] == "bytes=3000-"
     assert names(path.parent) == ["a.bin"]
@@ -278,7 +278,7 @@ def test_a_full_disk_is_told_and_what_came_is_kept(server, path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", open_)
     message = refused(server, path)
-    assert message == f"{path.parent} can't be written: No space left on device; make room and run again to go on"
+    assert message == f"{path.parent} can't be written: No space left on device; make room and run again to continue"
     monkeypatch.undo()
     assert get(server, path).sha256 == HASH
     assert int(server.asked("a.bin")[-1]["Range"].removeprefix("bytes=").removesuffix("-")) > 0

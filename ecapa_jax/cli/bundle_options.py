@@ -1,4 +1,4 @@
-"""What the verbs that change a bundle's scoring share: trials to learn from, and the bundle to write."""
+"""Options shared by the verbs that change how a bundle scores: the trials to learn from, and the bundle to write."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TrialOptions:
-    """Which trials, and where their audio is."""
+    """The trials, and where their audio is."""
 
     trials: Annotated[str, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
     """Trial list with labels, as for `evaluate`."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
-    """What the list's paths are relative to."""
+    """Folder that the paths in the list are relative to."""
     wav_scp: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Kaldi's wav.scp, `id path` a line: the list names recordings by these ids."""
+    """Kaldi's wav.scp, with one `id path` per line, if the list names recordings by their ids."""
     utt2spk: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Speakers of the recordings, `recording speaker` a line."""
+    """Speakers of the recordings: a file with one `recording speaker` per line."""
     enrolment: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Enrolment models, `model recording recording ...` a line."""
+    """Enrolment models: a file with one `model recording recording ...` per line."""
     cache: Annotated[
         str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the user's cache folder)")
     ] = None
-    """Where embeddings are kept, so that another run need not compute them."""
+    """File that keeps the embeddings, so that the next run does not compute them again."""
     short: ShortOption = "error"
 
     def read(self) -> Trials:
-        """The list, with labels."""
+        """Reads the list, which must have labels."""
         from ecapa_jax.evaluation.trials import read_speakers, read_trials, with_speakers
 
         trials = read_trials(self.trials)
@@ -49,7 +49,7 @@ class TrialOptions:
         return with_speakers(trials, read_speakers(self.utt2spk), self.utt2spk) if self.utt2spk else trials
 
     def score(self, encoder: SpeakerEncoder, trials: Trials, output: Output) -> Scored:
-        """The list scored by the model."""
+        """Scores the list with the model."""
         from ecapa_jax.cli.progress import EvaluationProgress
         from ecapa_jax.evaluation.files import read_places
         from ecapa_jax.evaluation.run import score_lists
@@ -71,14 +71,14 @@ class TrialOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Which bundle to write."""
+    """The bundle to write."""
 
     out: Annotated[
         str | None, tyro.conf.arg(aliases=["-o"], metavar="BUNDLE", help_behavior_hint="(default: --model itself)")
     ] = None
-    """The bundle to write; without it the model's own directory gets the new scoring."""
+    """The bundle to write. By default the new scoring is written into the model's own directory."""
     force: Flag = False
-    """Replace an existing bundle; it stays until the new one is whole."""
+    """Replace an existing bundle. The old one is kept until the new one is complete."""
 
     def check(self, model: Model) -> tuple[Path, Identity]:
         """The directory to write, and what stands there, before any work is done for it.

@@ -14,7 +14,7 @@ from ecapa_jax.cli.common import Model, ModelOptions, Output, OutputOptions
 
 @dataclasses.dataclass(frozen=True)
 class Calibrate:
-    """Learn from trials how scores become log-likelihood ratios, and write that to the bundle."""
+    """Learn from trials how to turn scores into log-likelihood ratios, and write the calibration to the bundle."""
 
     list: TrialsOptions
     measures: Annotated[
@@ -24,7 +24,7 @@ class Calibrate:
     cost: Annotated[str, tyro.conf.arg(metavar="P,CM,CF", help_behavior_hint="(default: 0.5,1,1)")] = "0.5,1,1"
     """The calibration is fitted for these decisions: prior, cost of a rejection and of an acceptance."""
     ridge: Annotated[float, tyro.conf.arg(metavar="X")] = 0.0
-    """Pull the weights towards 0; needed where the trials are separated without an error."""
+    """Strength of the pull of the weights towards 0; needed if the scores separate the trials without an error."""
     target: TargetOptions = Target()
     model: ModelOptions = Model()
     output: OutputOptions = Output()

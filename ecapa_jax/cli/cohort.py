@@ -8,32 +8,32 @@ from typing import Annotated
 import tyro
 
 from ecapa_jax.cli.bundle_options import Target, TargetOptions, cache_path, write_scoring
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, ShortOption
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, ShortOption, count_of
 
 
 @dataclasses.dataclass(frozen=True)
 class MakeCohort:
-    """Embed speakers that are in no trial, and normalise the bundle's scores by them (AS-norm)."""
+    """Embed a cohort of speakers who are in no trial, and normalise the bundle's scores by it (AS-norm)."""
 
     speakers: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SPEAKERS")]
-    """A folder with one folder of recordings a speaker, or a file, `recording speaker` a line."""
+    """A folder that has one folder of recordings for each speaker, or a file with lines `recording speaker`."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
-    """What the file's paths are relative to."""
+    """Folder that the paths in the file are relative to."""
     top_n: Annotated[int, tyro.conf.arg(metavar="N")] = 300
-    """Most alike cohort rows that a score is normalised by; 0: all of them, which is plain S-norm."""
+    """Number of most similar cohort rows that normalise a score; 0 uses all rows, which is plain S-norm."""
     utterances: Flag = False
-    """One cohort row a recording, not one a speaker (the mean of the speaker's embeddings)."""
+    """Make one cohort row for each recording. By default there is one for each speaker, the mean of the embeddings."""
     cache: Annotated[
         str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in the user's cache folder)")
     ] = None
-    """Where embeddings are kept, so that another run need not compute them."""
+    """File that keeps the embeddings, so that the next run does not compute them again."""
     short: ShortOption = "error"
     target: TargetOptions = Target()
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Writes the bundle, or nothing; thresholds and calibration of the scores as they were are dropped."""
+        """Writes the bundle, or nothing. Drops the thresholds and the calibration, which belong to the old scores."""
         from ecapa_jax import api
         from ecapa_jax.bundle.bundle import load_scoring
         from ecapa_jax.cli.progress import EvaluationProgress
@@ -61,12 +61,12 @@ class MakeCohort:
         rows = len(cohort.speakers)
         if self.top_n > rows:
             self.output.note(
-                f"ecapa-jax: warning: the cohort has {rows} rows and the top {self.top_n} are asked for: scores are "
-                f"normalised by all of it, which is plain S-norm; give more speakers, or --top-n below {rows}"
+                f"ecapa-jax: warning: the cohort has {rows} rows, fewer than --top-n {self.top_n}: all of them "
+                f"normalise each score, which is plain S-norm; give more speakers, or --top-n below {rows}"
             )
-        self.output.note("scores have another scale now: choose a threshold with ecapa-jax threshold")
+        self.output.note("the scale of the scores has changed: choose a threshold with ecapa-jax threshold")
         self.output.result(
             {"out": str(target[0]), "rows": rows, "speakers": len(set(cohort.speakers)), "top_n": scoring.top_n},
-            f"{target[0]}: cohort of {rows} rows, {len(set(cohort.speakers))} speakers; "
+            f"{target[0]}: cohort of {count_of(rows, 'row')}, {count_of(len(set(cohort.speakers)), 'speaker')}; "
             f"{f'AS-norm with the top {self.top_n}' if self.top_n else 'S-norm'}",
         )

@@ -19,21 +19,24 @@ if TYPE_CHECKING:
     from ecapa_jax.encoder import SpeakerEncoder
 
 
-ShortOption = Annotated[Short, tyro.conf.arg(help="A recording too short for the model: an error, or repeat it.")]
+ShortOption = Annotated[
+    Short,
+    tyro.conf.arg(help="What to do with a recording that is too short for the model: report an error, or repeat it."),
+]
 AnySound = Annotated[
     bool,
-    tyro.conf.arg(help="Also take recordings in which nobody is heard to speak.", help_behavior_hint=""),
+    tyro.conf.arg(help="Also accept recordings in which no speech is detected.", help_behavior_hint=""),
 ]
 Vad = Annotated[
     bool,
-    tyro.conf.arg(help="Embed only what somebody says, without the silence between.", help_behavior_hint=""),
+    tyro.conf.arg(help="Embed only the speech, without the silence between.", help_behavior_hint=""),
 ]
 ChannelOption = Annotated[
     str | None,
     tyro.conf.arg(
         name="channel",
         metavar="C",
-        help="Channel of recordings with several: left, right, mean, or its number from 1.",
+        help="Channel of recordings with several channels: left, right, mean, or a number from 1.",
         help_behavior_hint="(default: the one that the model takes)",
     ),
 ]
@@ -47,7 +50,7 @@ class Output:
     json: Flag = False
     """Print the result as one JSON object."""
     quiet: Flag = False
-    """No warnings and notes on stderr; errors are still told."""
+    """Print no warnings and notes on stderr, only errors."""
     debug: Flag = False
     """Show the traceback of an error."""
 
@@ -68,13 +71,13 @@ class Model:
     model: Annotated[
         str | None, tyro.conf.arg(metavar="BUNDLE", help_behavior_hint="(default: the packaged model)")
     ] = None
-    """Bundle directory, as `ecapa-jax convert` writes it, a .onnx file, as `ecapa-jax export` does, or an address such
-    as hf:ORG/NAME, fetched once; `default` is the packaged model."""
+    """The model: a bundle directory written by `ecapa-jax convert`, a .onnx file written by `ecapa-jax export`, or an
+    address such as hf:ORG/NAME, which is downloaded once. `default` is the packaged model."""
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Compute dtype; auto is bfloat16 where the device is faster in it."""
+    """Data type of the computation; auto selects bfloat16 if it is faster on this device, else float32."""
 
     def load(self, scoring: ScoringName = "publisher", *, quiet: bool = False) -> SpeakerEncoder:
-        """The encoder; a model that is not on this machine yet is fetched, with a progress bar unless `quiet`."""
+        """Loads the encoder. Downloads a model that is not here yet, with a progress bar unless `quiet`."""
         from ecapa_jax import api
         from ecapa_jax.runtime import compile_cache
 
@@ -82,14 +85,14 @@ class Model:
         return api.load(self.model, dtype=self.dtype, scoring=scoring, progress=not quiet)
 
     def fetch(self, *, quiet: bool) -> None:
-        """Gets the model onto this machine: what may take minutes and be interrupted, before anything is begun."""
+        """Downloads the model, before other work begins: it may take minutes, and the user may interrupt it."""
         from ecapa_jax import api
 
         api.resolve(self.model, progress=not quiet)
 
     @property
     def name(self) -> str:
-        """For results."""
+        """The model's name in results."""
         from ecapa_jax.hub.address import is_address, parse
 
         if self.model and is_address(self.model) and not os.path.exists(self.model):
@@ -119,7 +122,7 @@ def parse_channel(text: str | None) -> Channel | None:
     """Converts the value of --channel, or of a manifest's column `channel`, for `load_audio`.
 
     Raises:
-      EcapaError: it is no channel.
+      EcapaError: the text names no channel.
     """
     from ecapa_jax.audio.decoding import channel_from_text
     from ecapa_jax.errors import EcapaError
@@ -132,14 +135,19 @@ def parse_channel(text: str | None) -> Channel | None:
     return channel
 
 
+def count_of(number: int, noun: str) -> str:
+    """Writes a number of things with their noun in singular or plural, as in "1 speaker", "1,200 speakers"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def packaged_recipes() -> list[str]:
-    """Names of the recipes that come with the package, by the files that are there; for help texts."""
+    """Returns the names of the packaged recipes, for help texts."""
     folder = resources.files("ecapa_jax.train") / "configs"
     return sorted(path.name.removesuffix(".toml") for path in folder.iterdir() if path.name.endswith(".toml"))
 
 
 def local_path(name: str) -> Path:
-    """An output path; checked before any work is done for it.
+    """Returns an output path, after checking that it can be written.
 
     Raises:
       EcapaError: its folder does not exist or may not be written to.

@@ -19,37 +19,39 @@ from ecapa_jax.files.atomic import write_whole
 class Convert:
     """Turn a PyTorch ECAPA-TDNN checkpoint into a bundle; PyTorch is not needed.
 
-    Also turns silero_vad.onnx of the silero-vad wheel into the weights of the speech detector, and pytorch_model.bin of
-    pyannote/segmentation-3.0 into those of overlap detection: -o WEIGHTS.safetensors.
+    With -o WEIGHTS.safetensors it also converts silero_vad.onnx, from the silero-vad wheel, into weights of the speech
+    detector, and pytorch_model.bin, from pyannote/segmentation-3.0, into weights of overlap detection.
     """
 
     source: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="SOURCE", help_behavior_hint="")] = None
-    """The weight file, the directory it was published in, or an address: hf:ORG/NAME, modelscope:ORG/NAME (with
-    @REVISION where wanted) or https://HOST/FILE."""
+    """The weight file, the directory it was published in, or an address: hf:ORG/NAME, modelscope:ORG/NAME (both with
+    an optional @REVISION) or https://HOST/FILE."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"], metavar="BUNDLE", help_behavior_hint="")] = None
     """The bundle directory to write."""
     list: Flag = False
     """Print the published models that can be converted, with their addresses, and stop."""
     family: Annotated[
-        str | None, tyro.conf.arg(metavar="FAMILY", help_behavior_hint="(default: told by the file names)")
+        str | None, tyro.conf.arg(metavar="FAMILY", help_behavior_hint="(default: recognised by the file names)")
     ] = None
-    """Where the checkpoint comes from, where that does not tell itself: 3dspeaker or speechbrain, whose tensors look
-    alike; nemo-2.5 or espnet-2025 for models trained with those releases or later."""
+    """The project that the checkpoint comes from. It is needed if the file names do not show it, as for 3dspeaker and
+    speechbrain, whose tensors look alike. nemo-2.5 and espnet-2025 are for models of these releases or later."""
     dilations: Annotated[str | None, tyro.conf.arg(metavar="D,D,...", help_behavior_hint="(default: the family's)")] = (
         None
     )
-    """Dilations of the SE-Res2 blocks, one a block, such as 2,3,4. Tensors do not tell them."""
+    """Dilations of the SE-Res2 blocks, one for each block, such as 2,3,4. The tensors do not show them."""
     embedding_mean: Annotated[str | None, tyro.conf.arg(metavar="FILE.npy", help_behavior_hint="(default: none)")] = (
         None
     )
     """Mean embedding of a training set, to subtract before scoring (WeSpeaker's published figures do so)."""
-    key: Annotated[str | None, tyro.conf.arg(metavar="KEY", help_behavior_hint="(default: told by the tensors)")] = None
-    """Where in the checkpoint the tensors are, if several dicts of it fit; keys joined by dots, as in ema.model."""
+    key: Annotated[
+        str | None, tyro.conf.arg(metavar="KEY", help_behavior_hint="(default: recognised by the tensors)")
+    ] = None
+    """Path to the tensors in the checkpoint, if several of its dicts fit: keys joined by dots, as in ema.model."""
     verify: Flag = False
-    """Compare every stage, features to embedding, with the original PyTorch code where it is installed; without it,
-    with packaged values."""
+    """Compare every stage, from features to embedding, with the original PyTorch code if it is installed, else with
+    packaged values."""
     force: Flag = False
-    """Replace an existing bundle; it stays until the new one is whole."""
+    """Replace an existing bundle. The old one is kept until the new one is complete."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
@@ -66,7 +68,7 @@ class Convert:
         from ecapa_jax.files.atomic import identity
 
         if self.source is None or self.out is None:
-            raise EcapaError("SOURCE and -o BUNDLE are needed; --list shows what can be had by address")
+            raise EcapaError("SOURCE and -o BUNDLE are needed; --list shows the published models and their addresses")
         path = local_path(self.out)
         if holds_speech_detector(self.source):
             self._convert_detector(self.source, path)
@@ -133,7 +135,7 @@ class Convert:
 
 
 def parse_dilations(text: str | None) -> tuple[int, ...] | None:
-    """`"2,3,4"` to integers.
+    """Converts `"2,3,4"` to integers.
 
     Raises:
       ConfigError: it is not a list of positive integers.

@@ -1,4 +1,4 @@
-"""`ecapa-jax der REF.rttm HYP.rttm`: how wrong a diarization is."""
+"""`ecapa-jax der REF.rttm HYP.rttm`: error rates of a diarization."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Der:
     reference: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="REF.rttm")]
     """The reference: an RTTM file, or a folder of them."""
     hypothesis: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="HYP.rttm")]
-    """What is judged, likewise."""
+    """The turns to compare with it: an RTTM file, or a folder of them."""
     collar: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 0.0
-    """Seconds on each side of the reference's boundaries that are not scored."""
+    """Time on each side of a boundary in the reference that is not scored."""
     uem: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: first to last turn)")] = None
-    """Which parts of the recordings are scored: a UEM file, or a folder of them."""
+    """Parts of the recordings that are scored: a UEM file, or a folder of them."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Prints a line a recording, and one of all together."""
+        """Prints one line for each recording, and one for all of them."""
         from ecapa_jax.diarization.error_rate import error_rates
         from ecapa_jax.diarization.rttm import read_uem
 
@@ -44,7 +44,7 @@ class Der:
         lines = [head, *(f"{name:{width}}  {_row(rate)}" for name, rate in rows)]
         if overall.low is not None and overall.high is not None:
             lines.append(
-                f"DER between {100 * overall.low:.1f} and {100 * overall.high:.1f} % (95 %, recordings drawn anew)"
+                f"DER between {100 * overall.low:.1f} and {100 * overall.high:.1f} % (95 %, recordings resampled)"
             )
         if len(each) > 1:
             lines.append(f"number of speakers right in {overall.counts_right} of {overall.recordings}")
@@ -69,7 +69,7 @@ def _turns(name: str) -> dict[str, list[Turn]]:
     for file in _files(name, ".rttm"):
         for recording, turns in read_rttm(file).items():
             if recording in found:
-                raise DiarizationError(f"{file}: {recording!r} is in another file of {name} too; keep one")
+                raise DiarizationError(f"{file}: {recording!r} is also in another file of {name}; keep one of them")
             found[recording] = turns
     return found
 

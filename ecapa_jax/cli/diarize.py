@@ -1,4 +1,4 @@
-"""`ecapa-jax diarize FILES...`: who speaks when."""
+"""`ecapa-jax diarize FILES...`: find out who speaks when."""
 
 from __future__ import annotations
 
@@ -41,31 +41,31 @@ class Diarize:
     files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES...")]
     """Recordings: files, folders of them, or http(s) URLs."""
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"], metavar="DIR", help_behavior_hint="")] = None
-    """Folder for the results, one file a recording and format; without it the turns are printed. Run the same command
-    again after any end: recordings whose results are there are left alone."""
+    """Folder for the results, one file for each recording and format. Without it the turns are printed. If the run is
+    interrupted, run the same command again: recordings that have their results are skipped."""
     format: tuple[Kind, ...] = ("rttm",)
-    """What to write; audacity is its label track, a .txt file."""
+    """Formats to write; audacity is a label track of Audacity, a .txt file."""
     force: Flag = False
-    """Write results that are there once more."""
-    speakers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: found out)")] = None
-    """How many speak, if that is known."""
+    """Write results again that exist already."""
+    speakers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: estimated)")] = None
+    """Number of speakers, if it is known."""
     min_speakers: Annotated[int, tyro.conf.arg(metavar="N")] = 1
-    """Fewest speakers, if the number is not known."""
+    """Lowest number of speakers, if the number is not known."""
     max_speakers: Annotated[int, tyro.conf.arg(metavar="N")] = 15
-    """Most speakers, if the number is not known."""
+    """Highest number of speakers, if the number is not known."""
     exclusive: Flag = False
-    """One speaker at a time: turns do not overlap."""
+    """Let only one speaker speak at a time, so that turns do not overlap."""
     fast: Flag = False
-    """Leave out overlap detection: less than half the time, and more errors."""
+    """Leave out overlap detection, which takes less than half the time and makes more errors."""
     channel: ChannelOption = None
     store: Annotated[str | None, tyro.conf.arg(metavar="STORE", help_behavior_hint="")] = None
-    """File of enrolled speakers: whoever of them speaks gets his name."""
+    """File of enrolled speakers. Speakers found in it get their names."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
-    """Least cosine to be an enrolled speaker."""
+    """Lowest cosine at which a speaker counts as an enrolled one."""
     enroll: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SPEAKER=NAME", help_behavior_hint="")] = ()
-    """Enrol speakers of one recording in the store under names of yours, as in speaker_1=Ann."""
+    """Enrol speakers of one recording in the store under these names, as in speaker_1=Ann."""
     plot: Annotated[str | None, tyro.conf.arg(metavar="PNG", help_behavior_hint="")] = None
-    """Draw the turns of one recording."""
+    """Draw the turns of one recording into this file."""
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
@@ -77,7 +77,7 @@ class Diarize:
         recordings = self._recordings()
         waiting = [name for name in recordings if self.force or self.out is None or not self._done(name)]
         if len(waiting) < len(recordings):
-            self.output.note(f"{len(recordings) - len(waiting)} of {len(recordings)} recordings are done already")
+            self.output.note(f"{len(recordings) - len(waiting)} of {len(recordings)} recordings have results already")
         encoder = self.model.load(quiet=self.output.quiet) if waiting else None
         failed: list[str] = []
         results: list[dict[str, Any]] = []
@@ -95,7 +95,8 @@ class Diarize:
                     self.output.note(f"ecapa-jax: {' '.join(str(error).split())}")
                 if stop.is_set() and index + 1 < len(waiting):
                     raise Stopped(
-                        f"stopped on request; {index + 1} of {len(waiting)} recordings are done: run it again"
+                        f"stopped on request; {index + 1} of {len(waiting)} recordings are done: run the same "
+                        "command again to continue"
                     )
         if self.output.json:
             self.output.result({"recordings": results, "failed": failed, "model": self.model.name}, "")
@@ -104,7 +105,7 @@ class Diarize:
                                    + (", ..." if len(failed) > 1 else ""))  # fmt: skip
 
     def _recordings(self) -> list[str]:
-        """The recordings, once everything that can be wrong without reading them is known not to be."""
+        """Returns the recordings, after checking every option that can be checked without reading them."""
         from ecapa_jax.errors import DiarizationError
 
         if not self.files:
@@ -131,7 +132,9 @@ class Diarize:
         for name in recordings:
             other = stems.setdefault(_stem(name), name)
             if other != name:
-                raise DiarizationError(f"{other} and {name} would both be written to {_stem(name)}: run them apart")
+                raise DiarizationError(
+                    f"{other} and {name} would both be written to {_stem(name)}: give them in separate runs"
+                )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -171,7 +174,7 @@ class Diarize:
         result = self._named(encoder, result, name)
         stem = _stem(name)
         if not result.turns:
-            self.output.note(f"{name}: nobody speaks")
+            self.output.note(f"{name}: no speech was found")
         for kind, path in self._paths(name).items() if self.out else ():
             text = as_text(result, stem, kind, exclusive=self.exclusive)
             write_whole(path, functools.partial(Path.write_text, data=text, encoding="utf-8"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from ecapa_jax.cli.common import Output, OutputOptions
+from ecapa_jax.cli.common import Output, OutputOptions, count_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Doctor:
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Prints what is there and what fails."""
+        """Prints what was found, and which check failed."""
         from ecapa_jax.errors import EcapaError
         from ecapa_jax.runtime import machine
 
@@ -51,11 +51,11 @@ def _check_pair() -> str:
         from ecapa_jax.runtime.machine import find_devices
     except AttributeError as error:
         raise RuntimeError(
-            f"this flax does not fit this jax ({error}): install a pair from constraints-*.txt, such as "
-            f"pip install -U jax flax"
+            f"these versions of flax and jax do not work together ({error}): install a pair from "
+            f"constraints-*.txt, such as pip install -U jax flax"
         ) from error
     devices = find_devices()
-    return f"import together; {devices[0].platform} backend, {len(devices)} device(s)"
+    return f"import together; {devices[0].platform} backend, {count_of(len(devices), 'device')}"
 
 
 def _check_audio() -> str:

@@ -19,6 +19,7 @@ from ecapa_jax.cli.common import (
     ShortOption,
     Vad,
     check_standard_input,
+    count_of,
     local_path,
     parse_channel,
 )
@@ -42,23 +43,24 @@ class Embed:
     force: Flag = False
     """Replace an existing .npz."""
     manifest: Annotated[str | None, tyro.conf.arg(metavar="M", help_behavior_hint="")] = None
-    """Instead of FILES a list of recordings: Parquet, CSV, TSV or JSONL with `path` and perhaps `id`, `start`, `stop`;
-    a manifest of NeMo, WeSpeaker, SpeechBrain or 3D-Speaker; wav.scp; or one path a line. A bad recording becomes a
-    row with an error. If the run is interrupted, run the same command again to continue."""
+    """List of recordings, instead of FILES: Parquet, CSV, TSV or JSONL with a column `path`, and optionally `id`,
+    `start`, `stop` and `channel`; a manifest of NeMo, WeSpeaker, SpeechBrain or 3D-Speaker; wav.scp; or a text file
+    with one path per line. A bad recording becomes a row with an error. If the run is interrupted, run the same command
+    again to continue."""
     folder: Annotated[str | None, tyro.conf.arg(name="output", metavar="DIR", help_behavior_hint="")] = None
-    """Directory of Parquet files to make or continue, for a manifest."""
+    """With --manifest, the directory of Parquet files to write or to continue."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
-    """What a manifest's relative paths are relative to."""
+    """Folder that relative paths in the manifest are relative to."""
     shard_size: Annotated[int, tyro.conf.arg(metavar="N")] = 2000
-    """Recordings of one Parquet file."""
+    """Number of recordings in one Parquet file."""
     retry_errors: Flag = False
-    """Make the Parquet files that hold errors again."""
+    """Compute those Parquet files again that hold errors."""
     window: Annotated[float | None, tyro.conf.arg(metavar="SECONDS", help_behavior_hint="(default: no windows)")] = None
-    """One embedding for every window of so many seconds, and the mean of each recording's: the .npz then has
-    `embeddings` [windows, embedding_dim], of each its recording `names` and its begin `starts` in seconds, and `means`
-    [n, embedding_dim] of the recordings `files`."""
+    """Compute one embedding for every window of this length, and their mean for each recording. The .npz then holds
+    `embeddings` [windows, embedding_dim], the recording of each window in `names`, the start of each window in seconds
+    in `starts`, and the recordings in `files` with their `means` [n, embedding_dim]."""
     hop: Annotated[float | None, tyro.conf.arg(metavar="SECONDS", help_behavior_hint="(default: half a window)")] = None
-    """From the begin of a window to that of the next. What is left at the end is in one more window."""
+    """Time between the starts of two neighbouring windows. The rest at the end of a recording is in one more window."""
     short: ShortOption = "error"
     vad: Vad = False
     channel: ChannelOption = None
@@ -72,15 +74,19 @@ class Embed:
         parse_channel(self.channel)
         check_standard_input(*self.files)
         if self.vad and self.window is not None:
-            raise EcapaError("windows stand at their times in the recording, which --vad would change: leave one out")
+            raise EcapaError("--vad would change the times of the windows: leave out --vad or --window")
         if self.hop is not None and self.window is None:
-            raise EcapaError("a hop needs a window: ecapa-jax embed FILES... -o OUT.npz --window 3 --hop 1.5")
+            raise EcapaError("--hop needs --window: ecapa-jax embed FILES... -o OUT.npz --window 3 --hop 1.5")
         if self.manifest is None and self.folder is None:
             self._embed_files()
         elif self.manifest is None or self.folder is None or self.files or self.out is not None:
-            raise EcapaError("a manifest goes to a directory, and alone: ecapa-jax embed --manifest M --output DIR")
+            raise EcapaError(
+                "--manifest needs --output, and takes no FILES and no -o: ecapa-jax embed --manifest M --output DIR"
+            )
         elif self.window is not None:
-            raise EcapaError("windows are for files: ecapa-jax embed FILES... -o OUT.npz --window 3 --hop 1.5")
+            raise EcapaError(
+                "--window is for FILES, not for a manifest: ecapa-jax embed FILES... -o OUT.npz --window 3 --hop 1.5"
+            )
         else:
             self._embed_corpus(self.manifest, self.folder)
 
@@ -115,7 +121,7 @@ class Embed:
         sizes = {"n": len(embeddings), "embedding_dim": embeddings.shape[1]}
         self.output.result(
             {"out": str(path), **sizes, "padding": round(encoder.padding_waste, 4), "model": self.model.name},
-            f"{path}: {len(embeddings)} embeddings of {embeddings.shape[1]}",
+            f"{path}: {count_of(len(embeddings), 'embedding')} of {embeddings.shape[1]} numbers",
         )
 
     def _embed_windows(self, path: Path, window: float, before: Identity) -> None:
@@ -138,7 +144,7 @@ class Embed:
         sizes = {"n": len(found), "windows": n, "embedding_dim": dim}
         self.output.result(
             {"out": str(path), **sizes, "window": window, "hop": hop, "model": self.model.name},
-            f"{path}: {n} windows of {len(found)} recording{'s' * (len(found) > 1)}, embeddings of {dim}",
+            f"{path}: {count_of(n, 'window')} of {count_of(len(found), 'recording')}, embeddings of {dim} numbers",
         )
 
     def _embed_corpus(self, manifest: str, folder: str) -> None:
@@ -170,8 +176,8 @@ class Embed:
 
 
 def _text(folder: str, summary: CorpusSummary) -> str:
-    shards = "1 shard" if summary.shards == 1 else f"{summary.shards:,} shards"
-    text = f"{folder}: {summary.rows:,} recordings in {shards}, {summary.speech_seconds / 3600:.2f} h of speech"
+    what = f"{count_of(summary.rows, 'recording')} in {count_of(summary.shards, 'shard')}"
+    text = f"{folder}: {what}, {summary.speech_seconds / 3600:.2f} h of speech"
     if summary.errors:
         text += f"\n{summary.errors:,} could not be embedded: the column error says why"
     if summary.skipped < summary.rows:

@@ -28,55 +28,55 @@ Folder = tyro.conf.arg(metavar="DIR", help_behavior_hint="")
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Error rates of a model on trial lists: EER, minDCF and more, with intervals; scores, report, plots."""
+    """Measure a model on trial lists: EER, minDCF and other figures with intervals, a report, scores and plots."""
 
     trials: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILES...", help_behavior_hint="")] = ()
     """Trial lists: VoxCeleb's (`1 a b`), Kaldi's and VOiCES' (`a b target`), ESPnet's, NIST's, CSV or TSV with a
-    header; gzip too."""
+    header; also compressed by gzip."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
-    """What the lists' paths are relative to."""
+    """Folder that the paths in the lists are relative to."""
     wav_scp: Annotated[str | None, File] = None
-    """Kaldi's wav.scp, `id path` a line: the lists, and a cohort, name recordings by these ids."""
+    """Kaldi's wav.scp, with one `id path` per line, if the lists and the cohort name recordings by their ids."""
     scores: Annotated[str | None, File] = None
-    """Instead of lists and audio a file of scores: `enrol test label score` (the last two in any order), or CSV or TSV
-    with these columns."""
+    """File of scores, instead of lists and audio: one `enrol test label score` per line (the last two in any order), or
+    CSV or TSV with these columns."""
     folder: Annotated[str | None, tyro.conf.arg(name="output", metavar="DIR", help_behavior_hint="")] = None
-    """Write scores, report and plots there."""
+    """Directory to write scores, report and plots to."""
     force: Flag = False
     """Replace an earlier report in that directory."""
     preset: Annotated[
         Literal["voxceleb1-o", "voxceleb1-e", "voxceleb1-h"] | None, tyro.conf.arg(help_behavior_hint="")
     ] = None
-    """The list is this one: check its number of trials, and show the model's published figures."""
+    """Name of the list: its number of trials is checked, and the model's published figures are shown."""
     utt2spk: Annotated[str | None, File] = None
-    """Speakers, `recording speaker` a line, for intervals by speaker."""
+    """Speakers of the recordings, one `recording speaker` per line: intervals are then computed by speaker."""
     enrolment: Annotated[str | None, File] = None
-    """Enrolment models, `model recording recording ...` a line; the lists then name models on their enrolment side.
-    A model is the mean of its recordings' embeddings at unit length."""
+    """Enrolment models, one `model recording recording ...` per line. The lists then name models on the enrolment side.
+    A model is the mean of its recordings' embeddings, each scaled to unit length."""
     cohort: Annotated[str | None, File] = None
-    """AS-norm as well: recordings of other speakers, `recording speaker` a line."""
+    """Recordings of other speakers, one `recording speaker` per line: the report then also has AS-norm."""
     cohort_root: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: --audio-root)")] = (
         None
     )
-    """What the cohort's paths are relative to."""
+    """Folder that the paths in the cohort are relative to."""
     top_n: Annotated[int, tyro.conf.arg(metavar="N")] = 300
-    """Most alike speakers of the cohort that a score is normalised by."""
+    """Number of most similar cohort speakers that normalise a score."""
     baseline: Annotated[str | None, File] = None
-    """Scores of another system on the same trials, to compare with; as for --scores."""
+    """Scores of another system on the same trials, to compare with, in a file as for --scores."""
     p_target: Annotated[tuple[float, ...], tyro.conf.arg(metavar="P...")] = (0.01, 0.05)
-    """Priors of a target trial for minDCF."""
+    """Prior probabilities of a target trial, for minDCF."""
     c_miss: Annotated[float, tyro.conf.arg(metavar="C")] = 1.0
     """Cost of a false rejection."""
     c_fa: Annotated[float, tyro.conf.arg(metavar="C")] = 1.0
     """Cost of a false acceptance."""
     far: Annotated[tuple[float, ...], tyro.conf.arg(metavar="RATE...")] = (0.01, 0.001)
-    """False acceptance rates to tell the false rejection rate for, as fractions of 1."""
+    """False acceptance rates, as fractions of 1, for which the report has the false rejection rate."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
-    """Tell FAR and FRR of the model's scores at this threshold."""
+    """Threshold at which the report has FAR and FRR of the model's scores."""
     llr: Flag = False
-    """The scores file has natural log likelihood ratios: tell Cllr, and costs at the Bayes threshold."""
+    """The scores are natural log-likelihood ratios: the report then has Cllr, and costs at the Bayes threshold."""
     by: Annotated[tuple[str, ...], tyro.conf.arg(metavar="COLUMNS...", help_behavior_hint="")] = ()
-    """Break figures down: `duration`, or columns of the list."""
+    """Report figures for groups of trials: by `duration`, or by columns of the list."""
     resamples: Annotated[int, tyro.conf.arg(metavar="N")] = 1000
     """Number of bootstrap samples for the confidence intervals; 0 turns the intervals off."""
     confidence: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.95
@@ -84,9 +84,9 @@ class Evaluate:
     seed: int = 0
     """Random seed of the bootstrap."""
     cache: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: in --output)")] = None
-    """Where embeddings are kept, so that another run need not compute them."""
+    """File that keeps the embeddings, so that the next run does not compute them again."""
     missing: Annotated[str | None, File] = None
-    """Write the names of all missing recordings there."""
+    """File to write the names of all missing recordings to."""
     scoring: ScoringName = "publisher"
     """How to score: as the model's publisher does, or in another way."""
     short: ShortOption = "error"
@@ -174,7 +174,9 @@ class Evaluate:
         output = local_path(self.folder)
         names = [list_name(trials.path) for trials in lists]
         if len(set(names)) < len(names):
-            raise EcapaError("two lists have one name, and would have one folder of results: evaluate one at a time")
+            raise EcapaError(
+                "two lists have the same name, so their results would have the same folder: evaluate one at a time"
+            )
         folders = [output] if len(lists) == 1 else [output / name for name in names]
         for folder in folders:
             self._check_free(folder)

@@ -17,39 +17,39 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a bundle for other programs: the original PyTorch code, or any that runs StableHLO or ONNX."""
+    """Write a bundle for other programs: the original PyTorch code, or one that runs StableHLO or ONNX."""
 
     bundle: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BUNDLE")]
-    """Bundle directory, as `ecapa-jax convert` writes it; `default` is the packaged model."""
+    """A bundle directory written by `ecapa-jax convert`; `default` is the packaged model."""
     to: Literal["torch", "safetensors", "stablehlo", "onnx"]
-    """`torch`: the file that the source was, tensor by tensor. `safetensors`: the same tensors. `stablehlo`: a folder
-    with the whole computation, waveforms to embeddings, for cpu, cuda and tpu. `onnx`: one file with the same, for
-    ONNX Runtime, OpenVINO, sherpa-onnx, browsers and phones."""
+    """`torch` writes the PyTorch file that the bundle came from, tensor by tensor. `safetensors` writes the same
+    tensors. `stablehlo` writes a folder with the whole computation, from waveforms to embeddings, for cpu, cuda and
+    tpu. `onnx` writes the computation into one file, for ONNX Runtime, OpenVINO, sherpa-onnx, browsers and phones."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="OUT")]
-    """The file to write; for `stablehlo` the folder."""
+    """The file to write, or the folder for `stablehlo`."""
     family: Annotated[
         str | None, tyro.conf.arg(metavar="FAMILY", help_behavior_hint="(default: the source's, else 3dspeaker)")
     ] = None
-    """Whose layout `torch` and `safetensors` write."""
+    """Project whose tensor names and layout `torch` and `safetensors` write."""
     takes: Annotated[
         Literal["waveform", "features", "sherpa"], tyro.conf.arg(name="input", help_behavior_hint="(default: waveform)")
     ] = "waveform"
-    """What an ONNX model takes: waveforms and lengths; features of the model's own front end; or what sherpa-onnx
-    makes of a recording."""
+    """Input of an ONNX model: waveforms and lengths, features of the model's own front end, or the features that
+    sherpa-onnx computes."""
     quantize: Annotated[Literal["int8", "float16"] | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Smaller numbers in an ONNX model: int8 convolutions, or float16 weights."""
+    """Make an ONNX model smaller, by int8 convolutions or by float16 weights."""
     calibration: Annotated[str | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
-    """Folder of speech that int8 is calibrated on; without one it is the packaged demo speech."""
+    """Folder of speech to calibrate int8 on. By default it is the packaged demo speech."""
     trials: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
-    """Trial list on which a quantised ONNX model is compared with float32; the result is in the file's card."""
+    """Trial list on which to compare a quantised ONNX model with float32. The file's card holds the result."""
     audio_root: Annotated[str, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: the working directory)")] = ""
-    """What the list's paths are relative to."""
+    """Folder that the paths in the list are relative to."""
     force: Flag = False
     """Replace an existing output."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Writes the output whole, or nothing."""
+        """Writes the whole output, or nothing."""
         from ecapa_jax import api
 
         path = local_path(self.out)
@@ -68,7 +68,7 @@ class Export:
         source = source_tensors(bundle, self.family)
         write = write_torch if self.to == "torch" else write_safetensors
         write_whole(path, lambda to: write(to, source), over=before)
-        layout = "the source's" if source.as_source else "the family's, a model that is not from there"
+        layout = "same as the source" if source.as_source else "of the family, which the model does not come from"
         return {"family": source.family, "tensors": len(source.tensors), "layout": layout}
 
     def _stablehlo(self, bundle: Path, path: Path) -> dict[str, Any]:
@@ -78,7 +78,7 @@ class Export:
         from ecapa_jax.files.atomic import replacing_folder
 
         if self.family is not None:
-            raise ConfigError("--family is for --to torch and --to safetensors: StableHLO has no layout of tensors")
+            raise ConfigError("--family is for --to torch and --to safetensors: StableHLO has no such layout")
         before = self._check_free(path, replaceable=path.is_dir() and {entry.name for entry in path.iterdir()} <= FILES)
         artefact, metadata = export_stablehlo(load_bundle(bundle))
         with replacing_folder(path, over=before) as folder:
@@ -92,7 +92,7 @@ class Export:
         from ecapa_jax.files.atomic import write_whole
 
         if self.family is not None:
-            raise ConfigError("--family is for --to torch and --to safetensors: ONNX has no layout of tensors")
+            raise ConfigError("--family is for --to torch and --to safetensors: an ONNX file has no such layout")
         if path.suffix != ".onnx":
             raise ConfigError(f"{path} must end in .onnx")
         before = self._check_free(path, replaceable=path.is_file())
@@ -110,7 +110,7 @@ class Export:
         return {"bytes": len(content), **about}
 
     def _check_options(self) -> None:
-        """Checks that what only ONNX has is asked of ONNX only."""
+        """Refuses options of ONNX for any other output."""
         from ecapa_jax.errors import ConfigError
 
         given = {
@@ -121,10 +121,10 @@ class Export:
             "--audio-root": self.audio_root,
         }
         if self.to != "onnx" and (wrong := [name for name, value in given.items() if value]):
-            raise ConfigError(f"{wrong[0]} is for --to onnx: {self.to} has no such choice")
+            raise ConfigError(f"{wrong[0]} is for --to onnx: leave it out for --to {self.to}")
 
     def _check_free(self, path: Path, *, replaceable: bool) -> Identity:
-        """What stands at the path, which may be replaced."""
+        """Identifies what exists at the path; refuses to replace it unless that was asked for."""
         from ecapa_jax.errors import EcapaError
         from ecapa_jax.files.atomic import identity
 

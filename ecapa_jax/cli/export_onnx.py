@@ -24,7 +24,7 @@ Quantize = Literal["int8", "float16"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnnxOptions:
-    """What to write.
+    """Options of an ONNX file.
 
     Attributes:
       takes: the input of the model.
@@ -47,9 +47,9 @@ class OnnxOptions:
           ConfigError: options that exclude each other, or onnx or onnxruntime is not installed.
         """
         if self.calibration is not None and self.quantize != "int8":
-            raise ConfigError("--calibration is for --quantize int8: nothing else is calibrated")
+            raise ConfigError("--calibration is for --quantize int8: only int8 is calibrated")
         if self.trials is not None and (self.quantize is None or self.takes != "waveform"):
-            raise ConfigError("--trials measures what --quantize changes of a model with --input waveform")
+            raise ConfigError("--trials is for --quantize with --input waveform: it measures what quantisation changes")
         try:
             import onnx  # noqa: F401
             import onnxruntime  # noqa: F401
@@ -58,7 +58,7 @@ class OnnxOptions:
 
 
 def make_onnx(bundle: Bundle, options: OnnxOptions) -> tuple[onnx.ModelProto, dict[str, Any]]:
-    """The model to write, and what to say of it.
+    """Returns the model to write, and what the command prints about it.
 
     Raises:
       ConfigError: the options don't fit the model, or there is nothing to calibrate with.
@@ -94,8 +94,8 @@ def _quantized(bundle: Bundle, model: onnx.ModelProto, options: OnnxOptions) -> 
     if options.calibration is None:
         paths = demo_recordings()
         warnings.warn(
-            f"int8 is calibrated on the packaged demo speech, {len(paths)} recordings of synthetic voices: name speech "
-            f"as the model will hear it with --calibration DIR",
+            f"int8 is calibrated on the packaged demo speech, {len(paths)} recordings of synthetic voices: give speech "
+            f"like that of your users with --calibration DIR",
             UserWarning,
             stacklevel=2,
         )
@@ -105,7 +105,7 @@ def _quantized(bundle: Bundle, model: onnx.ModelProto, options: OnnxOptions) -> 
 
 
 def _compare(exact: onnx.ModelProto, model: onnx.ModelProto, options: OnnxOptions) -> dict[str, Any]:
-    """What quantisation changes on the list."""
+    """Measures what quantisation changes on the list."""
     from ecapa_jax.evaluation.report import list_name
     from ecapa_jax.evaluation.run import score_lists
     from ecapa_jax.evaluation.trials import read_trials

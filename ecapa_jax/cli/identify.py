@@ -15,16 +15,17 @@ from ecapa_jax.cli.common import (
     Output,
     OutputOptions,
     ShortOption,
+    count_of,
     parse_channel,
 )
 
-Store = Annotated[str, tyro.conf.arg(metavar="STORE", help="File of enrolled speakers.")]
+Store = Annotated[str, tyro.conf.arg(metavar="STORE", help="File that holds the enrolled speakers.")]
 Name = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME", help="The speaker's name.")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Enroll:
-    """Enrol recordings of a speaker, new or known, into a store; all of them or none."""
+    """Add recordings of a new or known speaker to a store. If one can't be used, none is added."""
 
     name: Name
     files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES...")]
@@ -37,19 +38,20 @@ class Enroll:
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Prints how many recordings were new."""
+        """Prints how many recordings were added."""
         from ecapa_jax.identify.database import check_name
         from ecapa_jax.identify.store import Enrolment, SpeakerStore, embed_utterances
 
         name = check_name(self.name)
         encoder = self.model.load()
         encoder.channel = parse_channel(self.channel)
-        # A bad one leaves no empty store behind.
+        # The store is opened last, so that a bad recording does not leave an empty one behind.
         utterances = embed_utterances(encoder, self.files, short=self.short, any_sound=self.any_sound)
         with SpeakerStore.open(self.store, encoder) as store:
             added = store.database.enroll(name, utterances)
         done = Enrolment(name, added, len(utterances) - added)
-        text = f"{done.name}: {done.added} enrolled" + (f", {done.known} were there already" if done.known else "")
+        text = f"{done.name}: {count_of(done.added, 'recording')} added"
+        text += f", {done.known} enrolled before" if done.known else ""
         self.output.result({**dataclasses.asdict(done), "store": self.store, "model": self.model.name}, text)
 
 
@@ -58,12 +60,12 @@ class Identify:
     """Say which enrolled speaker made a recording, or that none did."""
 
     file: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE")]
-    """A recording: file or http(s) URL."""
+    """A recording: a file or an http(s) URL."""
     store: Store
     top: Annotated[int, tyro.conf.arg(metavar="N")] = 5
-    """Candidates to print."""
+    """Number of candidates to print."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
-    """Least score to be the speaker; a cosine, from -1 to 1."""
+    """Lowest score at which a candidate counts as the speaker; a cosine, from -1 to 1."""
     short: ShortOption = "error"
     any_sound: AnySound = False
     channel: ChannelOption = None
@@ -98,7 +100,7 @@ class Identify:
 
 @dataclasses.dataclass(frozen=True)
 class List:
-    """Show who is enrolled in a store."""
+    """List the speakers that are enrolled in a store."""
 
     store: Store
     output: OutputOptions = Output()
@@ -129,5 +131,6 @@ class Remove:
         with Database.open(self.store) as database:
             count = database.remove(self.name)
         self.output.result(
-            {"name": self.name, "utterances": count, "store": self.store}, f"{self.name}: removed, {count} utterances"
+            {"name": self.name, "utterances": count, "store": self.store},
+            f"{self.name}: removed, {count_of(count, 'recording')}",
         )

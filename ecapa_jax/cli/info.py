@@ -13,18 +13,18 @@ from ecapa_jax.cli.common import Output, OutputOptions
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """Say what a bundle is: network, front end, origin, threshold, proof."""
+    """Describe a bundle: its network, front end, origin and threshold, and how its conversion was checked."""
 
     bundle: Annotated[
         tyro.conf.Positional[str | None],
         tyro.conf.arg(metavar="[BUNDLE]", help_behavior_hint="(default: the packaged model)"),
     ] = None
-    """Bundle directory, as `ecapa-jax convert` writes it; a .onnx file, as `ecapa-jax export` does; or an address such
+    """A bundle directory written by `ecapa-jax convert`, a .onnx file written by `ecapa-jax export`, or an address such
     as hf:ORG/NAME."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Reads the whole bundle, weights included, so that a damaged one is told."""
+        """Reads the whole bundle, weights included, so that damage is noticed."""
         import jax
 
         from ecapa_jax import api, functional

@@ -1,7 +1,8 @@
 """The `ecapa-jax` command: parses, runs one verb, and turns errors into one line and an exit code.
 
 Exit codes: 0 done, 1 internal fault, 2 wrong input or usage, 75 stopped on request with the
-state saved (run again to go on), 130 interrupted, 141 nobody reads the output any more.
+state saved (run again to continue), 130 interrupted, 141 nobody reads the output any more. docs/questions.md has the
+table for users.
 """
 
 from __future__ import annotations

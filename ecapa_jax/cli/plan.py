@@ -12,10 +12,10 @@ from ecapa_jax.cli.common import Flag, Output, OutputOptions, packaged_recipes
 
 @dataclasses.dataclass(frozen=True)
 class PlanStep:
-    """What a training step needs on TPUs that are not here: memory, work, messages, and the largest batch that fits.
+    """Estimate what a training step needs on TPUs that you do not have: memory, work, messages, the largest batch.
 
-    Compiles the very step with the TPU compiler, which comes with `pip install 'ecapa-jax[tpu]'` and runs on a CPU;
-    a compilation takes a minute or so, and there are up to four.
+    `plan` compiles the step with the TPU compiler, which runs on a CPU (`pip install 'ecapa-jax[tpu]'`). It compiles up
+    to four times, about a minute each.
     """
 
     config: Annotated[
@@ -25,17 +25,18 @@ class PlanStep:
         ),
     ]
     topology: Annotated[str, tyro.conf.arg(metavar="KIND:SHAPE")]
-    """The chips, as in v5e:2x4, v5e:16x16, v6e:2x4, v4:2x2x1. mesh.model stands; the rest of them is mesh.data."""
+    """The chips, as in v5e:2x4, v5e:16x16, v6e:2x4 or v4:2x2x1. mesh.model is kept, and mesh.data becomes the number of
+    chips divided by mesh.model."""
     speakers: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: as in data.manifest)")] = (
         None
     )
-    """Classes of the loss, speed-perturbed speakers included."""
+    """Number of classes of the loss, including speed-perturbed speakers."""
     set: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="SECTION.KEY=VALUE", help_behavior_hint="")
     ] = ()
-    """Change a value of the configuration, as for `train`; may be given again."""
+    """Change a value of the configuration, as for `train`. May be given several times."""
     quick: Flag = False
-    """One compilation: not the largest batch that fits."""
+    """Compile only once, and do not look for the largest batch that fits."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
@@ -66,9 +67,9 @@ def _text(plan: dict[str, Any]) -> str:
     lines = [
         f"{plan['topology']}: {plan['chips']} chips, mesh {mesh} (data x model), {plan['dtype']}",
         f"batch {plan['batch']}, {plan['speakers']} speakers",
-        f"memory a chip  {gib['total']} of {gib['available']}: arguments {gib['arguments']}, "
+        f"memory/chip    {gib['total']} of {gib['available']}: arguments {gib['arguments']}, "
         f"temporaries {gib['temporaries']}",
-        f"work           {flops['chip'] / 1e9:.1f} GFLOP a chip, {flops['step'] / 1e12:.2f} TFLOP a step",
+        f"work           {flops['chip'] / 1e9:.1f} GFLOP per chip, {flops['step'] / 1e12:.2f} TFLOP per step",
         f"products       {products['bfloat16']} bfloat16, {products['mixed']} mixed, {products['float32']} float32",
     ]
     lines += [
@@ -80,8 +81,10 @@ def _text(plan: dict[str, Any]) -> str:
         f"{1000 * seconds['memory']:.1f}, links {1000 * seconds['links']:.1f} (published peaks, no measurement)"
     )
     if plan["micro_batches"] > 1:
-        lines.append(f"work, messages and time are of one of {plan['micro_batches']} micro-batches and the update")
+        lines.append(
+            f"work, messages and time are those of the update and one of {plan['micro_batches']} micro-batches"
+        )
     if plan["largest_batch"]:
-        known = "compiled" if plan["largest_batch"]["confirmed"] else "an estimate that did not compile"
+        known = "compiled" if plan["largest_batch"]["confirmed"] else "an estimate, not compiled"
         lines.append(f"largest batch  {plan['largest_batch']['batch']} ({known})")
     return "\n".join(lines)

@@ -8,34 +8,34 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ecapa_jax.cli.common import Flag, Output, OutputOptions
+from ecapa_jax.cli.common import Flag, Output, OutputOptions, count_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
     """Check a collection of speech and write the manifest that training reads.
 
-    Takes folders of speakers (VoxCeleb's tree is one), a Kaldi data folder (wav.scp, utt2spk, perhaps
-    segments), a CSV or TSV (3D-Speaker's or SpeechBrain's columns) or JSON lines (NeMo's, WeSpeaker's
-    raw.list). What is broken, silent, too short or there twice is listed in problems.csv.
+    The source is a tree with one folder for each speaker (as in VoxCeleb), a Kaldi data folder (wav.scp, utt2spk,
+    optionally segments), a CSV or TSV with the columns of 3D-Speaker or SpeechBrain, or the JSON lines of NeMo or
+    WeSpeaker (raw.list). Recordings that are broken, silent, too short or duplicates are listed in problems.csv.
     """
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """Folder, table or JSON lines."""
+    """Folder, table or file of JSON lines."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
-    """Folder to make: manifest.parquet, problems.csv, and shards if asked for."""
+    """Folder to write manifest.parquet and problems.csv to, and the shards of --shards."""
     layout: Literal["auto", "folders", "kaldi", "csv"] = "auto"
-    """Of the source."""
+    """Layout of the source."""
     rate: int = 16000
-    """Sample rate of the model that will be trained, Hz."""
+    """Sample rate of the model that will be trained, in Hz."""
     min_seconds: float = 0.5
-    """Shortest utterance kept."""
+    """Shorter utterances are left out."""
     shards: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Also write the audio into ArrayRecord files of N utterances each, as FLAC; 0 writes none."""
+    """Also write the audio, as FLAC, into ArrayRecord files of N utterances each; 0 writes none."""
     vad: Flag = False
-    """Cut silence away: the ArrayRecord files hold only what somebody says. Needs --shards."""
+    """Write only the speech into the ArrayRecord files, without the silence between. Needs --shards."""
     threads: int = 8
-    """Recordings decoded at a time."""
+    """Number of recordings that are decoded at the same time."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
@@ -56,10 +56,11 @@ class Prepare:
                 progress=progress.update,
             )
         if made.lonely:
-            self.output.note(f"ecapa-jax: {made.lonely} speakers have one utterance only")
+            self.output.note(f"ecapa-jax: {count_of(made.lonely, 'speaker')} with one utterance only")
         problems = ", ".join(f"{count} {reason}" for reason, count in made.problems.items()) or "none"
         self.output.result(
             {**dataclasses.asdict(made), "manifest": str(made.manifest)},
-            f"{made.manifest}: {made.utterances} utterances of {made.speakers} speakers, {made.hours:.2f} hours; "
+            f"{made.manifest}: {count_of(made.utterances, 'utterance')} of {count_of(made.speakers, 'speaker')}, "
+            f"{made.hours:.2f} hours; "
             f"left out: {problems}",
         )

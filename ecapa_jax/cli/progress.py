@@ -1,4 +1,4 @@
-"""Progress of a corpus on stderr, and a stop on request."""
+"""Progress bars on stderr, and signals that ask a run to stop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set; the second of them acts as if there were no event."""
+    """Yields an event that the first SIGINT or SIGTERM sets; a second signal acts as usual."""
     stop = threading.Event()
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.getsignal(kind) for kind in kinds}
@@ -37,7 +37,7 @@ def stop_signals() -> Iterator[threading.Event]:
 
 
 class CorpusProgress:
-    """A bar with speech-hours/s and the time that is left; on a terminal only."""
+    """A bar with hours of speech per second and the time that is left; on a terminal only."""
 
     def __init__(self, n_rows: int, *, quiet: bool = False, console: Console | None = None):
         console = console or Console(stderr=True)
@@ -58,11 +58,11 @@ class CorpusProgress:
             self._start = now
         self._progress.update(self._task, advance=files)
         task = self._progress.tasks[0]
-        text = "going on"
+        text = "continuing"
         if self._files and self._start is not None:
             elapsed = max(now - self._start, 1e-3)
             left = ((task.total or 0) - task.completed) * elapsed / self._files
-            text = f"{self._seconds / 3600 / elapsed:.3f} speech-hours/s, {clock(left)} left"
+            text = f"{self._seconds / 3600 / elapsed:.3f} hours of speech/s, {clock(left)} left"
         self._progress.update(self._task, description=text)
 
     def __enter__(self) -> CorpusProgress:
@@ -133,7 +133,7 @@ class CountProgress:
 
 
 class TrainProgress:
-    """Training's newest figures: a bar on a terminal, else a line at each look, on stderr."""
+    """The newest figures of a training run, on stderr: in a bar on a terminal, else as lines."""
 
     def __init__(self, *, quiet: bool = False):
         self._console = Console(stderr=True)
@@ -151,7 +151,7 @@ class TrainProgress:
             self._console.print(f"ecapa-jax: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def progress(self, step: int, total: int, line: dict[str, float]) -> None:
-        """Shows the figures of a look at the device, or of a dev evaluation."""
+        """Shows the newest figures of the training, or of an evaluation on the dev trials."""
         text = _figures(line)
         if self._bar:
             self._progress.update(self._task, completed=step, total=total, description=text)
@@ -182,5 +182,5 @@ def _figures(line: dict[str, float]) -> str:
     return (
         f"{learned}lr {line['learning_rate']:.2e}, gradient norm {line['gradient_norm']:.2f}, "
         f"parameter norm {line['parameter_norm']:.1f}, "
-        f"{line['speech_seconds_per_second']:.0f} speech-s/s, {line['starvation']:.1%} of time spent waiting"
+        f"{line['speech_seconds_per_second']:.0f} s of speech/s, {line['starvation']:.1%} of time spent waiting"
     )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def list_published(output: Output) -> None:
-    """Prints the table of published models; on a terminal in its width, elsewhere one line a model."""
+    """Prints the table of published models: in the width of a terminal, elsewhere with one line per model."""
     from ecapa_jax.convert.published import PUBLISHED
 
     output.result({"published": [dataclasses.asdict(entry) for entry in PUBLISHED]}, _table(PUBLISHED))

@@ -15,33 +15,33 @@ class Serve:
     """Serve the page and the HTTP API; stop it with Ctrl-C or SIGTERM."""
 
     host: str = "127.0.0.1"
-    """Address to listen on; this machine only unless told otherwise."""
+    """Address to listen on. By default only this machine can connect."""
     port: int = 8000
-    """Port; 0 takes a free one."""
+    """Port to listen on; 0 chooses a free one."""
     store: Annotated[str | None, tyro.conf.arg(metavar="STORE", help_behavior_hint="")] = None
-    """File of enrolled speakers, made where it is not there; without it nobody can be enrolled."""
+    """File that holds the enrolled speakers; it is made if it does not exist. Without it nobody can be enrolled."""
     token: Annotated[str | None, tyro.conf.arg(metavar="TOKEN", help_behavior_hint="(default: ECAPA_JAX_TOKEN)")] = None
-    """That requests must bring as Authorization: Bearer TOKEN."""
+    """Token that each request must send, as in Authorization: Bearer TOKEN."""
     allow_urls: Flag = False
-    """Take recordings by http(s) address too, from public hosts only."""
+    """Also accept recordings by http(s) address, from public hosts only."""
     any_sound: AnySound = False
     max_mb: float = 20.0
-    """Largest request, megabytes."""
+    """Largest size of a request, in megabytes."""
     max_seconds: float = 60.0
-    """Longest recording, seconds."""
+    """Longest duration of a recording, in seconds."""
     max_requests: int = 32
-    """Requests in work at once; more are answered with 429."""
+    """Number of requests that are handled at the same time; further ones are answered with 429."""
     body_seconds: float = 30.0
-    """Longest time for a request to arrive, or for its answer to be taken."""
+    """Longest time for a client to send a request or to receive the answer, in seconds."""
     stop_seconds: float = 30.0
-    """Longest time for the requests in work after a stop is asked for."""
+    """Longest time for unfinished requests after a stop, in seconds."""
     warm_up: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 0.0
-    """Compile for recordings up to this length before listening, rather than when the first of each length comes."""
+    """Compile for recordings up to this length before the service starts, so that the first requests are fast."""
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Serves until asked to stop."""
+        """Serves until it is stopped."""
         from ecapa_jax import api
         from ecapa_jax.bundle.bundle import read_operating_points
         from ecapa_jax.errors import EcapaError
@@ -79,7 +79,9 @@ class Serve:
                 store=SpeakerStore.open(self.store, encoder) if self.store is not None else None,
             )
             if not settings.loopback and settings.token is None:
-                self.output.note("anyone who reaches this address may use it: set --token, or listen on 127.0.0.1")
+                self.output.note(
+                    "anyone who can reach this address can use the service: set --token, or listen on 127.0.0.1"
+                )
             if self.warm_up:
                 self.output.note(f"compiling for recordings up to {self.warm_up:g} s")
             app = create_app(service, warm_up=self.warm_up)

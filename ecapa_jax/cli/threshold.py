@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from ecapa_jax.cli.bundle_options import Target, TargetOptions, TrialsOptions, parse_cost, write_scoring
-from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions
+from ecapa_jax.cli.common import Flag, Model, ModelOptions, Output, OutputOptions, count_of
 
 if TYPE_CHECKING:
     from ecapa_jax.evaluation.operating import ThresholdRule
@@ -21,17 +21,18 @@ class Threshold:
 
     list: TrialsOptions
     eer: Flag = False
-    """Where both error rates are closest."""
+    """Choose the threshold at which both error rates are closest."""
     far: Annotated[float | None, tyro.conf.arg(metavar="RATE", help_behavior_hint="")] = None
-    """The lowest threshold that keeps the false acceptance rate at or below this fraction of 1."""
+    """Choose the lowest threshold with at most this false acceptance rate, a fraction of 1."""
     cost: Annotated[str | None, tyro.conf.arg(metavar="P,CM,CF", help_behavior_hint="")] = None
-    """Where the detection cost with this prior, cost of a rejection and of an acceptance is least: 0.01,1,1."""
+    """Choose the threshold with the lowest detection cost for this prior, cost of a false rejection and cost of a false
+    acceptance, as in 0.01,1,1."""
     target: TargetOptions = Target()
     model: ModelOptions = Model()
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Writes the bundle, or nothing. Scores in the list are taken as the model's; without, its audio is scored."""
+        """Writes the bundle, or nothing. If the list has scores, they are used; else the model scores the audio."""
         from ecapa_jax import api
         from ecapa_jax.bundle.bundle import load_scoring, read_operating_points
         from ecapa_jax.evaluation.operating import choose_threshold, operating_point
@@ -55,7 +56,7 @@ class Threshold:
         self.output.result(
             {"out": str(target[0]), "score_type": scoring.score_type, **point},
             f"{target[0]}: threshold {value:.4f} by {rule}\n"
-            f"on {name}, {point['n_trials']} trials: FAR {point['far']:.2%}, FRR {point['frr']:.2%}",
+            f"on {name}, {count_of(point['n_trials'], 'trial')}: FAR {point['far']:.2%}, FRR {point['frr']:.2%}",
         )
 
     def _rule(self) -> ThresholdRule:

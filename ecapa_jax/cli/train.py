@@ -34,15 +34,15 @@ class Train:
     set: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="SECTION.KEY=VALUE", help_behavior_hint="")
     ] = ()
-    """Change a value of the configuration, as in --set data.manifest=M; may be given again."""
+    """Change a value of the configuration, as in --set data.manifest=M. May be given several times."""
     processes: Annotated[int, tyro.conf.arg(help_behavior_hint="(default: 1)")] = 1
-    """Start so many processes on this machine. One process can use all of its devices, by mesh.data=0."""
+    """Number of processes to start on this machine. With mesh.data=0 a single process uses all devices."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
-    """Address of process 0, where each machine has its process and neither Slurm, GKE nor a TPU-VM tells it."""
+    """Address of process 0, for a run on several machines without Slurm, GKE or TPU-VMs, which provide it."""
     process_count: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="")] = None
-    """How many processes the run has, over all machines."""
+    """Number of processes of the run, over all machines."""
     process_index: Annotated[int | None, tyro.conf.arg(metavar="I", help_behavior_hint="")] = None
-    """Which of them this is, from 0."""
+    """Index of this process, from 0."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
@@ -57,8 +57,8 @@ class Train:
         placed = any(flag is not None for flag in (self.coordinator, self.process_count, self.process_index))
         if self.processes < 1 or (self.processes > 1 and placed):
             raise ConfigError(
-                "--processes starts one or more processes on this machine, and tells each its place: "
-                "without --coordinator, --process-count and --process-index"
+                "--processes starts at least one process on this machine and sets its address and index: leave out "
+                "--coordinator, --process-count and --process-index"
             )
         if self.processes > 1:
             with stop_signals() as stop:
@@ -88,7 +88,7 @@ class Train:
         with stop_signals() as stop, TrainProgress(quiet=self.output.quiet) as progress, explain_lost_processes():
             result = train(config, Path(self.out), progress, stop.is_set)
         if not result.finished:
-            raise Stopped(f"stopped at step {result.step}, saved in {self.out}; run the same command to go on")
+            raise Stopped(f"stopped at step {result.step}, saved in {self.out}; run the same command again to continue")
         found = {"bundle": str(result.bundle), "steps": result.step, "dev": _document(result.dev)}
         told = f"{result.bundle}: trained {result.step} steps{_figures(result.dev)}"
         if result.best_bundle:

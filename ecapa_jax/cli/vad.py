@@ -16,26 +16,26 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class DetectSpeech:
-    """Say where somebody speaks: one line a segment, its begin and its end in seconds."""
+    """Find speech in recordings, and print one line per segment with its start and end in seconds."""
 
     files: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="FILES...")]
-    """Recordings: files or http(s) URLs. With more than one, each line ends with the recording's name."""
+    """Recordings: files or http(s) URLs. If there are several, each line ends with the name of the recording."""
     threshold: Annotated[float, tyro.conf.arg(metavar="P")] = 0.5
-    """Speech begins at this probability or above."""
+    """Probability of speech at or above which a segment begins."""
     neg_threshold: Annotated[
         float | None, tyro.conf.arg(metavar="P", help_behavior_hint="(default: 0.15 less than the threshold)")
     ] = None
-    """Speech ends below this probability."""
+    """Probability of speech below which a segment ends."""
     min_speech: Annotated[float, tyro.conf.arg(metavar="MS")] = 250.0
-    """Leave out segments that are not longer than this, in milliseconds."""
+    """Leave out segments that are not longer than this time, in milliseconds."""
     min_silence: Annotated[float, tyro.conf.arg(metavar="MS")] = 100.0
-    """Shorter pauses do not end a segment, in milliseconds."""
+    """Pauses shorter than this time do not end a segment, in milliseconds."""
     pad: Annotated[float, tyro.conf.arg(metavar="MS")] = 30.0
-    """Extend each segment on both sides, in milliseconds."""
+    """Extend each segment on both sides by this time, in milliseconds."""
     max_speech: Annotated[float, tyro.conf.arg(metavar="SECONDS", help_behavior_hint="(default: no limit)")] = math.inf
     """Cut longer segments at their longest pause."""
     channel: Literal["first", "mean"] = "mean"
-    """Of a recording with several channels."""
+    """Channel to read from recordings with several channels."""
     output: OutputOptions = Output()
 
     def run(self) -> None:

@@ -23,7 +23,7 @@ from ecapa_jax.cli.common import (
 from ecapa_jax.config import ScoringName
 
 SERIOUS_USE = (
-    "the packaged model is small: for serious use take a published one, such as "
+    "the packaged model is small: for serious use choose a published one, such as "
     "--model hf:speechbrain/spkrec-ecapa-voxceleb (ecapa-jax convert --list shows all)"
 )
 
@@ -33,11 +33,11 @@ class Verify:
     """Score two recordings: one speaker or two?"""
 
     a: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="A")]
-    """A recording: file, http(s) URL, or - for standard input."""
+    """The first recording: a file, an http(s) URL, or - for standard input."""
     b: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="B")]
-    """The other."""
+    """The second recording."""
     threshold: Annotated[float | None, tyro.conf.arg(metavar="X", help_behavior_hint="(default: the model's)")] = None
-    """Say yes at this score or above; of a cosine from -1 to 1."""
+    """Score at or above which the answer is yes; from -1 to 1 for a cosine."""
     scoring: ScoringName = "publisher"
     """How to score: as the model's publisher does, or in another way."""
     short: ShortOption = "error"
@@ -47,7 +47,7 @@ class Verify:
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Prints score and decision."""
+        """Prints the score and the decision."""
         from ecapa_jax.audio.recordings import SilenceWarning
         from ecapa_jax.errors import AudioError
 
@@ -76,5 +76,5 @@ class Verify:
 
 
 def is_terminal() -> bool:
-    """Whether a person reads what goes to stderr."""
+    """Returns whether stderr is a terminal."""
     return sys.stderr.isatty()

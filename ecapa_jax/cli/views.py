@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ecapa_jax.cli.common import Output, OutputOptions
+from ecapa_jax.cli.common import Output, OutputOptions, count_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,19 +17,20 @@ class WriteViews:
 
     Run the teacher on the files, and write a Parquet table with the columns id, variant and embedding, as
     examples/teacher_table.py does. Then train on the views: data.manifest=DIR/manifest.parquet,
-    teacher.embeddings=TABLE. The same command goes on after any end.
+    teacher.embeddings=TABLE. If the run
+    is interrupted, the same command continues it.
     """
 
     config: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG")]
-    """TOML file or name of a packaged recipe; its sections data and augment say how views are made."""
+    """TOML file, or the name of a packaged recipe. Its sections data and augment say how to make the views."""
     out: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
-    """Folder to make: manifest.parquet, and FLAC files in audio/."""
+    """Folder to write manifest.parquet to, and FLAC files in audio/."""
     number: Annotated[int, tyro.conf.arg(aliases=["-n"], metavar="N")]
-    """Views to write, rounded up to whole batches."""
+    """Number of views to write, rounded up to whole batches."""
     set: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="SECTION.KEY=VALUE", help_behavior_hint="")
     ] = ()
-    """Change a value of the configuration, as in --set data.manifest=M; may be given again."""
+    """Change a value of the configuration, as in --set data.manifest=M. May be given several times."""
     output: OutputOptions = Output()
 
     def run(self) -> None:
@@ -43,5 +44,6 @@ class WriteViews:
             made = write_views(config, Path(self.out), self.number, progress=progress.update)
         self.output.result(
             {**dataclasses.asdict(made), "manifest": str(made.manifest)},
-            f"{made.manifest}: {made.views} views of {made.utterances} utterances, {made.hours:.2f} hours",
+            f"{made.manifest}: {count_of(made.views, 'view')} of {count_of(made.utterances, 'utterance')}, "
+            f"{made.hours:.2f} hours",
         )

@@ -123,7 +123,8 @@ def _describe(encoder: SpeakerEncoder, manifest: Manifest, shard_size: int, shor
 
 def _explain_stop(n_done: int, n_rows: int, output: str | os.PathLike[str]) -> Stopped:
     return Stopped(
-        f"stopped on request; {n_done} of {n_rows} recordings are safe in {output}: run the same command again to go on"
+        f"stopped on request; {n_done} of {n_rows} recordings are safe in {output}: run the same command again to "
+        "continue"
     )
 
 

@@ -65,5 +65,5 @@ def embed_cohort(
     if by_speaker:
         names, rows = speaker_means(rows, names)
     if len(rows) < 2:
-        raise TrialError(f"the cohort has {len(rows)} row(s): normalisation needs at least two speakers")
+        raise TrialError(f"normalisation needs a cohort of at least two speakers, this one has {len(rows)}")
     return Cohort(rows, tuple(names))

@@ -119,7 +119,7 @@ def retry(policy: Policy, action: Callable[[], T]) -> T:
             if error.after > policy.longest_pause:
                 raise DownloadError(f"{error}; it asks to wait {error.after:.0f} s") from error
             if attempt + 1 == policy.attempts:
-                raise DownloadError(f"{error} (tried {policy.attempts} times); run again to go on") from error
+                raise DownloadError(f"{error} (tried {policy.attempts} times); run again to continue") from error
             time.sleep(max(policy.pause * 2**attempt, error.after))
     raise AssertionError("attempts is at least 1")
 
@@ -234,5 +234,5 @@ def _explain_disk_errors(path: Path) -> Iterator[None]:
 def disk_error(error: OSError, folder: Path) -> DownloadError:
     """Returns the error for a folder that can't be written: most often the disk is full or a right is missing."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "make room and run again to go on" if full else "choose another folder"
+    remedy = "make room and run again to continue" if full else "choose another folder"
     return DownloadError(f"{folder} can't be written: {error.strerror or one_line(error)}; {remedy}")

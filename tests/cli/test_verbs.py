@@ -104,7 +104,7 @@ def valid_recordings(folder):
 def test_embed_takes_every_kind_of_recording(capsys, tmp_path, model, encoder):
     files, out = valid_recordings(tmp_path), tmp_path / "out.npz"
     result = run(capsys, "embed", *files, "--out", out, "--model", model)
-    assert (result.code, result.out, result.err) == (0, f"{out}: 8 embeddings of 192\n", "")
+    assert (result.code, result.out, result.err) == (0, f"{out}: 8 embeddings of 192 numbers\n", "")
     with np.load(out, allow_pickle=False) as written:
         assert sorted(written) == ["embeddings", "names"]
         assert written["names"].tolist() == [str(path) for path in files]
@@ -134,7 +134,11 @@ def test_embed_writes_windows(capsys, tmp_path, model, encoder):
     files = [write_wav(tmp_path / name, sound(seconds)) for name, seconds in (("a.wav", 2.2), ("b.wav", 0.5))]
     out = tmp_path / "out.npz"
     result = run(capsys, "embed", *files, "-o", out, "--model", model, "--window", "1", "--hop", "0.75")
-    assert (result.code, result.out, result.err) == (0, f"{out}: 4 windows of 2 recordings, embeddings of 192\n", "")
+    assert (result.code, result.out, result.err) == (
+        0,
+        f"{out}: 4 windows of 2 recordings, embeddings of 192 numbers\n",
+        "",
+    )
     with np.load(out, allow_pickle=False) as written:
         assert written["names"].tolist() == [str(files[0])] * 3 + [str(files[1])]
         np.testing.assert_allclose(written["starts"], [0, 0.75, 1.2, 0])
@@ -151,7 +155,7 @@ def test_embed_writes_windows(capsys, tmp_path, model, encoder):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--hop", "1"], "a hop needs a window"),
+        (["--hop", "1"], "--hop needs --window"),
         (["--window", "0.01"], "too short: this model needs"),
         (["--window", "nan"], "too short"),
         (["--window", "1", "--hop", "2"], "at most the window"),
@@ -165,7 +169,7 @@ def test_windows_that_cannot_be(capsys, tmp_path, model, wav, options, words):
 
 def test_windows_are_not_for_a_manifest(capsys, tmp_path):
     arguments = ["embed", "--manifest", "m.csv", "--output", tmp_path / "out", "--window", "3"]
-    assert "windows are for files" in refused(capsys, tmp_path, *arguments)
+    assert "--window is for FILES" in refused(capsys, tmp_path, *arguments)
 
 
 def test_convert_writes_a_bundle(capsys, tmp_path):
@@ -265,7 +269,7 @@ def test_help_names_every_option(capsys, verb):
         "": VERBS,
         "verify": ("A B", "--threshold X", "--model BUNDLE", "the packaged", "from -1 to 1"),
         "embed": ("FILES...", "-o OUT.npz", "--force", "--model BUNDLE"),
-        "convert": ("SOURCE", "-o BUNDLE", "--family", "3dspeaker or speechbrain", "--dilations D,D,...", "--force"),
+        "convert": ("SOURCE", "-o BUNDLE", "--family", "3dspeaker and speechbrain", "--dilations D,D,...", "--force"),
         "info": ("[BUNDLE]",),
         "doctor": (),
     }[verb]

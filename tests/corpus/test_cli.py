@@ -68,10 +68,16 @@ def test_relative_paths_are_relative_to_the_working_directory(capsys, tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--manifest", "wav.scp"], "a manifest goes to a directory, and alone"),
-        (["--output", "out"], "a manifest goes to a directory, and alone"),
-        (["--manifest", "wav.scp", "--output", "out", "-o", "x.npz"], "a manifest goes to a directory, and alone"),
-        (["a.wav", "--manifest", "wav.scp", "--output", "out"], "a manifest goes to a directory, and alone"),
+        (["--manifest", "wav.scp"], "--manifest needs --output, and takes no FILES and no -o"),
+        (["--output", "out"], "--manifest needs --output, and takes no FILES and no -o"),
+        (
+            ["--manifest", "wav.scp", "--output", "out", "-o", "x.npz"],
+            "--manifest needs --output, and takes no FILES and no -o",
+        ),
+        (
+            ["a.wav", "--manifest", "wav.scp", "--output", "out"],
+            "--manifest needs --output, and takes no FILES and no -o",
+        ),
         (["a.wav"], "no output given"),
         ([], "no recordings given"),
         (["--manifest", "nothing.csv", "--output", "out"], "nothing.csv: can't be read as a manifest"),
@@ -111,10 +117,10 @@ def test_progress_says_how_fast_and_how_long(monkeypatch) -> None:
         progress.advance(1, 0.0, False)
         now = 160.0
         progress.advance(9, 36000.0, False)  # the batch that compiles does not count
-        assert progress._progress.tasks[0].description == "going on"
+        assert progress._progress.tasks[0].description == "continuing"
         now = 162.0
         progress.advance(10, 36000.0, False)
-    assert progress._progress.tasks[0].description == "5.000 speech-hours/s, 0:10 left"
+    assert progress._progress.tasks[0].description == "5.000 hours of speech/s, 0:10 left"
     assert "50/100" in out.getvalue()
     assert [clock(s) for s in (0.0, 59.6, 3599.0, 3600.0, 90061.0)] == ["0:00", "1:00", "59:59", "1:00:00", "25:01:01"]
 

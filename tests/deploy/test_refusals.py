@@ -143,7 +143,7 @@ def test_a_damaged_file_raises_no_other_error(data: st.DataObject, small: onnx.M
 
 OPTIONS = {
     "features of a quantised model": ((), ("--calibration", "DIR"), "--calibration is for --quantize int8"),
-    "trials": ((), ("--trials", "x.txt"), "--trials measures what --quantize changes"),
+    "trials": ((), ("--trials", "x.txt"), "--trials is for --quantize"),
     "another ending": ((), ("-o", "model.bin"), "must end in .onnx"),
     "a family": ((), ("--family", "nemo"), "--family is for --to torch"),
     "no recordings": ((), ("--quantize", "int8", "--calibration", "empty"), "holds no recordings"),

@@ -27,8 +27,8 @@ def clips(tmp_path: Path) -> list[Path]:
 
 def test_from_enrolment_to_removal(capsys, tmp_path, clips) -> None:
     store = ["--store", tmp_path / "team.db"]
-    assert run(capsys, "enroll", "Ann", clips[0], clips[1], *store).out == "Ann: 2 enrolled\n"
-    assert run(capsys, "enroll", "Ann", clips[0], *store).out == "Ann: 0 enrolled, 1 were there already\n"
+    assert run(capsys, "enroll", "Ann", clips[0], clips[1], *store).out == "Ann: 2 recordings added\n"
+    assert run(capsys, "enroll", "Ann", clips[0], *store).out == "Ann: 0 recordings added, 1 enrolled before\n"
     done = run(capsys, "enroll", " Bob 'ünï' ", clips[2], *store, "--json").json
     assert done == {
         "name": "Bob 'ünï'", "added": 1, "known": 0, "store": str(tmp_path / "team.db"), "model": "default",
@@ -41,7 +41,7 @@ def test_from_enrolment_to_removal(capsys, tmp_path, clips) -> None:
     assert (text.code, text.out, text.err) == (0, "Bob 'ünï'   (threshold 0.5000)\n 1.0000  Bob 'ünï'\n", "")
     assert run(capsys, "list", *store).out == "     2  Ann\n     1  Bob 'ünï'\n"
     assert run(capsys, "list", *store, "--json").json["speakers"][0] == {"name": "Ann", "utterances": 2}
-    assert run(capsys, "remove", "Bob 'ünï'", *store).out == "Bob 'ünï': removed, 1 utterances\n"
+    assert run(capsys, "remove", "Bob 'ünï'", *store).out == "Bob 'ünï': removed, 1 recording\n"
     assert run(capsys, "remove", "Ann", *store, "--json").json["utterances"] == 2
     assert run(capsys, "list", *store).out == "nobody is enrolled\n"
     nobody = run(capsys, "identify", clips[2], *store)

@@ -69,7 +69,7 @@ def test_a_variable_that_is_no_number_is_reported():
 def test_processes_are_placed_by_the_launcher_alone(capsys, tmp_path, flags):
     told = run(capsys, "train", "smoke", "--out", str(tmp_path / "run"), *flags)
     assert told.code == 2
-    assert "tells each its place" in told.err
+    assert "sets its address and index" in told.err
     assert not (tmp_path / "run").exists()
 
 

@@ -149,7 +149,7 @@ def test_the_command_line_warns_or_refuses(capsys, tmp_path, hum):
     assert "half a second of speech" in refused(capsys, tmp_path, "enroll", "Ann", FILE, hum, *store)
     assert run(capsys, "enroll", "Ann", FILE, *store).code == 0
     assert "half a second of speech" in refused(capsys, tmp_path, "identify", hum, *store)
-    assert run(capsys, "enroll", "Hum", hum, *store, "--any-sound").out == "Hum: 1 enrolled\n"
+    assert run(capsys, "enroll", "Hum", hum, *store, "--any-sound").out == "Hum: 1 recording added\n"
     assert run(capsys, "identify", hum, *store, "--any-sound", "--json").json["candidates"][0]["name"] == "Hum"
 
 

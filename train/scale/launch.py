@@ -56,7 +56,7 @@ def launch(command: list[str], n_processes: int, stop: Callable[[], bool]) -> No
             _end(children)
             raise TrainingError(_explain_loss(children, lost, Path(folder)))
     if any(child.returncode == STOPPED for child in children):
-        raise Stopped(f"stopped, all {n_processes} processes; run the same command to go on")
+        raise Stopped(f"stopped, all {n_processes} processes; run the same command again to continue")
 
 
 def _free_port() -> int:
@@ -116,6 +116,6 @@ def _explain_loss(children: list[subprocess.Popen[bytes]], lost: int, folder: Pa
     if lost and (lines := (folder / f"{lost}.log").read_text("utf-8", "replace").strip().splitlines()):
         why = f" ({lines[-1].removeprefix('ecapa-jax: ')[:500]})"
     return (
-        f"process {lost} of {len(children)} {how}{why}; the others were stopped: run the same command to go on from "
-        "the newest checkpoint"
+        f"process {lost} of {len(children)} {how}{why}; the others were stopped: run the same command again to "
+        "continue from the newest checkpoint"
     )

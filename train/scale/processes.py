@@ -69,9 +69,9 @@ def explain_lost_processes() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         raise TrainingError(
-            f"process {jax.process_index()} of {jax.process_count()} lost another process, or could not go on "
-            f"({str(error).splitlines()[0][:200]}): when all have ended, run the same command to go on from the newest "
-            "checkpoint"
+            f"process {jax.process_index()} of {jax.process_count()} lost another process, or could not continue "
+            f"({str(error).splitlines()[0][:200]}): when all have ended, run the same command again to "
+            "continue from the newest checkpoint"
         ) from error
 
 
