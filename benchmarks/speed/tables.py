@@ -73,9 +73,9 @@ def _grid(rows: list[dict[str, Any]], peaks: dict[str, dict[str, float]]) -> lis
         return table(head, body, n_text=0)
 
     texts = [
-        "Milliseconds of a call, medians.",
+        "Milliseconds for one call, medians.",
         wide(lambda found: number(found and 1e3 * found["median"])),
-        f"How many times as fast as {ENGINES[EAGER].title}: medians of each turn's ratio.",
+        f"How many times as fast as {ENGINES[EAGER].title}: medians of the ratios of the turns.",
         wide(lambda found: times(found and found["than_eager"])),
     ]
     for row in rows:
@@ -100,9 +100,9 @@ def _detail(row: dict[str, Any], peaks: dict[str, dict[str, float]]) -> str:
     head = [
         "engine",
         "ms",
-        f"as fast as {ENGINES[EAGER].title}",
-        f"as fast as {ENGINES[OURS].title}",
-        "hours of audio an hour, core",
+        f"times as fast as {ENGINES[EAGER].title}",
+        f"times as fast as {ENGINES[OURS].title}",
+        "hours of audio per hour and core",
     ]
     head += ["GFLOP/s", "of the peak"] * counted + ["largest difference"]
     body = []
@@ -128,7 +128,7 @@ def _features(rows: list[dict[str, Any]]) -> list[str]:
         for row in rows
         for name, found in row["engines"].items()
     ]  # fmt: skip
-    head = ["seconds", "front end", "ms", "ecapa-jax as fast as it", "largest difference"]
+    head = ["seconds", "front end", "ms", "ecapa-jax, times as fast", "largest difference"]
     return ["### Features alone", "One recording, 80 mel bands, mean subtracted.", table(head, body, n_text=2)]
 
 
@@ -139,7 +139,7 @@ def _memory(rows: list[dict[str, Any]]) -> list[str]:
         for row in rows
     ]  # fmt: skip
     head = ["engine", "what", "batch", "seconds", "model loaded, MiB", "peak, MiB"]
-    lead = f"C = {rows[0]['width']}; each in a process of its own, all that it imports included."
+    lead = f"C = {rows[0]['width']}; each engine in a process of its own, including everything that it imports."
     return ["### Peak memory", lead, table(head, body, n_text=2)]
 
 
@@ -153,8 +153,8 @@ def _start_up(rows: list[dict[str, Any]]) -> list[str]:
         ]
         for row in rows
     ]
-    head = ["model", "ecapa-jax verify, s", "SpeechBrain, s", "ecapa-jax as fast as SpeechBrain"]
-    lead = "Two recordings, 3 s and 4 s: from the start of the process to its end, caches warm."
+    head = ["model", "ecapa-jax verify, s", "SpeechBrain, s", "ecapa-jax, times as fast"]
+    lead = "Two recordings of 3 s and 4 s, from the start of the process to its end, with warm caches."
     return ["### Start-up", lead, table(head, body)]
 
 
