@@ -3,9 +3,10 @@
     pip install "ecapa-jax[train]"
     python examples/finetune.py SPEECH -o RUN [--model BUNDLE] [--steps 500]
 
-SPEECH has one folder for each speaker. RUN gets the checked list of utterances, the checkpoints and, at the end, the bundle of
-the new model. If the run is interrupted, the same command continues it. All weights are trained, with a small learning
-rate, under a new classifier of your speakers. A threshold of the old model does not fit the new one: set one with `ecapa-jax threshold`.
+SPEECH has one folder for each speaker. RUN gets the checked list of utterances, the checkpoints and, at the end, the
+bundle of the new model. If the run is interrupted, the same command continues it. All weights are trained, with a small
+learning rate, under a new classifier of your speakers. A threshold of the old model does not fit the new one: set one
+with `ecapa-jax threshold`.
 """
 
 from __future__ import annotations
