@@ -191,8 +191,8 @@ def test_impossible_networks_are_refused(change: dict) -> None:
 )
 def test_wrong_json_is_refused_by_name(change: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
-        from_dict(EcapaConfig, {**to_dict(BASE), **change})
+        from_dict(EcapaConfig, {**to_dict(BASE), **change}, "ecapa")
 
 
 def test_json_round_trip() -> None:
-    assert from_dict(EcapaConfig, json.loads(json.dumps(to_dict(BASE)))) == BASE
+    assert from_dict(EcapaConfig, json.loads(json.dumps(to_dict(BASE))), "ecapa") == BASE

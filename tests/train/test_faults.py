@@ -172,7 +172,7 @@ def test_unreadable_files_are_replaced_and_reported(config, tmp_path):
 
 def test_nothing_readable_ends_the_run(config, tmp_path):
     changed = spoiled(config, tmp_path / "speech", lambda files: [file.unlink() for file in files])
-    with pytest.raises(AudioError, match="in a row can't be read"):
+    with pytest.raises(AudioError, match="consecutive utterances can't be read"):
         train(changed, tmp_path / "run", Silent())
 
 

@@ -198,7 +198,7 @@ def test_a_bundle_gives_its_network(config, finished, tmp_path):
     wrong = dataclasses.replace(stage, model=TrainConfig().model)
     with (
         RunCheckpoints(tmp_path / "checkpoints", 1) as checkpoints,
-        pytest.raises(TrainingError, match="another model"),
+        pytest.raises(TrainingError, match="is not the model of section"),
     ):
         start(wrong, manifest, checkpoints)
 
