@@ -155,7 +155,7 @@ def test_speaker_means():
     assert names == ["a", "b", "c"]
     assert means.dtype == np.float32
     np.testing.assert_allclose(means, [ROWS[1], (ROWS[0] + ROWS[2]) / 2, ROWS[3]], rtol=1e-6)
-    with pytest.raises(ScoringError, match="7 embeddings and 1 speakers"):
+    with pytest.raises(ScoringError, match="embeddings: 7, speakers: 1"):
         normalisation.speaker_means(ROWS, ["a"])
 
 

@@ -196,7 +196,7 @@ def speaker_means(
     """
     if len(speakers) != len(embeddings):
         raise ScoringError(
-            f"there are {len(embeddings)} embeddings and {len(speakers)} speakers; give one speaker for each embedding"
+            f"embeddings: {len(embeddings)}, speakers: {len(speakers)}; give one speaker for each embedding"
         )
     names, of_row, counts = np.unique(np.asarray(speakers, dtype=str), return_inverse=True, return_counts=True)
     sums = np.zeros((len(names), embeddings.shape[1]))

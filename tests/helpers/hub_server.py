@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import http.server
 import json
+import sys
 import threading
 import time
 import urllib.parse
@@ -33,6 +34,15 @@ class Fault:
     cut: int | None = None
     location: str | None = None
     slow: float = 0.0
+
+
+class QuietServer(http.server.ThreadingHTTPServer):
+    """A server that does not print a trace when a client has hung up, which some tests do on purpose."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Prints what is no broken connection."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @dataclasses.dataclass
@@ -193,7 +203,7 @@ def serving() -> Iterator[Server]:
     """A server in a thread, on a free port of this machine."""
     hub = Server()
     handler = type("Handler", (_Handler,), {"hub": hub})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+    with QuietServer(("127.0.0.1", 0), handler) as running:
         running.daemon_threads = True
         hub.url = f"http://127.0.0.1:{running.server_port}"
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02})
