@@ -10,7 +10,7 @@ before=BUNDLE    another bundle, such as an earlier packaged model
 campplus=FILE    3D-Speaker's CAM++ in PyTorch, the packaged model's teacher (pip install --no-deps speakerlab; torch)
 resemblyzer      Resemblyzer's encoder (pip install --no-deps resemblyzer; pip install webrtcvad-wheels torch)
 
-Each list stands by itself. A difference is packaged model minus system: below zero ours is better.
+Each list stands by itself. A difference is ours less theirs: below zero ours is better.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def print_table(
 ) -> None:
     """Scores each list by each system, and prints a Markdown table."""
     systems = {OURS: encoder_embed(encoder)} | {name.partition("=")[0]: system(name) for name in names}
-    print("| list | system | EER % [95 %] | minDCF | EER: packaged model minus system [95 %], p |\n|---|---|--:|--:|--:|")
+    print("| list | system | EER % [95 %] | minDCF | EER: ours less theirs [95 %], p |\n|---|---|--:|--:|--:|")
     for name, (trials, root) in lists.items():
         files = [root / file for file in trials.names]
         scores = {who: cosine_scores(embed(files), trials) for who, embed in systems.items()}
