@@ -147,13 +147,14 @@ class SpeakerEncoder:
 
     @property
     def variables(self) -> Variables:
-        """Weights and statistics as they were given, on every device. Assign to this property to replace them."""
+        """Weights and statistics on every device, in at most float32. Assign to this property to replace them."""
         return self._variables
 
     @variables.setter
     @in_library_modes
     def variables(self, variables: Variables) -> None:
-        self._variables = jax.device_put(variables, self._replicated)
+        narrow = jax.tree.map(lambda leaf: np.float32(leaf) if leaf.dtype == np.float64 else leaf, variables)
+        self._variables = jax.device_put(narrow, self._replicated)
         self._folded = jax.device_put(fold(self.config, self._variables, self.dtype), self._replicated)
         self.__dict__.pop("fingerprint", None)
 

@@ -21,11 +21,12 @@ from ecapa_jax.config import Variables as Variables
 from ecapa_jax.features.constants import stored_constants
 from ecapa_jax.features.fbank import AnyArray, fbank, seen_mask
 from ecapa_jax.folding import fold as fold
-from ecapa_jax.modes import allow_rank_promotion
+from ecapa_jax.modes import allow_rank_promotion, in_library_modes
 from ecapa_jax.nn.ecapa import EcapaTdnn
 from ecapa_jax.nn.layers import BatchNorm
 
 
+@in_library_modes
 def init(config: ModelConfig, key: PRNGKeyArray) -> Variables:
     """Draws random float32 variables; convolutions are initialised as PyTorch does by default."""
     model = EcapaTdnn(config.ecapa, rngs=nnx.Rngs(key))
@@ -155,8 +156,9 @@ def network(config: EcapaConfig, variables: Variables) -> EcapaTdnn:
 
 
 @functools.cache
+@in_library_modes
 def _abstract_network(config: EcapaConfig) -> Any:
-    """Returns the graph definition and the abstract states of the network, without allocating weights."""
+    """Returns the graph definition and the abstract float32 states of the network, without allocating weights."""
     model = nnx.eval_shape(lambda: EcapaTdnn(config, rngs=None))
     return nnx.split(model, nnx.Param, nnx.BatchStat)
 

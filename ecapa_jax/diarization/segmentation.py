@@ -25,6 +25,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Float32
 
 from ecapa_jax.errors import BundleError
+from ecapa_jax.modes import in_library_modes
 
 RATE = 16000
 """Sample rate of the network, Hz."""
@@ -181,16 +182,16 @@ class Segmenter:
             if len(batch) == BATCH:
                 yield from self._compute(batch)
                 batch = []
-        yield from self._compute(batch)
+        if batch:
+            yield from self._compute(batch)
 
-    def _compute(self, batch: list[np.ndarray]) -> Iterator[Float32[np.ndarray, "frames classes"]]:
-        if not batch:
-            return
+    @in_library_modes
+    def _compute(self, batch: list[np.ndarray]) -> Float32[np.ndarray, "rows frames classes"]:
         rows = BATCH if len(batch) > 1 else 1  # two shapes are compiled at most
         padded = np.zeros((rows, CHUNK_SAMPLES), np.float32)
         for row, chunk in enumerate(batch):
             padded[row, : len(chunk)] = chunk
-        yield from np.asarray(self._run(self.weights, padded))[: len(batch)]
+        return np.asarray(self._run(self.weights, padded))[: len(batch)]
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Float32, Float64, Int, Int64
 
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import ScoringError
+from ecapa_jax.modes import in_library_modes
 from ecapa_jax.scoring.calibration import calibrate, quality
 from ecapa_jax.scoring.cosine import unit
 from ecapa_jax.scoring.normalisation import cohort_statistics, s_norm
@@ -20,6 +21,7 @@ from ecapa_jax.scoring.scorer import MAPS, Scorer
 BLOCK_TRIALS = 1 << 16
 
 
+@in_library_modes
 def speaker_vectors(
     encoder: SpeakerEncoder, embeddings: Float32[np.ndarray, "files views embedding"]
 ) -> Float[Array, "files parts embedding"]:
@@ -42,6 +44,7 @@ def _parts(
     return jnp.stack([vectors[:, 0], vectors[:, 1:].mean(axis=1)], axis=1)
 
 
+@in_library_modes
 def average_enrolments(
     vectors: Float[Array, "files parts embedding"], rows: Sequence[Sequence[int]]
 ) -> Float[Array, "models parts embedding"]:
@@ -68,6 +71,7 @@ def _means(
     return means.at[:, 0].set(unit(means[:, 0]))
 
 
+@in_library_modes
 def score_pairs(
     enrol: Float[Array, "models parts embedding"],
     test: Float[Array, "files parts embedding"],
@@ -99,6 +103,7 @@ def _block(
     return jnp.clip(products / enrol.shape[1], -1.0, 1.0)
 
 
+@in_library_modes
 def normalise(
     scores: Float64[np.ndarray, " trials"],
     enrol: Float[Array, "models parts embedding"],
@@ -129,6 +134,7 @@ def map_cosines(encoder: SpeakerEncoder, cosines: Float64[np.ndarray, " trials"]
     return MAPS[encoder.scorer.scoring.score_map][0](cosines)  # type: ignore[arg-type, return-value] # arithmetic: arrays too
 
 
+@in_library_modes
 def finish_scores(
     scorer: Scorer,
     cosines: Float64[np.ndarray, " trials"],
@@ -154,6 +160,7 @@ def finish_scores(
     return np.asarray(calibrate(scoring.calibration, scores.astype(np.float32), columns), np.float64)
 
 
+@in_library_modes
 def quality_columns(
     measures: Sequence[str], sides: Mapping[str, Float64[np.ndarray, "2 trials"]]
 ) -> Float[np.ndarray, "trials columns"]:

@@ -18,6 +18,7 @@ from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, StoreError
 from ecapa_jax.identify.database import Database, Speaker, Utterance, check_name
 from ecapa_jax.masks import bucket_length
+from ecapa_jax.modes import in_library_modes
 from ecapa_jax.scoring.config import Scoring
 from ecapa_jax.scoring.scorer import checked_threshold
 from ecapa_jax.scoring.search import search
@@ -212,6 +213,7 @@ class SpeakerStore:
         decided = best is not None and threshold is not None and best.score >= threshold
         return Identification(best.name if best and decided else None, threshold, tuple(candidates))
 
+    @in_library_modes
     def search(self, embeddings: Float[np.ndarray, "n embedding"], *, top: int = 5) -> list[list[Candidate]]:
         """Returns the best candidates for each of n embeddings of the store's model, by descending score."""
         gallery = self.gallery()

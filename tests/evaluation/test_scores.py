@@ -1,5 +1,6 @@
 """Scores of many trials at once against the encoder's own score, one by one."""
 
+import inspect
 import types
 
 import numpy as np
@@ -27,7 +28,7 @@ def test_a_list_at_once_is_its_trials_one_by_one(scoring, monkeypatch):
     encoder = types.SimpleNamespace(scorer=scorer, scoring=scoring, embedding_mean=mean)
     embeddings = rng.normal(0.5, 1, (30, scorer.n_views, 24)).astype(np.float32)
     embeddings[1] = 2 * embeddings[0]
-    vectors = scores.speaker_vectors.__wrapped__(encoder, embeddings)
+    vectors = inspect.unwrap(scores.speaker_vectors)(encoder, embeddings)
     pairs = np.stack([rng.integers(30, size=150), rng.integers(30, size=150)])
     pairs[:, 0] = 0, 1
     singles = scores.average_enrolments(vectors, [[row] for row in range(30)])

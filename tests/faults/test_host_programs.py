@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import pickle
@@ -11,10 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import ecapa_jax
+from ecapa_jax import functional
+from ecapa_jax.diarization import segmentation
+from ecapa_jax.evaluation import scores
+from ecapa_jax.identify.store import SpeakerStore
+from ecapa_jax.modes import library_modes
 from helpers.bundles import make
 from helpers.cli import PROGRAM, run
 from helpers.modes import MODES
@@ -52,6 +59,54 @@ def test_the_pure_function_computes_the_same_in_every_mode(encoder, expected, mo
         scores = ecapa_jax.score_matrix(found, found)
     assert (found.dtype, scores.dtype) == (np.float32, np.float32)
     np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("mode", ["x64", "dtype_promotion", "transfer_guard"])
+def test_a_model_is_float32_in_every_mode(encoder, mode):
+    """Shapes and dtypes of a bundle that is read, new variables, and variables that a program made in 64 bits."""
+    functional._abstract_network.cache_clear()
+    key = jax.random.key(0)
+    with MODES[mode]():
+        shapes = functional.abstract(encoder.config)
+        drawn = functional.init(encoder.config, key)
+        wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), encoder.variables)
+        copied = ecapa_jax.SpeakerEncoder(encoder.config, wide)
+        assert copied.embed([sound(0.5)]).dtype == np.float32
+    functional._abstract_network.cache_clear()
+    for tree in (shapes, drawn, copied.variables):
+        assert {leaf.dtype for leaf in jax.tree.leaves(tree)} == {np.dtype(np.float32)}
+    assert copied.fingerprint == encoder.fingerprint
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stores_and_trials_in_every_mode(encoder, expected, tmp_path, mode):
+    pairs = np.array([[0, 0], [0, 1]])
+    with MODES[mode](), SpeakerStore.open(tmp_path / "s.db", encoder) as store:
+        store.enroll_embeddings(["a", "b"], expected)
+        found = store.identify_embedding(expected[1])
+        vectors = scores.average_enrolments(scores.speaker_vectors(encoder, expected[:, None]), [[0], [1]])
+        cosines = scores.score_pairs(vectors, vectors, pairs)
+        normalised = scores.normalise(cosines, vectors, vectors, pairs, vectors[:, 0], 2)
+    assert found.candidates[0].name == "b"
+    assert found.candidates[0].score == pytest.approx(1, abs=1e-6)
+    assert cosines[0] == pytest.approx(1, abs=1e-6)
+    assert normalised[0] > normalised[1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_segmenter_computes_the_same_in_every_mode(mode):
+    segmenter = segmentation.Segmenter()
+    with MODES[mode]():
+        for one in (segmenter, segmentation.Segmenter()):
+            (found,) = one([sound(0.5)])
+            assert found.dtype == np.float32
+            np.testing.assert_array_equal(found, _segments())
+
+
+@functools.cache
+def _segments() -> np.ndarray:
+    with library_modes():
+        return next(iter(segmentation.Segmenter()([sound(0.5)])))
 
 
 def test_pickle_and_deepcopy(encoder, expected):
