@@ -85,6 +85,22 @@ ALWAYS = (
 """Tests of those files that `make test` runs all the same, so that it reaches every module: a training run that is
 killed, a long recording, folded variables, kept programs."""
 
+FIRST = (
+    "train/test_faults.py",
+    "test_functional.py",
+    "cli/test_verbs.py",
+    "test_golden.py",
+    "convert/test_speechbrain.py",
+    "test_encoder.py",
+    "cli/test_evaluate.py",
+    "convert/test_convert.py",
+    "vad/test_gate.py",
+    "test_long.py",
+    "test_fold.py",
+    "test_programs.py",
+)
+"""The files that take longest. A worker takes a whole file, so the last files must be short for all to end together."""
+
 
 def _is_thorough(item: pytest.Item) -> bool:
     path = item.path.relative_to(TESTS)
@@ -98,6 +114,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.name not in ALWAYS and _is_thorough(item):
             item.add_marker(pytest.mark.thorough)
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    path = item.path.relative_to(TESTS).as_posix()
+    return FIRST.index(path) if path in FIRST else len(FIRST)
 
 
 @pytest.hookimpl(tryfirst=True)
