@@ -1,6 +1,6 @@
 """Embeds the recordings of a manifest on a Ray cluster.
 
-    pip install "ecapa-jax[corpus]" "ray[data]"
+    pip install -e ".[corpus]" "ray[data]"    # from a package index: pip install "ecapa-jax[corpus]" "ray[data]"
     python examples/embed_ray.py MANIFEST -o DIR [--model BUNDLE] [--workers 2] [--address CLUSTER]
 
 Without --address Ray starts on this machine. Every worker is a process that loads the model once and embeds batch after

@@ -1,6 +1,6 @@
 """Continues the training of a model on speakers of your own, with the library's training loop.
 
-    pip install "ecapa-jax[train]"
+    pip install -e ".[train]"    # from a package index: pip install "ecapa-jax[train]"
     python examples/finetune.py SPEECH -o RUN [--model BUNDLE] [--steps 500]
 
 SPEECH has one folder for each speaker. RUN gets the checked list of utterances, the checkpoints and, at the end, the
