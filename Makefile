@@ -1,4 +1,4 @@
-# make demo   sets everything up and scores six recordings
+# make demo   sets everything up and scores twelve recordings
 # make test   sets everything up and runs the fast tests
 # make test-all  runs the thorough tests as well: pages, browser, fault injection, fuzzing, processes, mutations
 # make peers  adds PyTorch and the original toolkits, and runs the comparisons with them

@@ -28,7 +28,7 @@ from ecapa_jax.train.record import METRICS, Record, plot_curves, read_lines, to_
 from ecapa_jax.train.rooms import make_room_bank
 from ecapa_jax.train.scale.mesh import global_batch, make_mesh, mesh_size, process_rows, replicate
 from ecapa_jax.train.scale.processes import any_process, is_first, on_first
-from ecapa_jax.train.schedules import Clock, learning_rate, margin
+from ecapa_jax.train.schedules import Clock, learning_rate, margin_at
 from ecapa_jax.train.start import CHECKPOINTS, Start, abstract_state, claim, count_classes, start
 from ecapa_jax.train.state import State, model_variables, zero_sums
 from ecapa_jax.train.step import StepSetup, compiled_step
@@ -235,7 +235,7 @@ class _Run:
         figures["parameter_norm"] = optax.tree.norm(self.state["params"])
         figures["learning_rate"] = learning_rate(self.config.optim, self.setup.clock, done)
         if "accuracy" in figures:
-            figures["margin"] = margin(self.config.loss, self.setup.clock, done)
+            figures["margin"] = margin_at(self.config.loss, self.setup.clock, done)
         line = {"step": self.step, **to_python(figures)}
         self.state["sums"] = replicate(self.mesh, zero_sums())
         self._write(line)

@@ -53,7 +53,8 @@ def margin_logits(
     target = labels[:, None] == jnp.arange(cosine.shape[1])
     if config.kind == "softmax":
         return config.scale * cosine
-    moved = cosine - margin if config.kind == "am" else _add_angle(config, cosine, margin)
+    # AM-softmax subtracts the margin from the cosine, AAM-softmax adds it to the angle.
+    moved = cosine - margin if config.kind == "am" else _add_angular_margin(config, cosine, margin)
     if not config.top_k:
         return config.scale * jnp.where(target, moved, cosine)
     nearest = nearest_others(cosine, target, min(config.top_k, cosine.shape[1] - 1))[1] if nearest is None else nearest
@@ -128,7 +129,7 @@ def _dot_all(a: Float[Array, "a embedding"], b: Float[Array, "b embedding"]) -> 
     return jnp.einsum("ad,bd->ab", a, b, precision=lax.Precision.HIGHEST)
 
 
-def _add_angle(config: LossConfig, cosine: Logits, margin: Float[Array, ""]) -> Logits:
+def _add_angular_margin(config: LossConfig, cosine: Logits, margin: Float[Array, ""]) -> Logits:
     """Returns cos(angle + margin), or the fallback for angles at which it would rise again."""
     moved = cosine * jnp.cos(margin) - _sine(cosine) * jnp.sin(margin)
     turn = jnp.cos(jnp.pi - margin)

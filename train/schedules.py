@@ -57,7 +57,7 @@ def learning_rate(config: OptimConfig, clock: Clock, step: Int[Array, ""]) -> Fl
     return rise * config.peak
 
 
-def margin(config: LossConfig, clock: Clock, step: Int[Array, ""]) -> Float[Array, ""]:
+def margin_at(config: LossConfig, clock: Clock, step: Int[Array, ""]) -> Float[Array, ""]:
     """Returns the margin of a step.
 
     Reference: `speakerlab.process.scheduler.MarginScheduler`, whose exponential rise reaches 99.9 % at `end`.

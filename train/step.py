@@ -35,7 +35,7 @@ from ecapa_jax.train.scale.mesh import (
     state_shardings,
 )
 from ecapa_jax.train.scale.sharded_loss import sharded_margin_softmax
-from ecapa_jax.train.schedules import Clock, learning_rate, margin
+from ecapa_jax.train.schedules import Clock, learning_rate, margin_at
 from ecapa_jax.train.state import SUMS, State
 from ecapa_jax.train.teacher import compute_targets
 
@@ -130,7 +130,7 @@ def _compute_gradients(setup: StepSetup, banks: Banks, state: State, batch: Batc
 
 
 def _compute_loss(
-    setup: StepSetup, key: Array, constants: Any, move: Array, params: PyTree, batch_stats: PyTree, part: Batch
+    setup: StepSetup, key: Array, constants: Any, step_margin: Array, params: PyTree, batch_stats: PyTree, part: Batch
 ) -> tuple[Float[Array, ""], tuple[PyTree, Array]]:
     """Returns the mean loss of a micro-batch, the running statistics after it, and the figures of the step."""
     config = setup.config
@@ -150,7 +150,9 @@ def _compute_loss(
         loss, agreement = _compute_teacher_loss(setup, embeddings, part)
     if not config.teacher.is_used or config.teacher.labels:
         weight = config.teacher.labels if config.teacher.is_used else 1
-        speaker_loss, accuracy = _compute_speaker_loss(setup, move, params["centres"], embeddings, part["labels"])
+        speaker_loss, accuracy = _compute_speaker_loss(
+            setup, step_margin, params["centres"], embeddings, part["labels"]
+        )
         loss = loss + weight * speaker_loss
     return loss, (batch_stats, jnp.stack([loss, accuracy, agreement]))
 
@@ -171,18 +173,18 @@ def _compute_teacher_loss(
 
 
 def _compute_speaker_loss(
-    setup: StepSetup, move: Array, centres: Array, embeddings: Array, labels: Array
+    setup: StepSetup, step_margin: Array, centres: Array, embeddings: Array, labels: Array
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns mean margin-softmax loss and accuracy of the examples that have a speaker, over all devices."""
     config = setup.config
     if setup.mesh is None:
         cosine = cosines(embeddings, centres)
-        losses = cross_entropy(margin_logits(config.loss, cosine, labels, move), labels)
+        losses = cross_entropy(margin_logits(config.loss, cosine, labels, step_margin), labels)
         right = jnp.argmax(cosine, axis=1) == labels
     else:  # the devices of one row of the model axis share their embeddings; each has its own speakers
         embeddings, labels = (lax.all_gather(array, MODEL, tiled=True) for array in (embeddings, labels))
         losses, right = sharded_margin_softmax(
-            config.loss, embeddings, centres, labels, move, setup.n_speakers or centres.shape[0], MODEL
+            config.loss, embeddings, centres, labels, step_margin, setup.n_speakers or centres.shape[0], MODEL
         )
     named = labels != UNNAMED
     if setup.mesh is not None:  # equal on all devices of a row of the model axis, which JAX can't infer
@@ -246,8 +248,8 @@ def _compute_local_gradients(
         )
     elif "targets" in batch:
         part["targets"] = batch["targets"]
-    move = margin(config.loss, setup.clock, state["step"])
-    loss_of = functools.partial(_compute_loss, setup, key, state["constants"], move)
+    step_margin = margin_at(config.loss, setup.clock, state["step"])
+    loss_of = functools.partial(_compute_loss, setup, key, state["constants"], step_margin)
     differentiate = jax.value_and_grad(loss_of, has_aux=True)
 
     def one(carry: Any, share: Batch) -> tuple[Any, None]:

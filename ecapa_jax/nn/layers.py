@@ -61,7 +61,7 @@ class Conv1d(nnx.Module):
 
 def pad_time(
     x: Float[Array, "batch time channels"], mask: Bool[Array, "batch time"], width: int, mode: str
-) -> Float[Array, "batch padded channels"]:
+) -> Float[Array, "batch padded_time channels"]:
     """Pads `width` frames before each utterance and after its true end, with zeros or with mirrored frames.
 
     Reference: `torch.nn.functional.pad(mode="reflect")` on the utterance alone, which does not repeat the edge frame.
@@ -69,7 +69,7 @@ def pad_time(
     padded = jnp.pad(jnp.where(mask[..., None], x, 0), ((0, 0), (width, width), (0, 0)))
     if mode == "zeros":
         return padded
-    lengths = mask_lengths(mask)
+    lengths = mask_lengths(mask)  # reflect
     before = x[:, 1 : width + 1][:, ::-1]
     rows = jnp.maximum(lengths[:, None] - 2 - jnp.arange(width), 0)
     after = jnp.take_along_axis(x, rows[..., None], axis=1)

@@ -1,4 +1,4 @@
-"""Reads the recordings in a form, which stays in memory."""
+"""Reads the recordings in a form, which stays in memory. `guard` limits the size of the whole request before."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class _Parser(MultiPartParser):
 
 
 class _FormRequest(Request):
-    """A request whose form is parsed in memory, within the limits."""
+    """A request whose form is parsed in memory, with limits on the number of files and fields."""
 
     async def form(self, **_: Any) -> FormData:  # type: ignore[override, unused-ignore]
         """Returns the form."""
@@ -59,7 +59,7 @@ class _FormRequest(Request):
 
 
 class FormRoute(APIRoute):
-    """A route that reads forms within the limits."""
+    """A route that reads forms by `_FormRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Returns the handler, wrapped so that it gets a `_FormRequest`."""

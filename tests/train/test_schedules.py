@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from ecapa_jax.train.config import LossConfig, OptimConfig, RunConfig
-from ecapa_jax.train.schedules import Clock, learning_rate, margin
+from ecapa_jax.train.schedules import Clock, learning_rate, margin_at
 
 CLOCK = Clock(steps_per_unit=10, total=700)
 
@@ -47,9 +47,9 @@ def test_steps_and_exponential_decay():
 )
 def test_the_margin_rises_between_start_and_end(schedule, middle):
     config = LossConfig(margin=0.3, schedule=schedule, start=20.0, end=50.0)
-    found = [float(margin(config, CLOCK, jnp.int32(step))) for step in (0, 199, 350, 500, 699)]
+    found = [float(margin_at(config, CLOCK, jnp.int32(step))) for step in (0, 199, 350, 500, 699)]
     np.testing.assert_allclose(found, [0, 0, middle, 0.3, 0.3], rtol=1e-5)
 
 
 def test_a_constant_margin():
-    assert float(margin(LossConfig(margin=0.25), CLOCK, jnp.int32(3))) == pytest.approx(0.25)
+    assert float(margin_at(LossConfig(margin=0.25), CLOCK, jnp.int32(3))) == pytest.approx(0.25)
