@@ -1,4 +1,4 @@
-"""Recordings by URL, from a server in a thread."""
+"""Tests of recordings that are loaded by URL from a server in a thread."""
 
 import contextlib
 import http.server
@@ -14,7 +14,7 @@ from helpers.sounds import COMPLETE, load, refused
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers by path; see `test_urls`."""
+    """Responds according to the path; see `test_urls_are_downloaded`."""
 
     def do_GET(self):
         path = self.path.partition("?")[0]
@@ -64,7 +64,7 @@ def no_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
 
 
-def test_urls(server):
+def test_urls_are_downloaded(server):
     expected = load(COMPLETE["wav"])
     for path in ("/a.wav", "/a.wav?key=1", "/to//a.wav", f"/to/{server}/a.wav", "/with blank.wav", "/with%20blank.wav"):
         np.testing.assert_array_equal(load(server + path), expected)
@@ -85,7 +85,7 @@ def test_urls(server):
         ("/unmeasured", "is not audio"),
     ],
 )
-def test_bad_answers(server, path, match):
+def test_invalid_responses_are_refused(server, path, match):
     message = refused(f"{server}{path}?key=secret", match)
     assert "secret" not in message
     assert message.startswith(server)
@@ -103,11 +103,11 @@ def test_bad_answers(server, path, match):
         ("http://a\nb/c.wav", "can't be (reached|downloaded)"),
     ],
 )
-def test_bad_urls(url, match):
+def test_invalid_urls_are_refused(url, match):
     refused(url, match)
 
 
-def test_size_and_time_of_a_download(server):
+def test_download_is_limited_in_size_and_time(server):
     assert hub.fetch(f"{server}/a.wav", max_bytes=len(COMPLETE["wav"])) == COMPLETE["wav"]
     for path in ("/a.wav", "/unmeasured"):
         with pytest.raises(DownloadError, match=r"is larger than 0\.03 MB"):
