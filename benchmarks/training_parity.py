@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from helpers.training_originals import gaps
+from helpers.training_originals import step_differences
 
 BOUNDS = {"float64": 1e-8, "float32": 1e-4}
 """Asserted by tests/peers/test_training_parity.py: over all steps, and of the first gradient."""
@@ -35,7 +35,7 @@ def main() -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, dtype in zip(figure.subplots(1, 2, sharey=True), BOUNDS, strict=True):
         with jax.enable_x64(dtype == "float64"):
-            every = [dataclasses.asdict(gap) for gap in gaps(np.dtype(dtype).type)]
+            every = [dataclasses.asdict(gap) for gap in step_differences(np.dtype(dtype).type)]
         for name in every[0]:
             values = [gap[name] for gap in every]
             print(f"{dtype} {name}: first {values[0]:.1e}, worst {max(values):.1e}")

@@ -13,7 +13,7 @@ import pytest
 
 from ecapa_jax.audio import decoding, files
 from ecapa_jax.audio.load import is_silent, name_of
-from helpers.sounds import COMPLETE, RATE, encode, load, refuse_unchecked, refused, sound
+from helpers.sounds import COMPLETE, RATE, assert_refused, assert_refused_without_type_checks, encode, load, sound
 
 # Decoding
 
@@ -134,7 +134,7 @@ def test_array_dtypes_are_scaled_to_float32(dtype, values, expected):
     "dtype", [bool, np.int64, np.uint16, np.uint32, np.uint64, np.complex64, object, "U1", jnp.bfloat16]
 )
 def test_unsupported_dtypes_are_refused(dtype):
-    refused(np.zeros(100, dtype), "int8, int16, int32, uint8 or a float")
+    assert_refused(np.zeros(100, dtype), "int8, int16, int32, uint8 or a float")
 
 
 def test_jax_arrays_are_accepted():
@@ -169,7 +169,7 @@ def test_channel_option_selects_or_averages_array_channels():
     ],
 )
 def test_invalid_arrays_are_refused(array, match):
-    refused(array, match)
+    assert_refused(array, match)
 
 
 def test_array_that_numpy_can_not_convert_is_refused():
@@ -177,19 +177,19 @@ def test_array_that_numpy_can_not_convert_is_refused():
         def __array__(self, dtype=None, copy=None):
             raise RuntimeError("needs grad\ncall detach")
 
-    assert "needs grad call detach" in refused(Tensor(), "NumPy array")
+    assert "needs grad call detach" in assert_refused(Tensor(), "NumPy array")
 
 
 def test_nan_in_an_unused_channel_is_ignored():
     x = sound(0.1, channels=2)
     x[:, 1] = np.nan
     np.testing.assert_array_equal(load(x), x[:, 0])
-    refused(x, "sample 0 is nan", channel="mean")
+    assert_refused(x, "sample 0 is nan", channel="mean")
 
 
 @pytest.mark.parametrize("source", [[0.1, 0.2], None, 3, {"file": "a.wav"}, ("a.wav",)])
 def test_other_types_are_refused(source):
-    refuse_unchecked(source, r"numpy\.asarray")
+    assert_refused_without_type_checks(source, r"numpy\.asarray")
 
 
 def test_is_silent_for_constant_and_empty_waveforms():
@@ -231,17 +231,17 @@ def test_sample_rate_of_an_array():
 
 @pytest.mark.parametrize("rate", [0, -16000, 99, 1_000_001])
 def test_sample_rates_out_of_range_are_refused(rate):
-    refused(sound(0.1), f"sample rate {rate} Hz is outside", sample_rate=rate)
-    refused(sound(0.1), "target_rate: sample rate", sample_rate=RATE, target_rate=rate)
+    assert_refused(sound(0.1), f"sample rate {rate} Hz is outside", sample_rate=rate)
+    assert_refused(sound(0.1), "target_rate: sample rate", sample_rate=RATE, target_rate=rate)
 
 
 def test_file_with_sample_rate_out_of_range_is_refused():
-    refused(encode(sound(0.1), rate=50), "sample rate 50 Hz")
-    refused(encode(sound(0.1), rate=2_000_000), "sample rate 2000000 Hz")
+    assert_refused(encode(sound(0.1), rate=50), "sample rate 50 Hz")
+    assert_refused(encode(sound(0.1), rate=2_000_000), "sample rate 2000000 Hz")
 
 
 def test_waveform_too_short_to_resample_is_refused():
-    refused(np.zeros(1, np.float32), "too short", sample_rate=192000, target_rate=8000)
+    assert_refused(np.zeros(1, np.float32), "too short", sample_rate=192000, target_rate=8000)
 
 
 # Invalid files
@@ -249,22 +249,22 @@ def test_waveform_too_short_to_resample_is_refused():
 
 def test_invalid_paths_are_refused(tmp_path):
     for missing in (tmp_path / "no.wav", str(tmp_path / "no.wav")):
-        assert refused(missing, "no such file").startswith(f"{missing}: ")
-    refused(tmp_path, "is a directory")
-    refused("a\0.wav", "null")
-    refused("x" * 5000, "can't be read")
+        assert assert_refused(missing, "no such file").startswith(f"{missing}: ")
+    assert_refused(tmp_path, "is a directory")
+    assert_refused("a\0.wav", "null")
+    assert_refused("x" * 5000, "can't be read")
 
 
 def test_invalid_file_contents_are_refused(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(b"")
-    assert refused(path, "is empty").startswith(f"{path}: ")
+    assert assert_refused(path, "is empty").startswith(f"{path}: ")
     path.write_text("This is not a sound, whatever its name says.\n" * 50)
-    assert refused(path, "is not audio").startswith(f"{path}: ")
-    refused(b"", "bytes: is empty")
-    refused(bytes(1000), "is not audio")
-    refused(encode(np.array([0, np.nan, 0], np.float32), subtype="FLOAT"), "sample 1 is nan")
-    refused(encode(sound(0.1) * 32768, subtype="FLOAT"), "divide by 32768")
+    assert assert_refused(path, "is not audio").startswith(f"{path}: ")
+    assert_refused(b"", "bytes: is empty")
+    assert_refused(bytes(1000), "is not audio")
+    assert_refused(encode(np.array([0, np.nan, 0], np.float32), subtype="FLOAT"), "sample 1 is nan")
+    assert_refused(encode(sound(0.1) * 32768, subtype="FLOAT"), "divide by 32768")
     assert load(encode(sound(0.1) * 20, subtype="FLOAT")).max() > 1
 
 
@@ -274,18 +274,18 @@ def test_file_without_read_permission_is_refused(tmp_path, monkeypatch):
 
     (tmp_path / "a.wav").write_bytes(COMPLETE["wav"])
     monkeypatch.setattr(files, "open", deny_access, raising=False)  # root may read files without permission
-    assert refused(tmp_path / "a.wav", "permission denied").startswith(f"{tmp_path / 'a.wav'}: ")
+    assert assert_refused(tmp_path / "a.wav", "permission denied").startswith(f"{tmp_path / 'a.wav'}: ")
 
 
 def test_invalid_file_objects_are_refused(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(COMPLETE["wav"])
     with path.open(encoding="utf-8") as file:
-        refuse_unchecked(file, "binary file")
+        assert_refused_without_type_checks(file, "binary file")
     with path.open("ab") as file:
-        refuse_unchecked(file, "binary file")
-    refuse_unchecked(file, "binary file")
-    refuse_unchecked(io.StringIO("RIFF"), "can't take audio from str")
+        assert_refused_without_type_checks(file, "binary file")
+    assert_refused_without_type_checks(file, "binary file")
+    assert_refused_without_type_checks(io.StringIO("RIFF"), "can't take audio from str")
 
 
 # Names of sources in messages

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ecapa_jax.audio import decoding
 from ecapa_jax.audio import load as audio
 from ecapa_jax.errors import AudioError
-from helpers.sounds import COMPLETE, RATE, encode, load, refused, sound
+from helpers.sounds import COMPLETE, RATE, assert_refused, encode, load, sound
 
 
 @pytest.mark.parametrize("kind", COMPLETE)
@@ -27,16 +27,16 @@ def test_truncated_files_are_refused(tmp_path, kind):
     for part in (0.003, 0.01, 0.1, 0.37, 0.5, 0.77, 0.9, 0.99, 0.999):
         # A cut between two MP3 frames is detected by the frame count, any other cut by the incomplete frame.
         path.write_bytes(data[: max(16, min(int(len(data) * part), len(data) - 2))])
-        message = refused(path, "truncated|is not audio")
+        message = assert_refused(path, "truncated|is not audio")
         assert message.startswith(f"{path}: ")
         assert part < 0.01 or "truncated" in message
-    refused(data[:-2], "truncated")
+    assert_refused(data[:-2], "truncated")
 
 
 def test_truncated_flac_is_refused_at_any_length():
     data = COMPLETE["flac"]
     for end in np.linspace(100, len(data) - 1, 40).astype(int):
-        refused(data[:end], "truncated")
+        assert_refused(data[:end], "truncated")
 
 
 def patch_bytes(data, offset, replacement):
@@ -65,7 +65,7 @@ def test_flac_without_length_is_read_to_the_end(monkeypatch):
     np.testing.assert_array_equal(load(data), load(COMPLETE["flac"]))
     monkeypatch.setattr(decoding, "_BLOCK", 1000)
     np.testing.assert_array_equal(load(data), load(COMPLETE["flac"]))
-    refused(data[:-100], "truncated")
+    assert_refused(data[:-100], "truncated")
 
 
 def test_trailing_bytes_are_ignored():
@@ -77,7 +77,7 @@ def test_trailing_bytes_are_ignored():
 def test_file_that_was_never_finalized():
     with pytest.warns(UserWarning, match="never finished"):
         np.testing.assert_array_equal(load(patch_bytes(COMPLETE["wav"], 40, bytes(4))), load(COMPLETE["wav"]))
-    refused(encode(np.zeros(0, np.float32)), "no samples")
+    assert_refused(encode(np.zeros(0, np.float32)), "no samples")
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ def test_file_that_was_never_finalized():
     ids=["flac", "wav", "rf64"],
 )
 def test_wrong_length_in_header_does_not_allocate_memory(data):
-    refused(data, "longer than 6 hours|truncated")
+    assert_refused(data, "longer than 6 hours|truncated")
     tracemalloc.start()
     try:
-        refused(data, "truncated", max_seconds=1e9)
+        assert_refused(data, "truncated", max_seconds=1e9)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -103,14 +103,14 @@ def test_wrong_length_in_header_does_not_allocate_memory(data):
 def test_recording_longer_than_max_seconds_is_refused():
     assert load(COMPLETE["wav"], max_seconds=1.0).size == RATE
     for data in (COMPLETE["wav"], COMPLETE["mp3"], set_flac_length(COMPLETE["flac"])):
-        refused(data, "longer than 0.9 seconds", max_seconds=0.9)
+        assert_refused(data, "longer than 0.9 seconds", max_seconds=0.9)
 
 
 def test_file_larger_than_the_limit_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.wav"
     path.write_bytes(COMPLETE["wav"])
     monkeypatch.setattr(audio, "_MAX_BYTES", 1000)
-    refused(path, "is larger than")
+    assert_refused(path, "is larger than")
 
 
 # MP3
@@ -129,7 +129,7 @@ def test_mp3_without_length_is_read_to_the_end(kind):
     assert RATE + 576 <= y.size <= RATE + 4 * 576
     lag = 576 + 1105  # silent frame + encoder delay
     assert np.corrcoef(y[lag : lag + RATE], sound()[: y.size - lag])[0, 1] > 0.99
-    refused(data[:-50], "truncated")
+    assert_refused(data[:-50], "truncated")
 
 
 def test_soundfile_reports_wrong_length_for_mp3_without_header():
@@ -162,7 +162,7 @@ def test_mp3_frame_count_may_include_the_header_frame():
     at = (data.find(b"Xing") if b"Xing" in data else data.find(b"Info")) + 8
     count = int.from_bytes(data[at : at + 4], "big")
     assert load(patch_bytes(data, at, (count + 1).to_bytes(4, "big"))).size >= RATE
-    refused(patch_bytes(data, at, (count + 5).to_bytes(4, "big")), "truncated")
+    assert_refused(patch_bytes(data, at, (count + 5).to_bytes(4, "big")), "truncated")
 
 
 def test_descriptors_and_threads_are_released():

@@ -66,14 +66,14 @@ def test_download_writes_only_the_complete_file(server, path):
     assert file_names(path.parent) == ["a.bin"]
     assert seen[0] == (0, len(CONTENT))
     assert seen[-1] == (len(CONTENT), len(CONTENT))
-    assert "Authorization" not in server.asked("a.bin")[0]
+    assert "Authorization" not in server.requests_to("a.bin")[0]
 
 
 def test_download_resumes_after_a_closed_connection(server, path):
     server.faults["a.bin"] = [Fault(cut=400_000), Fault(cut=300_000)]
     assert download_file(server, path).sha256 == HASH
     tag = f'"{HASH}"'
-    ranges = [(headers.get("Range"), headers.get("If-Range")) for headers in server.asked("a.bin")]
+    ranges = [(headers.get("Range"), headers.get("If-Range")) for headers in server.requests_to("a.bin")]
     assert ranges == [(None, None), ("bytes=400000-", tag), ("bytes=700000-", tag)]
     assert path.read_bytes() == CONTENT
 
@@ -101,7 +101,7 @@ def test_next_call_resumes_a_failed_download(server, path):
     message = download_error(server, path)
     assert f"the connection closed after 3000 of {len(CONTENT)} bytes (tried 3 times); run again to continue" in message
     assert download_file(server, path).sha256 == HASH
-    assert server.asked("a.bin")[-1]["Range"] == "bytes=3000-"
+    assert server.requests_to("a.bin")[-1]["Range"] == "bytes=3000-"
     assert file_names(path.parent) == ["a.bin"]
 
 
@@ -125,7 +125,7 @@ def test_download_restarts_if_the_file_changed(server, path):
 def test_wrong_partial_response_is_discarded(server, path, headers):
     server.faults["a.bin"] = [Fault(cut=1000), Fault(headers=headers)]
     assert download_file(server, path).sha256 == HASH
-    assert [headers.get("Range") for headers in server.asked("a.bin")] == [None, "bytes=1000-", None]
+    assert [headers.get("Range") for headers in server.requests_to("a.bin")] == [None, "bytes=1000-", None]
 
 
 @pytest.mark.parametrize("how", ["no ranges", "no version", "weak version", "other address"])
@@ -137,10 +137,10 @@ def test_download_restarts_if_the_version_is_unknown(server, path, how):
     if how == "other address":
         server.plain["/b.bin"] = CONTENT
         download.download(f"{server.url}/b.bin", path, policy=FAST)
-        assert "Range" not in server.asked("b.bin")[0]
+        assert "Range" not in server.requests_to("b.bin")[0]
     assert download_file(server, path).sha256 == HASH
     if how not in ("no ranges", "other address"):
-        assert all("Range" not in headers for headers in server.asked("a.bin"))
+        assert all("Range" not in headers for headers in server.requests_to("a.bin"))
 
 
 def test_last_modified_identifies_the_version_without_an_etag(server, path):
@@ -148,7 +148,7 @@ def test_last_modified_identifies_the_version_without_an_etag(server, path):
     server.etags["/a.bin"] = date["Last-Modified"]
     server.faults["a.bin"] = [Fault(cut=1000, headers=date), Fault(headers=date)]
     assert download_file(server, path).sha256 == HASH
-    assert server.asked("a.bin")[1]["If-Range"] == date["Last-Modified"]
+    assert server.requests_to("a.bin")[1]["If-Range"] == date["Last-Modified"]
 
 
 def test_complete_partial_file_is_not_downloaded_again(server, path):
@@ -157,8 +157,8 @@ def test_complete_partial_file_is_not_downloaded_again(server, path):
     download_error(server, path)
     path.with_name(".a.bin.partial").write_bytes(CONTENT)
     assert download_file(server, path).sha256 == HASH
-    assert server.asked("a.bin")[-1]["Range"] == f"bytes={len(CONTENT)}-"
-    assert len(server.asked("a.bin")) == 4
+    assert server.requests_to("a.bin")[-1]["Range"] == f"bytes={len(CONTENT)}-"
+    assert len(server.requests_to("a.bin")) == 4
 
 
 def test_partial_file_longer_than_the_file_is_discarded(server, path):
@@ -209,7 +209,7 @@ def test_stalled_connection_times_out_and_is_retried(server, path):
     server.faults["a.bin"] = [Fault(cut=1000, slow=1.0)]
     policy = download.Policy(timeout=0.3, pause=0.01, attempts=2)
     assert download.download(f"{server.url}/a.bin", path, policy=policy).sha256 == HASH
-    assert server.asked("a.bin")[1]["Range"] == "bytes=1000-"
+    assert server.requests_to("a.bin")[1]["Range"] == "bytes=1000-"
 
 
 def test_wrong_size_is_refused(server, path):
@@ -244,7 +244,7 @@ def test_http_redirects_are_followed(server, path):
     server.faults["a.bin"] = [Fault(location="/elsewhere?signed=secret")] * 2
     server.faults["elsewhere"] = [Fault(cut=1000)]
     assert download_file(server, path).sha256 == HASH
-    assert server.asked("elsewhere")[1]["Range"] == "bytes=1000-"
+    assert server.requests_to("elsewhere")[1]["Range"] == "bytes=1000-"
     path.unlink()
     server.faults["a.bin"] = [Fault(location="/missing?signed=secret")]
     assert "secret" not in download_error(server, path)
@@ -281,7 +281,7 @@ def test_full_disk_is_reported_and_the_partial_file_is_kept(server, path, monkey
     assert message == f"{path.parent} can't be written: No space left on device; make room and run again to continue"
     monkeypatch.undo()
     assert download_file(server, path).sha256 == HASH
-    assert int(server.asked("a.bin")[-1]["Range"].removeprefix("bytes=").removesuffix("-")) > 0
+    assert int(server.requests_to("a.bin")[-1]["Range"].removeprefix("bytes=").removesuffix("-")) > 0
 
 
 SCRIPT = """
@@ -305,7 +305,7 @@ def test_download_resumes_after_the_process_is_killed(server, path):
     assert not path.exists()
     had = part.stat().st_size
     assert download_file(server, path).sha256 == HASH
-    assert server.asked("a.bin")[-1]["Range"] == f"bytes={had}-"
+    assert server.requests_to("a.bin")[-1]["Range"] == f"bytes={had}-"
 
 
 def test_get_json_refuses_other_content(server):

@@ -10,7 +10,7 @@ import pytest
 
 from ecapa_jax.errors import DownloadError
 from ecapa_jax.hub import http as hub
-from helpers.sounds import COMPLETE, load, refused
+from helpers.sounds import COMPLETE, assert_refused, load
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -86,7 +86,7 @@ def test_urls_are_downloaded(server):
     ],
 )
 def test_invalid_responses_are_refused(server, path, match):
-    message = refused(f"{server}{path}?key=secret", match)
+    message = assert_refused(f"{server}{path}?key=secret", match)
     assert "secret" not in message
     assert message.startswith(server)
 
@@ -104,7 +104,7 @@ def test_invalid_responses_are_refused(server, path, match):
     ],
 )
 def test_invalid_urls_are_refused(url, match):
-    refused(url, match)
+    assert_refused(url, match)
 
 
 def test_download_is_limited_in_size_and_time(server):

@@ -13,7 +13,7 @@ from ecapa_jax.hub import repository
 from ecapa_jax.hub.download import Policy
 from helpers.bundles import contents
 from helpers.checkpoints import SB_CONFIG, speechbrain
-from helpers.cli import refused, run
+from helpers.cli import run, run_refused
 from helpers.hub_server import COMMIT, Fault, serving
 
 NAME = "speechbrain/spkrec-ecapa-voxceleb"
@@ -64,9 +64,9 @@ def test_every_verb_takes_an_address(capsys, tmp_path, hub, wav, monkeypatch):
     (tmp_path / "list.csv").write_text(f"path\n{wav}\n")
     corpus = ["embed", "--manifest", tmp_path / "list.csv", "--output", tmp_path / "out"]
     for verb in (["verify", wav, wav], ["embed", wav, "-o", tmp_path / "x.npz"], corpus):
-        refused(capsys, tmp_path, *verb, "--model", f"hf:{NAME}@main")
-        refused(capsys, tmp_path, *verb, "--model", f"hf:{NAME}@main", "--quiet")
-    refused(capsys, tmp_path, "info", f"hf:{NAME}@main", "--quiet")
+        run_refused(capsys, tmp_path, *verb, "--model", f"hf:{NAME}@main")
+        run_refused(capsys, tmp_path, *verb, "--model", f"hf:{NAME}@main", "--quiet")
+    run_refused(capsys, tmp_path, "info", f"hf:{NAME}@main", "--quiet")
     assert {name for name, _ in asked} == {f"hf:{NAME}@main"}
     told = [options["progress"] for _, options in asked]
     assert told[:4] == [True, False, True, False]
@@ -76,16 +76,16 @@ def test_every_verb_takes_an_address(capsys, tmp_path, hub, wav, monkeypatch):
 
 def test_what_goes_wrong_is_one_line(capsys, tmp_path, hub, wav):
     hub.faults["/api/models"] = [Fault(status=500)] * 2
-    assert "the hub answered 500" in refused(capsys, tmp_path, "verify", wav, wav, "--model", "hf:me/mine")
-    assert "no such repository" in refused(capsys, tmp_path, "info", "hf:me/other")
+    assert "the hub answered 500" in run_refused(capsys, tmp_path, "verify", wav, wav, "--model", "hf:me/mine")
+    assert "no such repository" in run_refused(capsys, tmp_path, "info", "hf:me/other")
     for source, words in (
         ("hf:me/mine", "already holds a bundle"),
         ("x:y", "no such file"),
         ("hff:a/b", "'hff' is no known"),
     ):
-        assert words in refused(capsys, tmp_path, "convert", source, "-o", tmp_path / "b")
-    assert "SOURCE and -o BUNDLE are needed" in refused(capsys, tmp_path, "convert", f"hf:{NAME}")
-    assert "SOURCE and -o BUNDLE are needed" in refused(capsys, tmp_path, "convert")
+        assert words in run_refused(capsys, tmp_path, "convert", source, "-o", tmp_path / "b")
+    assert "SOURCE and -o BUNDLE are needed" in run_refused(capsys, tmp_path, "convert", f"hf:{NAME}")
+    assert "SOURCE and -o BUNDLE are needed" in run_refused(capsys, tmp_path, "convert")
 
 
 def test_the_table(capsys):

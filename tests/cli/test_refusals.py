@@ -10,7 +10,7 @@ import pytest
 
 from helpers.bundles import contents
 from helpers.checkpoints import modelscope, tensors
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 from helpers.privileges import unprivileged
 from helpers.sounds import COMPLETE, encode, sound
 from helpers.torch_zip_writer import Call, write_torch_zip
@@ -42,8 +42,8 @@ def test_a_bad_recording_is_named(capsys, tmp_path, model, wav, verb, kind):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(BAD_FILES[kind])
     rest = [] if verb == "verify" else ["-o", tmp_path / "out.npz"]
-    assert str(bad) in refused(capsys, tmp_path, verb, wav, bad, "--model", model, *rest)
-    assert str(bad) in refused(capsys, tmp_path, verb, bad, wav, "--model", model, "--json", "--quiet", *rest)
+    assert str(bad) in run_refused(capsys, tmp_path, verb, wav, bad, "--model", model, *rest)
+    assert str(bad) in run_refused(capsys, tmp_path, verb, bad, wav, "--model", model, "--json", "--quiet", *rest)
 
 
 @pytest.mark.parametrize(("kind", "words"), [("missing", "no such file"), ("directory", "is a directory")])
@@ -52,7 +52,7 @@ def test_what_is_no_file_is_named(capsys, tmp_path, model, wav, kind, words):
     if kind == "directory":
         bad.mkdir()
     for verb, rest in (("verify", []), ("embed", ["-o", tmp_path / "out.npz"])):
-        message = refused(capsys, tmp_path, verb, wav, bad, "--model", model, *rest)
+        message = run_refused(capsys, tmp_path, verb, wav, bad, "--model", model, *rest)
         assert str(bad) in message
         assert words in message
 
@@ -62,21 +62,21 @@ def test_an_address_that_does_not_answer_is_named(capsys, tmp_path, model, wav):
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}/a.wav?token=secret"
-    message = refused(capsys, tmp_path, "verify", wav, url, "--model", model)
+    message = run_refused(capsys, tmp_path, "verify", wav, url, "--model", model)
     assert f"127.0.0.1:{port}/a.wav" in message
     assert "secret" not in message
 
 
 @pytest.mark.parametrize("threshold", ["1.0001", "-2", "nan", "inf", "-inf", "25"])
 def test_a_threshold_that_is_no_cosine_is_refused(capsys, tmp_path, model, wav, threshold):
-    message = refused(capsys, tmp_path, "verify", wav, wav, "--model", model, "--threshold", threshold)
+    message = run_refused(capsys, tmp_path, "verify", wav, wav, "--model", model, "--threshold", threshold)
     assert "lies in [-1, 1]" in message
 
 
 def test_models_that_can_not_be_loaded_are_named(capsys, tmp_path, model, wav):
     def load_fails(path, words):
         for arguments in (("verify", wav, wav, "--model", path), ("info", path)):
-            assert words in refused(capsys, tmp_path, *arguments)
+            assert words in run_refused(capsys, tmp_path, *arguments)
 
     load_fails(tmp_path / "nothing", "nothing is not a bundle directory")
     load_fails(wav, "a.wav is not a bundle directory")
@@ -109,21 +109,21 @@ def test_embed_refuses_a_bad_output_before_it_starts(capsys, tmp_path, wav, out,
     (tmp_path / "folder.npz").mkdir()
     (tmp_path / "dangling.npz").symlink_to(tmp_path / "nowhere")
     arguments = ["embed", wav, "-o", tmp_path / out, "--model", "nothing there"]
-    assert words in refused(capsys, tmp_path, *arguments)
-    assert ("nothing there" in refused(capsys, tmp_path, *arguments, "--force")) == ("--force" in words)
+    assert words in run_refused(capsys, tmp_path, *arguments)
+    assert ("nothing there" in run_refused(capsys, tmp_path, *arguments, "--force")) == ("--force" in words)
 
 
 def test_embed_needs_a_recording(capsys, tmp_path, model):
-    assert "no recordings given" in refused(capsys, tmp_path, "embed", "-o", tmp_path / "x.npz", "--model", model)
+    assert "no recordings given" in run_refused(capsys, tmp_path, "embed", "-o", tmp_path / "x.npz", "--model", model)
 
 
 def test_embed_writes_all_or_nothing(capsys, tmp_path, model, wav):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"RIFF")
     arguments = ["embed", wav, bad, wav, "--model", model, "-o", tmp_path / "out.npz"]
-    assert str(bad) in refused(capsys, tmp_path, *arguments)
+    assert str(bad) in run_refused(capsys, tmp_path, *arguments)
     (tmp_path / "out.npz").write_text("precious")
-    assert str(bad) in refused(capsys, tmp_path, *arguments, "--force")
+    assert str(bad) in run_refused(capsys, tmp_path, *arguments, "--force")
 
 
 def damaged(change):
@@ -152,7 +152,7 @@ def test_a_bad_checkpoint_is_named(capsys, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     content, words = BAD_CHECKPOINTS[kind]
     write_torch_zip(tmp_path / "ecapa_tdnn.bin", content)
-    message = refused(capsys, tmp_path, "convert", "ecapa_tdnn.bin", "-o", "bundle")
+    message = run_refused(capsys, tmp_path, "convert", "ecapa_tdnn.bin", "-o", "bundle")
     assert message.startswith("ecapa-jax: ecapa_tdnn.bin: ")
     assert words in message
     assert not (tmp_path / "ran").exists()
@@ -188,7 +188,7 @@ def test_convert_refuses_and_writes_nothing(capsys, tmp_path, model, monkeypatch
     Path("text.bin").write_text("no weights\n")
     Path("empty").mkdir()
     shutil.copytree(model, "bundle")
-    assert words in refused(capsys, tmp_path, "convert", *arguments)
+    assert words in run_refused(capsys, tmp_path, "convert", *arguments)
 
 
 def test_a_folder_that_may_not_be_written_to_is_told(capsys, model):

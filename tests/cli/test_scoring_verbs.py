@@ -19,7 +19,7 @@ from ecapa_jax.scoring.llr import cllr
 from ecapa_jax.scoring.metrics import error_rates, far_frr, min_dcf
 from ecapa_jax.scoring.scorer import Scorer
 from helpers.bundles import POINT, contents
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 from helpers.sounds import sound
 
 KEPT = {"operating_points.json", "model.json", "README.md", "scoring.npz"}
@@ -135,7 +135,7 @@ def test_threshold_to_another_bundle(capsys, bundle, scores):
     assert "by equal error rate" in text
     assert contents(bundle) == before
     assert load_bundle(out).scoring.threshold != load_bundle(bundle).scoring.threshold
-    assert "exists" in refused(capsys, out, "threshold", "--trials", scores, "--eer", "--model", bundle, "-o", out)
+    assert "exists" in run_refused(capsys, out, "threshold", "--trials", scores, "--eer", "--model", bundle, "-o", out)
     assert run(capsys, "threshold", "--trials", scores, "--eer", "--model", bundle, "-o", out, "--force").code == 0
 
 
@@ -150,14 +150,14 @@ def test_threshold_to_another_bundle(capsys, bundle, scores):
     ],
 )
 def test_threshold_refuses_other_rules(capsys, bundle, scores, arguments, words):
-    assert words in refused(capsys, bundle, "threshold", "--trials", scores, "--model", bundle, *arguments)
+    assert words in run_refused(capsys, bundle, "threshold", "--trials", scores, "--model", bundle, *arguments)
 
 
 @pytest.mark.parametrize("verb", ["threshold", "calibrate", "cohort"])
 def test_the_packaged_model_is_not_changed(capsys, tmp_path, scores, verb):
     arguments = [tmp_path] if verb == "cohort" else ["--trials", scores]
     arguments += ["--eer"] if verb == "threshold" else []
-    assert "packaged model can't be changed" in refused(capsys, tmp_path, verb, *arguments)
+    assert "packaged model can't be changed" in run_refused(capsys, tmp_path, verb, *arguments)
 
 
 @pytest.mark.usefixtures("shared_encoder")
@@ -224,7 +224,7 @@ def test_speakers_in_both_are_refused(capsys, bundle, tmp_path):
     cache = ["--cache", tmp_path / "cache.sqlite"]
     assert run(capsys, "cohort", tmp_path / "mine", "--top-n", "0", *cache, "--model", bundle, "--quiet").code == 0
     arguments = ["--trials", trials, "--audio-root", tmp_path / "mine", *cache, "--model", bundle]
-    assert "speaker(s) of the trials are also in the cohort" in refused(
+    assert "speaker(s) of the trials are also in the cohort" in run_refused(
         capsys, bundle, "threshold", "--eer", *arguments
     )
 
@@ -247,5 +247,5 @@ def test_cohort_refuses(capsys, bundle, tmp_path, make, arguments, words):
     arguments = ["--audio-root", root] if arguments == ["list"] else arguments
     cache = ["--cache", tmp_path / "cache.sqlite"]
     before = json.loads((bundle / "model.json").read_text())
-    assert words in refused(capsys, bundle, "cohort", source, *arguments, *cache, "--model", bundle)
+    assert words in run_refused(capsys, bundle, "cohort", source, *arguments, *cache, "--model", bundle)
     assert json.loads((bundle / "model.json").read_text()) == before

@@ -17,7 +17,7 @@ from ecapa_jax.scoring.scorer import Scorer
 from helpers import parity
 from helpers.bundles import contents
 from helpers.checkpoints import modelscope, speechbrain
-from helpers.cli import PROGRAM, refused, run, write_wav
+from helpers.cli import PROGRAM, run, run_refused, write_wav
 from helpers.sounds import sound
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "audio"
@@ -78,7 +78,7 @@ def test_a_model_without_threshold_gives_a_score_and_says_what_to_pass(capsys, m
 def test_silence_is_not_scored_and_embedded_with_a_warning(capsys, tmp_path, model, wav):
     silent = write_wav(tmp_path / "silent.wav", np.zeros(14400, np.float32))
     for pair in ((silent, wav), (wav, silent), (silent, silent)):
-        assert f"{silent} has no signal" in refused(capsys, tmp_path, "verify", *pair, "--model", model)
+        assert f"{silent} has no signal" in run_refused(capsys, tmp_path, "verify", *pair, "--model", model)
     quiet = run(capsys, "verify", silent, wav, "--model", model, "--quiet")
     assert (quiet.code, quiet.out) == (2, "")
     loud = run(capsys, "embed", silent, wav, "--model", model, "-o", tmp_path / "o.npz", "--json")
@@ -121,7 +121,7 @@ def test_embed_takes_every_kind_of_recording(capsys, tmp_path, model, encoder):
 def test_embed_replaces_when_told(capsys, tmp_path, model, wav):
     out = tmp_path / "out.npz"
     out.write_text("old")
-    assert "--force" in refused(capsys, tmp_path, "embed", wav, "-o", out, "--model", model)
+    assert "--force" in run_refused(capsys, tmp_path, "embed", wav, "-o", out, "--model", model)
     result = run(capsys, "embed", wav, "-o", out, "--model", model, "--force", "--json")
     answer = result.json
     assert answer.pop("padding") == pytest.approx(1 - len(soundfile.read(wav)[0]) / 16000, abs=1e-4)
@@ -164,12 +164,12 @@ def test_embed_writes_windows(capsys, tmp_path, model, encoder):
 )
 def test_windows_that_cannot_be(capsys, tmp_path, model, wav, options, words):
     arguments = ["embed", wav, "-o", tmp_path / "out.npz", "--model", model, *options]
-    assert words in refused(capsys, tmp_path, *arguments)
+    assert words in run_refused(capsys, tmp_path, *arguments)
 
 
 def test_windows_are_not_for_a_manifest(capsys, tmp_path):
     arguments = ["embed", "--manifest", "m.csv", "--output", tmp_path / "out", "--window", "3"]
-    assert "--window is for FILES" in refused(capsys, tmp_path, *arguments)
+    assert "--window is for FILES" in run_refused(capsys, tmp_path, *arguments)
 
 
 def test_convert_writes_a_bundle(capsys, tmp_path):
@@ -183,7 +183,7 @@ def test_convert_writes_a_bundle(capsys, tmp_path):
     )
     assert load_bundle(out).scoring.threshold == 0.36
     before = contents(out)
-    assert "--force" in refused(capsys, tmp_path, "convert", source, "-o", out)
+    assert "--force" in run_refused(capsys, tmp_path, "convert", source, "-o", out)
     result = run(capsys, "convert", source, "-o", out, "--force", "--json", "--family", "speechbrain")
     assert result.json == {"out": str(out), "family": "speechbrain", **load_bundle(out).parity}
     assert contents(out) != before

@@ -14,7 +14,7 @@ from ecapa_jax.bundle.whitening import whitened
 from ecapa_jax.errors import ScoringError
 from ecapa_jax.scoring.whitening import FEWEST, estimate_whitening
 from helpers import families
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 
 
 def embeddings(n: int = 400, dim: int = 24) -> np.ndarray:
@@ -99,9 +99,9 @@ def test_whiten_writes_a_bundle(capsys: pytest.CaptureFixture[str], model: Path,
     assert (bundle.scoring.threshold, bundle.operating_points) == (None, [])
     assert f"{FEWEST} recordings, shrinkage 0.3" in bundle.provenance["notes"][-1]
     few = write_wav(tmp_path / "few" / "a.wav").parent
-    assert "too few" in refused(capsys, tmp_path / "few", "whiten", few, "-o", tmp_path / "few" / "b", *common)
+    assert "too few" in run_refused(capsys, tmp_path / "few", "whiten", few, "-o", tmp_path / "few" / "b", *common)
     (tmp_path / "no").mkdir()
-    assert "no recordings" in refused(
+    assert "no recordings" in run_refused(
         capsys, tmp_path / "no", "whiten", tmp_path / "no", "-o", tmp_path / "no" / "b", *common
     )
-    assert "packaged model can't be changed" in refused(capsys, tmp_path, "whiten", few)
+    assert "packaged model can't be changed" in run_refused(capsys, tmp_path, "whiten", few)

@@ -34,7 +34,7 @@ from ecapa_jax.convert.torch_writer import STORAGES, write_torch_zip
 from ecapa_jax.errors import BundleError, ConversionError
 from helpers.bundles import contents, make
 from helpers.checkpoints import CONFIG, embedding, modelscope, prefixed, tensors
-from helpers.cli import refused, run
+from helpers.cli import run, run_refused
 from helpers.sounds import RATE, sound
 from helpers.torch_zip_writer import write_torch_zip as write_foreign
 from helpers.trees import assert_same, assert_same_leaves
@@ -245,25 +245,25 @@ def test_export_writes_whole_or_not_at_all(capsys, tmp_path):
     result = run(capsys, "export", bundle, "--to", "torch", "-o", out)
     assert (result.code, result.err) == (0, "")
     assert result.out == f"{out}: family 3dspeaker, tensors 231, layout same as the source\n"
-    assert "--force" in refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", out)
+    assert "--force" in run_refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", out)
     assert run(capsys, "export", bundle, "--to", "safetensors", "-o", out, "--force").code == 0
     assert read_checkpoint(out).format == "safetensors"
-    assert "another --family" in refused(
+    assert "another --family" in run_refused(
         capsys, tmp_path, "export", bundle, "--to", "torch", "-o", out, "--force", "--family", "speechbrain"
     )
-    message = refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", bundle, "--force")
+    message = run_refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", bundle, "--force")
     assert "will not be replaced" in message
-    message = refused(capsys, tmp_path, "export", bundle, "--to", "stablehlo", "-o", bundle, "--force")
+    message = run_refused(capsys, tmp_path, "export", bundle, "--to", "stablehlo", "-o", bundle, "--force")
     assert "will not be replaced" in message
-    assert "has no such layout" in refused(
+    assert "has no such layout" in run_refused(
         capsys, tmp_path, "export", bundle, "--to", "stablehlo", "-o", tmp_path / "x", "--family", "3dspeaker"
     )
-    assert "not a bundle" in refused(
+    assert "not a bundle" in run_refused(
         capsys, tmp_path, "export", tmp_path / "none", "--to", "torch", "-o", tmp_path / "x"
     )
     assert run(capsys, "export", bundle, "--to", "onnx", "-o", tmp_path / "x").code == 2
     before = contents(tmp_path)
-    assert "no folder" in refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", tmp_path / "no" / "x")
+    assert "no folder" in run_refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", tmp_path / "no" / "x")
     assert contents(tmp_path) == before
 
 

@@ -9,14 +9,14 @@ import pytest
 from ecapa_jax.convert.segmentation import find_segmentation, read_segmentation, sinc_filters
 from ecapa_jax.diarization.segmentation import load_weights
 from ecapa_jax.errors import BundleError, ConversionError
-from helpers.cli import refused, run
-from helpers.segmentation_files import opcodes, published, state_of, with_filters
+from helpers.cli import run, run_refused
+from helpers.segmentation_files import opcodes, published, pytorch_state, with_filters
 from helpers.torch_zip_writer import Call, write_torch_zip
 
 
 @pytest.fixture(scope="module")
 def state():
-    return with_filters(state_of(load_weights()))
+    return with_filters(pytorch_state(load_weights()))
 
 
 @pytest.fixture
@@ -41,8 +41,8 @@ def test_a_published_layout_becomes_one_file(capsys, tmp_path, folder, state, gi
     bank = [state[f"sincnet.conv1d.0.filterbank.{name}"] for name in ("low_hz_", "band_hz_", "n_", "window_")]
     np.testing.assert_array_equal(weights["sinc"]["kernel"], sinc_filters(*bank))
     assert b"MIT" in out.read_bytes()
-    assert "--force" in refused(capsys, tmp_path, "convert", folder, "-o", out)
-    assert "must end in .safetensors" in refused(capsys, tmp_path, "convert", folder, "-o", tmp_path / "bundle")
+    assert "--force" in run_refused(capsys, tmp_path, "convert", folder, "-o", out)
+    assert "must end in .safetensors" in run_refused(capsys, tmp_path, "convert", folder, "-o", tmp_path / "bundle")
 
 
 def test_a_state_dict_alone_is_read(tmp_path, state):
@@ -72,7 +72,7 @@ def test_hyperparameters_that_name_code_are_refused(capsys, tmp_path, state, mon
     content = {"state_dict": dict(state), "hyper_parameters": {}}
     content[key]["task"] = beside
     write_torch_zip(tmp_path / "pytorch_model.bin", content)
-    message = refused(capsys, tmp_path, "convert", tmp_path / "pytorch_model.bin", "-o", tmp_path / "x.safetensors")
+    message = run_refused(capsys, tmp_path, "convert", tmp_path / "pytorch_model.bin", "-o", tmp_path / "x.safetensors")
     assert named in message
     assert "nothing of it was run" in message
 
@@ -81,7 +81,7 @@ def test_another_network_is_refused(capsys, tmp_path, state):
     for name in ("classifier.weight", "lstm.weight_hh_l3", "sincnet.norm1d.2.bias"):
         changed = {key: value for key, value in state.items() if key != name}
         write_torch_zip(tmp_path / "a.bin", {"state_dict": changed})
-        assert name in refused(capsys, tmp_path, "convert", tmp_path / "a.bin", "-o", tmp_path / "x.safetensors")
+        assert name in run_refused(capsys, tmp_path, "convert", tmp_path / "a.bin", "-o", tmp_path / "x.safetensors")
     write_torch_zip(tmp_path / "a.bin", {"state_dict": state | {"classifier.weight": np.zeros((4, 128), np.float32)}})
     with pytest.raises(ConversionError, match="another shape"):
         read_segmentation(tmp_path / "a.bin")

@@ -12,7 +12,7 @@ from ecapa_jax.convert.silero import holds_speech_detector, read_silero, write_w
 from ecapa_jax.errors import ConversionError
 from ecapa_jax.vad import load_weights
 from ecapa_jax.vad.weights import packaged_weights
-from helpers.cli import refused, run
+from helpers.cli import run, run_refused
 
 
 def varint(value: int) -> bytes:
@@ -109,8 +109,8 @@ def test_convert_writes_one_file(capsys, tmp_path):
     result = run(capsys, "convert", path, "-o", out)
     assert (result.code, result.out) == (0, f"{out}: silero-vad at 16 kHz, 309,633 parameters\n")
     assert load_weights(out).keys() == packaged_weights().keys()
-    assert "--force" in refused(capsys, tmp_path, "convert", path, "-o", out)
-    assert "must end in .safetensors" in refused(capsys, tmp_path, "convert", path, "-o", tmp_path / "bundle")
+    assert "--force" in run_refused(capsys, tmp_path, "convert", path, "-o", out)
+    assert "must end in .safetensors" in run_refused(capsys, tmp_path, "convert", path, "-o", tmp_path / "bundle")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from ecapa_jax import api
 from ecapa_jax.cli.progress import CorpusProgress, clock, stop_signals
 from ecapa_jax.encoder import SpeakerEncoder
 from helpers.bundles import contents
-from helpers.cli import PROGRAM, refused, run
+from helpers.cli import PROGRAM, run, run_refused
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_manifest_becomes_a_directory(capsys, tmp_path, folder, wav_scp) -> No
     ]
     retried = run(capsys, *arguments, "--retry-errors")
     assert retried.out.splitlines()[2].startswith("3 embedded now, 0.")
-    assert "another --shard-size" in refused(capsys, tmp_path, *arguments, "--shard-size", 2)
+    assert "another --shard-size" in run_refused(capsys, tmp_path, *arguments, "--shard-size", 2)
 
 
 @pytest.mark.usefixtures("one_encoder")
@@ -92,12 +92,12 @@ def test_refusals_leave_nothing(capsys, tmp_path, monkeypatch, wav_scp, bundle, 
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     model = [] if "--model" in arguments else ["--model", bundle]
-    assert words in refused(capsys, tmp_path, "embed", *arguments, *model)
+    assert words in run_refused(capsys, tmp_path, "embed", *arguments, *model)
 
 
 def test_a_missing_package_is_named(capsys, tmp_path, wav_scp, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    message = refused(capsys, tmp_path, "embed", "--manifest", wav_scp, "--output", tmp_path / "out")
+    message = run_refused(capsys, tmp_path, "embed", "--manifest", wav_scp, "--output", tmp_path / "out")
     assert "pip install 'ecapa-jax[corpus]'" in message
 
 

@@ -20,7 +20,7 @@ from ecapa_jax.convert.onnx.export import export_onnx
 from ecapa_jax.errors import BundleError, EcapaError
 from ecapa_jax.onnx_file import KEY
 from helpers import parity
-from helpers.cli import refused
+from helpers.cli import run_refused
 from helpers.weights import random_tensors, shallow_config, variables_of
 
 A, B = parity.AUDIO / "awb_1.flac", parity.AUDIO / "awb_2.flac"
@@ -112,7 +112,7 @@ def test_a_wrong_file_is_one_line(
 ) -> None:
     make, message = FILES[kind]
     path = _write(tmp_path, make(small))
-    assert message in refused(capsys, tmp_path, "verify", A, B, "--model", path)
+    assert message in run_refused(capsys, tmp_path, "verify", A, B, "--model", path)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +121,8 @@ def test_a_wrong_file_is_one_line(
 def test_what_is_no_model_is_one_line(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    assert "is damaged or no ONNX file" in refused(capsys, tmp_path, "verify", A, B, "--model", path)
-    assert "no such bundle" in refused(capsys, tmp_path, "verify", A, B, "--model", tmp_path / "none.onnx")
+    assert "is damaged or no ONNX file" in run_refused(capsys, tmp_path, "verify", A, B, "--model", path)
+    assert "no such bundle" in run_refused(capsys, tmp_path, "verify", A, B, "--model", tmp_path / "none.onnx")
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -159,13 +159,13 @@ def test_a_wrong_option_is_one_line(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     arguments = ("export", default_bundle(), *(before or ("--to", "onnx")), "-o", "model.onnx", *options)
-    assert message in refused(capsys, tmp_path, *arguments)
+    assert message in run_refused(capsys, tmp_path, *arguments)
 
 
 def test_an_existing_file_stays(small: onnx.ModelProto, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = _write(tmp_path, small)
     arguments = ("export", default_bundle(), "--to", "onnx", "-o", path)
-    assert "pass --force" in refused(capsys, tmp_path, *arguments)
+    assert "pass --force" in run_refused(capsys, tmp_path, *arguments)
 
 
 def test_a_damaged_calibration_recording_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +175,7 @@ def test_a_damaged_calibration_recording_is_one_line(tmp_path: Path, capsys: pyt
     (tmp_path / "speech").mkdir()
     (tmp_path / "speech" / "a.wav").write_bytes(b"RIFF....WAVE")
     arguments = ("export", bundle, "--to", "onnx", "-o", tmp_path / "m.onnx", "--quantize", "int8")
-    assert "a.wav" in refused(capsys, tmp_path, *arguments, "--calibration", tmp_path / "speech")
+    assert "a.wav" in run_refused(capsys, tmp_path, *arguments, "--calibration", tmp_path / "speech")
 
 
 def test_nothing_beside_a_file_is_read(small: onnx.ModelProto, tmp_path: Path) -> None:

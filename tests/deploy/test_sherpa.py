@@ -16,7 +16,7 @@ from ecapa_jax.convert.onnx.sherpa import band_map, export_sherpa, framework
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.presets import PRESETS
 from helpers import families, parity
-from helpers.cli import refused
+from helpers.cli import run_refused
 from helpers.onnx_runs import onnx_runtime
 from helpers.weights import shallow_config
 
@@ -49,7 +49,7 @@ def test_the_refusal_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     config, variables = families.config("taoruijie"), families.variables("taoruijie")
     bundle = save_bundle(Bundle(config=config, variables=variables), tmp_path / "bundle")
     arguments = ("export", bundle, "--to", "onnx", "-o", tmp_path / "m.onnx", "--input", "sherpa")
-    assert "--input waveform, which holds the front end" in refused(capsys, tmp_path, *arguments)
+    assert "--input waveform, which holds the front end" in run_refused(capsys, tmp_path, *arguments)
 
 
 def test_metadata(packaged: Bundle) -> None:

@@ -12,7 +12,7 @@ from ecapa_jax.diarization.result import Diarization, Speaker
 from ecapa_jax.diarization.rttm import read_rttm, rttm_text
 from ecapa_jax.diarization.turns import Turn
 from ecapa_jax.errors import AudioError
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 from helpers.detector import AUDIO
 
 
@@ -128,19 +128,19 @@ def test_a_plot(capsys, talks, tmp_path, known):
     ],
 )
 def test_options_that_do_not_fit(capsys, talks, known, options, says):
-    assert says in refused(capsys, talks, "diarize", talks / "a.wav", *options)
+    assert says in run_refused(capsys, talks, "diarize", talks / "a.wav", *options)
 
 
 def test_two_recordings_of_one_name(capsys, talks, tmp_path, known):
     (talks / "more").mkdir()
     write_wav(talks / "more" / "a.wav")
-    assert "both" in refused(capsys, talks, "diarize", talks, "-o", tmp_path / "out")
-    assert "one recording" in refused(capsys, talks, "diarize", talks, "--plot", "x.png")
+    assert "both" in run_refused(capsys, talks, "diarize", talks, "-o", tmp_path / "out")
+    assert "one recording" in run_refused(capsys, talks, "diarize", talks, "--plot", "x.png")
 
 
 def test_an_empty_folder(capsys, tmp_path):
     (tmp_path / "none").mkdir()
-    assert "no recordings in" in refused(capsys, tmp_path, "diarize", tmp_path / "none")
+    assert "no recordings in" in run_refused(capsys, tmp_path, "diarize", tmp_path / "none")
 
 
 def test_a_stop_between_recordings(capsys, talks, tmp_path, known, monkeypatch):
@@ -177,12 +177,12 @@ def test_der(capsys, tmp_path):
     text = run(capsys, "der", reference, result, "--uem", tmp_path / "x.uem").out
     assert text.splitlines()[1].split()[:2] == ["talk", "0.00"]
     (tmp_path / "x.uem").write_text("other 1 0 10\n")
-    assert "no part of 'talk'" in refused(capsys, tmp_path, "der", reference, result, "--uem", tmp_path / "x.uem")
+    assert "no part of 'talk'" in run_refused(capsys, tmp_path, "der", reference, result, "--uem", tmp_path / "x.uem")
 
 
 def test_der_names_the_line(capsys, tmp_path):
     reference = write_turns(tmp_path / "r.rttm", (0, 10, "ann"))
     bad = tmp_path / "h.rttm"
     bad.write_text("SPEAKER talk 1 5 -1 <NA> <NA> x <NA> <NA>\n")
-    assert "line 1: the duration is -1 s" in refused(capsys, tmp_path, "der", reference, bad)
+    assert "line 1: the duration is -1 s" in run_refused(capsys, tmp_path, "der", reference, bad)
     assert cli_diarize._stem("https://host/a/b.wav?x=1") == "b"

@@ -22,7 +22,7 @@ from ecapa_jax.diarization.diarize import diarize
 from ecapa_jax.diarization.rttm import read_rttm
 from ecapa_jax.diarization.settings import DiarizationSettings
 from ecapa_jax.errors import AudioError
-from helpers.cli import contents, refused, run, write_wav
+from helpers.cli import contents, run, run_refused, write_wav
 from helpers.detector import AUDIO
 from helpers.nonspeech import nonspeech
 
@@ -108,7 +108,7 @@ def test_a_speaker_a_channel(encoder, parts, capsys, tmp_path):
     (tmp_path / "right.rttm").write_text(result.out)
     turns = read_rttm(tmp_path / "right.rttm")["call"]
     np.testing.assert_allclose(boundaries(turns), boundaries(right.turns), atol=0.05)
-    assert "channel 3" in refused(capsys, tmp_path, "diarize", tmp_path / "call.wav", "--channel", "3", "--fast")
+    assert "channel 3" in run_refused(capsys, tmp_path, "diarize", tmp_path / "call.wav", "--channel", "3", "--fast")
 
 
 def test_a_sample_that_is_no_number(encoder, talk, capsys, tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_a_sample_that_is_no_number(encoder, talk, capsys, tmp_path, monkeypatch
             diarize(encoder, tmp_path / "broken.wav", overlap=False)
     out = tmp_path / "out"
     out.mkdir()
-    message = refused(capsys, tmp_path, "diarize", tmp_path / "broken.wav", "-o", out, "--fast")
+    message = run_refused(capsys, tmp_path, "diarize", tmp_path / "broken.wav", "-o", out, "--fast")
     assert "broken.wav" in message
 
 
@@ -204,7 +204,7 @@ def test_der_refuses_turns_that_can_not_be(capsys, tmp_path, lines, says):
     pytest.importorskip("pyannote.metrics", reason="needs pyannote.metrics: pip install 'ecapa-jax[diarize]'")
     (tmp_path / "good.rttm").write_text(LINE.format(0, 10, "ann"))
     (tmp_path / "bad.rttm").write_text(lines)
-    assert says in refused(capsys, tmp_path, "der", tmp_path / "bad.rttm", tmp_path / "good.rttm")
+    assert says in run_refused(capsys, tmp_path, "der", tmp_path / "bad.rttm", tmp_path / "good.rttm")
 
 
 def test_der_refuses_a_uem_of_another_file_or_without_speech(capsys, tmp_path):
@@ -214,8 +214,8 @@ def test_der_refuses_a_uem_of_another_file_or_without_speech(capsys, tmp_path):
     uem = tmp_path / "a.uem"
     for text, says in (("other 1 0 10\n", "no part of 'talk'"), ("talk 1 10 5\n", "line 1"), ("talk 0 10\n", "line 1")):
         uem.write_text(text)
-        assert says in refused(capsys, tmp_path, "der", turns, turns, "--uem", uem)
-    assert "can't be read" in refused(capsys, tmp_path, "der", turns, turns, "--uem", tmp_path / "none.uem")
+        assert says in run_refused(capsys, tmp_path, "der", turns, turns, "--uem", uem)
+    assert "can't be read" in run_refused(capsys, tmp_path, "der", turns, turns, "--uem", tmp_path / "none.uem")
     uem.write_text("talk 1 20 30\n")
     result = run(capsys, "der", turns, turns, "--uem", uem)
     assert result.code in (0, 2)

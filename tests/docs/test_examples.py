@@ -12,13 +12,13 @@ import pytest
 
 from ecapa_jax.bundle.bundle import load_bundle
 from helpers.pages import ROOT
-from helpers.sandbox import furnish
+from helpers.sandbox import fill_sandbox
 
 
 @pytest.fixture
 def here(tmp_path: Path) -> Path:
     (tmp_path / "here").mkdir()
-    return furnish(tmp_path / "here")
+    return fill_sandbox(tmp_path / "here")
 
 
 def _run(script: str, here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

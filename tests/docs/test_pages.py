@@ -11,7 +11,7 @@ import jaxtyping
 import pytest
 
 from helpers.pages import ROOT, PageError, blocks, check_options, run_page
-from helpers.sandbox import furnish, setting
+from helpers.sandbox import fill_sandbox, page_namespace
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
@@ -40,7 +40,7 @@ def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return furnish(tmp_path_factory.mktemp("furnished"))
+    return fill_sandbox(tmp_path_factory.mktemp("furnished"))
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_page(page: Path, furnished: Path, tmp_path: Path, monkeypatch: pytest.M
             pytest.skip("the page's requests are made with curl")
     monkeypatch.chdir(here)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    executed = run_page(page, setting())
+    executed = run_page(page, page_namespace())
     marked = sum(block.needs is not None for block in blocks(page))
     print(f"{page.name}: {executed} executed, {marked} blocks need what is not here")
 

@@ -15,7 +15,7 @@ from ecapa_jax.audio.decoding import channel_from_text
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import CorpusError
 from helpers.bundles import make
-from helpers.cli import PROGRAM, refused, run
+from helpers.cli import PROGRAM, run, run_refused
 
 AUDIO = Path(__file__).parents[2] / "examples" / "audio"
 RATE = 16000
@@ -64,8 +64,8 @@ def test_verify_and_embed_on_the_command_line(capsys, call, tmp_path):
     assert same.json["score"] > 0.999
     done = run(capsys, "embed", call, "-o", tmp_path / "a.npz", "--channel", "2", "--quiet")
     assert done.code == 0
-    assert "must be left" in refused(capsys, call.parent, "verify", call, call, "--channel", "both")
-    assert "channel 3 is asked for" in refused(capsys, call.parent, "verify", call, call, "--channel", "3")
+    assert "must be left" in run_refused(capsys, call.parent, "verify", call, call, "--channel", "both")
+    assert "channel 3 is asked for" in run_refused(capsys, call.parent, "verify", call, call, "--channel", "3")
 
 
 def test_the_column_of_a_manifest(capsys, encoder, call, tmp_path):
@@ -132,5 +132,5 @@ def test_a_pipe_without_a_recording(data, words):
 
 
 def test_standard_input_holds_one_recording(capsys, tmp_path):
-    assert "holds one recording" in refused(capsys, tmp_path, "verify", "-", "-")
-    assert "holds one recording" in refused(capsys, tmp_path, "embed", "-", "-", "-o", tmp_path / "a.npz")
+    assert "holds one recording" in run_refused(capsys, tmp_path, "verify", "-", "-")
+    assert "holds one recording" in run_refused(capsys, tmp_path, "embed", "-", "-", "-o", tmp_path / "a.npz")

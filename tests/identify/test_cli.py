@@ -11,7 +11,7 @@ from ecapa_jax import api
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.scoring.config import Scoring
 from ecapa_jax.scoring.scorer import Scorer
-from helpers.cli import refused, run
+from helpers.cli import run, run_refused
 from helpers.corpora import write_speech
 
 
@@ -89,7 +89,7 @@ def test_refusals_leave_nothing(capsys, tmp_path, clips) -> None:
         (["remove", "Bob", *full], "no speaker is named 'Bob'"),
         (["remove", "", *full], "a speaker's name is empty"),
     ):
-        assert words in refused(capsys, tmp_path, *arguments)
+        assert words in run_refused(capsys, tmp_path, *arguments)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import soundfile
 from ecapa_jax.convert.segmentation import read_segmentation, sinc_filters
 from ecapa_jax.diarization import segmentation
 from ecapa_jax.errors import ConversionError
-from helpers.segmentation_files import state_of, with_filters
+from helpers.segmentation_files import pytorch_state, with_filters
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="needs PyTorch (make peers installs it)")
@@ -53,7 +53,7 @@ class PyanNet(torch.nn.Module):
 
 def original(weights, dtype):
     network = PyanNet(weights["sinc"]["kernel"])
-    network.load_state_dict(tensors_of(state_of(weights)))
+    network.load_state_dict(tensors_of(pytorch_state(weights)))
     network.filters = network.filters.to(dtype)
     return network.to(dtype).eval()
 
@@ -93,7 +93,7 @@ def test_float64_is_exact():
 
 def checkpoint(path, **changes):
     """A file as pyannote has it, with random filters."""
-    state = tensors_of(with_filters(state_of(segmentation.load_weights())))
+    state = tensors_of(with_filters(pytorch_state(segmentation.load_weights())))
     state.update(changes)
     torch.save({"state_dict": {name: value for name, value in state.items() if value is not None}}, path)
     return state

@@ -15,7 +15,7 @@ from ecapa_jax.vad import recordings
 from ecapa_jax.vad.network import RATE
 from ecapa_jax.vad.segments import SegmentOptions
 from ecapa_jax.vad.weights import packaged_weights
-from helpers.cli import refused, run
+from helpers.cli import run, run_refused
 from helpers.detector import golden_waveforms, random_options, random_probabilities
 from helpers.nonspeech import SOUNDS, nonspeech
 
@@ -95,9 +95,9 @@ def test_the_packaged_weights_are_those_of_the_wheel(capsys, tmp_path, name):
     assert "309,633 parameters" in run(capsys, "convert", FILES / name, "-o", out).out
     for key, array in vad.load_weights(out).items():
         np.testing.assert_array_equal(array, packaged_weights()[key])
-    assert "--force" in refused(capsys, tmp_path, "convert", FILES / name, "-o", out)
+    assert "--force" in run_refused(capsys, tmp_path, "convert", FILES / name, "-o", out)
     assert run(capsys, "convert", FILES / name, "-o", out, "--force").code == 0
-    assert ".safetensors" in refused(capsys, tmp_path, "convert", FILES / name, "-o", tmp_path / "bundle")
+    assert ".safetensors" in run_refused(capsys, tmp_path, "convert", FILES / name, "-o", tmp_path / "bundle")
 
 
 def test_an_export_without_the_names_is_refused():

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.peers
 def test_twenty_steps_in_float64(record_property: Any) -> None:
     """Loss, gradients, weights and running statistics stay together to 1e-8, through warm-up and the margin's rise."""
     with jax.enable_x64(True):
-        every = [dataclasses.asdict(gap) for gap in originals.gaps(np.float64)]
+        every = [dataclasses.asdict(gap) for gap in originals.step_differences(np.float64)]
     assert len(every) == originals.STEPS
     worst = {name: max(gap[name] for gap in every) for name in every[0]}
     print("20 steps in float64, worst:", ", ".join(f"{name} {gap:.1e}" for name, gap in worst.items()))
@@ -29,7 +29,7 @@ def test_twenty_steps_in_float64(record_property: Any) -> None:
 
 def test_first_step_in_float32(record_property: Any) -> None:
     """Every gradient of the first step, to 1e-4 of the largest gradient norm."""
-    gap = next(originals.gaps(np.float32))
+    gap = next(originals.step_differences(np.float32))
     print(f"first step in float32: worst gradient {gap.gradients:.1e} of the largest norm, loss {gap.loss:.1e}")
     record_property("training", {"float32 gradient": gap.gradients})
     assert gap.gradients <= 1e-4

@@ -75,7 +75,7 @@ def test_the_checked_address_is_the_one_connected_to(monkeypatch, hub) -> None:
     monkeypatch.setattr(socket, "create_connection", connect)
     assert fetch.fetch_public(f"http://rebind.example:{port}/a.wav", max_bytes=10**6, seconds=5.0) == WAV
     assert connected == [("93.184.216.34", port)]
-    assert hub.asked("/a.wav")[0]["Host"] == f"rebind.example:{port}"
+    assert hub.requests_to("/a.wav")[0]["Host"] == f"rebind.example:{port}"
 
 
 def test_one_private_address_among_public_ones_is_enough(monkeypatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.serve.settings import Settings, is_loopback
-from helpers.cli import refused, run
+from helpers.cli import run, run_refused
 
 
 @pytest.mark.parametrize(
@@ -40,20 +40,20 @@ def test_loopback(host, own) -> None:
 def test_an_empty_variable_is_not_a_service_without_a_token(capsys, tmp_path, monkeypatch) -> None:
     pytest.importorskip("fastapi_offline", reason="needs the extra serve")
     monkeypatch.setenv("ECAPA_JAX_TOKEN", "")
-    assert "the token is empty" in refused(capsys, tmp_path, "serve", "--port", 0)
+    assert "the token is empty" in run_refused(capsys, tmp_path, "serve", "--port", 0)
     monkeypatch.setenv("ECAPA_JAX_TOKEN", "s3cret")
-    assert "the token is empty" in refused(capsys, tmp_path, "serve", "--port", 0, "--token", "")
+    assert "the token is empty" in run_refused(capsys, tmp_path, "serve", "--port", 0, "--token", "")
 
 
 def test_the_command_refuses_in_one_line(capsys, tmp_path) -> None:
     pytest.importorskip("fastapi_offline", reason="needs the extra serve")
-    assert "max-mb" in refused(capsys, tmp_path, "serve", "--max-mb", 0)
-    assert "choose another" in refused(capsys, tmp_path, "serve", "--host", "203.0.113.7")
-    assert "the token is empty" in refused(capsys, tmp_path, "serve", "--token", "")
-    assert "--store is empty" in refused(capsys, tmp_path, "serve", "--store", "")
-    assert "from 0 to 65535" in refused(capsys, tmp_path, "serve", "--port", 99999)
-    assert "no-model" in refused(capsys, tmp_path, "serve", "--port", 0, "--model", tmp_path / "no-model")
-    assert "directory" in refused(capsys, tmp_path, "serve", "--port", 0, "--store", tmp_path)
+    assert "max-mb" in run_refused(capsys, tmp_path, "serve", "--max-mb", 0)
+    assert "choose another" in run_refused(capsys, tmp_path, "serve", "--host", "203.0.113.7")
+    assert "the token is empty" in run_refused(capsys, tmp_path, "serve", "--token", "")
+    assert "--store is empty" in run_refused(capsys, tmp_path, "serve", "--store", "")
+    assert "from 0 to 65535" in run_refused(capsys, tmp_path, "serve", "--port", 99999)
+    assert "no-model" in run_refused(capsys, tmp_path, "serve", "--port", 0, "--model", tmp_path / "no-model")
+    assert "directory" in run_refused(capsys, tmp_path, "serve", "--port", 0, "--store", tmp_path)
 
 
 def test_without_the_extra(capsys, monkeypatch) -> None:

@@ -11,7 +11,7 @@ import soundfile
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.loop import train
 from ecapa_jax.train.settings import build_config
-from helpers.training import Silent, tiny_document
+from helpers.training import QuietProgress, tiny_document
 
 RATE = 16000
 
@@ -41,5 +41,5 @@ def config(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainC
 def finished(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing interrupted."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
-    assert train(config, directory, Silent()).finished
+    assert train(config, directory, QuietProgress()).finished
     return directory

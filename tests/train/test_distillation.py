@@ -24,7 +24,7 @@ from ecapa_jax.train.losses import Pairs, teacher_loss
 from ecapa_jax.train.settings import build_config, config_document
 from ecapa_jax.train.teacher import TeacherBundle, TeacherTable, compute_targets, read_teacher
 from ecapa_jax.train.views import write_views
-from helpers.training import Silent, assert_equal_runs, killed, stop_after
+from helpers.training import QuietProgress, assert_equal_runs, stop_after, train_and_kill
 
 DIMENSION = 16
 
@@ -101,7 +101,7 @@ def taught(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Tra
 @pytest.fixture(scope="session")
 def taught_run(taught: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("taught_run") / "whole"
-    assert train(taught, directory, Silent()).finished
+    assert train(taught, directory, QuietProgress()).finished
     return directory
 
 
@@ -111,14 +111,16 @@ def test_the_student_nears_its_teacher(taught_run):
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(taught, taught_run, tmp_path):
-    assert not train(taught, tmp_path / "run", Silent(), stop_after(4)).finished
-    assert train(taught, tmp_path / "run", Silent()).finished
+    assert not train(taught, tmp_path / "run", QuietProgress(), stop_after(4)).finished
+    assert train(taught, tmp_path / "run", QuietProgress()).finished
     assert_equal_runs(taught, tmp_path / "run", taught_run)
 
 
 def test_a_killed_run_goes_on_bit_for_bit(taught, taught_run, tmp_path):
-    assert killed(taught, tmp_path / "run", lambda run: (run / "metrics.jsonl").exists() and len(history(run)) >= 2)
-    assert train(taught, tmp_path / "run", Silent()).finished
+    assert train_and_kill(
+        taught, tmp_path / "run", lambda run: (run / "metrics.jsonl").exists() and len(history(run)) >= 2
+    )
+    assert train(taught, tmp_path / "run", QuietProgress()).finished
     assert_equal_runs(taught, tmp_path / "run", taught_run)
 
 
@@ -127,7 +129,7 @@ def test_another_table_is_refused(taught, taught_run, tmp_path):
     rows[0]["embedding"][0] += 1.0
     other = dataclasses.replace(taught.teacher, embeddings=str(write_table(tmp_path / "other.parquet", rows)))
     with pytest.raises(TrainingError, match="another teacher"):
-        train(dataclasses.replace(taught, teacher=other), taught_run, Silent())
+        train(dataclasses.replace(taught, teacher=other), taught_run, QuietProgress())
 
 
 @pytest.mark.parametrize("fault", ["missing", "twice", "length", "nan", "null"])
@@ -178,7 +180,7 @@ def test_embeddings_of_another_size_need_relations_alone(taught, tmp_path):
 def test_utterances_without_a_speaker_need_a_teacher(taught, tmp_path):
     alone = dataclasses.replace(taught, teacher=TeacherConfig())
     with pytest.raises(TrainingError, match="have no speaker"):
-        train(alone, tmp_path / "run", Silent())
+        train(alone, tmp_path / "run", QuietProgress())
 
 
 def test_speeds_have_rows_of_their_own(config, tmp_path):
@@ -207,9 +209,9 @@ def test_a_teacher_bundle_teaches_within_the_step(config, finished, tmp_path):
     expected = load(finished / "bundle").embed(list(waveforms), sample_rate=16000) - teacher.arrays["centre"]
     np.testing.assert_allclose(targets, expected, atol=1e-4 * np.abs(expected).max())
     assert np.abs(teacher.arrays["centre"]).max() > 0
-    assert train(taught, tmp_path / "whole", Silent()).finished
-    assert not train(taught, tmp_path / "stopped", Silent(), stop_after(5)).finished
-    assert train(taught, tmp_path / "stopped", Silent()).finished
+    assert train(taught, tmp_path / "whole", QuietProgress()).finished
+    assert not train(taught, tmp_path / "stopped", QuietProgress(), stop_after(5)).finished
+    assert train(taught, tmp_path / "stopped", QuietProgress()).finished
     assert_equal_runs(taught, tmp_path / "stopped", tmp_path / "whole")
 
 

@@ -24,7 +24,7 @@ from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.data.prepare import prepare
 from ecapa_jax.train.loop import history, train
 from ecapa_jax.train.start import CHECKPOINTS
-from helpers.training import Silent, assert_equal_runs, killed, state_of, stop_after
+from helpers.training import QuietProgress, assert_equal_runs, state_of, stop_after, train_and_kill
 
 
 def unfinished_saves(directory: Path) -> list[Path]:
@@ -32,9 +32,9 @@ def unfinished_saves(directory: Path) -> list[Path]:
 
 
 def test_killed_in_the_middle_of_a_save(config, finished, tmp_path):
-    assert killed(config, tmp_path / "run", lambda run: bool(unfinished_saves(run)))
+    assert train_and_kill(config, tmp_path / "run", lambda run: bool(unfinished_saves(run)))
     assert unfinished_saves(tmp_path / "run")
-    assert train(config, tmp_path / "run", Silent()).finished
+    assert train(config, tmp_path / "run", QuietProgress()).finished
     assert not unfinished_saves(tmp_path / "run")
     assert_equal_runs(config, tmp_path / "run", finished)
 
@@ -54,12 +54,12 @@ def test_killed_at_random_moments(config, finished, tmp_path):
                 passed.append(time.monotonic() + delay)
             return bool(passed) and time.monotonic() >= passed[0]
 
-        if not killed(config, tmp_path / "run", moment):
+        if not train_and_kill(config, tmp_path / "run", moment):
             break
         at.append(max((line["step"] for line in history(tmp_path / "run")), default=0))
     print(f"killed {len(at)} times, with metrics up to step {at}")
     assert len(at) >= 3
-    assert train(config, tmp_path / "run", Silent()).finished
+    assert train(config, tmp_path / "run", QuietProgress()).finished
     assert_equal_runs(config, tmp_path / "run", finished)
 
 
@@ -88,14 +88,14 @@ def unheard_writes() -> Iterator[None]:
 def test_a_full_disk_is_reported_and_loses_nothing(config, finished, tmp_path):
     with small_disk(tmp_path / "disk", "8m"):
         run, ballast = tmp_path / "disk" / "run", tmp_path / "disk" / "ballast"
-        assert not train(config, run, Silent(), stop_after(5)).finished
+        assert not train(config, run, QuietProgress(), stop_after(5)).finished
         free = shutil.disk_usage(run).free
         ballast.write_bytes(bytes(free - 40_000))
         with pytest.raises((BundleError, OSError), match=r"can't be written .*free space|No space left"):
-            train(config, run, Silent())
+            train(config, run, QuietProgress())
         ballast.unlink()
         assert state_of(config, run)[0] == 5
-        assert train(config, run, Silent()).finished
+        assert train(config, run, QuietProgress()).finished
         assert_equal_runs(config, run, finished)
 
 
@@ -110,11 +110,11 @@ def flip_bytes(folder: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path):
-    train(config, tmp_path / "run", Silent(), stop_after(7))
+    train(config, tmp_path / "run", QuietProgress(), stop_after(7))
     steps = sorted(int(path.name) for path in (tmp_path / "run" / CHECKPOINTS).iterdir() if path.name.isdigit())
     assert steps == [5, 7]
     flip_bytes(tmp_path / "run" / CHECKPOINTS / "7")
-    watcher = Silent()
+    watcher = QuietProgress()
     assert train(config, tmp_path / "run", watcher).finished
     assert "checkpoint of step 7" in watcher.notes[0]
     assert "going back" in watcher.notes[0]
@@ -124,7 +124,7 @@ def test_a_damaged_checkpoint_is_passed_over(config, finished, tmp_path):
 
 def test_a_checkpoint_that_can_not_be_written_is_reported(config, tmp_path, monkeypatch):
     """The run ends with one line, and what was saved before stands."""
-    train(config, tmp_path / "run", Silent(), stop_after(5))
+    train(config, tmp_path / "run", QuietProgress(), stop_after(5))
 
     def full(self: Any, *_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_can_not_be_written_is_reported(config, tmp_path, monk
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     with pytest.raises(BundleError, match="No space left"):
-        train(config, tmp_path / "run", Silent())
+        train(config, tmp_path / "run", QuietProgress())
     monkeypatch.undo()
     assert state_of(config, tmp_path / "run")[0] == 5
 
@@ -162,25 +162,25 @@ def test_unreadable_files_are_replaced_and_reported(config, tmp_path):
         files[3].write_text("a thesis")
 
     changed = spoiled(config, tmp_path / "speech", spoil)
-    watcher = Silent()
+    watcher = QuietProgress()
     assert train(changed, tmp_path / "one", watcher).finished
     told = [note for note in watcher.notes if note.startswith("an unreadable utterance was replaced")]
     assert len(told) == 3
-    assert train(changed, tmp_path / "other", Silent()).finished
+    assert train(changed, tmp_path / "other", QuietProgress()).finished
     assert (tmp_path / "one" / "metrics.jsonl").read_bytes() == (tmp_path / "other" / "metrics.jsonl").read_bytes()
 
 
 def test_nothing_readable_ends_the_run(config, tmp_path):
     changed = spoiled(config, tmp_path / "speech", lambda files: [file.unlink() for file in files])
     with pytest.raises(AudioError, match="consecutive utterances can't be read"):
-        train(changed, tmp_path / "run", Silent())
+        train(changed, tmp_path / "run", QuietProgress())
 
 
 def test_a_speaker_with_one_utterance_is_a_class(config, tmp_path):
     """Drawn as often as the others where examples are drawn by speaker."""
     by_speaker = dataclasses.replace(config, data=dataclasses.replace(config.data, sampler="speakers"))
     changed = spoiled(by_speaker, tmp_path / "speech", lambda files: None)
-    assert train(changed, tmp_path / "run", Silent()).finished
+    assert train(changed, tmp_path / "run", QuietProgress()).finished
     centres = state_of(changed, tmp_path / "run")[1]["['params']['centres']"]
     assert centres.shape[0] == 5
 

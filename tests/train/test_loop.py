@@ -23,15 +23,15 @@ from ecapa_jax.train.schedules import Clock
 from ecapa_jax.train.start import start
 from ecapa_jax.train.state import init_state
 from ecapa_jax.train.step import StepSetup, compiled_step
-from helpers.training import STEPS, Silent, assert_equal_runs, state_of, stop_after
+from helpers.training import STEPS, QuietProgress, assert_equal_runs, state_of, stop_after
 
 
 @pytest.mark.parametrize("after", [(1,), (4, 3)])
 def test_a_stopped_run_ends_as_if_it_had_not_stopped(config, finished, tmp_path, after):
     """Weights, optimizer, moving average, statistics and metrics file, bit for bit; stopped between any two events."""
     for steps in after:
-        assert not train(config, tmp_path / "run", Silent(), stop_after(steps)).finished
-    assert train(config, tmp_path / "run", Silent()).finished
+        assert not train(config, tmp_path / "run", QuietProgress(), stop_after(steps)).finished
+    assert train(config, tmp_path / "run", QuietProgress()).finished
     assert_equal_runs(config, tmp_path / "run", finished)
 
 
@@ -47,10 +47,10 @@ def test_a_lost_process_leaves_no_trace(config, finished, tmp_path, monkeypatch)
 
     monkeypatch.setattr(DevTrials, "evaluate", dies)
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run", Silent())
+        train(config, tmp_path / "run", QuietProgress())
     assert max(line["step"] for line in loop.history(tmp_path / "run")) == STEPS
     monkeypatch.undo()
-    watcher = Silent()
+    watcher = QuietProgress()
     assert train(config, tmp_path / "run", watcher).finished
     assert any("resumed at step 10" in note for note in watcher.notes)
     assert_equal_runs(config, tmp_path / "run", finished)
@@ -81,13 +81,13 @@ def test_the_best_checkpoint_has_a_bundle_where_it_is_not_the_last(config, tmp_p
         lambda self, variables: dataclasses.replace(evaluate(self, variables), eer=next(eers)),
     )
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, save_every=6, keep=1))
-    result = train(config, tmp_path / "run", Silent())
+    result = train(config, tmp_path / "run", QuietProgress())
     assert (result.bundle, result.best_bundle) == (tmp_path / "run" / "bundle", tmp_path / "run" / "best_bundle")
     assert (result.dev.eer, result.best_dev.eer) == (0.2, 0.1)
     document = json.loads((result.best_bundle / "model.json").read_text())
     assert document["provenance"]["training"]["steps"] == 6
     assert document["scoring"]["threshold"] == pytest.approx(np.clip(result.best_dev.threshold, -1, 1))
-    assert not train(config, tmp_path / "stopped", Silent(), stop_after(6)).finished
+    assert not train(config, tmp_path / "stopped", QuietProgress(), stop_after(6)).finished
     _, state = state_of(config, tmp_path / "stopped")
     kernel = ecapa_jax.load(result.best_bundle).variables["params"]["stem"]["conv"]["kernel"]
     np.testing.assert_array_equal(kernel, state["['average']['params']['stem']['conv']['kernel']"])
@@ -96,7 +96,7 @@ def test_the_best_checkpoint_has_a_bundle_where_it_is_not_the_last(config, tmp_p
 def test_a_best_checkpoint_that_is_damaged_costs_only_its_bundle(config, finished, tmp_path, monkeypatch):
     monkeypatch.setattr(RunCheckpoints, "best_step", property(lambda self: 3))
     shutil.copytree(finished, tmp_path / "run")
-    watcher = Silent()
+    watcher = QuietProgress()
     result = train(config, tmp_path / "run", watcher)
     assert result.bundle is not None
     assert result.best_bundle is None
@@ -105,7 +105,7 @@ def test_a_best_checkpoint_that_is_damaged_costs_only_its_bundle(config, finishe
 
 def test_a_finished_run_is_finished(config, finished):
     before = (finished / "metrics.jsonl").read_bytes()
-    assert train(config, finished, Silent()).finished
+    assert train(config, finished, QuietProgress()).finished
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path):
         config, optim=dataclasses.replace(config.optim, peak=1e30, clip_norm=0.0, schedule="constant")
     )
     with pytest.raises(TrainingError, match=r"step \d+ is not finite; its batch: s\d/u\d") as caught:
-        train(wild, tmp_path / "run", Silent())
+        train(wild, tmp_path / "run", QuietProgress())
     step = int(str(caught.value).split("step ")[1].split()[0])
     named = (tmp_path / "run" / f"bad_batch_step_{step}.txt").read_text().split()
     assert len(named) == 4
@@ -141,9 +141,9 @@ def test_nothing_moves_after_a_bad_step(config):
 def test_a_directory_holds_one_run(config, finished, tmp_path):
     other = dataclasses.replace(config, optim=dataclasses.replace(config.optim, peak=0.1))
     with pytest.raises(TrainingError, match=r"another optim.peak"):
-        train(other, finished, Silent())
+        train(other, finished, QuietProgress())
     faster = dataclasses.replace(config, data=dataclasses.replace(config.data, threads=1))
-    assert train(faster, finished, Silent()).finished
+    assert train(faster, finished, QuietProgress()).finished
     rows = [
         {"id": f"u{i}", "path": f"u{i}.wav", "start": 0, "samples": 9000, "speaker": f"s{i % 5}"} for i in range(15)
     ]
@@ -152,16 +152,16 @@ def test_a_directory_holds_one_run(config, finished, tmp_path):
         config, data=dataclasses.replace(config.data, manifest=str(tmp_path / "other.parquet"))
     )
     with pytest.raises(TrainingError, match="on other data"):
-        train(elsewhere, finished, Silent())
+        train(elsewhere, finished, QuietProgress())
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     with pytest.raises(TrainingError, match="is not a run directory"):
-        train(config, tmp_path / "mine", Silent())
+        train(config, tmp_path / "mine", QuietProgress())
 
 
 def test_two_processes_do_not_share_a_directory(config, finished):
     with loop._lock_directory(finished), pytest.raises(TrainingError, match="in use"):
-        train(config, finished, Silent())
+        train(config, finished, QuietProgress())
 
 
 def test_another_run_gives_its_classifier_rows_by_name(config, finished, tmp_path):

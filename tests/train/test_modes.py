@@ -10,7 +10,7 @@ import pytest
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.loop import train
 from helpers.modes import MODES
-from helpers.training import Silent
+from helpers.training import QuietProgress
 
 
 @pytest.mark.thorough
@@ -19,4 +19,4 @@ def test_a_run_in_every_mode(config: TrainConfig, tmp_path: Path) -> None:
     with contextlib.ExitStack() as held:
         for mode in MODES.values():
             held.enter_context(mode())
-        assert train(config, tmp_path / "run", Silent()).finished
+        assert train(config, tmp_path / "run", QuietProgress()).finished

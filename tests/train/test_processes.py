@@ -19,7 +19,7 @@ from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.loop import history, train
 from ecapa_jax.train.settings import build_config
 from ecapa_jax.train.start import CHECKPOINTS
-from helpers.training import STEPS, Silent, state_of, tiny_document
+from helpers.training import STEPS, QuietProgress, state_of, tiny_document
 
 NETWORK = {
     "channels": [8, 8], "kernel_sizes": [5, 3], "dilations": [2], "res2_scale": 2, "mfa_channels": 8,
@@ -37,7 +37,7 @@ def document(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def alone(document: dict[str, Any], directory: Path) -> list[dict[str, Any]]:
-    assert train(build_config(document), directory, Silent()).finished
+    assert train(build_config(document), directory, QuietProgress()).finished
     return history(directory)
 
 
@@ -140,7 +140,7 @@ def test_a_stop_is_agreed_on(document, tmp_path):
     print(said.splitlines()[-1])
     (step,) = (int(path.name) for path in (tmp_path / "run" / CHECKPOINTS).iterdir())
     assert step % 10 == 0
-    again = Silent()
+    again = QuietProgress()
     asked_again = iter(range(10**6))
     alone = build_config({**long, "mesh": {}})
     assert not train(alone, tmp_path / "run", again, lambda: next(asked_again) >= 1).finished

@@ -7,7 +7,7 @@ import pytest
 
 from ecapa_jax import vad
 from ecapa_jax.cli import vad as cli_vad
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 from helpers.detector import AUDIO
 from helpers.nonspeech import nonspeech
 
@@ -43,9 +43,9 @@ def test_no_speech_is_said_and_prints_nothing(capsys, tmp_path):
 
 
 def test_wrong_use_is_one_line(capsys, tmp_path):
-    assert "no such file" in refused(capsys, tmp_path, "vad", tmp_path / "no.wav")
-    assert "threshold is 0" in refused(capsys, tmp_path, "vad", AUDIO / "slt_1.flac", "--threshold", "0")
-    assert "neg_threshold is 7" in refused(capsys, tmp_path, "vad", AUDIO / "slt_1.flac", "--neg-threshold", "7")
+    assert "no such file" in run_refused(capsys, tmp_path, "vad", tmp_path / "no.wav")
+    assert "threshold is 0" in run_refused(capsys, tmp_path, "vad", AUDIO / "slt_1.flac", "--threshold", "0")
+    assert "neg_threshold is 7" in run_refused(capsys, tmp_path, "vad", AUDIO / "slt_1.flac", "--neg-threshold", "7")
     assert run(capsys, "vad").code == 2
 
 

@@ -17,7 +17,7 @@ from ecapa_jax.identify.store import SpeakerStore
 from ecapa_jax.vad import holds_speech, speech_seconds
 from ecapa_jax.vad import recordings as vad_recordings
 from helpers.bundles import make
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 from helpers.detector import AUDIO
 from helpers.nonspeech import RATE, SOUNDS, nonspeech
 from helpers.sounds import encode
@@ -146,9 +146,9 @@ def test_the_command_line_warns_or_refuses(capsys, tmp_path, hum):
     assert verified.err.count("\n") == 1
     assert run(capsys, "verify", FILE, hum, "--json", "--quiet").json["speech"] == [True, False]
     store = ["--store", tmp_path / "team.db"]
-    assert "half a second of speech" in refused(capsys, tmp_path, "enroll", "Ann", FILE, hum, *store)
+    assert "half a second of speech" in run_refused(capsys, tmp_path, "enroll", "Ann", FILE, hum, *store)
     assert run(capsys, "enroll", "Ann", FILE, *store).code == 0
-    assert "half a second of speech" in refused(capsys, tmp_path, "identify", hum, *store)
+    assert "half a second of speech" in run_refused(capsys, tmp_path, "identify", hum, *store)
     assert run(capsys, "enroll", "Hum", hum, *store, "--any-sound").out == "Hum: 1 recording added\n"
     assert run(capsys, "identify", hum, *store, "--any-sound", "--json").json["candidates"][0]["name"] == "Hum"
 

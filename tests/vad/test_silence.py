@@ -18,7 +18,7 @@ from ecapa_jax.train.data.manifest import read_manifest
 from ecapa_jax.train.data.prepare import prepare
 from ecapa_jax.vad import recordings as vad_recordings
 from helpers.bundles import make
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 from helpers.detector import AUDIO
 from helpers.nonspeech import RATE, nonspeech
 
@@ -125,7 +125,7 @@ def test_embed_and_verify_have_the_option(capsys, tmp_path, wav, encoder):
     np.testing.assert_array_equal(np.load(out)["embeddings"], encoder.embed(wav, vad=True))
     answer = run(capsys, "verify", wav, FILE, "--vad", "--json").json
     assert answer["score"] == pytest.approx(encoder.verify(wav, FILE, vad=True).score)
-    assert "--vad" in refused(capsys, tmp_path, "embed", wav, "-o", tmp_path / "w.npz", "--vad", "--window", "1")
+    assert "--vad" in run_refused(capsys, tmp_path, "embed", wav, "-o", tmp_path / "w.npz", "--vad", "--window", "1")
 
 
 @pytest.mark.usefixtures("one_encoder")
