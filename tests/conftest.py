@@ -23,7 +23,7 @@ THOROUGH = (
     "convert/test_export.py",
     "convert/test_footprint.py",
     "convert/test_reader_fuzz.py",
-    "convert/test_rules.py::test_the_table_is_total_and_its_inverse_gives_back_every_bit",
+    "convert/test_rules.py::test_rules_cover_every_leaf_and_invert_bit_for_bit",
     "convert/test_shared_golden.py",
     "convert/test_torch_zip_hostile.py",
     "corpus/test_cli.py::test_sigterm_saves_the_state_and_exits_with_75",

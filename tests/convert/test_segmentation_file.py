@@ -1,4 +1,4 @@
-"""`convert` reads pyannote's segmentation-3.0 as Hugging Face has it, and runs nothing of what stands beside it."""
+"""Tests of converting pyannote's segmentation-3.0 from Hugging Face's layout without executing code in it."""
 
 import os
 
@@ -21,7 +21,7 @@ def state():
 
 @pytest.fixture
 def folder(tmp_path, state, monkeypatch):
-    """A snapshot of the repository."""
+    """A folder with the files of the repository."""
     folder = tmp_path / "segmentation-3.0"
     folder.mkdir()
     (folder / "config.yaml").write_text("task:\n  _target_: pyannote.audio.tasks.SpeakerDiarization\n")
@@ -30,7 +30,7 @@ def folder(tmp_path, state, monkeypatch):
 
 
 @pytest.mark.parametrize("given", ["", "pytorch_model.bin"])
-def test_a_published_layout_becomes_one_file(capsys, tmp_path, folder, state, given):
+def test_published_layout_is_converted_to_one_file(capsys, tmp_path, folder, state, given):
     out = tmp_path / "overlap.safetensors"
     result = run(capsys, "convert", folder / given, "-o", out)
     assert (result.code, result.out) == (0, f"{out}: pyannote's segmentation-3.0, 1,489,169 parameters\n")
@@ -45,14 +45,14 @@ def test_a_published_layout_becomes_one_file(capsys, tmp_path, folder, state, gi
     assert "must end in .safetensors" in run_refused(capsys, tmp_path, "convert", folder, "-o", tmp_path / "bundle")
 
 
-def test_a_state_dict_alone_is_read(tmp_path, state):
+def test_plain_state_dict_is_read(tmp_path, state):
     write_torch_zip(tmp_path / "a.bin", state)
     assert find_segmentation(tmp_path / "a.bin") == tmp_path / "a.bin"
     assert len(read_segmentation(tmp_path / "a.bin")) == 31
 
 
-class Runs:
-    """What a pickle runs when it is loaded by PyTorch's own reader."""
+class CodeInPickle:
+    """An object whose pickle runs code if PyTorch loads it."""
 
     def __reduce__(self):
         return os.mkdir, ("was_run",)
@@ -61,13 +61,15 @@ class Runs:
 @pytest.mark.parametrize(
     ("beside", "named"),
     [
-        (opcodes(Runs()), "mkdir"),
+        (opcodes(CodeInPickle()), "mkdir"),
         (Call("builtins", "eval", ("1",)), "builtins.eval"),
         (Call("pyannote.audio.core.model", "Model", ()), "pyannote.audio.core.model.Model"),
     ],
 )
 @pytest.mark.parametrize("key", ["hyper_parameters", "state_dict"])
-def test_hyperparameters_that_name_code_are_refused(capsys, tmp_path, state, monkeypatch, beside, named, key):
+def test_hyperparameters_that_name_code_are_refused_and_not_executed(
+    capsys, tmp_path, state, monkeypatch, beside, named, key
+):
     monkeypatch.chdir(tmp_path)
     content = {"state_dict": dict(state), "hyper_parameters": {}}
     content[key]["task"] = beside
@@ -77,7 +79,7 @@ def test_hyperparameters_that_name_code_are_refused(capsys, tmp_path, state, mon
     assert "nothing of it was run" in message
 
 
-def test_another_network_is_refused(capsys, tmp_path, state):
+def test_other_network_is_refused(capsys, tmp_path, state):
     for name in ("classifier.weight", "lstm.weight_hh_l3", "sincnet.norm1d.2.bias"):
         changed = {key: value for key, value in state.items() if key != name}
         write_torch_zip(tmp_path / "a.bin", {"state_dict": changed})
@@ -87,7 +89,7 @@ def test_another_network_is_refused(capsys, tmp_path, state):
         read_segmentation(tmp_path / "a.bin")
 
 
-def test_files_that_are_no_weights_of_it(tmp_path, state):
+def test_files_without_segmentation_weights_are_refused(tmp_path, state):
     from safetensors.numpy import save
 
     write_torch_zip(tmp_path / "a.bin", state)
