@@ -18,7 +18,7 @@ sys.path.insert(0, str(TESTS))
 
 THOROUGH = (
     "bench",
-    "cli/test_whiten.py::test_the_network_takes_the_whitening_up",
+    "cli/test_whiten.py::test_whitening_is_merged_into_the_network",
     "convert/addresses/test_processes.py",
     "convert/test_export.py",
     "convert/test_footprint.py",

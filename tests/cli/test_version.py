@@ -1,4 +1,4 @@
-"""The version, and the suggestion for a mistyped verb."""
+"""Tests of `--version`, and of the suggestion for a mistyped verb."""
 
 import importlib.metadata
 
@@ -8,7 +8,7 @@ import ecapa_jax
 from ecapa_jax.cli.main import main
 
 
-def test_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_equals_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:
     assert ecapa_jax.__version__ == importlib.metadata.version("ecapa-jax")
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"ecapa-jax {ecapa_jax.__version__}\n"
