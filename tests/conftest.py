@@ -70,9 +70,9 @@ THOROUGH = (
     "train/test_mesh.py",
     "train/test_plan.py",
     "train/test_processes.py",
-    "vad/test_network.py::test_a_recording_in_a_padded_batch_has_the_probabilities_it_has_alone",
-    "vad/test_network.py::test_jit_vmap_and_grad_go_through",
-    "vad/test_silence.py::test_embeddings_are_those_of_what_was_cut",
+    "vad/test_network.py::test_padded_batch_does_not_change_the_probabilities",
+    "vad/test_network.py::test_jit_vmap_and_grad_work",
+    "vad/test_silence.py::test_embeddings_equal_those_of_the_cut_recording",
 )
 """Files, folders and tests that `make test` skips and `make test-all` runs; a test can also carry the marker itself.
 
@@ -82,7 +82,7 @@ family tests that batches are exact, and a run that is killed tests training.
 ALWAYS = (
     "test_chunked_embedding_equals_one_pass[3dspeaker]",
     "test_folded_embeddings_equal_unfolded_ones[3dspeaker]",
-    "test_killed_in_the_middle_of_a_save",
+    "test_run_killed_during_a_save_resumes_exactly",
     "test_second_encoder_uses_kept_programs",
 )
 """Tests in those files that `make test` runs nevertheless, so that it reaches every module: a training run that is

@@ -1,4 +1,4 @@
-"""Training in a program that has set JAX's modes for its own code."""
+"""Test of training in a program that sets JAX's modes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from helpers.training import QuietProgress
 
 
 @pytest.mark.thorough
-def test_a_run_in_every_mode(config: TrainConfig, tmp_path: Path) -> None:
-    """All modes at once."""
+def test_run_succeeds_in_every_jax_mode(config: TrainConfig, tmp_path: Path) -> None:
+    """The test sets all modes at once."""
     with contextlib.ExitStack() as held:
         for mode in MODES.values():
             held.enter_context(mode())
