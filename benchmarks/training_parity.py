@@ -1,8 +1,9 @@
-"""Draws how far our training and PyTorch's are apart, step by step, from the same weights on the same batches.
+"""Plots the difference between this library's training and PyTorch's, from the same weights on the same batches.
 
     python benchmarks/training_parity.py [-o docs/images/training_parity.png]
 
-Theirs are 3D-Speaker's network, classifier, margin and schedulers with torch.optim.SGD; `make peers` installs them.
+The PyTorch side has 3D-Speaker's network, classifier, margin and schedulers with torch.optim.SGD, which `make peers`
+installs.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from helpers.training_originals import step_differences
 
 BOUNDS = {"float64": 1e-8, "float32": 1e-4}
-"""Asserted by tests/peers/test_training_parity.py: over all steps, and of the first gradient."""
+"""Bounds that tests/peers/test_training_parity.py checks: for all steps, and for the first gradient."""
 
 
 def main() -> None:
-    """Runs both dtypes, prints and draws."""
+    """Runs both dtypes, prints the differences, and plots them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, default=Path("training_parity.png"))
     arguments = parser.parse_args()

@@ -51,11 +51,11 @@ def test_turns_rotate_and_slow_calls_are_not_warmed_up_again(monkeypatch: pytest
     monkeypatch.setattr(turns, "PAUSE", 0.0)
     monkeypatch.setattr(turns, "timed", lambda call: call() or 1.0)
     jobs = {name: lambda name=name: calls.append(name) for name in "abc"}
-    times = turns.in_turns(jobs, seconds=3.0)
+    times = turns.time_in_turns(jobs, seconds=3.0)
     assert {name: len(every) for name, every in times.items()} == dict.fromkeys("abc", turns.FEWEST)
     assert "".join(calls) == "abc" + "bca" + "cab"
     calls.clear()
-    times = turns.in_turns(jobs, seconds=1000.0)
+    times = turns.time_in_turns(jobs, seconds=1000.0)
     assert {name: len(every) for name, every in times.items()} == dict.fromkeys("abc", turns.MOST)
     assert len(calls) == 3 * (1 + turns.MOST)
     assert {calls.count(name) for name in "abc"} == {1 + turns.MOST}

@@ -72,7 +72,7 @@ def test_log_probabilities_of_real_speech_equal_pytorch():
     assert (found.argmax(axis=-1) == single.argmax(axis=-1)).all()
     probable = double > np.log(0.01)  # in float32, the logarithm of a tiny probability is almost arbitrary
     error, theirs = np.abs(found - double), np.abs(single - double)
-    print(f"float32: {error[heard].max():.1e} (PyTorch {theirs[heard].max():.1e}); all classes {error.max():.1e} "
+    print(f"float32: {error[probable].max():.1e} (PyTorch {theirs[probable].max():.1e}); all classes {error.max():.1e} "
           f"({theirs.max():.1e}); probabilities {np.abs(np.exp(found) - np.exp(double)).max():.1e}")  # fmt: skip
     assert np.abs(np.exp(found) - np.exp(double)).max() <= 1e-4
     assert error.max() <= max(2 * theirs.max(), 1e-3)

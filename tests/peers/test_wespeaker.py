@@ -75,7 +75,7 @@ CALM, LOUD = 0.05, 5.0
 def hard_tensors(config: EcapaConfig, loudness: float) -> dict[str, np.ndarray]:
     """Returns random weights with MFA channels that are zero or nearly constant, to reveal clamps and floors.
 
-    If a constant is large, the moment form of its deviation is only rounding error, in the original and in this library.
+    If a constant is large, the moment form of its deviation is only rounding error, here and in the original.
     """
     tensors = random_values(wespeaker_shapes(config), seed=5)
     dead, flat = slice(0, 64), slice(64, 70)

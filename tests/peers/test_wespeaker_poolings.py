@@ -114,7 +114,7 @@ def test_one_and_two_frames_in_float64_equal_wespeaker(name: str) -> None:
 
 
 def test_every_pooling_module_is_tested() -> None:
-    """Each pooling type selects another module."""
+    """Every case builds a pooling module with parameters."""
     for name in CASES:
         config, _, variables = make_models(name)
         assert EcapaTdnn(config.ecapa, rngs=nnx.Rngs(0)).pooling is not None

@@ -227,7 +227,7 @@ def plain_step(one_step):
 
 @pytest.mark.parametrize("change", [{"micro_batches": 2}, {"rematerialize": True}, {"dtype": "bfloat16"}])
 def test_settings_for_computing_a_step_hardly_change_it(one_step, plain_step, change):
-    """Rematerialization gives the same step; bfloat16 and micro-batches (with another batch norm) give a similar one."""
+    """Rematerialization gives the same step; bfloat16 and micro-batches (with other batch norms) give a similar one."""
     plain, other = plain_step, one_step(**change)
     worst = max(float(np.abs(plain[name] - other[name]).max()) for name in plain)
     print(f"{change}: largest difference of a weight after one step {worst:.1e}")

@@ -103,8 +103,8 @@ def test_other_step_settings_on_a_mesh_equal_one_device() -> None:
         {"mesh": grid, "step": {"rematerialize": True}, "loss": plain},
         {"mesh": grid, "loss": {"kind": "am", "sub_centres": 1}},
         {"mesh": grid, "loss": {"kind": "softmax", "sub_centres": 3, "top_k": 0}},
-        # Unclipped steps are large. At the learning rate of the other cases, or a quarter of it, a change of the weights
-        # by 1e-7 changes even the run on one device by 0.1, at the step where the input of a ReLU changes its sign.
+        # Unclipped steps are large. At the learning rate of the other cases, or a quarter of it, a change of the
+        # weights by 1e-7 changes even the run on one device by 0.1, at a step where the input of a ReLU changes sign.
         {"mesh": grid, "loss": {**plain, "fallback": "sine"}, "optim": {"clip_norm": 0.0, "ema": 0.0, "peak": 1e-4}},
     ]
     for case, report in zip(cases, on_eight_devices(*cases), strict=True):
