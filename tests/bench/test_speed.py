@@ -49,7 +49,7 @@ def test_operation_count_equals_pytorch() -> None:
 def test_turns_rotate_and_slow_calls_are_not_warmed_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(turns, "PAUSE", 0.0)
-    monkeypatch.setattr(turns, "timed", lambda call: call() or 1.0)
+    monkeypatch.setattr(turns, "time_call", lambda call: call() or 1.0)
     jobs = {name: lambda name=name: calls.append(name) for name in "abc"}
     times = turns.time_in_turns(jobs, seconds=3.0)
     assert {name: len(every) for name, every in times.items()} == dict.fromkeys("abc", turns.FEWEST)
