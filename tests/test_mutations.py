@@ -132,7 +132,7 @@ NO_EFFECT: dict[str, tuple[Change, Change, str]] = {
 
 ELSEWHERE = {
     "EcapaConfig.pooling": "the tensors or the configuration tell: test_golden_families.py, convert/test_wespeaker.py",
-    "FbankConfig.channel": "where a file is read: test_channel_rule below",
+    "FbankConfig.channel": "a test of the channel rule below reads a file",
     "FbankConfig.n_mels": "must equal the network's, which the tensors tell",
     "FbankConfig.mel_source": "where the matrix comes from, not what it is",
 }

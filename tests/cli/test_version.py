@@ -15,6 +15,6 @@ def test_version_equals_that_of_the_distribution(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(("typed", "meant"), [("verfy", "verify"), ("embedd", "embed"), ("trian", "train")])
-def test_a_mistyped_verb_gets_a_suggestion(capsys: pytest.CaptureFixture[str], typed: str, meant: str) -> None:
+def test_mistyped_verb_gets_a_suggestion(capsys: pytest.CaptureFixture[str], typed: str, meant: str) -> None:
     assert main([typed, "a.wav", "b.wav"]) == 2
     assert capsys.readouterr().err == f"ecapa-jax: there is no verb {typed!r}; did you mean {meant}?\n"

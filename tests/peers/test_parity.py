@@ -196,7 +196,7 @@ FAMILY_CASES = [
 
 
 @pytest.mark.parametrize(("family", "width", "frames", "signal"), FAMILY_CASES)
-def test_parity(
+def test_features_layers_and_embedding_equal_the_original(
     family: str, width: int, frames: int, signal: str, record_property: Callable[[str, object], None]
 ) -> None:
     config, network, variables = make_models(family, width)
@@ -284,7 +284,7 @@ VARIANTS = [
 
 
 @pytest.mark.parametrize(("family", "change"), [pytest.param(f, c, id=f"{f}-{n}") for f, n, c in VARIANTS])
-def test_variants(family: str, change: dict[str, Any]) -> None:
+def test_networks_of_other_shapes_equal_the_original(family: str, change: dict[str, Any]) -> None:
     """The test compares embedding, layers and inferred config of networks with other shapes than the published ones."""
     base = small_config(family, 64).ecapa
     network_config = dataclasses.replace(base, **change)

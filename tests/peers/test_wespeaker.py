@@ -173,7 +173,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "width", "frames", "signal"), CASES)
-def test_parity(
+def test_features_layers_and_embedding_equal_wespeaker(
     kind: str, width: int, frames: int, signal: str, record_property: Callable[[str, object], None]
 ) -> None:
     config, network, variables = make_models(width, kind)

@@ -176,7 +176,7 @@ def test_run_without_readable_files_fails(config, tmp_path):
         train(changed, tmp_path / "run", QuietProgress())
 
 
-def test_a_speaker_with_one_utterance_is_a_class(config, tmp_path):
+def test_speaker_with_one_utterance_is_a_class(config, tmp_path):
     """If examples are drawn by speaker, this speaker is drawn as often as the others."""
     by_speaker = dataclasses.replace(config, data=dataclasses.replace(config.data, sampler="speakers"))
     changed = config_with_damaged_files(by_speaker, tmp_path / "speech", lambda files: None)

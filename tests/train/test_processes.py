@@ -109,7 +109,10 @@ def assert_same_runs(config: TrainConfig, one: Path, other: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "model"), [(2, 1), (4, 2)])
 def test_killed_process_ends_the_run_and_the_run_resumes(document, tmp_path, number, model):
-    """All losses equal those of one process. The others end within a minute, and a resumed run is identical."""
+    """The losses equal those of a run with one process.
+
+    If a process is killed, the other processes end within a minute, and the resumed run is identical.
+    """
     document = {**document, "mesh": {"model": model}}
     finish(start_processes(document, tmp_path / "whole", number))
     check_same_losses(history(tmp_path / "whole"), train_alone({**document, "mesh": {}}, tmp_path / "one"))

@@ -64,7 +64,7 @@ def test_other_rates_are_cut_at_the_same_times(voice_with_pause):
     assert len(slow) - len(cut) > 1.5 * RATE / 2
 
 
-def test_a_long_recording_stays_a_stream(wav, voice_with_pause, monkeypatch):
+def test_long_recording_stays_a_stream(wav, voice_with_pause, monkeypatch):
     monkeypatch.setattr(vad_recordings, "LONGEST_IN_NUMPY", 50)
     audio = open_audio(wav, sample_rate=None, target_rate=RATE, channel="first", longest=1.0)
     assert isinstance(audio, LongAudio)
