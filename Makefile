@@ -28,10 +28,10 @@ demo: $(VENV)/.demo-ready
 	$(RUN) examples/demo.py
 
 test: $(VENV)/.test-ready
-	$(RUN) -m pytest -n auto --dist loadfile -m "not slow and not thorough and not peers"
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not thorough and not peers"
 
 test-all: $(VENV)/.test-ready
-	$(RUN) -m pytest -n auto --dist loadfile -m "not slow and not peers"
+	$(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not slow and not peers"
 
 peers: $(VENV)/.peers-ready
 	$(RUN) -m pytest -m "peers and not slow"

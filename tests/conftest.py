@@ -88,6 +88,22 @@ ALWAYS = (
 """Tests in those files that `make test` runs nevertheless, so that it reaches every module: a training run that is
 killed, a long recording, folded variables, and compiled programs that are kept on disk."""
 
+FIRST = (
+    "train/test_faults.py",
+    "test_functional.py",
+    "cli/test_verbs.py",
+    "test_golden.py",
+    "convert/test_speechbrain.py",
+    "test_encoder.py",
+    "cli/test_evaluate.py",
+    "convert/test_convert.py",
+    "vad/test_gate.py",
+    "test_long.py",
+    "test_fold.py",
+    "test_programs.py",
+)
+"""The slowest files, which run first. A worker runs whole files, so the last files must be short to end together."""
+
 
 def _is_thorough(item: pytest.Item) -> bool:
     path = item.path.relative_to(TESTS)
@@ -101,6 +117,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.name not in ALWAYS and _is_thorough(item):
             item.add_marker(pytest.mark.thorough)
+    items.sort(key=_rank)
+
+
+def _rank(item: pytest.Item) -> int:
+    path = item.path.relative_to(TESTS).as_posix()
+    return FIRST.index(path) if path in FIRST else len(FIRST)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from ecapa_jax.bundle.run_checkpoints import RunCheckpoints
@@ -21,6 +23,13 @@ from ecapa_jax.train.settings import config_document
 from ecapa_jax.train.start import CHECKPOINTS, start
 
 STEPS = 12
+
+COMPILE_CACHE = (
+    "jax_compilation_cache_dir",
+    "jax_compilation_cache_max_size",
+    "jax_persistent_cache_min_compile_time_secs",
+)
+"""Options with which a separate process finds the programs that the tests have compiled."""
 
 PROGRAM = """
 import json, sys
@@ -98,7 +107,8 @@ def train_and_kill(config: TrainConfig, directory: Path, moment: Callable[[Path]
     document = directory.parent / "config.json"
     document.write_text(json.dumps(config_document(config)))
     command = [sys.executable, "-c", PROGRAM, str(document), str(directory)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {name.upper(): str(jax.config.values[name]) for name in COMPILE_CACHE}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         deadline = time.monotonic() + 300
         while process.poll() is None:
             if moment(directory):

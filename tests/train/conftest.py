@@ -18,13 +18,13 @@ RATE = 16000
 
 @pytest.fixture(scope="session")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Writes three utterances of 0.6 to 1.4 s for each of five speakers, as `speaker/utterance.flac`."""
+    """Writes three utterances of 0.6 to 0.8 s for each of five speakers, as `speaker/utterance.flac`."""
     folder = tmp_path_factory.mktemp("speech")
     generator = np.random.default_rng(0)
     for speaker in range(5):
         (folder / f"s{speaker}").mkdir()
         for utterance in range(3):
-            time = np.arange(int(RATE * generator.uniform(0.6, 1.4))) / RATE
+            time = np.arange(int(RATE * generator.uniform(0.6, 0.8))) / RATE
             voice = sum(np.sin(2 * np.pi * (90 + 25 * speaker) * k * time) / k for k in range(1, 12))
             sound = 0.05 * voice + 0.01 * generator.standard_normal(len(time))
             soundfile.write(folder / f"s{speaker}" / f"u{utterance}.flac", sound, RATE)
