@@ -1,16 +1,18 @@
-"""A model beside others on the same trials: EER, minDCF, and differences by a paired bootstrap over speakers.
+"""Compares a model with others on the same trials: EER, minDCF, and differences by a paired bootstrap over speakers.
 
     python benchmarks/compare_models.py --data DATA [--telephone DIR] [--model BUNDLE] [--systems NAME[=PATH] ...]
 
-DATA and DIR hold `lists/*.txt` (`label path path`) and the audio they name, a folder for each speaker. The systems:
+DATA and DIR contain `lists/*.txt` (`label path path`) and the audio that they name, in a folder for each speaker. The
+systems are:
 
-mfcc             mean and standard deviation over time of 19 MFCCs, cosine: nothing is learned, the floor
+mfcc             mean and standard deviation over time of 19 MFCCs, with cosine scores: a baseline without learning
 checkpoint=FILE  a PyTorch ECAPA-TDNN in 3D-Speaker's layout, converted
 before=BUNDLE    another bundle, such as an earlier packaged model
 campplus=FILE    3D-Speaker's CAM++ in PyTorch, the packaged model's teacher (pip install --no-deps speakerlab; torch)
 resemblyzer      Resemblyzer's encoder (pip install --no-deps resemblyzer; pip install webrtcvad-wheels torch)
 
-Each list stands by itself. A difference is ours less theirs: below zero ours is better.
+Each list is reported separately. A difference is the value of this model minus that of the other system, so this model
+is better if the difference is below zero.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def find_lists(data: Path, telephone: Path | None) -> dict[str, tuple[Trials, Path]]:
-    """Each list's trials and the folder of its audio, by the list's name."""
+    """Returns the trials and the audio folder of each list, by the list's name."""
     places = {DEV: data, **({TELEPHONE: telephone} if telephone else {}), **dict.fromkeys(EVAL, data)}
     return {name: (read_trials(root / "lists" / f"{name}.txt"), root) for name, root in places.items()}
 
@@ -64,7 +66,7 @@ def print_table(
     lists: dict[str, tuple[Trials, Path]], encoder: SpeakerEncoder, names: list[str], resamples: int = 1000
 ) -> None:
     """Scores each list by each system, and prints a Markdown table."""
-    systems = {OURS: encoder_embed(encoder)} | {name.partition("=")[0]: system(name) for name in names}
+    systems = {OURS: encoder_embed(encoder)} | {name.partition("=")[0]: make_system(name) for name in names}
     print("| list | system | EER % [95 %] | minDCF | EER: ours less theirs [95 %], p |\n|---|---|--:|--:|--:|")
     for name, (trials, root) in lists.items():
         files = [root / file for file in trials.names]
@@ -73,8 +75,8 @@ def print_table(
             print(row, flush=True)
 
 
-def system(name: str) -> Embed:
-    """A system by its name, with the path of its weights behind an equals sign where it needs one."""
+def make_system(name: str) -> Embed:
+    """Returns a system by its name; `NAME=PATH` gives the path of its weights."""
     kind, _, path = name.partition("=")
     if kind == "mfcc":
         return mfcc_embed
@@ -90,7 +92,7 @@ def system(name: str) -> Embed:
 
 
 def campplus_embed(weights: Path) -> Embed:
-    """3D-Speaker's CAM++ on whole files, with the features that its recipe has."""
+    """Returns 3D-Speaker's CAM++ for whole files, with the features of its recipe."""
     import torch
     from speakerlab.models.campplus.DTDNN import CAMPPlus
 
@@ -102,7 +104,7 @@ def campplus_embed(weights: Path) -> Embed:
         rows = []
         for file in files:
             wave = load_audio(file, sample_rate=None, target_rate=RATE, channel="first")
-            padded = np.pad(wave, (0, -len(wave) % RATE))  # so that few lengths are compiled
+            padded = np.pad(wave, (0, -len(wave) % RATE))  # few lengths, so that few programs compile
             features, mask = front_end(padded[None], np.array([len(wave)], np.int32))
             with torch.inference_mode():
                 rows.append(network(torch.from_numpy(np.array(features[:, : int(mask.sum())])))[0].numpy())
@@ -113,17 +115,17 @@ def campplus_embed(weights: Path) -> Embed:
 
 @jax.jit
 def front_end(waveforms: Float[np.ndarray, "batch samples"], lengths: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """3D-Speaker's features: Kaldi's log-mel filterbank, less its mean over time."""
+    """Computes 3D-Speaker's features: Kaldi's log-mel filterbank minus its mean over time."""
     return fbank(PRESETS["3dspeaker"].fbank, waveforms, lengths)
 
 
 def encoder_embed(encoder: SpeakerEncoder) -> Embed:
-    """Whole files through this library."""
+    """Returns the embedding function of this library for whole files."""
     return lambda files: encoder.embed(files, short="repeat")
 
 
 def mfcc_embed(files: list[Path]) -> Float[np.ndarray, "files 38"]:
-    """MFCCs 1 to 19 by librosa (25 ms, 10 ms), mean and standard deviation."""
+    """Computes mean and standard deviation of librosa's MFCCs 1 to 19 (25 ms windows, 10 ms hop)."""
     import librosa
 
     rows = []
@@ -135,7 +137,7 @@ def mfcc_embed(files: list[Path]) -> Float[np.ndarray, "files 38"]:
 
 
 def resemblyzer_embed(files: list[Path]) -> Float[np.ndarray, "files 256"]:
-    """Resemblyzer's own preprocessing and encoder."""
+    """Embeds files with Resemblyzer's preprocessing and encoder."""
     from resemblyzer import VoiceEncoder, preprocess_wav
 
     encoder = VoiceEncoder("cpu", verbose=False)
@@ -143,37 +145,37 @@ def resemblyzer_embed(files: list[Path]) -> Float[np.ndarray, "files 256"]:
 
 
 def cosine_scores(embeddings: Float[np.ndarray, "files dim"], trials: Trials) -> Float[np.ndarray, " trials"]:
-    """Cosine of each trial."""
+    """Returns the cosine of each trial."""
     unit = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
     return np.einsum("td,td->t", unit[trials.enrol], unit[trials.test])
 
 
 def table_rows(name: str, trials: Trials, scores: dict[str, np.ndarray], resamples: int) -> list[str]:
-    """One row a system; ours first."""
+    """Returns one row for each system, beginning with this model."""
     labels = trials.known_labels
     speakers = np.array([Path(file).parent.as_posix() for file in trials.names])
     units = Units.of(speakers[trials.enrol], speakers[trials.test])
     ours, rows = SortedTrials.of(scores[OURS], labels), []
     for who, values in scores.items():
         sorted_trials = SortedTrials.of(values, labels)
-        eer, dcf = figures(sorted_trials.count())
-        spread = intervals(resample([sorted_trials], units, figures, n=resamples)[:, 0])[0]
+        eer, dcf = compute_metrics(sorted_trials.count())
+        spread = intervals(resample([sorted_trials], units, compute_metrics, n=resamples)[:, 0])[0]
         against = ""
         if who != OURS:
-            gap = differences([sorted_trials, ours], units, figures, n=resamples)[0]
+            gap = differences([sorted_trials, ours], units, compute_metrics, n=resamples)[0]
             against = f"{percent(gap.value)} [{percent(gap.low)}, {percent(gap.high)}], p {gap.p_value:.3f}"
         interval = f"[{percent(spread.low)}, {percent(spread.high)}]"
         rows.append(f"| {name} | {who} | {percent(eer)} {interval} | {dcf:.3f} | {against} |")
     return rows
 
 
-def figures(counts: Counts) -> list[float]:
-    """EER and minDCF (p_target 0.01, both costs 1)."""
+def compute_metrics(counts: Counts) -> list[float]:
+    """Returns EER and minDCF (p_target 0.01, both costs 1)."""
     return [counts.eer(), *counts.min_dcfs([Cost()])]
 
 
 def percent(rate: float) -> str:
-    """Without the sign."""
+    """Formats a rate in percent without the percent sign."""
     return f"{100 * rate:.2f}"
 
 

@@ -1,9 +1,9 @@
-"""Converts a checkpoint of 20.8 million parameters: seconds and memory.
+"""Measures time and memory of converting a checkpoint with 20.8 million parameters.
 
     python benchmarks/convert.py [--source FILE] [--runs 5]
 
-Without FILE a random checkpoint of 3D-Speaker's full-size model is written first. Each run is a new process; memory is
-its peak above what it has after its imports, over the file's size. Importing takes no part in the seconds.
+Without FILE, the script first writes a random checkpoint of 3D-Speaker's full-size model. Each run is a new process.
+Its memory is the peak above the memory after the imports, divided by the file's size. The time excludes imports.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""A corpus of short clips through `embed --manifest`: killed and restarted, memory, throughput.
+"""Measures `embed --manifest` on a corpus of short clips: restarts after kills, memory, throughput.
 
     python benchmarks/corpus.py --data DATA [--files 10000] [--kills 6]
 
-DATA is a folder with speech. Clips of 0.3 to 1.5 s are cut from it, two of them mixed, into a temporary folder. Three
-things are shown: the corpus in one go by an encoder that has compiled everything, beside the bare compiled function on
-the same padded batches; the resident memory meanwhile; and the same corpus by the command line, killed (SIGKILL) at
-random moments and started again, compared row by row with the first.
+DATA is a folder with speech. The script mixes pairs of clips of 0.3 to 1.5 s from it and writes them to a temporary
+folder. It measures three things: the time of an encoder that has compiled all programs, compared with the bare compiled
+function on the same padded batches; the resident memory during that run; and the results of the command line, which is
+killed (SIGKILL) at random moments and restarted, compared row by row with the first run.
 """
 
 from __future__ import annotations
@@ -53,19 +53,19 @@ def main() -> None:
 
 
 def measure(folder: Path, data: Path, n_files: int, n_kills: int, model: str | None) -> dict:
-    """All of it; raises where rows are lost, doubled or changed."""
+    """Runs all measurements; raises if rows are lost, repeated or changed."""
     manifest_path = make_clips(folder, data, n_files)
     manifest = read_manifest(manifest_path)
     encoder = api.load(model)
     encoder.warm_up(SECONDS[1])
     cpu = time.process_time()
-    with sampled_memory() as memory:
+    with sample_memory() as memory:
         whole = embed_corpus(encoder, manifest, folder / "whole", shard_size=SHARD_SIZE)
     cpu = time.process_time() - cpu
-    bare, bare_cpu = bare_seconds(encoder, manifest)
+    bare, bare_cpu = measure_bare_function(encoder, manifest)
     kills = run_and_kill(manifest_path, folder / "killed", n_kills, model, folder / "cache")
     compare(manifest, folder / "whole", folder / "killed")
-    first, last = halves(memory)
+    first, last = peak_of_halves(memory)
     return {
         "device": f"{jax.local_device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}",
@@ -86,7 +86,7 @@ def measure(folder: Path, data: Path, n_files: int, n_kills: int, model: str | N
 
 
 def make_clips(folder: Path, data: Path, n_files: int) -> Path:
-    """Cuts and mixes clips; returns the manifest, in JSON lines."""
+    """Cuts and mixes clips; returns the manifest in JSON lines."""
     rng = np.random.default_rng(0)
     found = sorted(path for path in data.rglob("*.flac") if "aug_" not in str(path))
     if not found:
@@ -116,17 +116,17 @@ def read_mono(path: Path) -> tuple[np.ndarray, int]:
 
 
 @contextlib.contextmanager
-def sampled_memory() -> Iterator[list[float]]:
-    """Resident MiB of this process, ten times a second."""
+def sample_memory() -> Iterator[list[float]]:
+    """Records the resident memory of this process in MiB ten times per second."""
     samples: list[float] = []
     done = threading.Event()
 
-    def sample() -> None:
+    def run_sampler() -> None:
         while not done.wait(0.1):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             samples.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
 
-    thread = threading.Thread(target=sample)
+    thread = threading.Thread(target=run_sampler)
     thread.start()
     try:
         yield samples
@@ -135,14 +135,14 @@ def sampled_memory() -> Iterator[list[float]]:
         thread.join()
 
 
-def halves(samples: list[float]) -> tuple[int, int]:
-    """Highest value of each half."""
+def peak_of_halves(samples: list[float]) -> tuple[int, int]:
+    """Returns the highest value of each half."""
     middle = len(samples) // 2
     return round(max(samples[:middle])), round(max(samples[middle:]))
 
 
-def bare_seconds(encoder: SpeakerEncoder, manifest: Manifest) -> tuple[float, float]:
-    """Wall and processor time of the compiled function alone, on batches of the same shapes and lengths."""
+def measure_bare_function(encoder: SpeakerEncoder, manifest: Manifest) -> tuple[float, float]:
+    """Returns wall and CPU time of the compiled function alone on batches of the same shapes and lengths."""
     seconds, cpu = 0.0, 0.0
     noise = np.random.default_rng(0).standard_normal(int(2 * RATE * SECONDS[1])).astype(np.float32)
     for first, last in shard_bounds(len(manifest), SHARD_SIZE):
@@ -157,10 +157,10 @@ def bare_seconds(encoder: SpeakerEncoder, manifest: Manifest) -> tuple[float, fl
 
 
 def run_and_kill(manifest: Path, output: Path, n_kills: int, model: str | None, cache: Path) -> list[dict]:
-    """The corpus by the command line, killed at random moments; returns when, and how many shards there were."""
+    """Runs the command line, kills it at random moments, and returns the moments and the numbers of shards."""
     command = [sys.executable, "-m", "ecapa_jax.cli.main", "embed", "--manifest", str(manifest), "--output"]
     command += [str(output), "--shard-size", str(SHARD_SIZE), "--json", *(["--model", model] if model else [])]
-    # Restarts would spend most of their time compiling.
+    # Without the cache, restarts would spend most of their time compiling.
     environment = {
         **os.environ,
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -169,7 +169,7 @@ def run_and_kill(manifest: Path, output: Path, n_kills: int, model: str | None, 
     chance = random.Random(0)
     kills: list[dict] = []
     for _ in range(n_kills):
-        before = n_shards(output)
+        before = count_shards(output)
         with subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
         ) as process:
@@ -177,27 +177,27 @@ def run_and_kill(manifest: Path, output: Path, n_kills: int, model: str | None, 
             time.sleep(chance.uniform(0, 6))
             process.send_signal(signal.SIGKILL)
         if process.returncode != -signal.SIGKILL:
-            break  # it was faster
-        kills.append({"shards_before": before, "shards_after": n_shards(output)})
+            break  # the run ended before the kill
+        kills.append({"shards_before": before, "shards_after": count_shards(output)})
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
     return kills
 
 
-def n_shards(output: Path) -> int:
+def count_shards(output: Path) -> int:
     return len(list(output.glob("shard-*.parquet")))
 
 
 def wait_for_shard(process: subprocess.Popen, output: Path, before: int) -> None:
-    """Until the run has written a shard more, so that every run gets further, or is over."""
+    """Waits until the run has written another shard, so that every run makes progress, or has ended."""
     deadline = time.monotonic() + 900
-    while process.poll() is None and n_shards(output) == before and time.monotonic() < deadline:
+    while process.poll() is None and count_shards(output) == before and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
 def compare(manifest: Manifest, a: Path, b: Path) -> None:
-    """Every id once, in order, with the same bits."""
+    """Checks that both runs have every id once, in order, with identical embeddings."""
     first, second = pq.read_table(a), pq.read_table(b)
     ids = manifest.rows(0, len(manifest))[0]
     if first["id"].to_pylist() != ids or second["id"].to_pylist() != ids:

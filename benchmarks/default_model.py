@@ -1,12 +1,12 @@
-"""Makes the packaged default model of a training run's bundle, and measures it on trial lists.
+"""Makes the packaged default model from a training run's bundle, and measures it on trial lists.
 
     python benchmarks/default_model.py BUNDLE --data DATA --telephone DIR [--systems NAME[=PATH] ...]
         [-o ecapa_jax/default_model]
 
-DATA and DIR hold `lists/*.txt` (`label path path` a line) and the audio they name. The threshold is the equal-error
-threshold of both dev lists together, one of which pairs different telephone calls; the eval lists are measured at it
-and change nothing. The second table compares the model with the systems that are named (see compare_models.py).
-Without -o nothing is written.
+DATA and DIR contain `lists/*.txt` (one `label path path` per line) and the audio that they name. The threshold is the
+equal-error threshold of both dev lists together; one of them pairs different telephone calls. The eval lists are
+measured at this threshold and do not influence it. The second table compares the model with the named systems (see
+compare_models.py). Without -o, the script writes nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from compare_models import DEV, TELEPHONE, cosine_scores, encoder_embed, find_lists, print_table
 
 STRICTER = (0.05, 0.01)
-"""False acceptance rates on the dev lists for which a threshold is given besides the equal-error one."""
+"""False acceptance rates on the dev lists for which the table has a threshold, besides the equal-error threshold."""
 
 LICENCE = "Apache-2.0; distilled on speech under CC BY 4.0, CC BY-SA 4.0, MIT and the licence of CMU AN4"
 
@@ -59,7 +59,7 @@ LIMITS_NOTE = (
 
 
 def main() -> None:
-    """Measures, prints, and writes where asked."""
+    """Measures the model, prints the tables, and writes the bundle if -o is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--data", type=Path, required=True)
@@ -68,9 +68,9 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path)
     arguments = parser.parse_args()
     exact = load_bundle(arguments.bundle)
-    stored = dataclasses.replace(exact, variables=half_kernels(exact.variables))
+    stored = dataclasses.replace(exact, variables=halve_kernels(exact.variables))
     lists = find_lists(arguments.data, arguments.telephone)
-    encoder = SpeakerEncoder.from_bundle(widened(stored))
+    encoder = SpeakerEncoder.from_bundle(widen(stored))
     scores = {name: list_scores(encoder, *trials) for name, trials in lists.items()}
     change = np.abs(list_scores(load(arguments.bundle), *lists[DEV]) - scores[DEV]).max()
     points = operating_points({name: trials for name, (trials, _) in lists.items()}, scores)
@@ -84,28 +84,28 @@ def main() -> None:
     note = f"Kernels are stored in float16: the largest change of a dev score is {change:.1e}."
     print(note)
     if arguments.out:
-        save_bundle(described(stored, points, note), arguments.out, force=True)
+        save_bundle(describe(stored, points, note), arguments.out, force=True)
     if arguments.systems:
         print_table(lists, encoder, arguments.systems)
 
 
-def half_kernels(variables: dict) -> dict:
-    """Convolution kernels in float16; everything small stays in float32."""
+def halve_kernels(variables: dict) -> dict:
+    """Converts convolution kernels to float16; small arrays stay in float32."""
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float16 if leaf.ndim == 3 else None), variables)
 
 
-def widened(bundle: Bundle) -> Bundle:
-    """As loading gives it: float32 everywhere."""
+def widen(bundle: Bundle) -> Bundle:
+    """Converts all arrays to float32, as loading does."""
     return dataclasses.replace(bundle, variables=jax.tree.map(lambda leaf: leaf.astype(np.float32), bundle.variables))
 
 
 def list_scores(encoder: SpeakerEncoder, trials: Trials, root: Path) -> np.ndarray:
-    """Cosine of every trial; each file is embedded once, whole."""
+    """Returns the cosine of every trial; each whole file is embedded once."""
     return cosine_scores(encoder_embed(encoder)([root / name for name in trials.names]), trials)
 
 
 def operating_points(lists: dict[str, Trials], scores: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Every list at each threshold of the dev lists, with the EER's 95 % interval by speaker."""
+    """Returns error rates of every list at each threshold, with the EER's 95 % interval by speaker."""
     labels = {name: trials.known_labels for name, trials in lists.items()}
     dev_scores = np.concatenate([scores[DEV], scores[TELEPHONE]])
     dev_labels = np.concatenate([labels[DEV], labels[TELEPHONE]])
@@ -120,7 +120,7 @@ def operating_points(lists: dict[str, Trials], scores: dict[str, np.ndarray]) ->
 
 
 def eer_interval(trials: Trials, scores: np.ndarray) -> list[float]:
-    """Of 1 000 resamples of the speakers."""
+    """Returns the interval from 1 000 resamples of the speakers."""
     speakers = np.array([Path(name).parent.as_posix() for name in trials.names])
     units = Units.of(speakers[trials.enrol], speakers[trials.test])
     samples = resample([SortedTrials.of(scores, trials.known_labels)], units, lambda counts: [counts.eer()])
@@ -128,8 +128,8 @@ def eer_interval(trials: Trials, scores: np.ndarray) -> list[float]:
     return [round(spread.low, 4), round(spread.high, 4)]
 
 
-def described(bundle: Bundle, points: list[dict[str, Any]], note: str) -> Bundle:
-    """The bundle with its name, notes, threshold and operating points."""
+def describe(bundle: Bundle, points: list[dict[str, Any]], note: str) -> Bundle:
+    """Returns the bundle with its name, notes, threshold and operating points."""
     notes = [TEACHER_NOTE.format(**bundle.provenance["training"]), DATA_NOTE, LIMITS_NOTE, note]
     provenance = {
         **bundle.provenance,

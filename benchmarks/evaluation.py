@@ -1,9 +1,10 @@
-"""The packaged model, or another, on open trial lists, with and without AS-norm: one Markdown table.
+"""Evaluates the packaged model, or another, on open trial lists, with and without AS-norm, as a Markdown table.
 
     python benchmarks/evaluation.py --data DATA [--model BUNDLE] [--cache FILE] [-o DIR]
 
-DATA holds `lists/*.txt`, the audio they name, and `SPLIT.tsv` and `MANIFEST.tsv` (corpus, speaker, split; corpus,
-speaker, path). The cohort of AS-norm is the mean of each training speaker; none is in a list, which is checked.
+DATA contains `lists/*.txt`, the audio that they name, `SPLIT.tsv` (corpus, speaker, split) and `MANIFEST.tsv` (corpus,
+speaker, path). The cohort of AS-norm is the mean embedding of each training speaker. `ecapa-jax evaluate` checks that
+no speaker of the cohort is in a list.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LISTS = ("dev_speechocean762_same_gender_age", "eval_librispeech_test_other", "e
 
 
 def main() -> int:
-    """Writes the cohort's list, and runs `ecapa-jax evaluate`."""
+    """Writes the list of the cohort and runs `ecapa-jax evaluate`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model")
@@ -41,7 +42,7 @@ def main() -> int:
 
 
 def training_files(data: Path) -> list[tuple[str, str]]:
-    """Path and speaker of each recording of the training split; speakers are named as their folders are."""
+    """Returns path and speaker of each recording in the training split; speakers have the names of their folders."""
     training = {(row["corpus"], row["speaker"]) for row in read_tsv(data / "SPLIT.tsv") if row["split"] == "train"}
     return [
         (row["path"], f"{row['corpus']}/{row['speaker']}")
@@ -51,7 +52,7 @@ def training_files(data: Path) -> list[tuple[str, str]]:
 
 
 def read_tsv(path: Path) -> list[dict[str, str]]:
-    """Rows by the header's names."""
+    """Reads rows as dicts with the names of the header."""
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t"))
 

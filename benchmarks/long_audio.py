@@ -1,12 +1,12 @@
-"""Embeds an hour: peak memory, time, cost a second beside a clip of 10 s, and equality to the one-pass function.
+"""Measures embedding an hour of audio: peak memory, time per second, and the difference from the one-pass function.
 
     python benchmarks/long_audio.py [--seconds 3600] [--width 1024] [--data FILE ...] [--clips 120 300] [--turns 5]
 
-Two models: the 3D-Speaker configuration at the width, with random weights (they change no time), and the packaged one.
-The recording is a 16-bit WAV at 44.1 kHz made of the files of `--data` in turn, or of noise with the spectrum and the
-pauses of speech; it is decoded, resampled and embedded by `SpeakerEncoder.embed(path)`. A clip of 10 s is embedded by
-the same method from an array: the median of the turns. Peak memory is of a process of its own that embeds the recording
-and does nothing else. Run it on an idle machine.
+The script measures two models: the 3D-Speaker configuration at the width, with random weights (which do not affect the
+time), and the packaged model. The recording is a 16-bit WAV at 44.1 kHz, made from the files of `--data` in turn, or
+from noise with the spectrum and the pauses of speech. `SpeakerEncoder.embed(path)` decodes, resamples and embeds it.
+For comparison, the same method embeds a clip of 10 s from an array; its time is the median of the turns. Peak memory is
+that of a separate process that only embeds the recording. Run the script on an idle machine.
 """
 
 from __future__ import annotations
@@ -50,25 +50,25 @@ def main() -> None:
     parser.add_argument("--packaged", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
-        print(json.dumps(own_peak(encoder_of(arguments.packaged, arguments.width), arguments.peak)))
+        print(json.dumps(measure_peak(make_encoder(arguments.packaged, arguments.width), arguments.peak)))
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recording.wav"
-        write(path, arguments.seconds, arguments.data)
+        write_recording(path, arguments.seconds, arguments.data)
         for packaged in (False, True):
-            report(encoder_of(packaged, arguments.width), path, packaged, arguments)
+            report(make_encoder(packaged, arguments.width), path, packaged, arguments)
 
 
 def report(encoder: SpeakerEncoder, path: Path, packaged: bool, arguments: argparse.Namespace) -> None:
-    """The rows of one model."""
+    """Prints the rows of one model."""
     name = "packaged model" if packaged else f"3D-Speaker, C = {arguments.width}, random weights"
     command = [sys.executable, __file__, "--peak", str(path), "--width", str(arguments.width)]
     done = subprocess.run([*command, *["--packaged"] * packaged], capture_output=True, text=True, check=True)
     before, peak = json.loads(done.stdout)
-    clip = clip_seconds(encoder, arguments.turns)
+    clip = measure_clip(encoder, arguments.turns)
     encoder._embed_long([noise(int(2 * passes.CHUNK_SECONDS), 1)])  # compiles
     start = time.perf_counter()
-    encoder.embed(path) if arguments.seconds > 160 else encoder._embed_long(blocks(path))
+    encoder.embed(path) if arguments.seconds > 160 else encoder._embed_long(read_blocks(path))
     took = time.perf_counter() - start
     ratio = took / arguments.seconds / (clip / CLIP_SECONDS)
     print(f"\n## {name}; jax {jax.__version__}, {jax.default_backend()}\n")
@@ -79,15 +79,15 @@ def report(encoder: SpeakerEncoder, path: Path, packaged: bool, arguments: argpa
     print(f"- peak memory **{peak:.0f} MB**, of which {before:.0f} MB before the recording is opened")
     print("\n| against | seconds | largest difference, of the embedding's largest | 1 - cosine |\n|---|--:|--:|--:|")
     for seconds in arguments.clips:
-        waveform = np.concatenate(list(take(path, seconds)))
-        found, expected = encoder._embed_long([waveform])[0], one_pass(encoder, waveform)
-        print(difference(f"one pass over {seconds} s", len(waveform) / RATE, found, expected), flush=True)
-    found, expected = (embed_by(encoder, path, frames) for frames in (3000, 1000))
-    print(difference("chunks of 30 s against chunks of 10 s", arguments.seconds, found, expected), flush=True)
+        waveform = np.concatenate(list(read_start(path, seconds)))
+        found, expected = encoder._embed_long([waveform])[0], embed_in_one_pass(encoder, waveform)
+        print(difference_row(f"one pass over {seconds} s", len(waveform) / RATE, found, expected), flush=True)
+    found, expected = (embed_in_chunks(encoder, path, frames) for frames in (3000, 1000))
+    print(difference_row("chunks of 30 s against chunks of 10 s", arguments.seconds, found, expected), flush=True)
 
 
-def encoder_of(packaged: bool, width: int) -> SpeakerEncoder:
-    """The packaged model, or random weights."""
+def make_encoder(packaged: bool, width: int) -> SpeakerEncoder:
+    """Returns the packaged model, or a model with random weights."""
     if packaged:
         return ecapa_jax.load()
     base = PRESETS["3dspeaker"]
@@ -96,8 +96,8 @@ def encoder_of(packaged: bool, width: int) -> SpeakerEncoder:
     return SpeakerEncoder(config, functional.init(config, jax.random.key(0)))
 
 
-def own_peak(encoder: SpeakerEncoder, path: str) -> tuple[float, float]:
-    """Most memory of this process, MB, before and after it embeds the recording."""
+def measure_peak(encoder: SpeakerEncoder, path: str) -> tuple[float, float]:
+    """Returns the peak memory of this process in MB, before and after it embeds the recording."""
 
     def peak() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -106,12 +106,12 @@ def own_peak(encoder: SpeakerEncoder, path: str) -> tuple[float, float]:
     if soundfile.info(path).duration > 160:
         encoder.embed(path)
     else:
-        encoder._embed_long(blocks(Path(path)))
+        encoder._embed_long(read_blocks(Path(path)))
     return before, peak()
 
 
-def clip_seconds(encoder: SpeakerEncoder, turns: int) -> float:
-    """Median time of a clip of 10 s."""
+def measure_clip(encoder: SpeakerEncoder, turns: int) -> float:
+    """Returns the median time of a clip of 10 s."""
     clip, times = noise(int(CLIP_SECONDS), 0), []
     encoder.embed(clip)
     for _ in range(turns):
@@ -121,43 +121,43 @@ def clip_seconds(encoder: SpeakerEncoder, turns: int) -> float:
     return statistics.median(times)
 
 
-def one_pass(encoder: SpeakerEncoder, waveform: np.ndarray) -> np.ndarray:
-    """The embedding of the whole at once."""
+def embed_in_one_pass(encoder: SpeakerEncoder, waveform: np.ndarray) -> np.ndarray:
+    """Embeds the whole waveform at once."""
     lengths = np.array([len(waveform)], np.int32)
     embed = jax.jit(functional.embed, static_argnums=0)
     return np.asarray(embed(encoder.config, encoder.variables, waveform[None], lengths))[0]
 
 
-def embed_by(encoder: SpeakerEncoder, path: Path, chunk_frames: int) -> np.ndarray:
-    """The embedding by chunks of so many frames."""
-    return passes.embed(encoder.config, encoder.variables, blocks(path), chunk_frames=chunk_frames)
+def embed_in_chunks(encoder: SpeakerEncoder, path: Path, chunk_frames: int) -> np.ndarray:
+    """Embeds a recording in chunks of `chunk_frames` frames."""
+    return passes.embed(encoder.config, encoder.variables, read_blocks(path), chunk_frames=chunk_frames)
 
 
-def difference(what: str, seconds: float, found: np.ndarray, expected: np.ndarray) -> str:
-    """A row."""
+def difference_row(what: str, seconds: float, found: np.ndarray, expected: np.ndarray) -> str:
+    """Returns a row of the table of differences."""
     a, b = found.astype(np.float64), expected.astype(np.float64)
     error = np.abs(a - b).max() / np.abs(b).max()
     return f"| {what} | {seconds:.0f} | {error:.1e} | {1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b):.1e} |"
 
 
-def blocks(path: Path) -> Iterator[np.ndarray]:
-    """The recording as the encoder reads it."""
+def read_blocks(path: Path) -> Iterator[np.ndarray]:
+    """Reads the recording as the encoder does."""
     options = {"sample_rate": None, "target_rate": RATE, "channel": "first"}
     yield from open_audio(path, **options, longest=1.0)
 
 
-def take(path: Path, seconds: int) -> Iterator[np.ndarray]:
-    """The first samples of the recording, or all of it."""
+def read_start(path: Path, seconds: int) -> Iterator[np.ndarray]:
+    """Reads the first seconds of the recording, or all of it."""
     left = seconds * RATE
-    for block in blocks(path):
+    for block in read_blocks(path):
         yield block[:left]
         left -= len(block)
         if left <= 0:
             return
 
 
-def write(path: Path, seconds: int, data: list[Path]) -> None:
-    """The recording: minute after minute, so that it is never held."""
+def write_recording(path: Path, seconds: int, data: list[Path]) -> None:
+    """Writes the recording minute by minute, so that it is never in memory as a whole."""
     parts = [load_audio(file, sample_rate=None, target_rate=STORED_RATE, channel="first") for file in data]
     with soundfile.SoundFile(path, "w", STORED_RATE, 1, "PCM_16") as file:
         left, index = seconds * STORED_RATE, 0
@@ -168,7 +168,7 @@ def write(path: Path, seconds: int, data: list[Path]) -> None:
 
 
 def noise(seconds: int, seed: int, rate: int = RATE) -> np.ndarray:
-    """Noise that falls with frequency as speech does, in syllables with pauses, of a loudness that drifts."""
+    """Returns noise with the spectrum of speech, in syllables with pauses, with a drifting level."""
     generator = np.random.default_rng(seed)
     n_samples = seconds * rate
     spectrum = np.fft.rfft(generator.standard_normal(n_samples))

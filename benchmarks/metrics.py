@@ -1,7 +1,7 @@
-"""How long metrics of a long list take, and how far they are from other toolkits' on scores that exist.
+"""Measures the time of metrics for a long list, and compares metrics of existing scores with other toolkits.
 
     python benchmarks/metrics.py [--trials 600000] [--resamples 1000]
-    python benchmarks/metrics.py --scores FILE...       files that `ecapa-jax evaluate --output` wrote
+    python benchmarks/metrics.py --scores FILE...       files from `ecapa-jax evaluate --output`
 
 The second form needs scikit-learn, speakerlab and speechbrain with torch (make peers installs them).
 """
@@ -21,7 +21,7 @@ from ecapa_jax.scoring import llr, metrics
 from ecapa_jax.scoring.bootstrap import Units, resample
 from ecapa_jax.scoring.counts import Cost, Counts, SortedTrials
 
-N_SPEAKERS = 1251  # as VoxCeleb1-E has, and its share of target trials
+N_SPEAKERS = 1251  # the number of speakers of VoxCeleb1-E, and its share of target trials
 COSTS = [Cost(), Cost(p_target=0.05)]
 
 
@@ -35,13 +35,13 @@ def main() -> None:
     if arguments.scores:
         print("| scores | figure | ours | theirs | difference |\n|---|---|--:|--:|--:|")
         for path in arguments.scores:
-            agreement(path)
+            print_agreement(path)
     else:
-        speed(arguments.trials, arguments.resamples)
+        print_speed(arguments.trials, arguments.resamples)
 
 
-def speed(n_trials: int, n_resamples: int) -> None:
-    """Wall and processor time of all metrics, and of their bootstrap by speaker."""
+def print_speed(n_trials: int, n_resamples: int) -> None:
+    """Prints wall and CPU time of all metrics, and of their bootstrap by speaker."""
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.arange(n_trials) < n_trials // 2)
     scores = rng.normal(size=n_trials) + 4 * labels
@@ -49,26 +49,29 @@ def speed(n_trials: int, n_resamples: int) -> None:
     test = np.where(labels, enrol, (enrol + rng.integers(1, N_SPEAKERS, size=n_trials)) % N_SPEAKERS)
     print(f"| {n_trials} trials, {N_SPEAKERS} speakers | wall s | processor s |\n|---|--:|--:|")
 
-    def figures(counts: Counts) -> list[float]:
+    def compute_metrics(counts: Counts) -> list[float]:
         return [counts.eer(), *counts.min_dcfs(COSTS), counts.frr_at_far(0.01), counts.frr_at_far(0.001)]
 
-    def everything() -> None:
+    def compute_all_metrics() -> None:
         trials = SortedTrials.of(scores, labels)
         pooled = llr.pool(trials)
-        figures(trials.count()), llr.hull_eer(pooled), llr.pooled_cllr(pooled)
+        compute_metrics(trials.count()), llr.hull_eer(pooled), llr.pooled_cllr(pooled)
         llr.cllr(scores, labels), metrics.det_points(scores, labels)
 
-    def intervals() -> None:
-        resample([SortedTrials.of(scores, labels)], Units.of(enrol, test), figures, n=n_resamples)
+    def compute_intervals() -> None:
+        resample([SortedTrials.of(scores, labels)], Units.of(enrol, test), compute_metrics, n=n_resamples)
 
-    for name, function in (("all metrics, DET points", everything), (f"{n_resamples} resamples", intervals)):
+    for name, function in (
+        ("all metrics, DET points", compute_all_metrics),
+        (f"{n_resamples} resamples", compute_intervals),
+    ):
         wall, processor = time.perf_counter(), time.process_time()
         function()
         print(f"| {name} | {time.perf_counter() - wall:.2f} | {time.process_time() - processor:.2f} |")
 
 
-def agreement(path: Path) -> None:
-    """Our figures beside what other toolkits' functions make of the same scores."""
+def print_agreement(path: Path) -> None:
+    """Prints metrics of this library beside those of other toolkits for the same scores."""
     trials = read_trials(path)
     scores, labels = trials.scores, trials.known_labels
     for name, ours, theirs in (*speakerlab(scores, labels), *speechbrain(scores, labels), *sklearn(scores, labels)):
@@ -76,8 +79,8 @@ def agreement(path: Path) -> None:
 
 
 def speakerlab(scores: np.ndarray, labels: np.ndarray) -> list[tuple[str, float, float]]:
-    """Its EER interpolates as ours does; its C_norm is our minDCF."""
-    for name in ("matplotlib", "matplotlib.pyplot"):  # its file also plots
+    """Returns speakerlab's metrics: its EER interpolates like this library's, and its C_norm is minDCF."""
+    for name in ("matplotlib", "matplotlib.pyplot"):  # speakerlab's module also plots
         sys.modules.setdefault(name, types.ModuleType(name))
     from speakerlab.utils import score_metrics as theirs
 
@@ -90,7 +93,10 @@ def speakerlab(scores: np.ndarray, labels: np.ndarray) -> list[tuple[str, float,
 
 
 def speechbrain(scores: np.ndarray, labels: np.ndarray) -> list[tuple[str, float, float]]:
-    """Its EER is the mean of both rates at our equal-error threshold; its minDCF is not normalised."""
+    """Returns SpeechBrain's metrics: its EER is the mean of both rates at the equal-error threshold.
+
+    Its minDCF is not normalized.
+    """
     import torch
     from speechbrain.utils import metric_stats as theirs
 
@@ -105,7 +111,7 @@ def speechbrain(scores: np.ndarray, labels: np.ndarray) -> list[tuple[str, float
 
 
 def sklearn(scores: np.ndarray, labels: np.ndarray) -> list[tuple[str, float, float]]:
-    """EER and minDCF from its ROC; minCllr from its isotonic regression."""
+    """Returns EER and minDCF from scikit-learn's ROC, and minCllr from its isotonic regression."""
     from sklearn.isotonic import IsotonicRegression
     from sklearn.metrics import roc_curve
 

@@ -2,10 +2,10 @@
 
     python benchmarks/onnx_parity.py --data DATA [--channels 16] [--check]
 
-DATA holds real speech (its corpus librispeech_test_other is used); without --data it is the demo's synthetic voices.
-Each family at its published width, or at --channels, with random weights from a seed. Recordings of `SECONDS` go
-through the exported model one by one, and as one batch padded with NaN; what this library gives for each is the
-reference. --check fails where an error is above `BOUND` and writes nothing.
+DATA contains real speech (the script uses its corpus librispeech_test_other); without --data, the demo's synthetic
+voices are used. Each family has its published width, or --channels, with random weights from a seed. The exported model
+embeds recordings of `SECONDS` one by one, and as one batch padded with NaN. This library's embedding of each recording
+is the reference. With --check, the script fails if an error exceeds `BOUND`, and writes nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 def recordings(data: Path | None) -> list[np.ndarray]:
-    """One recording of each length, of another voice each where there are voices enough."""
+    """Returns one recording of each length, with different voices if there are enough."""
     folder = ROOT / "examples" / "audio" if data is None else data / "librispeech_test_other"
     voices = [sorted(home.glob("*.flac")) for home in sorted(folder.iterdir()) if home.is_dir()] if data else []
     voices = voices or [[path] for path in sorted(folder.glob("*.flac"))]
@@ -78,7 +78,7 @@ def recordings(data: Path | None) -> list[np.ndarray]:
 
 
 def _errors(name: str, channels: int | None, sounds: list[np.ndarray]) -> tuple[int, list[float]]:
-    """Channels, and the largest error over the largest value of an embedding, of each column."""
+    """Returns the channels and, for each column, the largest error divided by the largest value of an embedding."""
     family = FAMILIES[name]
     config, variables = parity.golden_model(family, None if channels == 16 else parity.preset_of(family))
     sounds = [np.resize(sound, max(len(sound), minimum_samples(config))) for sound in sounds]
@@ -101,7 +101,7 @@ def _error(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def onnx_runtime(content: bytes) -> Run:
-    """The model in ONNX Runtime on the processor."""
+    """Returns a function that runs the model in ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -109,7 +109,7 @@ def onnx_runtime(content: bytes) -> Run:
 
 
 def openvino(content: bytes) -> Run:
-    """The model in OpenVINO on the processor, in float32."""
+    """Returns a function that runs the model in OpenVINO on the CPU, in float32."""
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:

@@ -2,9 +2,10 @@
 
     python benchmarks/parity_table.py [--check]
 
-Where a family's PyTorch code is installed (make peers) it is run live, at the published width; else the packaged golden
-values stand for it. Weights are random, from a seed: each figure is one of this library's arithmetic, not of a model.
---check compares with the table that is there, to a factor of ten, and writes nothing.
+If a family's PyTorch code is installed (make peers), the script runs it at the published width. Otherwise it uses the
+packaged golden values. Weights are random, from a seed, so the figures describe this library's arithmetic and not a
+trained model. With --check, the script compares the result with the existing table, up to a factor of ten, and writes
+nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def main() -> int:
 
 def _row(family: Family) -> str:
     config, variables = parity.golden_model(family)
-    if _live(family):
+    if _is_live(family):
         config, variables = parity.golden_model(family, parity.preset_of(family))
     report = parity.full_report(family, config, variables)
     errors = {name: error["max_abs_over_max"] for name, error in report["errors"].items()}
@@ -59,7 +60,7 @@ def _row(family: Family) -> str:
     )
 
 
-def _live(family: Family) -> bool:
+def _is_live(family: Family) -> bool:
     try:
         from ecapa_jax.convert import live
     except ImportError:
@@ -68,7 +69,7 @@ def _live(family: Family) -> bool:
 
 
 def _round_trip(family: Family, config: Any, variables: dict[str, Any]) -> str:
-    """Source tensors -> our variables -> a PyTorch file -> source tensors, compared bit for bit."""
+    """Converts source tensors to variables, to a PyTorch file, and back to source tensors, and compares the bits."""
     rules = family.rules(config.ecapa)
     source = invert_rules(rules, variables)
     ours, _ = apply_rules(rules, family.ignored, source, functional.abstract(config))

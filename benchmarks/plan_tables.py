@@ -1,8 +1,8 @@
-"""The tables of docs/scale.md: steps planned for TPUs, by the TPU compiler on this machine.
+"""Makes the tables of docs/scale.md: training steps that the TPU compiler plans on this machine.
 
     python benchmarks/plan_tables.py --rows build/plans.json [--only memory|scaling]
 
-Each row takes one to four compilations of half a minute to some minutes; rows that are in the file are not made again.
+Each row needs one to four compilations of half a minute to several minutes. Rows that are in the file are kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ecapa_jax.errors import EcapaError
 from ecapa_jax.train.scale.plan import plan_step
 from ecapa_jax.train.settings import load_config
 
-EACH = 32  # utterances of 3 s a chip
+EACH = 32  # utterances of 3 s per chip
 GIB = 2**30
 
 
@@ -48,7 +48,7 @@ SCALING = [
 ]
 
 
-def made(row: Row) -> dict[str, Any]:
+def plan_row(row: Row) -> dict[str, Any]:
     changes = [
         f"data.batch_size={EACH * row.chips}",
         "step.dtype=bfloat16",
@@ -107,7 +107,7 @@ def main() -> None:
     for row in wanted[options.only] if options.only else MEMORY + SCALING:
         if any(known["row"] == dataclasses.asdict(row) for known in rows):
             continue
-        rows.append(made(row))
+        rows.append(plan_row(row))
         options.rows.parent.mkdir(parents=True, exist_ok=True)
         options.rows.write_text(json.dumps(rows, indent=1) + "\n")
         print(json.dumps(rows[-1]), flush=True)

@@ -1,7 +1,7 @@
-"""Time and memory of exact search among random enrolled speakers: python benchmarks/search.py [--enrolled 1000000]
+"""Measures exact search among random enrolled speakers: python benchmarks/search.py [--enrolled 1000000]
 
-Prints one line a number of queries: the median, the fastest and the slowest of the runs. Correctness is checked against
-NumPy in float64.
+The script prints one line for each number of queries, with the median, fastest and slowest run. It checks the results
+against NumPy in float64.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ def main() -> None:
     arguments = parser.parse_args()
     imported = peak_mib()
     start = time.perf_counter()
-    enrolled = jax.device_put(random_units(arguments.enrolled, arguments.dim))  # jnp.asarray copies twice
+    enrolled = jax.device_put(random_units(arguments.enrolled, arguments.dim))  # jnp.asarray would copy twice
     enrolled.block_until_ready()
     print(f"{arguments.enrolled} x {arguments.dim} float32: {enrolled.nbytes / 2**20:.0f} MiB, ", end="")
     print(f"made in {time.perf_counter() - start:.1f} s; {jax.devices()[0].device_kind}, jax {jax.__version__}")
     for n_queries in arguments.queries:
         queries = np.random.default_rng(1).standard_normal((n_queries, arguments.dim), np.float32)
-        times = timed(queries, enrolled, arguments.k, arguments.runs)
+        times = time_search(queries, enrolled, arguments.k, arguments.runs)
         print(f"search of {n_queries} queries: median {statistics.median(times):.1f} ms ", end="")
         print(f"({min(times):.1f} to {max(times):.1f}); peak memory above the imports {peak_mib() - imported:.0f} MiB")
-    check(np.asarray(unit(queries[:4])), np.asarray(enrolled), arguments.k)
+    check_results(np.asarray(unit(queries[:4])), np.asarray(enrolled), arguments.k)
 
 
 def random_units(count: int, dim: int) -> np.ndarray:
-    """Rows of length 1, made in place, so that the peak is that of the search."""
+    """Returns rows of length 1, computed in place, so that the search determines the peak memory."""
     rows = np.random.default_rng(0).standard_normal((count, dim), np.float32)
     for start in range(0, count, CHUNK):
         part = rows[start : start + CHUNK]
@@ -51,8 +51,8 @@ def random_units(count: int, dim: int) -> np.ndarray:
     return rows
 
 
-def timed(queries: np.ndarray, enrolled: jax.Array, k: int, runs: int) -> list[float]:
-    """Milliseconds of each run, from NumPy queries to NumPy answers, after the compilation."""
+def time_search(queries: np.ndarray, enrolled: jax.Array, k: int, runs: int) -> list[float]:
+    """Returns milliseconds of each run, from NumPy queries to NumPy results, after compiling."""
     times = []
     for _ in range(runs + 1):
         start = time.perf_counter()
@@ -61,8 +61,8 @@ def timed(queries: np.ndarray, enrolled: jax.Array, k: int, runs: int) -> list[f
     return times[1:]
 
 
-def check(queries: np.ndarray, enrolled: np.ndarray, k: int) -> None:
-    """The same rows as NumPy's in float64, unless two scores are closer than float32 can tell."""
+def check_results(queries: np.ndarray, enrolled: np.ndarray, k: int) -> None:
+    """Checks that the rows equal those of NumPy in float64, unless scores differ by less than the float32 precision."""
     scores, rows = jax.device_get(search(queries, enrolled, k))
     exact = np.concatenate(
         [queries.astype(np.float64) @ enrolled[at : at + CHUNK].T for at in range(0, len(enrolled), CHUNK)], axis=1
@@ -75,7 +75,7 @@ def check(queries: np.ndarray, enrolled: np.ndarray, k: int) -> None:
 
 
 def peak_mib() -> float:
-    """Peak resident memory of this process (ru_maxrss is in KiB on Linux)."""
+    """Returns the peak resident memory of this process in MiB (ru_maxrss is in KiB on Linux)."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

@@ -1,6 +1,6 @@
-"""Time and memory of a speaker store: python benchmarks/speakers.py [--speakers 1000000]
+"""Measures time and memory of a speaker store: python benchmarks/speakers.py [--speakers 1000000]
 
-Random embeddings are enrolled in bulk; the store is opened by another process, loaded and searched.
+The script enrols random embeddings. Another process opens, loads and searches the store.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def load_and_search(path: Path) -> dict:
         rng = np.random.default_rng(0)
         enrolled = rng.standard_normal(
             (3, encoder.config.ecapa.embedding_dim), np.float32
-        )  # the first that `fill` made
+        )  # the first embeddings of `fill`
         found = [candidates[0].name for candidates in store.search(enrolled, top=1)]
         if found != ["speaker 0", "speaker 1", "speaker 2"]:
             raise SystemExit(f"wrong answers: {found}")
@@ -96,7 +96,7 @@ def load_and_search(path: Path) -> dict:
 
 
 def memory(field: str) -> float:
-    """MiB of this process, from the kernel's table."""
+    """Returns a memory field of this process in MiB, from /proc."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024

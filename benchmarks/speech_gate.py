@@ -1,11 +1,11 @@
-"""Measures the speech gate: how often it calls speech no speech, and how often it notices what is no speech.
+"""Measures the speech gate: how often it rejects speech, and how often it rejects other sounds.
 
     python benchmarks/speech_gate.py --data DATA [DATA ...] [--generated 40] [--soundfont FILE.sf2] [--wrong wrong.txt]
 
-DATA are folders with a MANIFEST.tsv (columns corpus, speaker, path); corpora whose names begin with `aug_` are no
-speech. Beside them stand generated sounds, and with a soundfont a melody and chords by each
-of the 128 instruments of General MIDI (rendered by fluidsynth). Files are in two halves, speech by speaker: the
-constants of `ecapa_jax.vad.gate` were chosen on the first, the second is what is reported.
+DATA are folders with a MANIFEST.tsv (columns corpus, speaker, path). Corpora whose names begin with `aug_` contain no
+speech. The script adds generated sounds and, with a soundfont, a melody and chords for each of the 128 instruments of
+General MIDI (rendered by fluidsynth). The files are split into two halves, speech by speaker. The constants of
+`ecapa_jax.vad.gate` were chosen on the first half, and results are reported on the second half.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from helpers.nonspeech import SOUNDS, nonspeech
 
 HUMAN = ("Baby_cry", "Person_sneeze", "Lets_Go_Fishin")
-"""What people sound like who do not speak, and a song: counted by themselves."""
+"""Sounds of people who do not speak, and a song; they are counted separately."""
 
 VOICES = (52, 53, 54, 85, 91)
 """Instruments of General MIDI that imitate voices."""
@@ -41,14 +41,15 @@ VOICES = (52, 53, 54, 85, 91)
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """A sound to be judged.
+    """A sound for the gate.
 
     Attributes:
-      group: row of the table.
-      name: of the file, or of what it was generated from; it decides the half, of speech by the speaker's folder.
+      group: the row of the table.
+      name: the name of the file, or of the generator and its seed. It determines the half; for speech, the speaker's
+        folder does.
       speech: whether somebody speaks in it.
-      path: the file, where there is one.
-      gain: in dB, applied before it is judged.
+      path: the file, or None for a generated sound.
+      gain: the gain in dB that is applied before the gate.
     """
 
     group: str
@@ -86,12 +87,12 @@ def recordings(folder: Path, gain: float) -> Iterator[Sound]:
 
 
 def midi(instrument: int, intervals: tuple[int, ...]) -> bytes:
-    """Eight seconds of a major scale up and down at random, each note with its chord."""
+    """Returns a MIDI file with eight seconds of random notes of a major scale, each with its chord."""
     rng = np.random.default_rng(instrument)
     events = bytearray([0, 0xC0, instrument])
     for _ in range(24):
         note = 48 + int(rng.choice([0, 2, 4, 5, 7, 9, 11, 12, 14, 16])) + int(rng.integers(-4, 13))
-        for status, delay in ((0x90, 0), (0x80, int(rng.choice([60, 90, 120])))):  # below 128: one byte each
+        for status, delay in ((0x90, 0), (0x80, int(rng.choice([60, 90, 120])))):  # below 128, so that each is one byte
             for index, interval in enumerate(intervals):
                 events += bytes([delay if index == 0 else 0, status, min(note + interval, 127), 96])
     events += b"\0\xff\x2f\0"
@@ -123,16 +124,16 @@ def instruments(soundfont: Path, folder: Path) -> Iterator[Sound]:
             yield Sound(group, f"{instrument}_{style}", False, path)
 
 
-def judged(sounds: list[Sound]) -> Iterator[tuple[Sound, bool]]:
-    """Each sound, and whether the gate hears speech."""
+def judge_sounds(sounds: list[Sound]) -> Iterator[tuple[Sound, bool]]:
+    """Yields each sound and whether the gate detects speech."""
     for index, (sound, samples) in enumerate(zip(sounds, map_ahead(Sound.samples, sounds), strict=True), 1):
         if index % 500 == 0:
             print(f"{index} of {len(sounds)}", file=sys.stderr)
         yield sound, holds_speech(samples, RATE)
 
 
-def table(answers: list[tuple[Sound, bool]]) -> str:
-    """Share of each group that is judged wrongly, speech first."""
+def make_table(answers: list[tuple[Sound, bool]]) -> str:
+    """Returns a table of the share of wrong decisions in each group, speech first."""
     groups: dict[tuple[int, str], list[tuple[int, bool]]] = collections.defaultdict(list)
     for sound, heard in answers:
         aside = sound.gain != 0 or sound.group.startswith(("people", "instruments that"))
@@ -165,8 +166,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if options.soundfont:
             sounds += instruments(options.soundfont, Path(folder))
-        answers = list(judged(sounds))
-    print(table(answers))
+        answers = list(judge_sounds(sounds))
+    print(make_table(answers))
     if options.wrong:
         wrong = [f"{sound.group}\t{sound.name}\n" for sound, heard in answers if heard != sound.speech]
         options.wrong.write_text("".join(wrong))

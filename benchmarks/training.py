@@ -1,11 +1,11 @@
-"""Times a training step beside PyTorch's: the same network, loss, optimizer, batch and crop, step by step in turn.
+"""Compares the time of a training step with PyTorch: same network, loss, optimizer, batch and crop, in turn.
 
     python benchmarks/training.py [--width 512] [--batch 32] [--seconds 2] [--steps 8]
 
-Theirs is 3D-Speaker's ECAPA_TDNN with AAM-softmax and torch.optim.AdamW, eager: once from waveforms, with torchaudio's
-fbank of each utterance as 3D-Speaker's recipe has it, and once on features made before the clock starts. Ours is the
-whole jitted step, from waveforms. Each has a process of its own; ours keeps its memory as `ecapa-jax train` does. Needs
-what `make peers` installs. Run it on an idle machine.
+The PyTorch step is 3D-Speaker's ECAPA_TDNN with AAM-softmax and torch.optim.AdamW, eager. It is measured once from
+waveforms, with torchaudio's fbank of each utterance as in 3D-Speaker's recipe, and once on precomputed features. The
+step of this library is the whole jitted step from waveforms. Each step runs in a separate process; that of this library
+keeps its memory as `ecapa-jax train` does. The script needs the packages of `make peers` and an idle machine.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ DTYPES = ("float32", "bfloat16")
 
 
 def main() -> None:
-    """Times and prints the table."""
+    """Measures the times and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=2.015)
     parser.add_argument("--steps", type=int, default=8)
     arguments = parser.parse_args()
-    steps = {f"{who} {dtype}": started(who, arguments, dtype) for dtype in DTYPES for who in MAKERS}
+    steps = {f"{who} {dtype}": start_process(who, arguments, dtype) for dtype in DTYPES for who in MAKERS}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(arguments.steps + 2):
         for name, (_, pipe) in steps.items():
             pipe.send(True)
             seconds = pipe.recv()
-            if turn > 1:  # the first compiles, the second gets its memory
+            if turn > 1:  # the first step compiles, and the second allocates memory
                 times[name].append(seconds)
     for process, pipe in steps.values():
         pipe.send(False)
@@ -59,8 +59,8 @@ def main() -> None:
     report(arguments, times)
 
 
-def started(who: str, arguments: argparse.Namespace, dtype: str) -> tuple[Any, Any]:
-    """A process that takes a step when told to, and the pipe to it."""
+def start_process(who: str, arguments: argparse.Namespace, dtype: str) -> tuple[Any, Any]:
+    """Starts a process that runs a step on request; returns the process and the pipe to it."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=serve, args=(there, who, arguments, dtype), daemon=True)
@@ -69,7 +69,7 @@ def started(who: str, arguments: argparse.Namespace, dtype: str) -> tuple[Any, A
 
 
 def serve(pipe: Any, who: str, arguments: argparse.Namespace, dtype: str) -> None:
-    """Takes a step and answers with its seconds, until told to end."""
+    """Runs a step for each request and sends its seconds, until the request to end."""
     step = MAKERS[who](arguments, dtype)
     while pipe.recv():
         begin = time.perf_counter()
@@ -77,8 +77,8 @@ def serve(pipe: Any, who: str, arguments: argparse.Namespace, dtype: str) -> Non
         pipe.send(time.perf_counter() - begin)
 
 
-def ours(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
-    """One step of this library; the state is on the device."""
+def make_our_step(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
+    """Returns a function that runs one step of this library, with the state on the device."""
     machine.keep_memory()
     config = build_config(
         {
@@ -101,24 +101,24 @@ def ours(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
     )
     held = [init_state(config, SPEAKERS)]
 
-    def take() -> None:
+    def run_step() -> None:
         held[0] = jax.block_until_ready(step({}, held[0], batch))
 
-    return take
+    return run_step
 
 
-def from_features(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
-    """One step of PyTorch on features that are there."""
+def make_step_from_features(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
+    """Returns a function that runs one step of PyTorch on precomputed features."""
     n_frames = 1 + (round(arguments.seconds * RATE) - 400) // FRAME_SHIFT
     features = torch.randn(arguments.batch, n_frames, 80)
-    step = pytorch_step(arguments, dtype)
+    step = make_pytorch_step(arguments, dtype)
     return lambda: step(features)
 
 
-def from_waveforms(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
-    """One step of PyTorch with its front end, as `speakerlab.process.processor.FBank` calls it."""
+def make_step_from_waveforms(arguments: argparse.Namespace, dtype: str) -> Callable[[], None]:
+    """Returns a function that runs one step of PyTorch with the front end of `speakerlab.process.processor.FBank`."""
     waveforms = torch.rand(arguments.batch, round(arguments.seconds * RATE)) * 0.2 - 0.1
-    step = pytorch_step(arguments, dtype)
+    step = make_pytorch_step(arguments, dtype)
 
     def features(waveform: torch.Tensor) -> torch.Tensor:
         bands = kaldi.fbank(waveform[None], num_mel_bins=80, sample_frequency=RATE, dither=0)
@@ -127,8 +127,8 @@ def from_waveforms(arguments: argparse.Namespace, dtype: str) -> Callable[[], No
     return lambda: step(torch.stack([features(waveform) for waveform in waveforms]))
 
 
-def pytorch_step(arguments: argparse.Namespace, dtype: str) -> Callable[[torch.Tensor], None]:
-    """Features to updated weights."""
+def make_pytorch_step(arguments: argparse.Namespace, dtype: str) -> Callable[[torch.Tensor], None]:
+    """Returns a function that updates the weights from features."""
     width = arguments.width
     network = ECAPA_TDNN(80, lin_neurons=192, channels=[width] * 4 + [3 * width]).train()
     classifier, loss = CosineClassifier(192, out_neurons=SPEAKERS), ArcMarginLoss(scale=30.0, margin=0.2)
@@ -136,7 +136,7 @@ def pytorch_step(arguments: argparse.Namespace, dtype: str) -> Callable[[torch.T
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.02)
     labels = torch.randint(0, SPEAKERS, (arguments.batch,))
 
-    def take(features: torch.Tensor) -> None:
+    def run_step(features: torch.Tensor) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
             embeddings = network(features)
         value = loss(classifier(embeddings.float()), labels)
@@ -145,11 +145,11 @@ def pytorch_step(arguments: argparse.Namespace, dtype: str) -> Callable[[torch.T
         torch.nn.utils.clip_grad_norm_(parameters, 5.0)
         optimizer.step()
 
-    return take
+    return run_step
 
 
 def report(arguments: argparse.Namespace, times: dict[str, list[float]]) -> None:
-    """Prints medians and ratios of times taken in turn."""
+    """Prints medians and ratios of times that were measured in turn."""
     print(f"{cpu_name()}, {torch.get_num_threads()} threads; jax {jax.__version__}, torch {torch.__version__}")
     print(f"C = {arguments.width}, batch {arguments.batch}, {arguments.seconds} s, {arguments.steps} steps in turn\n")
     print("| step | median ms | fastest ms |\n|---|--:|--:|")
@@ -164,20 +164,24 @@ def report(arguments: argparse.Namespace, times: dict[str, list[float]]) -> None
         print(f"each at its best dtype: {ratio(best[who], best[own]):.2f} times as fast as {who}")
 
 
-def ratio(theirs: list[float], ours: list[float]) -> float:
-    """Median of the ratios of each turn."""
-    return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+def ratio(theirs: list[float], make_our_step: list[float]) -> float:
+    """Returns the median of the ratios of all turns."""
+    return statistics.median(t / o for t, o in zip(theirs, make_our_step, strict=True))
 
 
 def cpu_name() -> str:
-    """As the system calls it."""
+    """Returns the CPU name that the operating system reports."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
 
-MAKERS = {"ecapa-jax": ours, "PyTorch": from_waveforms, "PyTorch on ready features": from_features}
+MAKERS = {
+    "ecapa-jax": make_our_step,
+    "PyTorch": make_step_from_waveforms,
+    "PyTorch on ready features": make_step_from_features,
+}
 
 if __name__ == "__main__":
     main()

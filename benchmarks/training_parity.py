@@ -1,8 +1,9 @@
-"""Draws how far our training and PyTorch's are apart, step by step, from the same weights on the same batches.
+"""Plots the difference between this library's training and PyTorch's, from the same weights on the same batches.
 
     python benchmarks/training_parity.py [-o docs/images/training_parity.png]
 
-Theirs are 3D-Speaker's network, classifier, margin and schedulers with torch.optim.SGD; `make peers` installs them.
+The PyTorch side has 3D-Speaker's network, classifier, margin and schedulers with torch.optim.SGD, which `make peers`
+installs.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from helpers.training_originals import gaps
+from helpers.training_originals import step_differences
 
 BOUNDS = {"float64": 1e-8, "float32": 1e-4}
-"""Asserted by tests/peers/test_training_parity.py: over all steps, and of the first gradient."""
+"""Bounds that tests/peers/test_training_parity.py checks: for all steps, and for the first gradient."""
 
 
 def main() -> None:
-    """Runs both dtypes, prints and draws."""
+    """Runs both dtypes, prints the differences, and plots them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", "--out", type=Path, default=Path("training_parity.png"))
     arguments = parser.parse_args()
@@ -35,7 +36,7 @@ def main() -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axes, dtype in zip(figure.subplots(1, 2, sharey=True), BOUNDS, strict=True):
         with jax.enable_x64(dtype == "float64"):
-            every = [dataclasses.asdict(gap) for gap in gaps(np.dtype(dtype).type)]
+            every = [dataclasses.asdict(gap) for gap in step_differences(np.dtype(dtype).type)]
         for name in every[0]:
             values = [gap[name] for gap in every]
             print(f"{dtype} {name}: first {values[0]:.1e}, worst {max(values):.1e}")

@@ -1,4 +1,4 @@
-"""The main job on twelve short recordings: load the packaged model, score every pair, decide.
+"""Loads the packaged model, scores every pair of twelve short recordings, and decides.
 
 python examples/demo.py
 """
@@ -13,13 +13,13 @@ START = time.perf_counter()
 
 import numpy as np  # noqa: E402
 
-import ecapa_jax  # noqa: E402 - the time to the first score includes the imports
+import ecapa_jax  # noqa: E402 - the measured time to the first score includes imports
 
 AUDIO = Path(__file__).parent / "audio"
 
 
 def main() -> None:
-    """Prints a score matrix and the decisions for each group of recordings, and what to type next."""
+    """Prints a score matrix and the decisions for each group of recordings, and suggests the next command."""
     synthetic = sorted(AUDIO.glob("*.flac"))
     telephone = sorted((AUDIO / "telephone").glob("*.ogg"))
     encoder = ecapa_jax.load()
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def score_pairs(encoder: ecapa_jax.SpeakerEncoder, title: str, files: list[Path]) -> tuple[int, int]:
-    """Prints the score and the decision of every pair; returns how many decisions are right, of how many."""
+    """Prints the score and decision of every pair; returns the number of correct decisions and of all decisions."""
     names = [file.stem.removeprefix("wuw_") for file in files]
     embeddings = encoder.embed(files)
     scores = np.asarray(ecapa_jax.score_matrix(embeddings, embeddings))

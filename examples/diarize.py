@@ -1,4 +1,4 @@
-"""Who speaks when, on a conversation made of the demo's recordings: python examples/diarize.py"""
+"""Finds out who speaks when in a conversation made from the demo's recordings: python examples/diarize.py"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ORDER = ("slt_1", "awb_1", "slt_2", "awb_2")
 
 
 def conversation() -> np.ndarray:
-    """Two synthetic speakers, a woman and a Scottish man, in turn and with pauses."""
+    """Returns speech of two synthetic speakers, a woman and a Scottish man, who alternate with pauses."""
     pause = np.zeros(RATE // 2, np.float32)
     parts = [soundfile.read(AUDIO / f"{name}.flac", dtype="float32")[0] for name in ORDER]
     return np.concatenate([piece for part in parts for piece in (pause, part)])

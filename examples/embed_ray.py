@@ -3,10 +3,10 @@
     pip install -e ".[corpus]" "ray[data]"    # from a package index: pip install "ecapa-jax[corpus]" "ray[data]"
     python examples/embed_ray.py MANIFEST -o DIR [--model BUNDLE] [--workers 2] [--address CLUSTER]
 
-Without --address Ray starts on this machine. Every worker is a process that loads the model once and embeds batch after
-batch; on a cluster, recordings and model must be at the same paths on all machines. DIR gets Parquet files with id,
-embedding, seconds and error. A failed batch is done again by Ray; unlike `ecapa-jax embed --manifest`, a run that ends
-early starts from the beginning.
+Without --address, Ray starts on this machine. Every worker is a process that loads the model once and embeds batch
+after batch. On a cluster, recordings and model must have the same paths on all machines. The script writes Parquet
+files with id, embedding, seconds and error to DIR. Ray repeats failed batches. Unlike with `ecapa-jax embed
+--manifest`, an interrupted run starts from the beginning.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ecapa_jax.corpus.shard import ShardEmbedder
 
 
 class Embedder(ShardEmbedder):
-    """ShardEmbedder with Arrow types, the same for a batch in which every recording is good or bad."""
+    """A ShardEmbedder that returns Arrow tables with the same types, even if all recordings of a batch are bad."""
 
     def __call__(self, batch: dict) -> pa.Table:
         rows = super().__call__(batch)
@@ -54,7 +54,7 @@ def main() -> None:
     if arguments.address:
         ray.init(address=arguments.address)
     else:
-        ray.init(num_cpus=arguments.workers + 1, include_dashboard=False)  # one to read and write
+        ray.init(num_cpus=arguments.workers + 1, include_dashboard=False)  # one CPU reads and writes
     model = os.path.abspath(arguments.model) if arguments.model else None
     (
         ray.data.from_arrow(manifest.table)

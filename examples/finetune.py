@@ -3,10 +3,10 @@
     pip install -e ".[train]"    # from a package index: pip install "ecapa-jax[train]"
     python examples/finetune.py SPEECH -o RUN [--model BUNDLE] [--steps 500]
 
-SPEECH has one folder for each speaker. RUN gets the checked list of utterances, the checkpoints and, at the end, the
-bundle of the new model. If the run is interrupted, the same command continues it. All weights are trained, with a small
-learning rate, under a new classifier of your speakers. A threshold of the old model does not fit the new one: set one
-with `ecapa-jax threshold`.
+SPEECH has one folder for each speaker. The script writes the checked list of utterances, the checkpoints and, at the
+end, the bundle of the new model to RUN. If the run is interrupted, the same command continues it. All weights are
+trained with a small learning rate and a new classifier for your speakers. The threshold of the old model does not fit
+the new model, so set one with `ecapa-jax threshold`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from ecapa_jax.train.data.prepare import prepare
 from ecapa_jax.train.loop import train
 
 
-class Printed:
-    """Tells of the run in lines."""
+class PrintedProgress:
+    """Prints the progress of the run line by line."""
 
     def note(self, text: str) -> None:
         print(text)
@@ -42,7 +42,7 @@ class Printed:
 
 
 def main() -> None:
-    """Prepares the data, trains, and prints where the model is."""
+    """Prepares the data, trains, and prints the path of the model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("speech", type=Path, help="a folder with one folder a speaker")
     parser.add_argument("-o", "--out", type=Path, required=True)
@@ -63,11 +63,11 @@ def main() -> None:
         data=DataConfig(
             manifest=str(manifest),
             sampler="speakers",
-            batch_size=min(32, n_speakers),  # by speaker, no speaker is twice in a batch
+            batch_size=min(32, n_speakers),  # a batch drawn by speaker has no speaker twice
             crop_seconds=arguments.crop_seconds,
             cache_gigabytes=1.0,
         ),
-        augment=AugmentConfig(probability=0.5, rooms=64),  # noise and rooms are generated
+        augment=AugmentConfig(probability=0.5, rooms=64),  # generated noise and rooms
         loss=LossConfig(margin=0.2),
         optim=OptimConfig(
             name="adamw", peak=1e-4, floor=1e-6, warmup=arguments.steps / 10, weight_decay=0.02, clip_norm=5.0
@@ -75,7 +75,7 @@ def main() -> None:
         run=RunConfig(length=arguments.steps, log_every=min(10, arguments.steps), save_every=100),
         start=StartConfig(bundle=str(bundle)),
     )
-    result = train(config, arguments.out / "run", Printed())
+    result = train(config, arguments.out / "run", PrintedProgress())
     print(f"trained {result.step} steps: {result.bundle}")
 
 

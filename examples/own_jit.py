@@ -1,9 +1,9 @@
-"""Scores every pair of some recordings in one compiled function of your own.
+"""Scores every pair of recordings in one compiled function of your own.
 
     python examples/own_jit.py a.wav b.wav ... [--model BUNDLE]
 
-The model is a configuration and a dict of arrays; `ecapa_jax.embed` is a pure function of them. Here it stands between
-a step of our own before it (level) and one after it (the score matrix), in one program.
+The model is a configuration and a dict of arrays, and `ecapa_jax.embed` is a pure function of them. This example
+combines it in one program with a step before it (level normalization) and a step after it (the score matrix).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     arguments = parser.parse_args()
 
     encoder = ecapa_jax.load(arguments.model)
-    config = encoder.config  # hashable, so that the function below may close over it
+    config = encoder.config  # hashable, so the function below may close over it
 
     @jax.jit
     def scores(variables: dict, waveforms: jax.Array, lengths: jax.Array) -> jax.Array:
@@ -36,7 +36,7 @@ def main() -> None:
 
     signals = [encoder.read(recording) for recording in arguments.recordings]
     lengths = np.array([len(signal) for signal in signals], np.int32)
-    waveforms = np.zeros((len(signals), max(lengths)), np.float32)  # what is beyond a length does not matter
+    waveforms = np.zeros((len(signals), max(lengths)), np.float32)  # samples beyond the length are ignored
     for row, signal in zip(waveforms, signals, strict=True):
         row[: len(signal)] = signal
     print(np.array2string(np.asarray(scores(encoder.variables, waveforms, lengths)), precision=2, suppress_small=True))

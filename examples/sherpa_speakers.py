@@ -1,7 +1,7 @@
-"""Enrols speakers and names one with sherpa-onnx alone: see --help.
+"""Enrols speakers and identifies one with sherpa-onnx, without ecapa-jax: see --help.
 
-The model is one of `ecapa-jax export BUNDLE --to onnx --input sherpa -o model.onnx`. The same calls exist in C++, C#,
-Go, Java, Kotlin, Swift, Dart and more; Android and iOS included.
+`ecapa-jax export BUNDLE --to onnx --input sherpa -o model.onnx` writes the model. sherpa-onnx has the same calls in
+C++, C#, Go, Java, Kotlin, Swift, Dart and other languages, also on Android and iOS.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import soundfile
 def embed(extractor: sherpa_onnx.SpeakerEmbeddingExtractor, path: str) -> list[float]:
     samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     stream = extractor.create_stream()
-    stream.accept_waveform(rate, np.ascontiguousarray(samples[:, 0]))  # it resamples to the model's rate
+    stream.accept_waveform(rate, np.ascontiguousarray(samples[:, 0]))  # sherpa-onnx resamples to the model's rate
     stream.input_finished()
     assert extractor.is_ready(stream), f"{path} is too short"
     return extractor.compute(stream)

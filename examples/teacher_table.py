@@ -1,11 +1,11 @@
-"""Makes a teacher's table with a PyTorch model: the embeddings of every view, for `ecapa-jax train distil`.
+"""Makes a table of a PyTorch teacher's embeddings of every view, for `ecapa-jax train distil`.
 
     ecapa-jax views distil -o views -n 48000 --set data.manifest=data/manifest.parquet --set augment.probability=0.5
     python examples/teacher_table.py views campplus_cn_en_common.pt -o table.parquet
     ecapa-jax train distil -o run --set data.manifest=views/manifest.parquet --set teacher.embeddings=table.parquet
 
-The teacher here is 3D-Speaker's CAM++ (needs torch and `pip install --no-deps speakerlab`). Any model does: replace
-`load_teacher`, whose result takes 16 kHz waveforms [batch, samples] and gives embeddings [batch, D].
+The teacher is 3D-Speaker's CAM++ (it needs torch and `pip install --no-deps speakerlab`). To use another model, replace
+`load_teacher`, which returns a function from 16 kHz waveforms [batch, samples] to embeddings [batch, D].
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
         batch = [read(arguments.views, row) for row in rows[first : first + BATCH]]
         if len({len(waveform) for waveform in batch}) == 1:
             embeddings += list(teacher(np.stack(batch)))
-        else:  # recordings of different lengths, one by one
+        else:  # recordings have different lengths
             embeddings += [teacher(waveform[None])[0] for waveform in batch]
         print(f"\r{len(embeddings)} of {len(rows)}", end="", flush=True)
     columns = {"id": [row["id"] for row in rows], "variant": [row["variant"] or "" for row in rows]}
@@ -49,13 +49,13 @@ def main() -> None:
 
 
 def read(folder: Path, row: dict) -> np.ndarray:
-    """The samples of a manifest's row, float32 in [-1, 1]."""
+    """Returns the samples of a manifest's row as float32 in [-1, 1]."""
     waveform, _ = soundfile.read(folder / row["path"], dtype="float32", start=row["start"], frames=row["samples"])
     return waveform
 
 
 def load_teacher(weights: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """CAM++ with the features it was trained on: Kaldi's log-mel filterbank, less its mean over time."""
+    """Returns CAM++ with its training features: Kaldi's log-mel filterbank minus its mean over time."""
     import torch
     from speakerlab.models.campplus.DTDNN import CAMPPlus
 

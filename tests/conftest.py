@@ -1,5 +1,8 @@
-"""Makes `helpers` importable (pytest's importlib mode leaves sys.path alone) and hypothesis safe from speechbrain; has
-no program compiled twice in a process, nor a process that compiles thousands run out of memory maps.
+"""Fixtures and hooks for all tests.
+
+This file makes `helpers` importable (pytest's importlib mode does not change sys.path) and keeps hypothesis from
+importing speechbrain's optional dependencies. It shares compiled programs between the workers of a run, and clears
+JAX's caches before a worker that compiles thousands of programs runs out of memory maps.
 """
 
 import gc
@@ -15,12 +18,12 @@ sys.path.insert(0, str(TESTS))
 
 THOROUGH = (
     "bench",
-    "cli/test_whiten.py::test_the_network_takes_the_whitening_up",
+    "cli/test_whiten.py::test_whitening_is_merged_into_the_network",
     "convert/addresses/test_processes.py",
     "convert/test_export.py",
     "convert/test_footprint.py",
     "convert/test_reader_fuzz.py",
-    "convert/test_rules.py::test_the_table_is_total_and_its_inverse_gives_back_every_bit",
+    "convert/test_rules.py::test_rules_cover_every_leaf_and_invert_bit_for_bit",
     "convert/test_shared_golden.py",
     "convert/test_torch_zip_hostile.py",
     "corpus/test_cli.py::test_sigterm_saves_the_state_and_exits_with_75",
@@ -36,28 +39,28 @@ THOROUGH = (
     "serve/test_page_talk.py",
     "serve/test_schema.py",
     "serve/test_server.py::test_concurrent_requests_share_batches_and_are_exact",
-    "test_bundle.py::test_any_number_of_devices_reads_what_any_other_wrote",
+    "test_bundle.py::test_bundle_loads_on_another_number_of_devices",
     "test_dist.py",
-    "test_encoder.py::test_200_lengths_compile_no_more_than_there_are_buckets",
-    "test_encoder.py::test_the_packaged_model_loads_without_a_warning",
+    "test_encoder.py::test_200_lengths_compile_one_program_per_bucket",
+    "test_encoder.py::test_packaged_model_loads_without_a_warning",
     "test_fbank.py",
     "test_fold.py",
-    "test_functional.py::test_eight_devices_give_one_devices_embeddings",
+    "test_functional.py::test_eight_devices_give_the_embeddings_of_one_device",
     "test_functional.py::test_export_lowers_for_cpu_cuda_and_tpu",
-    "test_functional.py::test_float32_in_a_padded_batch_is_within_the_bounds[speechbrain]",
-    "test_functional.py::test_gradients_reach_the_samples_and_not_the_padding",
-    "test_functional.py::test_init_is_abstracts_shape_and_a_working_model",
-    "test_functional.py::test_shard_map",
-    "test_functional.py::test_vmap_is_the_batch",
-    "test_functional.py::test_waveform_padding_and_batch_mates_change_nothing[speechbrain]",
+    "test_functional.py::test_float32_embedding_in_a_padded_batch_is_within_the_bounds[speechbrain]",
+    "test_functional.py::test_gradients_are_zero_in_the_padding_and_finite",
+    "test_functional.py::test_init_has_the_shapes_of_abstract_and_gives_finite_embeddings",
+    "test_functional.py::test_shard_map_equals_the_batch",
+    "test_functional.py::test_vmap_equals_the_batch",
+    "test_functional.py::test_padding_and_other_rows_do_not_change_the_embedding[speechbrain]",
     "test_golden_families.py",
     "test_long.py",
     "test_memory.py",
     "test_mutations.py",
     "test_network.py",
     "test_programs.py",
-    "test_programs.py::test_another_model_dtype_or_shape_has_its_own_program",
-    "test_scorer.py::test_two_views_from_recordings",
+    "test_programs.py::test_other_config_dtype_or_shape_compiles_another_program",
+    "test_scorer.py::test_embed_views_equals_embeddings_of_single_views",
     "test_windows.py",
     "train/test_augment.py",
     "train/test_cluster.py",
@@ -67,23 +70,23 @@ THOROUGH = (
     "train/test_mesh.py",
     "train/test_plan.py",
     "train/test_processes.py",
-    "vad/test_network.py::test_a_recording_in_a_padded_batch_has_the_probabilities_it_has_alone",
-    "vad/test_network.py::test_jit_vmap_and_grad_go_through",
-    "vad/test_silence.py::test_embeddings_are_those_of_what_was_cut",
+    "vad/test_network.py::test_padded_batch_does_not_change_the_probabilities",
+    "vad/test_network.py::test_jit_vmap_and_grad_work",
+    "vad/test_silence.py::test_embeddings_equal_those_of_the_cut_recording",
 )
-"""Files, folders and tests that `make test` leaves to `make test-all`; a test can also carry the marker itself.
+"""Files, folders and tests that `make test` skips and `make test-all` runs; a test can also carry the marker itself.
 
-Whatever they examine is examined by a quicker test, too, if less deeply: features and network by the golden values,
-exact batches by one family, training by a run that is killed.
+For each of them, a quicker test covers the same code less deeply: the golden values test features and network, one
+family tests that batches are exact, and a run that is killed tests training.
 """
 ALWAYS = (
-    "test_chunks_give_what_the_whole_gives[3dspeaker]",
-    "test_folded_equals_unfold_and_multiply[3dspeaker]",
-    "test_killed_in_the_middle_of_a_save",
-    "test_the_next_encoder_compiles_nothing",
+    "test_chunked_embedding_equals_one_pass[3dspeaker]",
+    "test_folded_embeddings_equal_unfolded_ones[3dspeaker]",
+    "test_run_killed_during_a_save_resumes_exactly",
+    "test_second_encoder_uses_kept_programs",
 )
-"""Tests of those files that `make test` runs all the same, so that it reaches every module: a training run that is
-killed, a long recording, folded variables, kept programs."""
+"""Tests in those files that `make test` runs nevertheless, so that it reaches every module: a training run that is
+killed, a long recording, folded variables, and compiled programs that are kept on disk."""
 
 FIRST = (
     "train/test_faults.py",
@@ -99,7 +102,7 @@ FIRST = (
     "test_fold.py",
     "test_programs.py",
 )
-"""The files that take longest. A worker takes a whole file, so the last files must be short for all to end together."""
+"""The slowest files, which run first. A worker runs whole files, so the last files must be short to end together."""
 
 
 def _is_thorough(item: pytest.Item) -> bool:
@@ -128,18 +131,18 @@ def pytest_runtest_setup() -> None:
 
 
 def _forget_lazy_modules() -> None:
-    """speechbrain leaves modules that import optional packages when touched; hypothesis touches whatever is loaded."""
+    """Removes speechbrain's lazy modules, which import optional packages when hypothesis reads their attributes."""
     for name, module in list(sys.modules.items()):
         if type(module).__module__ == "speechbrain.utils.importutils":
             del sys.modules[name]
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Compiling is most of a run's time: what one worker has compiled, the others read.
+def _share_compiled_programs(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Lets the workers of a run share compiled programs, because compiling takes most of the run's time.
 
-    The folder belongs to this run, because JAX writes its files in place, and a run that is killed may leave half a
-    file. With a largest size given, JAX locks the folder while it reads and writes.
+    Each run has its own folder: JAX writes files in place, so a run that is killed may leave a partial file. JAX locks
+    the folder while it reads and writes because a maximum size is set.
     """
     import jax
 
@@ -153,15 +156,18 @@ def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture
 def every_sound_is_speech(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets the sounds that tests make pass as speech."""
+    """Makes the speech gate accept the synthetic sounds that tests generate."""
     from ecapa_jax.vad import gate
 
     monkeypatch.setattr(gate, "_speaks", lambda *_: True)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _few_memory_maps() -> Iterator[None]:
-    """Linux gives a process 65 530 maps; each compiled program takes some, and past the last the compiler crashes."""
+def _limit_memory_maps() -> Iterator[None]:
+    """Clears JAX's caches after a module if the process has many memory maps.
+
+    Linux allows a process 65 530 maps. Each compiled program uses some, and the compiler crashes when none are left.
+    """
     yield
     maps = Path("/proc/self/maps")
     if "jax" in sys.modules and maps.exists() and maps.read_bytes().count(b"\n") > 30_000:

@@ -1,4 +1,4 @@
-"""Every source, dtype, channel and rate from which a waveform can come."""
+"""Tests of `load_audio` with every source, dtype, channel and sample rate."""
 
 import io
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from ecapa_jax.audio import decoding, files
 from ecapa_jax.audio.load import is_silent, name_of
-from helpers.sounds import COMPLETE, RATE, encode, load, refuse_unchecked, refused, sound
+from helpers.sounds import COMPLETE, RATE, assert_refused, assert_refused_without_type_checks, encode, load, sound
 
 # Decoding
 
@@ -40,7 +40,7 @@ from helpers.sounds import COMPLETE, RATE, encode, load, refuse_unchecked, refus
         ("MP3", "MPEG_LAYER_III", 0.1),
     ],
 )
-def test_formats(kind, subtype, error):
+def test_file_formats_decode_to_the_original_samples(kind, subtype, error):
     x = sound()
     y = load(encode(x, kind, subtype))
     assert y.dtype == np.float32
@@ -57,7 +57,7 @@ def test_integer_files_are_divided_by_their_full_range():
 
 
 @pytest.mark.parametrize("name", ["a.wav", "unknown", "a.raw", "ünï cödé.wav", "a.mp3"])
-def test_a_path_and_its_contents_agree(tmp_path, name):
+def test_path_bytes_and_file_object_give_equal_samples(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(encode(sound()))
     expected = load(path.read_bytes())
@@ -68,7 +68,7 @@ def test_a_path_and_its_contents_agree(tmp_path, name):
     np.testing.assert_array_equal(load(io.BytesIO(path.read_bytes())), expected)
 
 
-def test_a_pipe_of_the_shell():
+def test_named_pipe_is_read():
     output, feed = os.pipe()
     with os.fdopen(output, "rb"), os.fdopen(feed, "wb") as sink:
         sink.write(encode(sound(0.1)))
@@ -79,7 +79,7 @@ def test_a_pipe_of_the_shell():
 @pytest.mark.parametrize(
     ("kind", "channels"), [("WAV", 2), ("WAV", 5), ("FLAC", 2), ("FLAC", 5), ("OGG", 2), ("OGG", 5), ("MP3", 2)]
 )
-def test_channels_of_files(kind, channels):
+def test_channel_option_selects_or_averages_file_channels(kind, channels):
     x = sound(channels=channels)
     data = encode(x, kind)
     assert np.corrcoef(load(data), x[:, 0])[0, 1] > 0.99
@@ -87,21 +87,21 @@ def test_channels_of_files(kind, channels):
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
-def test_blocks_join_without_a_seam(monkeypatch, kind):
+def test_block_size_does_not_change_the_samples(monkeypatch, kind):
     data = encode(sound(channels=2), kind)
     expected = load(data, channel="mean")
     monkeypatch.setattr(decoding, "_BLOCK", 2001)
     np.testing.assert_array_equal(load(data, channel="mean"), expected)
 
 
-def test_decoding_from_threads():
+def test_decoding_in_threads_equals_sequential_decoding():
     sources = [encode(sound(0.5), kind) for kind in ("MP3", "OGG", "FLAC", "WAV")] * 6
     with ThreadPoolExecutor(8) as pool:
         for got, expected in zip(pool.map(load, sources), map(load, sources), strict=True):
             np.testing.assert_array_equal(got, expected)
 
 
-def test_the_audio_libraries_are_imported_late():
+def test_import_does_not_load_audio_libraries():
     names = "{'soundfile', 'soxr', 'librosa'}"
     code = f"import sys, ecapa_jax.audio.load; assert not {names} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -123,7 +123,7 @@ def test_the_audio_libraries_are_imported_late():
         (np.float64, [0.1, -0.25, 2], [np.float32(0.1), -0.25, 2]),
     ],
 )
-def test_array_dtypes(dtype, values, expected):
+def test_array_dtypes_are_scaled_to_float32(dtype, values, expected):
     for array in (np.array(values, dtype), np.array([values, values], dtype).T):
         y = load(array)
         assert y.dtype == np.float32
@@ -133,17 +133,17 @@ def test_array_dtypes(dtype, values, expected):
 @pytest.mark.parametrize(
     "dtype", [bool, np.int64, np.uint16, np.uint32, np.uint64, np.complex64, object, "U1", jnp.bfloat16]
 )
-def test_refused_dtypes(dtype):
-    refused(np.zeros(100, dtype), "int8, int16, int32, uint8 or a float")
+def test_unsupported_dtypes_are_refused(dtype):
+    assert_refused(np.zeros(100, dtype), "int8, int16, int32, uint8 or a float")
 
 
-def test_jax_arrays():
+def test_jax_arrays_are_accepted():
     x = sound(0.1)
     np.testing.assert_array_equal(load(jnp.asarray(x)), x)
     np.testing.assert_array_equal(load(jnp.asarray(x), sample_rate=8000), load(x, sample_rate=8000))
 
 
-def test_array_channels():
+def test_channel_option_selects_or_averages_array_channels():
     x = sound(0.1, channels=3)
     np.testing.assert_array_equal(load(x), x[:, 0])
     np.testing.assert_allclose(load(x, channel="mean"), x.mean(axis=1), atol=1e-7)
@@ -168,31 +168,31 @@ def test_array_channels():
         (np.array([1e300, 0.0]), "divide by 32768"),
     ],
 )
-def test_refused_arrays(array, match):
-    refused(array, match)
+def test_invalid_arrays_are_refused(array, match):
+    assert_refused(array, match)
 
 
-def test_an_array_that_numpy_cannot_read():
+def test_array_that_numpy_can_not_convert_is_refused():
     class Tensor:
         def __array__(self, dtype=None, copy=None):
             raise RuntimeError("needs grad\ncall detach")
 
-    assert "needs grad call detach" in refused(Tensor(), "NumPy array")
+    assert "needs grad call detach" in assert_refused(Tensor(), "NumPy array")
 
 
-def test_the_other_channels_may_be_bad():
+def test_nan_in_an_unused_channel_is_ignored():
     x = sound(0.1, channels=2)
     x[:, 1] = np.nan
     np.testing.assert_array_equal(load(x), x[:, 0])
-    refused(x, "sample 0 is nan", channel="mean")
+    assert_refused(x, "sample 0 is nan", channel="mean")
 
 
 @pytest.mark.parametrize("source", [[0.1, 0.2], None, 3, {"file": "a.wav"}, ("a.wav",)])
 def test_other_types_are_refused(source):
-    refuse_unchecked(source, r"numpy\.asarray")
+    assert_refused_without_type_checks(source, r"numpy\.asarray")
 
 
-def test_is_silent():
+def test_is_silent_for_constant_and_empty_waveforms():
     assert is_silent(np.zeros(10, np.float32))
     assert is_silent(np.full(10, 0.25, np.float32))
     assert is_silent(np.zeros(0, np.float32))
@@ -204,7 +204,7 @@ def test_is_silent():
 
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000, 192000])
 @pytest.mark.parametrize("target", [8000, 16000])
-def test_resampling_keeps_a_tone(rate, target):
+def test_resampling_preserves_a_tone(rate, target):
     def tone(at):
         time = np.arange(at) / at
         return (0.5 * np.sin(2 * np.pi * 440 * time) * np.sin(np.pi * time) ** 2).astype(np.float32)
@@ -216,13 +216,13 @@ def test_resampling_keeps_a_tone(rate, target):
     np.testing.assert_array_equal(from_file, y)
 
 
-def test_no_alias_is_heard():
+def test_resampling_removes_frequencies_above_nyquist():
     time = np.arange(48000) / 48000
     high = np.sin(2 * np.pi * 11000 * time).astype(np.float32)
     assert np.abs(load(high, sample_rate=48000)[200:-200]).max() < 1e-4
 
 
-def test_the_rate_of_an_array():
+def test_sample_rate_of_an_array():
     x = sound(0.1)
     np.testing.assert_array_equal(load(x, sample_rate=RATE), x)
     np.testing.assert_array_equal(load(x), x)
@@ -230,68 +230,68 @@ def test_the_rate_of_an_array():
 
 
 @pytest.mark.parametrize("rate", [0, -16000, 99, 1_000_001])
-def test_refused_rates(rate):
-    refused(sound(0.1), f"sample rate {rate} Hz is outside", sample_rate=rate)
-    refused(sound(0.1), "target_rate: sample rate", sample_rate=RATE, target_rate=rate)
+def test_sample_rates_out_of_range_are_refused(rate):
+    assert_refused(sound(0.1), f"sample rate {rate} Hz is outside", sample_rate=rate)
+    assert_refused(sound(0.1), "target_rate: sample rate", sample_rate=RATE, target_rate=rate)
 
 
-def test_refused_rate_of_a_file():
-    refused(encode(sound(0.1), rate=50), "sample rate 50 Hz")
-    refused(encode(sound(0.1), rate=2_000_000), "sample rate 2000000 Hz")
+def test_file_with_sample_rate_out_of_range_is_refused():
+    assert_refused(encode(sound(0.1), rate=50), "sample rate 50 Hz")
+    assert_refused(encode(sound(0.1), rate=2_000_000), "sample rate 2000000 Hz")
 
 
-def test_too_few_samples_to_resample():
-    refused(np.zeros(1, np.float32), "too short", sample_rate=192000, target_rate=8000)
+def test_waveform_too_short_to_resample_is_refused():
+    assert_refused(np.zeros(1, np.float32), "too short", sample_rate=192000, target_rate=8000)
 
 
-# Files that are not audio
+# Invalid files
 
 
-def test_bad_paths(tmp_path):
+def test_invalid_paths_are_refused(tmp_path):
     for missing in (tmp_path / "no.wav", str(tmp_path / "no.wav")):
-        assert refused(missing, "no such file").startswith(f"{missing}: ")
-    refused(tmp_path, "is a directory")
-    refused("a\0.wav", "null")
-    refused("x" * 5000, "can't be read")
+        assert assert_refused(missing, "no such file").startswith(f"{missing}: ")
+    assert_refused(tmp_path, "is a directory")
+    assert_refused("a\0.wav", "null")
+    assert_refused("x" * 5000, "can't be read")
 
 
-def test_bad_contents(tmp_path):
+def test_invalid_file_contents_are_refused(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(b"")
-    assert refused(path, "is empty").startswith(f"{path}: ")
+    assert assert_refused(path, "is empty").startswith(f"{path}: ")
     path.write_text("This is not a sound, whatever its name says.\n" * 50)
-    assert refused(path, "is not audio").startswith(f"{path}: ")
-    refused(b"", "bytes: is empty")
-    refused(bytes(1000), "is not audio")
-    refused(encode(np.array([0, np.nan, 0], np.float32), subtype="FLOAT"), "sample 1 is nan")
-    refused(encode(sound(0.1) * 32768, subtype="FLOAT"), "divide by 32768")
+    assert assert_refused(path, "is not audio").startswith(f"{path}: ")
+    assert_refused(b"", "bytes: is empty")
+    assert_refused(bytes(1000), "is not audio")
+    assert_refused(encode(np.array([0, np.nan, 0], np.float32), subtype="FLOAT"), "sample 1 is nan")
+    assert_refused(encode(sound(0.1) * 32768, subtype="FLOAT"), "divide by 32768")
     assert load(encode(sound(0.1) * 20, subtype="FLOAT")).max() > 1
 
 
-def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
-    def no_entry(*args):
+def test_file_without_read_permission_is_refused(tmp_path, monkeypatch):
+    def deny_access(*args):
         raise PermissionError(13, "Permission denied")
 
     (tmp_path / "a.wav").write_bytes(COMPLETE["wav"])
-    monkeypatch.setattr(files, "open", no_entry, raising=False)  # the real thing would not stop root
-    assert refused(tmp_path / "a.wav", "permission denied").startswith(f"{tmp_path / 'a.wav'}: ")
+    monkeypatch.setattr(files, "open", deny_access, raising=False)  # root may read files without permission
+    assert assert_refused(tmp_path / "a.wav", "permission denied").startswith(f"{tmp_path / 'a.wav'}: ")
 
 
-def test_bad_file_objects(tmp_path):
+def test_invalid_file_objects_are_refused(tmp_path):
     path = tmp_path / "a.wav"
     path.write_bytes(COMPLETE["wav"])
     with path.open(encoding="utf-8") as file:
-        refuse_unchecked(file, "binary file")
+        assert_refused_without_type_checks(file, "binary file")
     with path.open("ab") as file:
-        refuse_unchecked(file, "binary file")
-    refuse_unchecked(file, "binary file")
-    refuse_unchecked(io.StringIO("RIFF"), "can't take audio from str")
+        assert_refused_without_type_checks(file, "binary file")
+    assert_refused_without_type_checks(file, "binary file")
+    assert_refused_without_type_checks(io.StringIO("RIFF"), "can't take audio from str")
 
 
-# Names
+# Names of sources in messages
 
 
-def test_name_of(tmp_path):
+def test_name_of_removes_credentials_and_queries(tmp_path):
     assert name_of("a/b.wav") == "a/b.wav"
     assert name_of(Path("a/b.wav")) == "a/b.wav"
     assert name_of("https://me:secret@host:81/a.wav?token=secret#x") == "https://host:81/a.wav"

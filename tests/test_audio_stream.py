@@ -1,4 +1,4 @@
-"""Long recordings read as a stream: the samples of load_audio to the bit, and nothing held."""
+"""Tests of `open_audio`: a stream has exactly the samples of `load_audio`, and its memory does not grow."""
 
 import os
 import tracemalloc
@@ -15,14 +15,14 @@ from helpers.av_files import encoded, tone
 from helpers.sounds import COMPLETE, RATE, encode, sound
 
 
-def opened(source, longest=0.3, **options):
+def open_and_load(source, longest=0.3, **options):
     options = {"sample_rate": None, "target_rate": RATE, "channel": "first", **options}
     return open_audio(source, longest=longest, **options), load_audio(source, **options)
 
 
-def agree(source, **options):
-    """That the stream gives what load_audio gives, each time it is read."""
-    stream, expected = opened(source, **options)
+def check_stream_equals_load(source, **options):
+    """Checks that the stream has the samples of `load_audio` every time it is read."""
+    stream, expected = open_and_load(source, **options)
     assert isinstance(stream, LongAudio)
     for _ in range(2):
         blocks = list(stream)
@@ -39,20 +39,20 @@ def small_blocks(monkeypatch):
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("kind", COMPLETE)
-def test_formats(tmp_path, kind):
+def test_file_formats(tmp_path, kind):
     path = tmp_path / "recording"
     path.write_bytes(COMPLETE[kind])
-    agree(path)
-    agree(path.read_bytes())
+    check_stream_equals_load(path)
+    check_stream_equals_load(path.read_bytes())
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
-def test_resampled_as_a_stream(tmp_path, rate):
+def test_resampled_stream_equals_load(tmp_path, rate):
     path = tmp_path / "a.flac"
     path.write_bytes(encode(sound(1.3, rate, 2), "FLAC", rate=rate))
-    agree(path)
-    agree(str(path), channel="mean")
+    check_stream_equals_load(path)
+    check_stream_equals_load(str(path), channel="mean")
     with path.open("rb") as file:
         stream = open_audio(file, sample_rate=None, target_rate=RATE, channel="first", longest=0.3)
     np.testing.assert_array_equal(
@@ -62,13 +62,13 @@ def test_resampled_as_a_stream(tmp_path, rate):
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize(("container", "codec"), [("ipod", "aac"), ("matroska", "aac")])
-def test_what_pyav_decodes(container, codec):
-    agree(encoded(tone(channels=2), container, codec), channel="mean")
+def test_formats_decoded_by_pyav(container, codec):
+    check_stream_equals_load(encoded(tone(channels=2), container, codec), channel="mean")
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_a_pipe_of_the_shell():
-    """It can be read once, a stream any number of times."""
+def test_pipe_can_be_streamed_twice():
+    """A pipe can be read only once, but a stream must be readable any number of times."""
     output, feed = os.pipe()
     with os.fdopen(output, "rb"):
         with os.fdopen(feed, "wb") as sink:
@@ -81,21 +81,21 @@ def test_a_pipe_of_the_shell():
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("dtype", ["int16", "uint8", "float32", "float64"])
-def test_arrays(dtype):
+def test_array_stream_equals_load(dtype):
     samples = sound(1.0, channels=2)
     scaled = samples if dtype.startswith("float") else np.clip(samples * 127 + 128 * (dtype == "uint8"), 0, 255)
-    agree(scaled.astype(dtype), sample_rate=44100, channel="mean")
+    check_stream_equals_load(scaled.astype(dtype), sample_rate=44100, channel="mean")
 
 
-def test_what_is_short_is_held():
-    found, expected = opened(COMPLETE["wav"], longest=1.0)
+def test_short_recording_is_returned_as_an_array():
+    found, expected = open_and_load(COMPLETE["wav"], longest=1.0)
     np.testing.assert_array_equal(found, expected)
-    found, expected = opened(sound(), longest=1.0)
+    found, expected = open_and_load(sound(), longest=1.0)
     np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_what_is_wrong_late_is_found(tmp_path):
+def test_errors_late_in_a_recording_are_raised(tmp_path):
     samples = sound(2.0)
     samples[30000] = np.nan
     for source in (encode(samples, subtype="FLOAT"), samples):
@@ -114,20 +114,23 @@ def test_what_is_wrong_late_is_found(tmp_path):
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_silence_is_seen_at_the_end():
+def test_is_silent_is_known_after_the_stream_is_read():
     silent = np.full(RATE, 0.25, np.float32)
-    stream, _ = opened(silent)
+    stream, _ = open_and_load(silent)
     assert not stream.is_silent
     list(stream)
     assert stream.is_silent
     silent[-1] = 0
-    stream, _ = opened(silent)
+    stream, _ = open_and_load(silent)
     list(stream)
     assert not stream.is_silent
 
 
-def test_descriptors_of_a_stream_that_is_left(tmp_path):
-    """Left at its first block, an MP3's thread and pipe end too: warnings of what is not closed are errors here."""
+def test_unfinished_iteration_releases_thread_and_pipe(tmp_path):
+    """If iteration stops at the first block, the MP3 decoder's thread and pipe are closed.
+
+    Warnings about unclosed resources are errors in this test suite.
+    """
     path = tmp_path / "a.mp3"
     path.write_bytes(encode(sound(20.0), "MP3"))
     for _ in range(3):
@@ -138,8 +141,8 @@ def test_descriptors_of_a_stream_that_is_left(tmp_path):
         del stream
 
 
-def test_memory_of_a_long_file(tmp_path):
-    """Twenty minutes of 16 bits at 22.05 kHz: 53 MB in the file, 106 MB as floats."""
+def test_memory_is_bounded_for_a_long_file(tmp_path):
+    """The recording has 20 minutes of 16-bit samples at 22.05 kHz: 53 MB in the file, 106 MB as floats."""
     path = tmp_path / "long.wav"
     with soundfile.SoundFile(path, "w", 22050, 1, "PCM_16") as file:
         for _ in range(120):

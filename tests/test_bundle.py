@@ -32,11 +32,11 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def copy(saved, tmp_path):
+def bundle_copy(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "bundle")
 
 
-def test_every_part_comes_back(saved):
+def test_save_and_load_preserve_every_part(saved):
     loaded, given = load_bundle(saved), make()
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(loaded.variables))
     assert_same_leaves(jax.tree.map(np.asarray, loaded.variables), given.variables)
@@ -47,7 +47,7 @@ def test_every_part_comes_back(saved):
     assert_same_leaves(extra, {name: np.array(array, order="C") for name, array in given.source_extra.items()})
 
 
-def test_every_file_of_the_layout_is_there_and_anyone_may_read_it(saved):
+def test_bundle_has_every_file_with_default_permissions(saved):
     assert {path.name for path in saved.iterdir()} == FILES
     for path in (saved, *saved.rglob("*")):
         assert path.stat().st_mode & 0o777 == (0o755 if path.is_dir() else 0o644), path
@@ -58,7 +58,7 @@ def test_every_file_of_the_layout_is_there_and_anyone_may_read_it(saved):
     }
 
 
-def test_nothing_of_the_machine_is_in_a_bundle(saved):
+def test_bundle_contains_no_local_paths(saved):
     folder = saved.parent
     for path in contents(saved):
         data = (saved / path).read_bytes()
@@ -66,7 +66,7 @@ def test_nothing_of_the_machine_is_in_a_bundle(saved):
             assert secret.encode() not in data, path
 
 
-def test_a_small_model_has_a_small_bundle(tmp_path):
+def test_bundle_without_optional_parts_has_only_required_files(tmp_path):
     save_bundle(Bundle(config=CONFIG, variables=make().variables), tmp_path / "b")
     assert {path.name for path in (tmp_path / "b").iterdir()} == {"model.json", "checkpoint", "README.md"}
     loaded = load_bundle(tmp_path / "b")
@@ -74,11 +74,11 @@ def test_a_small_model_has_a_small_bundle(tmp_path):
     assert (loaded.parity, loaded.source, loaded.provenance) == ({}, {}, {})
 
 
-def test_kernels_may_be_stored_in_half(tmp_path, saved):
-    def half(leaf):
+def test_float16_kernels_load_as_float32(tmp_path, saved):
+    def to_float16(leaf):
         return leaf.astype(np.float16) if leaf.ndim == 3 else leaf
 
-    given = jax.tree.map(half, make().variables)
+    given = jax.tree.map(to_float16, make().variables)
     save_bundle(make(variables=given), tmp_path / "b")
     loaded = load_bundle(tmp_path / "b").variables
     assert_same_leaves(jax.tree.map(np.asarray, loaded), jax.tree.map(lambda leaf: leaf.astype(np.float32), given))
@@ -86,24 +86,24 @@ def test_kernels_may_be_stored_in_half(tmp_path, saved):
     assert size[0] < 0.8 * size[1]
 
 
-def test_a_moved_bundle_loads(copy, monkeypatch):
-    moved = copy.rename(copy.with_name("elsewhere"))
+def test_moved_bundle_loads(bundle_copy, monkeypatch):
+    moved = bundle_copy.rename(bundle_copy.with_name("elsewhere"))
     monkeypatch.chdir(moved)
     assert_same_leaves(jax.tree.map(np.asarray, load_bundle(".").variables), make().variables)
 
 
-def test_nothing_is_replaced_unless_asked(copy):
-    before = contents(copy)
+def test_existing_bundle_is_replaced_only_with_force(bundle_copy):
+    before = contents(bundle_copy)
     with pytest.raises(BundleError, match="exists: choose another output or pass --force"):
-        save_bundle(make(1), copy)
-    assert contents(copy) == before
-    save_bundle(make(1), copy, force=True)
-    assert_same_leaves(jax.tree.map(np.asarray, load_bundle(copy).variables), make(1).variables)
-    assert os.listdir(copy.parent) == ["bundle"]
+        save_bundle(make(1), bundle_copy)
+    assert contents(bundle_copy) == before
+    save_bundle(make(1), bundle_copy, force=True)
+    assert_same_leaves(jax.tree.map(np.asarray, load_bundle(bundle_copy).variables), make(1).variables)
+    assert os.listdir(bundle_copy.parent) == ["bundle"]
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "bundle with more in it", "dangling link"])
-def test_what_is_no_bundle_is_never_replaced(tmp_path, copy, kind):
+def test_target_that_is_not_a_bundle_is_never_replaced(tmp_path, bundle_copy, kind):
     target = tmp_path / "target"
     if kind == "file":
         target.write_text("precious")
@@ -112,7 +112,7 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path, copy, kind):
     elif kind == "dangling link":
         target.symlink_to(tmp_path / "nowhere")
     else:
-        copy.rename(target)
+        bundle_copy.rename(target)
         (target / "notes.txt").write_text("precious")
     before = contents(tmp_path)
     with pytest.raises(BundleError, match=r"is not a bundle|notes.txt, which does not belong") as error:
@@ -123,11 +123,11 @@ def test_what_is_no_bundle_is_never_replaced(tmp_path, copy, kind):
     assert contents(tmp_path) == before
 
 
-def test_an_empty_folder_and_a_half_written_bundle_may_be_replaced(tmp_path, copy):
+def test_force_replaces_an_empty_folder_and_a_partial_bundle(tmp_path, bundle_copy):
     (tmp_path / "empty").mkdir()
-    shutil.rmtree(copy / "checkpoint")
-    (copy / "model.json").write_text("")
-    for target in (tmp_path / "empty", copy):
+    shutil.rmtree(bundle_copy / "checkpoint")
+    (bundle_copy / "model.json").write_text("")
+    for target in (tmp_path / "empty", bundle_copy):
         assert load_bundle(save_bundle(make(), target, force=True)).config == CONFIG
 
 
@@ -137,8 +137,8 @@ class Stop(Exception):
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Stop(), KeyboardInterrupt()])
 @pytest.mark.parametrize("step", ["weights", "card", "first rename", "second rename"])
-def test_a_failure_leaves_the_old_bundle(copy, monkeypatch, step, error):
-    before, calls, rename = contents(copy.parent), [], Path.rename
+def test_failed_save_keeps_the_old_bundle(bundle_copy, monkeypatch, step, error):
+    before, calls, rename = contents(bundle_copy.parent), [], Path.rename
 
     def fail(*_):
         raise error
@@ -155,17 +155,17 @@ def test_a_failure_leaves_the_old_bundle(copy, monkeypatch, step, error):
         monkeypatch.setattr(bundle_module, "write_card", fail)
     else:
         monkeypatch.setattr(Path, "rename", fail_at)
-    told = BundleError if isinstance(error, OSError) else type(error)
-    with pytest.raises(told) as caught:
-        save_bundle(make(1), copy, force=True)
-    if told is BundleError:
-        assert str(caught.value) == f"{copy} can't be written: No space left on device"
+    expected_error = BundleError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected_error) as caught:
+        save_bundle(make(1), bundle_copy, force=True)
+    if expected_error is BundleError:
+        assert str(caught.value) == f"{bundle_copy} can't be written: No space left on device"
     monkeypatch.undo()
-    assert contents(copy.parent) == before
-    assert load_bundle(copy).config == CONFIG
+    assert contents(bundle_copy.parent) == before
+    assert load_bundle(bundle_copy).config == CONFIG
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+def test_full_disk_is_reported_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=1 << 30, free=3_100_000))
     with pytest.raises(BundleError) as error:
         checkpoint.save_variables(tmp_path / "c", {"params": {"x": np.zeros(1 << 20, np.float32)}})
@@ -174,8 +174,8 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_write_that_fails_leaves_nothing(tmp_path):
-    """Not even what Orbax writes after the error that it ends with: each of thirty arrays is too large."""
+def test_failed_write_leaves_no_files(tmp_path):
+    """Orbax keeps writing after the first error: all thirty arrays are above the size limit of the process."""
     code = (
         "import resource, sys, time; from pathlib import Path; import numpy as np\n"
         "from ecapa_jax.errors import BundleError; from ecapa_jax.bundle.checkpoint import save_variables\n"
@@ -191,7 +191,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_folder_that_may_not_be_written_to_is_told():
+def test_folder_without_write_permission_is_reported():
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o555)
@@ -221,7 +221,7 @@ save_bundle(dataclasses.replace(bundle, variables=variables), sys.argv[3])
 """
 
 
-def test_any_number_of_devices_reads_what_any_other_wrote(saved, tmp_path):
+def test_bundle_loads_on_another_number_of_devices(saved, tmp_path):
     source = saved
     for devices in (8, 2):
         target = tmp_path / str(devices)
@@ -233,7 +233,7 @@ def test_any_number_of_devices_reads_what_any_other_wrote(saved, tmp_path):
         source = target
 
 
-def test_the_card_says_what_the_model_is(saved, tmp_path):
+def test_model_card_describes_the_model(saved, tmp_path):
     text = (saved / "README.md").read_text()
     assert text.startswith("# x.bin\n")
     for line in (
@@ -256,20 +256,20 @@ def test_the_card_says_what_the_model_is(saved, tmp_path):
     assert not re.search("Published|Operating|Conversion", text)
 
 
-def test_values_that_json_can_not_hold_are_not_written(tmp_path):
+def test_values_that_json_can_not_represent_are_refused(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         save_bundle(make(parity={"error": float("nan")}), tmp_path / "b")
     assert os.listdir(tmp_path) == []
 
 
-def test_the_packaged_model_is_whole():
+def test_packaged_model_has_threshold_and_operating_points():
     bundle = load_bundle(default_bundle())
     assert bundle.scoring.threshold is not None
     assert any(point["threshold"] == bundle.scoring.threshold for point in bundle.operating_points)
     assert dataclasses.asdict(bundle.config)["fbank"]["sample_rate"] == 16000
 
 
-def test_the_log_of_orbax_is_back_afterwards(saved):
+def test_load_restores_the_log_level_of_orbax(saved):
     import logging
 
     load_bundle(saved)

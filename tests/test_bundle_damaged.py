@@ -16,58 +16,58 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def copy(saved, tmp_path):
+def bundle_copy(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "bundle")
 
 
-def refused(path):
+def load_error(path):
     with pytest.raises(BundleError) as error:
         load_bundle(path)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def truncated(data):
+def truncate(data):
     return data[: len(data) // 2]
 
 
-def flipped(data):
+def flip_byte(data):
     middle = len(data) // 2
     return data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :]
 
 
-DAMAGES = {"removed": None, "empty": lambda data: b"", "cut off": truncated, "flipped": flipped}
+DAMAGES = {"removed": None, "empty": lambda data: b"", "cut off": truncate, "flipped": flip_byte}
 NOT_READ = {"README.md", "source_extra.safetensors"}
 OPTIONAL = {"scoring.npz", "operating_points.json", "parity.json", "source.json"} | NOT_READ
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_named(copy, damage):
-    for name, data in contents(copy).items():
-        path = copy / name
+def test_error_names_the_damaged_file(bundle_copy, damage):
+    for name, data in contents(bundle_copy).items():
+        path = bundle_copy / name
         if DAMAGES[damage] is None:
             path.unlink()
         else:
             path.write_bytes(DAMAGES[damage](data))
         if str(name) in (OPTIONAL if damage == "removed" else NOT_READ):
-            assert load_bundle(copy).config == CONFIG
+            assert load_bundle(bundle_copy).config == CONFIG
         else:
-            message = refused(copy)
-            assert str(path) in message or (name.name == "model.json" and f"{copy} is not a whole" in message)
+            message = load_error(bundle_copy)
+            assert str(path) in message or (name.name == "model.json" and f"{bundle_copy} is not a whole" in message)
             assert "convert the model again" in message
         path.write_bytes(data)
-    shutil.rmtree(copy / "checkpoint")
-    assert f"{copy / 'checkpoint'}/" in refused(copy)
+    shutil.rmtree(bundle_copy / "checkpoint")
+    assert f"{bundle_copy / 'checkpoint'}/" in load_error(bundle_copy)
 
 
-def test_what_is_no_bundle_is_told(tmp_path):
-    assert "is not a bundle directory" in refused(tmp_path / "missing")
-    assert "no model.json" in refused(tmp_path)
+def test_path_without_a_bundle_is_refused(tmp_path):
+    assert "is not a bundle directory" in load_error(tmp_path / "missing")
+    assert "no model.json" in load_error(tmp_path)
     (tmp_path / "file").write_text("x")
-    assert "is not a bundle directory" in refused(tmp_path / "file")
+    assert "is not a bundle directory" in load_error(tmp_path / "file")
 
 
-def edit(path, change):
+def edit_json(path, change):
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
@@ -97,37 +97,37 @@ def edit(path, change):
         (lambda d: d.update(checkpoint=["d/1"]), "checkpoint names no files"),
     ],
 )
-def test_a_model_file_of_another_kind_is_refused(copy, change, words):
-    edit(copy / "model.json", change)
-    message = refused(copy)
-    assert message.startswith(str(copy / "model.json"))
+def test_invalid_model_json_is_refused(bundle_copy, change, words):
+    edit_json(bundle_copy / "model.json", change)
+    message = load_error(bundle_copy)
+    assert message.startswith(str(bundle_copy / "model.json"))
     assert words in message
 
 
 @pytest.mark.parametrize("text", ["[]", "3", "null", "[" * 100_000])
 @pytest.mark.parametrize("name", ["model.json", "operating_points.json", "parity.json", "source.json"])
-def test_a_file_of_another_type_is_refused(copy, name, text):
+def test_json_file_of_the_wrong_type_is_refused(bundle_copy, name, text):
     text = "{}" if (name, text) == ("operating_points.json", "[]") else text
-    (copy / name).write_text(text)
-    assert f"{copy / name} is damaged" in refused(copy)
+    (bundle_copy / name).write_text(text)
+    assert f"{bundle_copy / name} is damaged" in load_error(bundle_copy)
 
 
 @pytest.mark.parametrize("points", [[3], [{}], [{**POINT, "far": "1 %"}], [{**POINT, "threshold": None}]])
-def test_operating_points_without_their_numbers_are_refused(copy, points):
-    (copy / "operating_points.json").write_text(json.dumps(points))
-    assert "lacks one of threshold, far, frr, trials" in refused(copy)
+def test_invalid_operating_points_are_refused(bundle_copy, points):
+    (bundle_copy / "operating_points.json").write_text(json.dumps(points))
+    assert "lacks one of threshold, far, frr, trials" in load_error(bundle_copy)
 
 
 @pytest.mark.parametrize(
     "mean", [np.zeros(5, np.float32), np.full(192, np.nan), np.zeros(192, int), np.full(192, "a"), np.zeros((192, 1))]
 )
-def test_a_mean_that_does_not_fit_is_refused(copy, mean):
-    np.savez(copy / "scoring.npz", embedding_mean=mean)
-    assert f"{copy / 'scoring.npz'} holds no embedding mean of 192" in refused(copy)
-    np.savez(copy / "scoring.npz", other=mean)
-    assert f"{copy / 'scoring.npz'} holds an array other" in refused(copy)
-    np.savez(copy / "scoring.npz", embedding_mean=np.array([{}]))
-    assert "is damaged (ValueError: Object arrays" in refused(copy)
+def test_invalid_mean_embedding_is_refused(bundle_copy, mean):
+    np.savez(bundle_copy / "scoring.npz", embedding_mean=mean)
+    assert f"{bundle_copy / 'scoring.npz'} holds no embedding mean of 192" in load_error(bundle_copy)
+    np.savez(bundle_copy / "scoring.npz", other=mean)
+    assert f"{bundle_copy / 'scoring.npz'} holds an array other" in load_error(bundle_copy)
+    np.savez(bundle_copy / "scoring.npz", embedding_mean=np.array([{}]))
+    assert "is damaged (ValueError: Object arrays" in load_error(bundle_copy)
 
 
 ROWS = np.ones((3, 192), np.float32)
@@ -144,9 +144,9 @@ ROWS = np.ones((3, 192), np.float32)
         ({"cohort": ROWS * np.inf, "cohort_speakers": np.array(["a", "b", "c"])}, "no cohort of 3 x 192"),
     ],
 )
-def test_a_cohort_that_does_not_fit_is_refused(copy, arrays, words):
-    np.savez(copy / "scoring.npz", **arrays)
-    assert words in refused(copy)
+def test_invalid_cohort_is_refused(bundle_copy, arrays, words):
+    np.savez(bundle_copy / "scoring.npz", **arrays)
+    assert words in load_error(bundle_copy)
 
 
 CALIBRATION = {"offset": 1.0, "weight": 2.0, "measures": [], "measure_weights": []}
@@ -168,10 +168,10 @@ CALIBRATION = {"offset": 1.0, "weight": 2.0, "measures": [], "measure_weights": 
         ({"calibration": 1.0}, "scoring.calibration must be a table"),
     ],
 )
-def test_scoring_that_makes_no_sense_is_refused(copy, change, words):
-    edit(copy / "model.json", lambda document: document["scoring"].update(change))
-    message = refused(copy)
-    assert message.startswith(str(copy / "model.json"))
+def test_invalid_scoring_is_refused(bundle_copy, change, words):
+    edit_json(bundle_copy / "model.json", lambda document: document["scoring"].update(change))
+    message = load_error(bundle_copy)
+    assert message.startswith(str(bundle_copy / "model.json"))
     assert words in message
 
 
@@ -180,7 +180,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, value):
     variables = make().variables
     variables["params"]["mfa"]["conv"]["bias"][3] = value
     save_bundle(make(variables=variables), tmp_path / "b")
-    assert refused(tmp_path / "b").endswith("params/mfa/conv/bias holds NaN or infinity: convert the model again")
+    assert load_error(tmp_path / "b").endswith("params/mfa/conv/bias holds NaN or infinity: convert the model again")
 
 
 @pytest.mark.parametrize(
@@ -196,5 +196,5 @@ def test_weights_of_another_network_are_refused(tmp_path, change, words):
     variables = make().variables
     change(variables)
     save_bundle(make(variables=variables), tmp_path / "b")
-    assert f"{tmp_path / 'b' / 'checkpoint'} does not fit model.json" in refused(tmp_path / "b")
-    assert words in refused(tmp_path / "b")
+    assert f"{tmp_path / 'b' / 'checkpoint'} does not fit model.json" in load_error(tmp_path / "b")
+    assert words in load_error(tmp_path / "b")

@@ -1,4 +1,4 @@
-"""Calibration against scikit-learn and against what it minimises, and its refusals."""
+"""Tests of calibration: it equals scikit-learn's solution, minimizes Cllr, and refuses invalid input."""
 
 import jax
 import numpy as np
@@ -17,8 +17,11 @@ quick = settings(max_examples=40, deadline=None)
 COSTS = [Cost(p_target=0.5), Cost(p_target=0.01), Cost(p_target=0.05, c_miss=10.0)]
 
 
-def trials(seed, n_targets=300, n_others=900, spread=1.0):
-    """Cosine-like scores whose evidence falls with the shorter duration; labels; seconds and magnitudes of both."""
+def make_trials(seed, n_targets=300, n_others=900, spread=1.0):
+    """Returns scores, labels, and the durations and magnitudes of both recordings of each trial.
+
+    The scores are like cosines. They separate the trials less if the shorter recording is short.
+    """
     rng = np.random.default_rng(seed)
     labels = np.arange(n_targets + n_others) < n_targets
     seconds, magnitudes = (np.exp(rng.normal(at, 0.6, (2, len(labels)))) for at in (1.0, 3.0))
@@ -31,8 +34,8 @@ def columns(*measures):
     return np.concatenate([quality(*measure) for measure in measures], axis=1)
 
 
-def sklearn_fit(design, labels, cost, ridge=0.0):
-    """Offset and weights of the same objective, from an independent solver."""
+def fit_with_sklearn(design, labels, cost, ridge=0.0):
+    """Returns the offset and weights that scikit-learn finds for the same objective."""
     prior = cost.miss / (cost.miss + cost.false_alarm)
     share = np.where(labels, prior / labels.sum(), (1 - prior) / (~labels).sum())
     model = LogisticRegression(C=1 / ridge if ridge else np.inf, solver="newton-cholesky", tol=1e-12, max_iter=1000)
@@ -45,24 +48,24 @@ def weights_of(fitted):
 
 
 @pytest.mark.parametrize("cost", COSTS)
-def test_fit_is_scikit_learns(cost):
-    scores, labels, seconds, magnitudes = trials(0)
-    expected = sklearn_fit(scores[:, None], labels, cost)
+def test_fit_equals_scikit_learn(cost):
+    scores, labels, seconds, magnitudes = make_trials(0)
+    expected = fit_with_sklearn(scores[:, None], labels, cost)
     error = np.abs(weights_of(fit(scores, labels, cost=cost)) - expected) / np.abs(expected)
     print(f"score only: weights differ by {error.max():.1e}")
     assert error.max() < 1e-7
 
     qualities = columns(seconds, magnitudes)
-    expected = sklearn_fit(np.column_stack([scores, qualities]), labels, cost)
+    expected = fit_with_sklearn(np.column_stack([scores, qualities]), labels, cost)
     got = weights_of(fit(scores, labels, qualities, measures=("duration", "magnitude"), cost=cost))
     print(f"with qualities: weights differ by {np.abs(got - expected).max() / np.abs(expected).max():.1e}")
     np.testing.assert_allclose(got, expected, atol=1e-7 * np.abs(expected).max())
 
 
-def test_ridge_is_scikit_learns_on_standardised_columns():
-    scores, labels, *_ = trials(0)
+def test_ridge_equals_scikit_learn_on_standardized_columns():
+    scores, labels, *_ = make_trials(0)
     standard = (scores - scores.mean()) / scores.std()
-    offset, weight = sklearn_fit(standard[:, None], labels, COSTS[0], ridge=0.1)
+    offset, weight = fit_with_sklearn(standard[:, None], labels, COSTS[0], ridge=0.1)
     got = fit(scores, labels, ridge=0.1)
     np.testing.assert_allclose(got.weight, weight / scores.std(), rtol=1e-6)
     np.testing.assert_allclose(got.offset, offset - weight * scores.mean() / scores.std(), rtol=1e-6)
@@ -70,9 +73,9 @@ def test_ridge_is_scikit_learns_on_standardised_columns():
 
 @quick
 @given(st.integers(0, 2**31), st.floats(-0.3, 0.3), st.floats(-0.3, 0.3))
-def test_no_other_map_has_a_lower_cllr(seed, offset, weight):
-    scores, labels, *_ = trials(seed, 60, 120)
-    assume(scores[labels].min() < scores[~labels].max())  # separated trials have no best map
+def test_fit_has_the_lowest_cllr_of_all_affine_maps(seed, offset, weight):
+    scores, labels, *_ = make_trials(seed, 60, 120)
+    assume(scores[labels].min() < scores[~labels].max())  # perfectly separated trials have no optimal map
     fitted = fit(scores, labels)
     best = cllr(fitted.offset + fitted.weight * scores, labels)
     other = cllr((fitted.offset + offset) + fitted.weight * (1 + weight) * scores, labels)
@@ -81,9 +84,9 @@ def test_no_other_map_has_a_lower_cllr(seed, offset, weight):
 
 @quick
 @given(st.integers(0, 2**31), st.floats(0.01, 100), st.floats(-10, 10))
-def test_scale_and_shift_of_the_scores_do_not_matter(seed, scale, shift):
-    scores, labels, *_ = trials(seed, 60, 120)
-    # With a ridge: among all seeds there are trials that nothing confuses.
+def test_affine_change_of_scores_does_not_change_the_ratios(seed, scale, shift):
+    scores, labels, *_ = make_trials(seed, 60, 120)
+    # The ridge is needed because some seeds give perfectly separated trials.
     fitted, changed = fit(scores, labels, ridge=1e-3), fit(scale * scores + shift, labels, ridge=1e-3)
     ratios = fitted.offset + fitted.weight * scores
     np.testing.assert_allclose(changed.offset + changed.weight * (scale * scores + shift), ratios, atol=1e-5)
@@ -91,18 +94,18 @@ def test_scale_and_shift_of_the_scores_do_not_matter(seed, scale, shift):
 
 @quick
 @given(st.integers(0, 2**31), st.lists(st.floats(-1, 1, width=32), min_size=8, max_size=8))
-def test_a_higher_score_is_never_a_lower_ratio(seed, scores):
-    values, labels, seconds, _ = trials(seed, 60, 120)
+def test_ratio_never_falls_when_the_score_rises(seed, scores):
+    values, labels, seconds, _ = make_trials(seed, 60, 120)
     fitted = fit(values, labels, quality(*seconds), measures=("duration",), ridge=1e-3)
     same = quality(np.full(8, 2.0), np.full(8, 5.0))
     ratios = calibrate(fitted, np.sort(np.array(scores, np.float32)), same)
     assert (np.diff(ratios) >= 0).all()
 
 
-def test_calibration_serves_a_list_it_was_not_fitted_on():
-    scores, labels, seconds, _ = trials(1)
+def test_calibration_lowers_the_cost_of_another_list():
+    scores, labels, seconds, _ = make_trials(1)
     plain, informed = fit(scores, labels), fit(scores, labels, quality(*seconds), measures=("duration",))
-    other, marks, lengths, _ = trials(2, 2000, 6000)
+    other, marks, lengths, _ = make_trials(2, 2000, 6000)
     apply = jax.jit(calibrate, static_argnums=0)
     costs = [
         cllr(np.asarray(apply(plain, other.astype(np.float32))), marks),
@@ -120,24 +123,24 @@ def test_quality_is_symmetric_and_finite():
     np.testing.assert_allclose(quality(a, b), np.log([[1, 4], [1e-3, 2], [8, 8]]), rtol=1e-6)
 
 
-def test_a_measure_that_never_changes_gets_no_weight():
-    scores, labels, *_ = trials(0)
+def test_constant_measure_has_weight_zero():
+    scores, labels, *_ = make_trials(0)
     same = quality(np.full(len(scores), 3.0), np.full(len(scores), 3.0))
     fitted = fit(scores, labels, same, measures=("duration",))
     assert fitted.measure_weights == (0.0, 0.0)
     np.testing.assert_allclose(weights_of(fitted)[:2], weights_of(fit(scores, labels)), rtol=1e-6)
 
 
-def test_columns_that_say_the_same_share_one_weight():
-    """All utterances of a trial equally long: lower and higher are one column, and no weight runs away."""
-    scores, labels, seconds, _ = trials(0)
+def test_identical_columns_share_one_weight():
+    """If both utterances of every trial have the same duration, two columns are equal and the weights stay finite."""
+    scores, labels, seconds, _ = make_trials(0)
     fitted = fit(scores, labels, quality(seconds[0], seconds[0]), measures=("duration",))
     np.testing.assert_allclose(*fitted.measure_weights, rtol=1e-6)
 
 
 @quick
 @given(st.sampled_from([1, 4]), st.sampled_from([1, 3]), st.sampled_from([0.0, 1e-6, 0.1]))
-def test_separated_trials_are_refused_or_need_a_ridge(n_targets, n_others, gap):
+def test_separated_trials_are_refused_without_a_ridge(n_targets, n_others, gap):
     scores = np.concatenate([0.5 + gap + 0.1 * np.arange(n_targets), 0.5 - 0.1 * np.arange(n_others)])
     labels = np.arange(len(scores)) < n_targets
     assume(np.ptp(scores) > 0)
@@ -147,8 +150,8 @@ def test_separated_trials_are_refused_or_need_a_ridge(n_targets, n_others, gap):
     assert ratios[:n_targets].min() >= ratios[n_targets:].max()
 
 
-def test_separation_by_a_quality_is_seen():
-    scores, labels, *_ = trials(0, 30, 30)
+def test_separation_by_a_quality_measure_is_refused():
+    scores, labels, *_ = make_trials(0, 30, 30)
     seconds = np.where(labels, 5.0, 1.0) * np.linspace(1, 1.5, 60)
     with pytest.raises(ScoringError, match="without an error"):
         fit(scores, labels, quality(seconds, seconds), measures=("duration",))
@@ -158,7 +161,7 @@ def test_separation_by_a_quality_is_seen():
     ("changes", "message"),
     [
         ({"labels": np.ones(1200)}, "at least one of each"),
-        ({"scores": -trials(0)[0]}, "don't score higher"),
+        ({"scores": -make_trials(0)[0]}, "don't score higher"),
         ({"scores": np.zeros(1200)}, "don't score higher"),
         ({"scores": np.full(1200, np.nan)}, "all scores must be finite"),
         ({"qualities": np.zeros((1200, 2))}, r"1200 trials and 0 measures need \(1200, 0\)"),
@@ -167,13 +170,13 @@ def test_separation_by_a_quality_is_seen():
         ({"measures": ("loudness",), "qualities": np.ones((1200, 2))}, "is not a quality measure"),
     ],
 )
-def test_fit_refuses(changes, message):
-    scores, labels, *_ = trials(0)
+def test_fit_refuses_invalid_input(changes, message):
+    scores, labels, *_ = make_trials(0)
     with pytest.raises(ScoringError, match=message):
         fit(**{"scores": scores, "labels": labels, **changes})
 
 
-def test_calibrate_refuses_other_columns():
+def test_calibrate_refuses_wrong_columns():
     fitted = Calibration(offset=0.0, weight=1.0, measures=("duration",), measure_weights=(0.1, 0.2))
     for qualities in (None, np.ones((3, 4))):
         with pytest.raises(ScoringError, match="uses duration: it needs 2 quality columns"):
@@ -189,13 +192,13 @@ def test_calibrate_refuses_other_columns():
         ({"measures": ("loudness",), "measure_weights": (1.0, 1.0)}, "known: duration, magnitude"),
     ],
 )
-def test_calibration_checks_itself(changes, message):
+def test_calibration_refuses_invalid_fields(changes, message):
     with pytest.raises(ConfigError, match=message):
         Calibration(**{"offset": 0.0, "weight": 1.0, **changes})
 
 
-def test_the_same_trials_give_the_same_calibration():
-    scores, labels, seconds, _ = trials(3)
+def test_fit_is_deterministic():
+    scores, labels, seconds, _ = make_trials(3)
     order = np.random.default_rng(0).permutation(len(scores))
     fits = [fit(scores, labels, quality(*seconds), measures=("duration",)) for _ in range(2)]
     assert fits[0] == fits[1]

@@ -1,4 +1,4 @@
-"""What `make dist` makes: a source archive from which the wheel is built, and a wheel that works by itself."""
+"""Tests of `make dist`: it builds a source archive, and from that a wheel that works without the repository."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ CONSTRAINTS = "constraints-py311.txt" if sys.version_info < (3, 12) else "constr
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `make dist` filled and names, else one filled from a copy of the files that git knows."""
+    """Returns the folder that `make dist` filled, or builds both archives from a copy of the tracked files."""
     if folder := os.environ.get("DIST_FOLDER"):
         return Path(folder)
-    # A folder named build, which lint leaves, can be imported as well; it has no such module.
+    # `make lint` leaves a folder named build, which Python can import too, but it has no such module.
     pytest.importorskip("build.env", reason="archives are made with build (make dist installs it)")
     if not (ROOT / ".git").exists():
         pytest.skip("git says which files belong to the source: run it in a clone")
@@ -33,13 +33,14 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).stdout
     (out / "source").mkdir()
     subprocess.run(["tar", "x"], cwd=out / "source", input=archive, check=True)
-    command = [sys.executable, "-m", "build", "--outdir", str(out), str(out / "source")]  # the wheel from the archive
+    # `build` without --wheel builds the wheel from the source archive.
+    command = [sys.executable, "-m", "build", "--outdir", str(out), str(out / "source")]
     done = subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return out
 
 
-def test_source_archive_is_the_whole_repository(dist: Path) -> None:
+def test_source_archive_contains_every_tracked_file(dist: Path) -> None:
     (path,) = dist.glob("*.tar.gz")
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -52,7 +53,7 @@ def test_source_archive_is_the_whole_repository(dist: Path) -> None:
 
 
 def test_wheel_verifies_outside_the_repository(dist: Path, tmp_path: Path) -> None:
-    """In an environment of its own, where nothing of this repository is; the dependencies are lent."""
+    """Installs the wheel in a new environment that sees the installed dependencies but not this repository."""
     python = make_environment(tmp_path, lend=True)
     _pip(python, "--no-deps", str(_wheel(dist)))
     assert _installed(python, tmp_path).is_relative_to(tmp_path / "env")
@@ -60,8 +61,8 @@ def test_wheel_verifies_outside_the_repository(dist: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_wheel_brings_its_dependencies(dist: Path, tmp_path: Path) -> None:
-    """Installed as a user does, from a package index."""
+def test_wheel_installs_its_dependencies(dist: Path, tmp_path: Path) -> None:
+    """Installs the wheel as a user does: pip fetches the dependencies from a package index."""
     python = make_environment(tmp_path, lend=False)
     _pip(python, "-c", str(ROOT / CONSTRAINTS), str(_wheel(dist)))
     _verify(python, tmp_path)

@@ -1,4 +1,4 @@
-"""The front end against a float64 oracle and kaldi-native-fbank: every framing, any length, any padding."""
+"""Tests of the front end against the float64 oracle and kaldi-native-fbank with every framing, length and padding."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FRAMINGS = ("3dspeaker", "kaldi_reflect", "speechbrain", "taoruijie", "instance"
 LENGTHS = (1, 40, 79, 80, 81, 119, 120, 161, 239, 240, 399, 400, 401, 559, 560, 561, 1039, 1040, 3217)
 
 SIZE = 24001
-"""One size for all batches: each new shape is a compilation."""
+"""All batches have this size, because every new shape is compiled."""
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -65,7 +65,7 @@ def _fbank(config: FbankConfig, waveforms: jax.Array, lengths: jax.Array) -> tup
 
 
 def FBANK(config: FbankConfig, waveforms: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """NumPy's, as each slice of a jax array is a program to compile."""
+    """Returns NumPy arrays, because JAX compiles a program for each slice of its arrays."""
     features, mask = _fbank(config, waveforms, lengths)
     return np.asarray(features), np.asarray(mask)
 
@@ -89,7 +89,7 @@ def signals() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_equals_the_oracle(name: str, signals: dict[str, np.ndarray]) -> None:
-    """All in one batch, padded with NaN."""
+    """All signals are in one batch that is padded with NaN."""
     config = CONFIGS[name]
     features, mask = FBANK(config, *parity.pad_batch(signals.values(), SIZE))
     for row, (signal, waveform) in enumerate(signals.items()):
@@ -102,31 +102,31 @@ def test_equals_the_oracle(name: str, signals: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("name", FRAMINGS)
-def test_every_length_from_one_sample(name: str) -> None:
+def test_every_length_from_one_sample_equals_the_oracle(name: str) -> None:
     config = CONFIGS[name]
     waveforms = [parity.noise(length, seed=length) for length in LENGTHS]
     features, mask = FBANK(config, *parity.pad_batch(waveforms, SIZE))
     assert np.isfinite(features).all()
     for row, waveform in enumerate(waveforms):
         frames = int(mask[row].sum())
-        assert frames == _true_frame_count(config, len(waveform))
+        assert frames == _count_frames(config, len(waveform))
         if frames >= config.minimum_frames:
             assert parity.feature_error(config, features[row, :frames], waveform).worst <= parity.FEATURE_BOUND
 
 
-def _true_frame_count(config: FbankConfig, n_samples: int) -> int:
-    """By laying the frames out one by one."""
+def _count_frames(config: FbankConfig, n_samples: int) -> int:
+    """Counts frames by placing them one by one."""
     if config.framing == "snip_edges":
         return len(range(0, n_samples - config.frame_length + 1, config.frame_shift))
     if config.framing == "kaldi_reflect":
-        # Kaldi rounds the duration in hops, halves up.
+        # Kaldi rounds the duration, in hops, half up.
         return int(np.floor(n_samples / config.frame_shift + 0.5))
     frames = len(range(0, n_samples + 1, config.frame_shift))
     return frames - 1 if config.framing == "center_zeros_floor" else frames
 
 
-def test_frames_that_the_network_sees() -> None:
-    """NeMo's blank frames fill up to 16; from 2.5 on the last frame of the STFT is one of them."""
+def test_seen_mask_includes_nemo_blank_frames() -> None:
+    """NeMo adds blank frames up to a multiple of 16. Since version 2.5, the last STFT frame is also blank."""
     for config, real in ((MEL_NEMO, 16), (MEL_NEMO_2_5, 15)):
         lengths = np.array([400, 2559, 2560, 5000], np.int32)
         mask = FBANK(config, np.zeros((4, 5000), np.float32), lengths)[1]
@@ -138,7 +138,7 @@ def test_frames_that_the_network_sees() -> None:
     np.testing.assert_array_equal(seen_mask(KALDI_POVEY, mask), mask)
 
 
-def test_stored_constants_are_asked_for() -> None:
+def test_missing_stored_constants_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"variables\['constants'\]"):
         fbank(MEL_NEMO, np.zeros((1, 4000), np.float32), np.array([4000], np.int32))
 
@@ -149,7 +149,7 @@ def test_stored_constants_are_used() -> None:
     config = dataclasses.replace(MEL_TAORUIJIE, normalization="none", floor=1e-30)
     features, _ = jax.jit(fbank, static_argnums=0)(config, waveform, np.array([4000], np.int32), theirs)
     computed, _ = FBANK(config, waveform, np.array([4000], np.int32))
-    # A window squared and a matrix: three factors.
+    # The power spectrum contains the window squared, and the matrix once: three factors of 1.5.
     np.testing.assert_allclose(features - computed, np.full(features.shape, 3 * np.log(1.5)), atol=1e-4)
 
 
@@ -176,7 +176,7 @@ def _kaldi(config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
     "name", ["3dspeaker", "wespeaker", "kaldi_reflect", "kaldi_reflect_int16", "3dspeaker_60_mels"]
 )
 def test_equals_kaldi_native_fbank(name: str, signals: dict[str, np.ndarray]) -> None:
-    """Each of the two is within the bound of the exact value, so they are within twice the bound of each other."""
+    """Both results are within the bound of the exact value, so their difference is at most twice the bound."""
     config = dataclasses.replace(CONFIGS[name], normalization="none")
     features, mask = FBANK(config, *parity.pad_batch(signals.values(), SIZE))
     for row, (signal, waveform) in enumerate(signals.items()):
@@ -190,8 +190,8 @@ def test_equals_kaldi_native_fbank(name: str, signals: dict[str, np.ndarray]) ->
 
 
 @pytest.mark.parametrize("n_samples", [80, 100, 119, 121, 199, 201, 399])
-def test_mirrors_as_kaldi_below_one_window(n_samples: int) -> None:
-    """An utterance shorter than its own mirrored ends is mirrored again; a batch mate must not show through."""
+def test_reflection_equals_kaldi_below_one_window(n_samples: int) -> None:
+    """Kaldi reflects repeatedly if an utterance is shorter than the padding. Other rows must have no influence."""
     config = dataclasses.replace(CONFIGS["kaldi_reflect"], normalization="none")
     waveform = parity.noise(n_samples)
     batch, lengths = parity.pad_batch([waveform, parity.noise(399, seed=1)], SIZE)
@@ -201,21 +201,21 @@ def test_mirrors_as_kaldi_below_one_window(n_samples: int) -> None:
     assert np.abs(features[0, : len(theirs)] - theirs).max() <= 2 * parity.FEATURE_BOUND
 
 
-# Properties
+# Mathematical properties
 
 
 @settings(max_examples=300, deadline=None)
 @given(name=st.sampled_from(FRAMINGS), n_samples=st.integers(0, 60000))
-def test_frame_count_is_true(name: str, n_samples: int) -> None:
+def test_frame_count_equals_the_number_of_placed_frames(name: str, n_samples: int) -> None:
     config = CONFIGS[name]
-    assert frame_count(config, n_samples) == _true_frame_count(config, n_samples)
+    assert frame_count(config, n_samples) == _count_frames(config, n_samples)
 
 
 @pytest.mark.parametrize("name", FRAMINGS)
 def test_frame_count_of_arrays(name: str) -> None:
     n_samples = np.arange(5000)
     counts = frame_count(CONFIGS[name], jnp.asarray(n_samples))
-    np.testing.assert_array_equal(counts, [_true_frame_count(CONFIGS[name], int(n)) for n in n_samples])
+    np.testing.assert_array_equal(counts, [_count_frames(CONFIGS[name], int(n)) for n in n_samples])
 
 
 @settings(max_examples=100, deadline=None)
@@ -223,7 +223,7 @@ def test_frame_count_of_arrays(name: str) -> None:
 def test_minimum_samples_is_the_inverse(name: str, n_frames: int) -> None:
     config = CONFIGS[name]
     least = minimum_samples(config, n_frames)
-    if config.framing == "center_reflect" and least == config.fft_size // 2 + 1:  # less can't be padded
+    if config.framing == "center_reflect" and least == config.fft_size // 2 + 1:  # shorter waveforms can't be reflected
         assert frame_count(config, least) >= n_frames
         return
     assert frame_count(config, least) == n_frames
@@ -233,12 +233,14 @@ def test_minimum_samples_is_the_inverse(name: str, n_frames: int) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     name=st.sampled_from(FRAMINGS),
-    length=st.sampled_from([400, 401, 4000]),  # few: each alone is a shape
+    length=st.sampled_from([400, 401, 4000]),  # only a few, because every length is another shape
     mates=st.lists(st.integers(1, 4000), min_size=3, max_size=3),
     padding=st.sampled_from([0.0, np.nan, np.inf, -np.inf, 1e30, -0.7]),
 )
-def test_padding_and_batch_mates_change_nothing(name: str, length: int, mates: list[int], padding: float) -> None:
-    """Not a bit in a batch of the same shape; in another shape XLA adds in another order."""
+def test_padding_and_other_rows_do_not_change_the_features(
+    name: str, length: int, mates: list[int], padding: float
+) -> None:
+    """Batches of one shape give identical bits. In another shape, XLA may add in another order."""
     config, waveform = CONFIGS[name], parity.noise(length)
     others = [parity.noise(mate, seed=mate) for mate in mates]
     together, mask = FBANK(config, *parity.pad_batch([waveform, *others], 5003, padding))
@@ -255,20 +257,20 @@ def test_padding_and_batch_mates_change_nothing(name: str, length: int, mates: l
 
 
 @pytest.mark.parametrize("name", ["3dspeaker", "speechbrain", "nemo"])
-def test_vmap_over_one_equals_the_batch(name: str, signals: dict[str, np.ndarray]) -> None:
+def test_vmap_equals_the_batch(name: str, signals: dict[str, np.ndarray]) -> None:
     config = CONFIGS[name]
     waveforms, lengths = parity.pad_batch(list(signals.values())[:4], SIZE)
 
-    def single(waveform: jax.Array, length: jax.Array) -> jax.Array:
+    def features_of_one(waveform: jax.Array, length: jax.Array) -> jax.Array:
         return fbank(config, waveform[None], length[None], stored_constants(config))[0][0]
 
-    mapped = jax.jit(jax.vmap(single))(waveforms, lengths)
+    mapped = jax.jit(jax.vmap(features_of_one))(waveforms, lengths)
     np.testing.assert_allclose(mapped, FBANK(config, waveforms, lengths)[0], rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", FRAMINGS)
-def test_gradient_is_finite_and_stops_at_the_end(name: str) -> None:
-    """Silence, a constant and an impulse sit on the corners of max and log."""
+def test_gradient_is_finite_and_zero_in_the_padding(name: str) -> None:
+    """Silence, a constant and an impulse are at the points where max and log have no derivative."""
     config = CONFIGS[name]
     rows = [np.zeros(3000), np.full(2501, 0.5), parity.impulse(4000), parity.noise(1999), np.zeros(1)]
     waveforms, lengths = parity.pad_batch(rows, 4000)
@@ -284,7 +286,7 @@ def test_gradient_is_finite_and_stops_at_the_end(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["3dspeaker", "speechbrain"])
-def test_gradient_is_the_slope(name: str) -> None:
+def test_gradient_equals_finite_differences(name: str) -> None:
     config = CONFIGS[name]
     waveform, direction = parity.noise(4000), parity.noise(4000, seed=1)
     weights = np.random.default_rng(0).standard_normal((frame_count(config, 4000), config.n_mels))

@@ -1,4 +1,4 @@
-"""Folded variables: the same embeddings in float32, embeddings as good in bfloat16."""
+"""Tests of folded variables: the embeddings are equal in float32, and the decisions are equal in bfloat16."""
 
 from __future__ import annotations
 
@@ -27,40 +27,40 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 EMBED = jax.jit(functional.embed, static_argnums=0)
 
 
-def model(name: str) -> tuple[ModelConfig, functional.Variables]:
-    """A preset, or another family's network, at 16 channels with random weights and statistics."""
+def make_model(name: str) -> tuple[ModelConfig, functional.Variables]:
+    """Returns the configuration of a preset or family at 16 channels, with random weights and statistics."""
     if name in families.SEEDS:
         return families.config(name), families.variables(name)
     config = small_config(name, width=16)
     return config, variables_of(config.ecapa, random_tensors(config.ecapa))
 
 
-def speech() -> tuple[np.ndarray, np.ndarray]:
+def load_speech() -> tuple[np.ndarray, np.ndarray]:
     waves = [soundfile.read(path, dtype="float32")[0][:12000] for path in sorted(AUDIO.glob("*_1.flac"))]
     return np.stack(waves), np.array([12000, 9001, 11111], np.int32)
 
 
 @pytest.mark.parametrize("preset", ["3dspeaker", "wespeaker", "nemo-2.5", "espnet", "mvector"])
-def test_folded_equals_unfold_and_multiply(preset: str) -> None:
-    config, variables = model(preset)
-    waveforms, lengths = speech()
+def test_folded_embeddings_equal_unfolded_ones(preset: str) -> None:
+    config, variables = make_model(preset)
+    waveforms, lengths = load_speech()
     expected = np.asarray(EMBED(config, variables, waveforms, lengths))
     folded = np.asarray(EMBED(config, functional.fold(config, variables), waveforms, lengths))
     assert parity.same_embeddings(folded, expected)
 
 
-def test_folding_leaves_no_work_for_the_norms_about_the_projection() -> None:
-    config, variables = model("wespeaker")
+def test_fold_removes_the_norms_around_the_projection() -> None:
+    config, variables = make_model("wespeaker")
     folded = functional.fold(config, variables)
     assert jax.tree.structure(folded) == jax.tree.structure(variables)
     assert not np.any(folded["batch_stats"]["pooled_norm"]["mean"])
     assert np.all(folded["params"]["pooled_norm"]["scale"] == 1)
     assert not np.any(folded["params"]["pooling"]["logits"]["bias"])
-    assert np.any(variables["params"]["pooling"]["logits"]["bias"])  # the given ones are as they were
+    assert np.any(variables["params"]["pooling"]["logits"]["bias"])  # the original variables are not changed
 
 
-def test_bfloat16_kernels_are_those_of_frames() -> None:
-    config, variables = model("3dspeaker")
+def test_only_frame_level_kernels_are_bfloat16() -> None:
+    config, variables = make_model("3dspeaker")
     folded = functional.fold(config, variables, "bfloat16")["params"]
     low = {jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(folded)
            if leaf.dtype == jnp.bfloat16}  # fmt: skip
@@ -71,14 +71,14 @@ def test_bfloat16_kernels_are_those_of_frames() -> None:
     assert folded["projection"]["kernel"].dtype == jnp.float32
 
 
-def test_another_dtype_is_refused() -> None:
-    config, variables = model("3dspeaker")
+def test_unsupported_dtype_is_refused() -> None:
+    config, variables = make_model("3dspeaker")
     with pytest.raises(ConfigError, match="must be one of: float32, bfloat16"):
         functional.fold(config, variables, "float16")
 
 
-def test_bfloat16_scores_as_float32() -> None:
-    """The packaged model on real and synthetic voices: DESIGN's row, cosine >= 0.999 and scores within 5e-3."""
+def test_bfloat16_scores_are_close_to_float32() -> None:
+    """The packaged model embeds real and synthetic voices: cosine >= 0.999, and scores within 5e-3."""
     files = sorted(AUDIO.glob("*.flac"))
     encoder = ecapa_jax.load()
     low = encoder.with_dtype("bfloat16")
@@ -96,8 +96,8 @@ def test_bfloat16_scores_as_float32() -> None:
 @pytest.mark.shared
 @pytest.mark.skipif(not DATA.exists(), reason="needs the speech of ../shared")
 @pytest.mark.parametrize("name", sorted(path.stem for path in (DATA / "lists").glob("*.txt")) or ["none"])
-def test_bfloat16_decides_as_float32(name: str) -> None:
-    """The packaged model on real speech: the EER moves by two target trials at most."""
+def test_bfloat16_error_rates_are_close_to_float32(name: str) -> None:
+    """The EER of the packaged model on real speech changes by at most two target trials."""
     trials = read_trials(DATA / "lists" / f"{name}.txt")
     encoder = ecapa_jax.load()
     unit = [one.embed([DATA / file for file in trials.names]) for one in (encoder, encoder.with_dtype("bfloat16"))]
@@ -112,8 +112,8 @@ def test_bfloat16_decides_as_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize(("kernel_size", "dilation"), [(5, 1), (3, 3)])
-def test_the_two_lowerings_of_a_convolution_agree(kernel_size: int, dilation: int) -> None:
-    """On operands that are exact in bfloat16, with sums that float32 holds."""
+def test_both_convolution_implementations_are_equal(kernel_size: int, dilation: int) -> None:
+    """The operands are exact in bfloat16, and the sums are exact in float32."""
     generator = np.random.default_rng(0)
     x = jnp.asarray(generator.integers(-8, 9, (2, 40, 4)), jnp.bfloat16)
     kernel = jnp.asarray(generator.integers(-8, 9, (kernel_size, 4, 6)), jnp.bfloat16)
@@ -123,8 +123,8 @@ def test_the_two_lowerings_of_a_convolution_agree(kernel_size: int, dilation: in
 
 
 @pytest.mark.parametrize(("frames", "channels", "out"), [(1, 3, 1), (7, 4, 5), (40, 4, 6)])
-def test_gradients_of_a_low_precision_product(frames: int, channels: int, out: int) -> None:
-    """Those of float32, on integers whose sums float32 holds; they come in the dtypes of what they are gradients of."""
+def test_gradients_of_a_bfloat16_product_equal_float32(frames: int, channels: int, out: int) -> None:
+    """The operands are integers whose sums are exact in float32. Each gradient has the dtype of its operand."""
     generator = np.random.default_rng(1)
     x, kernel, cotangent = (
         jnp.asarray(generator.integers(-4, 5, shape), jnp.float32)
@@ -151,29 +151,29 @@ class Device:
         ("avx2", "AuthenticAMD", "float32"),
     ],
 )
-def test_auto_goes_by_the_processor(monkeypatch: pytest.MonkeyPatch, flag: str, vendor: str, dtype: str) -> None:
+def test_fastest_dtype_depends_on_the_cpu(monkeypatch: pytest.MonkeyPatch, flag: str, vendor: str, dtype: str) -> None:
     monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset({"avx512f", flag}))
     monkeypatch.setattr(machine, "cpu_vendor", lambda: vendor)
     assert machine.fastest_dtype(Device("cpu")) == dtype
 
 
-def test_auto_goes_by_the_accelerator() -> None:
+def test_fastest_dtype_depends_on_the_accelerator() -> None:
     assert machine.fastest_dtype(Device("gpu", "7.5")) == "float32"
     assert machine.fastest_dtype(Device("gpu", "9.0")) == "bfloat16"
     assert machine.fastest_dtype(Device("tpu")) == "bfloat16"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_groups_give_what_the_batch_gives(rows: int) -> None:
-    config, variables = model("3dspeaker")
-    waveforms, lengths = (np.concatenate([part, part])[:4] for part in speech())
+def test_embed_in_groups_equals_embed(rows: int) -> None:
+    config, variables = make_model("3dspeaker")
+    waveforms, lengths = (np.concatenate([part, part])[:4] for part in load_speech())
     whole = np.asarray(EMBED(config, variables, waveforms, lengths))
     in_groups = jax.jit(functional.embed_in_groups, static_argnums=(0, 4))
     grouped = np.asarray(in_groups(config, variables, waveforms, lengths, rows))
     assert parity.same_embeddings(grouped, whole)
 
 
-def test_a_processor_computes_a_few_seconds_at_a_time() -> None:
+def test_group_size_is_small_on_a_cpu() -> None:
     on_processor, elsewhere = Buckets(16000), Buckets(16000, platform="gpu")
     assert [on_processor.group(16, 16000 * seconds) for seconds in (1, 3, 4, 10)] == [4, 2, 1, 1]
     assert on_processor.group(1, 16000) == 1
@@ -181,11 +181,11 @@ def test_a_processor_computes_a_few_seconds_at_a_time() -> None:
     assert Buckets(16000, n_devices=8).group(32, 48000) == 32
 
 
-def test_padding_is_bounded_and_told() -> None:
-    """Buckets waste at most a fifth; what was wasted is told."""
+def test_padding_waste_is_bounded_and_reported() -> None:
+    """Buckets add at most a fifth of padding, and `padding_waste` reports how much."""
     for length in range(16000, 400_000, 997):
         assert 1 - length / Buckets(16000).length(length) <= 0.2
-    config, variables = model("3dspeaker")
+    config, variables = make_model("3dspeaker")
     encoder = ecapa_jax.SpeakerEncoder(config, variables)
     assert encoder.padding_waste == 0
     encoder.embed([np.float32(0.1) * np.sin(np.arange(n, dtype=np.float32)) for n in (16000, 12000)])

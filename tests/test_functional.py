@@ -1,4 +1,4 @@
-"""The pure functions under every transformation, exported for every platform, and sharded over devices."""
+"""Tests of the pure functions under JAX transformations, exported for all platforms, and sharded over devices."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CONFIGS = {
 }
 VARIABLES = {preset: variables_of(config.ecapa, random_tensors(config.ecapa)) for preset, config in CONFIGS.items()}
 EMBED = jax.jit(functional.embed, static_argnums=0)
-# Not optimised: what is compiled here runs a few times.
+# The compiled programs run only a few times, so optimization would cost more than it saves.
 QUICK = jax.jit(functional.embed, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 SIZE = 8000
 
@@ -46,10 +46,10 @@ def _batch(lengths: tuple[int, ...], padding: float = 0.0, seed: int = 0) -> tup
     padding=st.sampled_from([float("nan"), float("inf"), 1e30, -0.5]),
     seed=st.integers(0, 2),
 )
-def test_waveform_padding_and_batch_mates_change_nothing(
+def test_padding_and_other_rows_do_not_change_the_embedding(
     preset: str, lengths: list[int], padding: float, seed: int
 ) -> None:
-    """In float64, where a difference is a mistake: in float32 processors differ by how they add up."""
+    """The test uses float64, where any difference is an error. In float32, the order of additions matters."""
     config = CONFIGS[preset]
     rows = tuple((lengths * 4)[:4])
     waveforms, counts = _batch(rows, padding, seed)
@@ -64,7 +64,7 @@ def test_waveform_padding_and_batch_mates_change_nothing(
 
 
 @pytest.mark.parametrize("preset", CONFIGS)
-def test_float32_in_a_padded_batch_is_within_the_bounds(preset: str) -> None:
+def test_float32_embedding_in_a_padded_batch_is_within_the_bounds(preset: str) -> None:
     config, variables = CONFIGS[preset], VARIABLES[preset]
     waveforms, counts = _batch((7777, 8000), padding=float("nan"))
     together = EMBED(config, variables, waveforms, counts)
@@ -72,7 +72,7 @@ def test_float32_in_a_padded_batch_is_within_the_bounds(preset: str) -> None:
     assert parity.same_embeddings(together[:1], alone)
 
 
-def test_too_short_is_nan_and_harms_no_mate() -> None:
+def test_too_short_waveform_gives_nan_in_its_own_row_only() -> None:
     config, variables = CONFIGS["3dspeaker"], VARIABLES["3dspeaker"]
     assert ecapa_jax.minimum_samples(config) == 1040
     assert ecapa_jax.minimum_samples(CONFIGS["speechbrain"]) == 640
@@ -82,7 +82,7 @@ def test_too_short_is_nan_and_harms_no_mate() -> None:
     assert np.isfinite(embeddings[2:]).all()
 
 
-def test_vmap_is_the_batch() -> None:
+def test_vmap_equals_the_batch() -> None:
     config, variables = CONFIGS["3dspeaker"], VARIABLES["3dspeaker"]
     waveforms, counts = _batch((8000, 5000))
     one = lambda waveform, length: functional.embed(config, variables, waveform[None], length[None])[0]  # noqa: E731
@@ -92,10 +92,10 @@ def test_vmap_is_the_batch() -> None:
 
 
 @pytest.mark.parametrize("preset", CONFIGS)
-def test_gradients_reach_the_samples_and_not_the_padding(preset: str) -> None:
+def test_gradients_are_zero_in_the_padding_and_finite(preset: str) -> None:
     config, variables = CONFIGS[preset], VARIABLES[preset]
     waveforms, counts = _batch((8000, 3000, 0))
-    waveforms[0, 4000:6000] = 0  # digital silence: log of the floor
+    waveforms[0, 4000:6000] = 0  # digital silence, where the logarithm is that of the floor
 
     def score(variables: dict, waveforms: jax.Array) -> jax.Array:
         embeddings = functional.embed(config, variables, waveforms, counts)
@@ -109,7 +109,7 @@ def test_gradients_reach_the_samples_and_not_the_padding(preset: str) -> None:
     assert not np.any(to_waveforms[2])
 
 
-def test_shard_map() -> None:
+def test_shard_map_equals_the_batch() -> None:
     config, variables = CONFIGS["3dspeaker"], VARIABLES["3dspeaker"]
     waveforms, counts = _batch((8000, 5000))
     mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
@@ -125,7 +125,7 @@ def test_shard_map() -> None:
     assert parity.same_embeddings(sharded(variables, waveforms, counts), EMBED(config, variables, waveforms, counts))
 
 
-def test_init_is_abstracts_shape_and_a_working_model() -> None:
+def test_init_has_the_shapes_of_abstract_and_gives_finite_embeddings() -> None:
     config = CONFIGS["3dspeaker"]
     variables = functional.init(config, jax.random.key(0))
     shapes = functional.abstract(config)
@@ -150,7 +150,7 @@ PARAMETERS = {
     "espnet": 14_658_112,
     "espnet-2025": 14_658_112,
 }
-"""Learnable values: the totals that publishers state, or that their classes have."""
+"""Numbers of learnable parameters that the publishers state, or that their classes have."""
 
 
 @pytest.mark.parametrize("name", ecapa_jax.PRESETS)
@@ -159,7 +159,7 @@ def test_published_parameter_count(name: str) -> None:
     assert sum(leaf.size for leaf in jax.tree.leaves(functional.abstract(config)["params"])) == PARAMETERS[name]
 
 
-def test_scores() -> None:
+def test_score_matrix_and_cosine_equal_numpy() -> None:
     a, b = np.random.default_rng(0).standard_normal((2, 5, 192)).astype(np.float32)
     expected = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
     np.testing.assert_allclose(jax.jit(ecapa_jax.score_matrix)(a, b), expected, atol=1e-6)
@@ -197,7 +197,7 @@ assert parity.same_embeddings(eight, one)
 """
 
 
-def test_eight_devices_give_one_devices_embeddings() -> None:
+def test_eight_devices_give_the_embeddings_of_one_device() -> None:
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", SHARDED, str(Path(__file__).parent)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
@@ -206,7 +206,7 @@ def test_eight_devices_give_one_devices_embeddings() -> None:
 
 
 def test_config_is_a_static_argument() -> None:
-    """Equal configs are one compilation; a config is hashable and compares by value."""
+    """A config is hashable and compares by value, so equal configs compile only once."""
     config = CONFIGS["3dspeaker"]
     same = ModelConfig(fbank=config.fbank, ecapa=config.ecapa)
     assert hash(same) == hash(config)

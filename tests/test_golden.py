@@ -1,4 +1,4 @@
-"""Parity with the original PyTorch code, without torch: against what it gave, as stored by golden/make_golden.py."""
+"""Tests of parity with the original PyTorch code, against the outputs that golden/make_golden.py stored."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ FBANK = jax.jit(fbank, static_argnums=0)
 
 @functools.cache
 def _model(family: str) -> tuple[ModelConfig, dict]:
-    """Through the real converter."""
+    """Returns the configuration and the variables that the converter makes from the family's checkpoint."""
     config, tensors = parity.golden_model(family)
     variables, _ = apply_rules(sb_layout.rules(config.ecapa), sb_layout.IGNORED, tensors, functional.abstract(config))
     return config, variables
 
 
 @pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
-def test_the_weights_are_those_of_the_golden_values(family: str) -> None:
+def test_weights_have_the_hash_of_the_golden_values(family: str) -> None:
     _, tensors = parity.golden_model(family)
     stored = str(parity.golden()[f"{family}/weights"])
     assert parity.weights_hash(tensors) == stored, "helpers.weights changed: run tests/golden/make_golden.py again"
 
 
 @pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
-def test_features(family: str) -> None:
+def test_features_are_within_the_bound(family: str) -> None:
     config, _ = _model(family)
     signals = parity.golden_signals()
     features, mask = FBANK(config.fbank, *parity.pad_batch(signals.values()))
@@ -47,8 +47,8 @@ def test_features(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
-def test_embeddings_of_a_padded_batch(family: str) -> None:
-    """Ten utterances from 1.25 s to 6.6 s, the padding NaN; the originals took one by one."""
+def test_embeddings_of_a_padded_batch_are_within_the_bounds(family: str) -> None:
+    """The batch has ten utterances of 1.25 s to 6.6 s, padded with NaN. The originals embedded them one by one."""
     config, variables = _model(family)
     signals = parity.golden_signals()
     embeddings = np.asarray(EMBED(config, variables, *parity.pad_batch(signals.values())))
@@ -57,7 +57,7 @@ def test_embeddings_of_a_padded_batch(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
-def test_embedding_alone(family: str) -> None:
+def test_embedding_of_one_utterance_is_within_the_bounds(family: str) -> None:
     config, variables = _model(family)
     waveform = parity.golden_signals()["clipped"]
     ours = EMBED(config, variables, waveform[None], np.array([len(waveform)], np.int32))

@@ -1,4 +1,7 @@
-"""Families with a front end of their own: parity with stored values of independent code, and the flags they notice."""
+"""Tests of the families with their own front end, against stored outputs of independent code.
+
+A second part checks that the comparison fails if one flag of the front end or network is changed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ APPLY = jax.jit(functional.apply, static_argnums=0, compiler_options=QUICK)
 
 
 def _errors(family: str, config: FbankConfig, features: np.ndarray, mask: np.ndarray) -> float:
-    """Worst error of the features against the golden ones; infinite where the number of frames differs."""
+    """Returns the worst error of the features against the golden values, or infinity if the frame counts differ."""
     worst = 0.0
     for row, signal in enumerate(families.signals()):
         alone = features[row, : mask[row].sum()]
@@ -45,13 +48,13 @@ def _embedding_errors(family: str, embeddings: np.ndarray) -> list[float]:
 
 
 @pytest.mark.parametrize("family", families.SEEDS)
-def test_the_weights_are_those_of_the_golden_values(family: str) -> None:
+def test_weights_have_the_hash_of_the_golden_values(family: str) -> None:
     stored = str(families.golden()[f"{family}/weights"])
     assert parity.weights_hash(families.tensors(family)) == stored, "run tests/golden/make_families.py again"
 
 
 @pytest.mark.parametrize("family", families.SEEDS)
-def test_a_padded_batch_gives_what_the_originals_gave_one_by_one(family: str) -> None:
+def test_padded_batch_equals_the_originals_one_by_one(family: str) -> None:
     config, variables = families.config(family), families.variables(family)
     batch = parity.pad_batch(families.signals().values())
     features, mask = map(np.asarray, FBANK(config.fbank, *batch, variables["constants"]))
@@ -68,8 +71,8 @@ def test_a_padded_batch_gives_what_the_originals_gave_one_by_one(family: str) ->
 
 
 @pytest.mark.parametrize("family", ["taoruijie", "nemo", "nemo-2.5"])
-def test_alone_in_its_own_shape_as_in_a_batch(family: str) -> None:
-    """Where the blank frames are NeMo's own, and end elsewhere than the batch's."""
+def test_embedding_of_one_utterance_equals_its_row_in_a_batch(family: str) -> None:
+    """In its own shape, an utterance has fewer blank frames (as in NeMo) than in the batch."""
     config, variables = families.config(family), families.variables(family)
     waveform = families.signals()["faint"]
     alone = np.asarray(EMBED(config, variables, waveform[None], np.array([len(waveform)], np.int32)))[0]
@@ -122,14 +125,14 @@ FRONT_END: dict[str, tuple[str, dict[str, Any]]] = {
     "RDINO's triangles": ("rdino", {"mel_shape": "mel"}),
     "RDINO on Kaldi's fbank": ("rdino", dataclasses.asdict(KALDI_POVEY)),
 }
-"""Fields set to what another family has."""
+"""Fields that are set to the values of another family."""
 
 UNSEEN_IN_FEATURES = ("no blank frames", "8 blank frames")
 FRAMES = 160
 
 
 @pytest.mark.parametrize("name", FRONT_END)
-def test_front_end_flag_is_noticed(name: str) -> None:
+def test_changed_front_end_flag_exceeds_the_bound(name: str) -> None:
     family, change = FRONT_END[name]
     config, variables = families.config(family), families.variables(family)
     changed = dataclasses.replace(config.fbank, **change)
@@ -189,7 +192,7 @@ NETWORK: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", NETWORK)
-def test_network_flag_is_noticed(name: str) -> None:
+def test_changed_network_flag_exceeds_the_bound(name: str) -> None:
     family, change = NETWORK[name]
     config, variables = families.config(family), families.variables(family)
     changed = dataclasses.replace(config, ecapa=dataclasses.replace(config.ecapa, **change))
@@ -199,8 +202,11 @@ def test_network_flag_is_noticed(name: str) -> None:
     assert worst > parity.EMBEDDING_BOUND
 
 
-def test_the_form_of_the_deviation_is_rounding_alone() -> None:
-    """Moment and central form are one function, so these sounds can't tell; tests/peers/test_wespeaker.py shows it."""
+def test_form_of_the_standard_deviation_changes_only_rounding() -> None:
+    """The moment and central forms are mathematically equal, so these sounds do not distinguish them.
+
+    tests/peers/test_wespeaker.py tests inputs that do.
+    """
     config, variables = families.config("wespeaker"), families.variables("wespeaker")
     std = dataclasses.replace(config.ecapa.pooled_std, form="central")
     changed = dataclasses.replace(config, ecapa=dataclasses.replace(config.ecapa, pooled_std=std))
@@ -227,8 +233,8 @@ STRUCTURE: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", STRUCTURE)
-def test_structure_is_noticed_by_the_converter(name: str) -> None:
-    """What changes the set or the shapes of the tensors; these need no numbers."""
+def test_converter_refuses_changed_structure(name: str) -> None:
+    """These changes alter the names or shapes of the tensors, so no numerical comparison is needed."""
     family, change = STRUCTURE[name]
     config, chosen = families.config(family), FAMILIES[family]
     ecapa = dataclasses.replace(config.ecapa, **change)

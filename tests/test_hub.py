@@ -1,4 +1,4 @@
-"""Recordings by URL, from a server in a thread."""
+"""Tests of recordings that are loaded by URL from a server in a thread."""
 
 import contextlib
 import http.server
@@ -10,11 +10,11 @@ import pytest
 
 from ecapa_jax.errors import DownloadError
 from ecapa_jax.hub import http as hub
-from helpers.sounds import COMPLETE, load, refused
+from helpers.sounds import COMPLETE, assert_refused, load
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers by path; see `test_urls`."""
+    """Responds according to the path; see `test_urls_are_downloaded`."""
 
     def do_GET(self):
         path = self.path.partition("?")[0]
@@ -64,7 +64,7 @@ def no_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
 
 
-def test_urls(server):
+def test_urls_are_downloaded(server):
     expected = load(COMPLETE["wav"])
     for path in ("/a.wav", "/a.wav?key=1", "/to//a.wav", f"/to/{server}/a.wav", "/with blank.wav", "/with%20blank.wav"):
         np.testing.assert_array_equal(load(server + path), expected)
@@ -85,8 +85,8 @@ def test_urls(server):
         ("/unmeasured", "is not audio"),
     ],
 )
-def test_bad_answers(server, path, match):
-    message = refused(f"{server}{path}?key=secret", match)
+def test_invalid_responses_are_refused(server, path, match):
+    message = assert_refused(f"{server}{path}?key=secret", match)
     assert "secret" not in message
     assert message.startswith(server)
 
@@ -103,11 +103,11 @@ def test_bad_answers(server, path, match):
         ("http://a\nb/c.wav", "can't be (reached|downloaded)"),
     ],
 )
-def test_bad_urls(url, match):
-    refused(url, match)
+def test_invalid_urls_are_refused(url, match):
+    assert_refused(url, match)
 
 
-def test_size_and_time_of_a_download(server):
+def test_download_is_limited_in_size_and_time(server):
     assert hub.fetch(f"{server}/a.wav", max_bytes=len(COMPLETE["wav"])) == COMPLETE["wav"]
     for path in ("/a.wav", "/unmeasured"):
         with pytest.raises(DownloadError, match=r"is larger than 0\.03 MB"):

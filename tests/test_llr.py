@@ -1,4 +1,4 @@
-"""ROCCH-EER, Cllr, actual cost, FRR at FAR and DET corners against brute force and scikit-learn."""
+"""Tests of ROCCH-EER, Cllr, actual cost, FRR at FAR and DET corners against brute force and scikit-learn."""
 
 import itertools
 
@@ -17,7 +17,7 @@ sk_isotonic = pytest.importorskip("sklearn.isotonic")
 
 
 def hull_eer_by_brute_force(scores, labels):
-    """Lowest crossing of FAR = FRR over the segments between all pairs of operating points."""
+    """Returns the lowest point with FAR = FRR on the segments between all pairs of operating points."""
     points = [(float(far), float(frr)) for _, far, frr in brute_points(scores, labels)]
     best = 1.0
     for (a, b), (c, d) in itertools.product(points, points):
@@ -29,13 +29,13 @@ def hull_eer_by_brute_force(scores, labels):
 
 @quick
 @given(tied_trials())
-def test_rocch_eer_is_the_brute_force_one(data):
+def test_rocch_eer_equals_brute_force(data):
     assert metrics.rocch_eer(*data) == pytest.approx(hull_eer_by_brute_force(*data), abs=1e-12)
     assert metrics.rocch_eer(*data) <= metrics.eer(*data) + 1e-12
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_pooling_is_isotonic_regression(seed):
+def test_pool_adjacent_violators_equals_isotonic_regression(seed):
     scores, labels = rng_trials(seed)
     scores = np.round(scores, 1) if seed % 2 else scores
     pooled = llr.pool(SortedTrials.of(scores, labels))
@@ -47,10 +47,10 @@ def test_pooling_is_isotonic_regression(seed):
     assert pooled.nontargets.sum() == len(labels) - labels.sum()
 
 
-def test_min_cllr_is_cllr_of_the_isotonic_fit():
+def test_min_cllr_equals_cllr_of_the_isotonic_fit():
     scores, labels = rng_trials(1)
     fit = sk_isotonic.IsotonicRegression(out_of_bounds="clip").fit(scores, labels).predict(scores)
-    # Runs of one kind have infinite ratios; their trials cost nothing and are left out by hand.
+    # Runs of only targets or only non-targets have infinite ratios. Their trials cost nothing and are omitted.
     odds = np.log(labels.sum() / (len(labels) - labels.sum()))
     with np.errstate(divide="ignore"):
         ratios = np.log(fit) - np.log1p(-fit) - odds
@@ -62,7 +62,7 @@ def test_min_cllr_is_cllr_of_the_isotonic_fit():
 
 @quick
 @given(tied_trials())
-def test_no_rising_map_has_less_cllr(data):
+def test_min_cllr_is_at_most_cllr_of_any_monotonic_map(data):
     scores, labels = data
     least = llr.min_cllr(scores, labels)
     assert 0 <= least <= 1 + 1e-12
@@ -79,7 +79,7 @@ def test_cllr_of_known_values():
     assert llr.min_cllr([1.0, 3.0], [1, 0]) == 1.0
 
 
-def test_scores_that_are_log_likelihood_ratios_need_no_other_threshold():
+def test_actual_cost_is_close_to_minimum_cost_for_exact_likelihood_ratios():
     rng = np.random.default_rng(0)
     targets, others = rng.normal(4, np.sqrt(8), 20_000), rng.normal(-4, np.sqrt(8), 20_000)  # exact ratios
     scores, labels = np.concatenate([targets, others]), np.repeat([1, 0], 20_000)
@@ -92,7 +92,7 @@ def test_scores_that_are_log_likelihood_ratios_need_no_other_threshold():
 
 @quick
 @given(tied_trials(), st.floats(0.001, 0.999), st.floats(0.1, 10), st.integers(-7, 7).map(float))
-def test_act_dcf_is_the_cost_at_the_threshold(data, p_target, c_fa, threshold):
+def test_act_dcf_equals_the_cost_at_the_threshold(data, p_target, c_fa, threshold):
     far, frr = metrics.far_frr(*data, threshold)
     expected = (p_target * frr + c_fa * (1 - p_target) * far) / min(p_target, c_fa * (1 - p_target))
     result = metrics.act_dcf(*data, threshold, p_target=p_target, c_fa=c_fa)
@@ -106,14 +106,14 @@ def test_act_dcf_is_the_cost_at_the_threshold(data, p_target, c_fa, threshold):
 
 @quick
 @given(tied_trials(), st.sampled_from([0.0, 0.05, 0.1, 0.5, 1.0]))
-def test_frr_at_far_is_the_brute_force_one(data, far):
+def test_frr_at_far_equals_brute_force(data, far):
     expected = min(float(frr) for _, accepted, frr in brute_points(*data) if accepted <= far)
     assert metrics.frr_at_far(*data, far) == expected
 
 
 @quick
 @given(tied_trials())
-def test_det_corners_carry_the_whole_curve(data):
+def test_det_corners_define_the_whole_curve(data):
     rates, corners = metrics.error_rates(*data), metrics.det_points(*data)
     kept = np.isin(rates.thresholds, corners.thresholds)
     np.testing.assert_array_equal(rates.far[kept], corners.far)
@@ -124,7 +124,7 @@ def test_det_corners_carry_the_whole_curve(data):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_det_curve_of_scikit_learn(seed):
+def test_det_curve_equals_scikit_learn(seed):
     sk = pytest.importorskip("sklearn.metrics")
     scores, labels = rng_trials(seed)
     scores = np.round(scores, 1) if seed else scores
@@ -135,7 +135,7 @@ def test_det_curve_of_scikit_learn(seed):
     np.testing.assert_allclose(rates.frr[at], frr, atol=1e-12)
 
 
-def test_bad_values():
+def test_invalid_values_are_refused():
     with pytest.raises(ScoringError, match=r"false acceptance rate is 1\.5"):
         metrics.frr_at_far([0.1, 0.9], [0, 1], 1.5)
     with pytest.raises(ScoringError, match="NaN"):

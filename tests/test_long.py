@@ -1,4 +1,4 @@
-"""Long recordings: chunk by chunk the embedding of the whole, for every family, any length and any chunk."""
+"""Tests of long recordings: chunked embeddings equal one-pass embeddings for every family, length and chunk size."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from helpers import parity
 from helpers.long_models import RATE, random_variables, small_mels, sound
 
 CHUNK = 90
-"""Frames."""
+"""Number of frames."""
 
 embed = jax.jit(functional.embed, static_argnums=0)
 
 
 @pytest.fixture(scope="module")
-def programs() -> Iterator[None]:
-    """The programs of `quick_compilation` go with this file: they round otherwise, random weights for one."""
+def clear_compiled_programs() -> Iterator[None]:
+    """Clears JAX's caches after this file, because programs that `quick_compilation` made round differently."""
     yield
     jax.clear_caches()
 
 
 @pytest.fixture
-def quick_compilation(programs: None) -> Iterator[None]:
-    """XLA with few optimisations: most of the time would be its own."""
+def quick_compilation(clear_compiled_programs: None) -> Iterator[None]:
+    """Disables most of XLA's optimizations, because compiling would take most of the time."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def tiny(preset: str, **ecapa: Any) -> ModelConfig:
-    """A preset's front end and flags with few channels, blocks and chunks of Res2: what takes time is to compile."""
+def tiny_config(preset: str, **ecapa: Any) -> ModelConfig:
+    """Returns a preset with few channels, blocks and Res2 chunks, so that it compiles quickly."""
     model = PRESETS[preset]
     network = model.ecapa
     blocks = 2 if preset in ("3dspeaker", "taoruijie", "nemo") else 1
@@ -66,19 +66,19 @@ def tiny(preset: str, **ecapa: Any) -> ModelConfig:
     return dataclasses.replace(model, ecapa=dataclasses.replace(network, **{**changes, **ecapa}))
 
 
-def whole(config: ModelConfig, variables: dict[str, Any], waveform: np.ndarray, size: int = 0) -> np.ndarray:
+def embed_whole(config: ModelConfig, variables: dict[str, Any], waveform: np.ndarray, size: int = 0) -> np.ndarray:
     batch, lengths = parity.pad_batch([waveform], size)
     return np.asarray(embed(config, variables, batch, lengths))[0]
 
 
-def in_parts(waveform: np.ndarray, *cuts: int) -> list[np.ndarray]:
+def split(waveform: np.ndarray, *cuts: int) -> list[np.ndarray]:
     return np.split(waveform, sorted(cuts))
 
 
 PLAIN = {"global_context": False, "mfa_norm": False, "padding": "zeros"}
 CONFIGS = {
-    **{name: tiny(name) for name in ("3dspeaker", "speechbrain", "taoruijie", "nemo", "nemo-2.5", "espnet")},
-    **{name: tiny(name) for name in ("espnet-2025", "speechbrain-langid", "rdino", "wespeaker-c1024")},
+    **{name: tiny_config(name) for name in ("3dspeaker", "speechbrain", "taoruijie", "nemo", "nemo-2.5", "espnet")},
+    **{name: tiny_config(name) for name in ("espnet-2025", "speechbrain-langid", "rdino", "wespeaker-c1024")},
     "mean": small_mels(pooling="mean", **PLAIN),
     "mean_std": small_mels(pooling="mean_std", context_std=StdConfig(form="moment", unbiased=True), **PLAIN),
     "multi_head": small_mels(pooling="multi_head", **PLAIN),
@@ -86,23 +86,23 @@ CONFIGS = {
     "posterior": small_mels(pooling="posterior", pad_to=16, **PLAIN),
     "no_context": small_mels(global_context=False),
 }
-"""Every family's front end and flags, and the poolings of the others."""
+"""The front end and flags of every family, and the poolings that no family uses."""
 
 
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", CONFIGS)
-def test_chunks_give_what_the_whole_gives(name):
+def test_chunked_embedding_equals_one_pass(name):
     config = CONFIGS[name]
     variables, waveform = random_variables(config), sound(4.3)
-    expected = whole(config, variables, waveform)
-    found = passes.embed(config, variables, in_parts(waveform, 1, 7000, 7001, 50000), chunk_frames=CHUNK)
+    expected = embed_whole(config, variables, waveform)
+    found = passes.embed(config, variables, split(waveform, 1, 7000, 7001, 50000), chunk_frames=CHUNK)
     error = parity.relative_error(found, expected)
     print(f"{name}: {error:.1e} of the largest, cosine {parity.cosine(found, expected):.9f}")
     assert parity.same_embedding(found, expected)
 
 
 BOUNDARIES = small_mels(2, framing="center_reflect", pad_to=8)
-"""Reflect padding at the ends of waveform and frames, and blank frames after them."""
+"""This config reflects at the ends of waveform and frames, and adds blank frames."""
 
 
 @functools.cache
@@ -117,25 +117,25 @@ def boundary_variables() -> dict[str, Any]:
     samples=st.integers(-2, 2),
     cuts=st.lists(st.integers(0, 90000)),
 )
-def test_lengths_about_the_ends_of_chunks(chunks, frames, samples, cuts):
+def test_lengths_near_chunk_boundaries_equal_one_pass(chunks, frames, samples, cuts):
     n_samples = max((chunks * CHUNK + frames) * 160 + samples, functional.minimum_samples(BOUNDARIES))
     waveform = sound(6.0)[:n_samples]
-    expected = whole(BOUNDARIES, boundary_variables(), waveform, 6 * RATE)
-    parts = in_parts(waveform, *cuts)
+    expected = embed_whole(BOUNDARIES, boundary_variables(), waveform, 6 * RATE)
+    parts = split(waveform, *cuts)
     found = passes.embed(BOUNDARIES, boundary_variables(), parts, chunk_frames=CHUNK)
     assert parity.same_embedding(found, expected)
 
 
 @pytest.mark.parametrize(("chunk_frames", "rows"), [(40, 1), (CHUNK, 3), (10_000, 1)])
-def test_any_chunk_gives_the_same(chunk_frames, rows):
+def test_chunk_size_does_not_change_the_embedding(chunk_frames, rows):
     waveform = sound(5.0)
     expected = passes.embed(BOUNDARIES, boundary_variables(), [waveform], chunk_frames=CHUNK)
     found = passes.embed(BOUNDARIES, boundary_variables(), [waveform], chunk_frames=chunk_frames, rows=rows)
     assert parity.same_embeddings([found], [expected])
 
 
-def test_the_halo_is_what_a_frame_sees():
-    """65 frames a side for the published network; and a frame of a small one is moved by no other."""
+def test_halo_equals_the_receptive_field():
+    """The published network has 65 frames on each side. In a small network, frames outside have no influence."""
     assert chunk_functions.halo(PRESETS["3dspeaker"].ecapa, 3, mfa=True) == 2 + 7 * (2 + 3 + 4)
     config = small_mels(2, mfa_kernel_size=3, mfa_dilation=2, **PLAIN).ecapa
     model_config = ModelConfig(fbank=FbankConfig(n_mels=20), ecapa=config)
@@ -152,13 +152,13 @@ def test_the_halo_is_what_a_frame_sees():
     assert (changed[0], changed[-1]) == (50 - reach, 50 + reach)
 
 
-def test_too_short_together():
+def test_parts_that_are_too_short_together_are_refused():
     minimum = functional.minimum_samples(BOUNDARIES)
     with pytest.raises(AudioError, match=rf"{minimum - 1} samples are too short: this model needs {minimum}"):
-        passes.embed(BOUNDARIES, boundary_variables(), in_parts(sound(1.0)[: minimum - 1], 3), chunk_frames=CHUNK)
+        passes.embed(BOUNDARIES, boundary_variables(), split(sound(1.0)[: minimum - 1], 3), chunk_frames=CHUNK)
 
 
-def test_a_full_disk_is_told(monkeypatch):
+def test_full_disk_is_reported(monkeypatch):
     monkeypatch.setattr(passes.tempfile, "SpooledTemporaryFile", lambda *args, **options: FullDisk())
     with pytest.raises(EcapaError, match=r"No space left on device.*115 MB per hour.*TMPDIR"):
         passes.embed(BOUNDARIES, boundary_variables(), [sound(2.0)], chunk_frames=CHUNK)
@@ -191,7 +191,7 @@ print(json.dumps([peak(int(seconds)) for seconds in sys.argv[1:]]))
 
 
 def peaks_mb(*seconds: int) -> list[float]:
-    """Most memory that a process has taken after each recording, MB."""
+    """Returns the peak memory of a process, in MB, after each recording."""
     command = [sys.executable, "-c", MEMORY, *map(str, seconds)]
     paths = [str(parity.ROOT / "tests"), str(parity.ROOT)]
     environment = {**os.environ, "PYTHONPATH": ":".join(paths)}
@@ -206,7 +206,7 @@ def test_memory_does_not_grow_with_the_recording():
 
 
 @pytest.mark.slow
-def test_memory_of_an_hour():
+def test_memory_is_bounded_for_one_hour():
     short, hour = peaks_mb(60, 3600)
     print(f"{short:.0f} MB after a minute, {hour:.0f} MB after an hour; its samples alone are 220 MB")
     assert hour - short < 25

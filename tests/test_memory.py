@@ -1,4 +1,4 @@
-"""A training process on a processor keeps its memory: in a process of its own, because it can't be undone."""
+"""Tests of `machine.keep_memory` in separate processes, because its effect can't be undone."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ assert max(faults[2:]) < 2000, faults
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs GNU's C library")
-def test_memory_is_not_asked_for_twice() -> None:
-    """Without it each call has some 16 000 page faults for 64 MB."""
+def test_kept_memory_is_reused() -> None:
+    """Without `keep_memory`, each call has about 16 000 page faults for 64 MB."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, check=False)
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_nothing_is_changed_where_an_accelerator_may_be() -> None:
+def test_keep_memory_does_nothing_if_an_accelerator_may_exist() -> None:
     code = "import importlib.util as u; u.find_spec = lambda name: True; from ecapa_jax.runtime import machine; "
     command = [sys.executable, "-c", code + "print(machine.keep_memory())"]
     environment = {**os.environ, "JAX_PLATFORMS": "cuda"}

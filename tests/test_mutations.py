@@ -1,7 +1,7 @@
-"""The golden values notice each flag: a family's model with one flag changed must fail the parity check.
+"""Tests that the golden values detect each flag: if one flag is changed, the parity check must fail.
 
-A parity test proves only as much as it would refuse. Here every field of the configuration is changed, one at a time,
-to each value that some family has, and the check of test_golden.py must say no.
+A parity test is useful only if it fails for a wrong model. These tests change every field of the configuration, one at
+a time, to each value that any family has, and expect the check of test_golden.py to fail.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ NETWORK: dict[str, Change] = {
     "norm_epsilon=1e-3": {"norm_epsilon": 1e-3},
     "norm_epsilon=1e-6": {"norm_epsilon": 1e-6},
 }
-"""Flags that the tensors can't tell: only numbers notice."""
+"""Flags that do not change the names or shapes of the tensors: only a numerical comparison detects them."""
 
 NO_NORM = {"norm": "none", "mfa_norm": False}
 STRUCTURE: dict[str, Change] = {
@@ -76,7 +76,7 @@ STRUCTURE: dict[str, Change] = {
     "attention_hidden=relu_tanh": {"attention_hidden": "relu_tanh"},
     "global_context off": {"global_context": False},
 }
-"""What changes the set or the shapes of the tensors: the converter refuses the checkpoint."""
+"""Flags that change the names or shapes of the tensors: the converter refuses the checkpoint."""
 
 FRONT_END: dict[str, Change] = {
     "sample_rate=16100": {"sample_rate": 16100},
@@ -114,7 +114,7 @@ FRONT_END: dict[str, Change] = {
     **{f"normalization={name}": {"normalization": name} for name in ("none", "mean_std", "instance")},
     "pad_to=16": {"pad_to": 16},
 }
-"""Each value that a family has, and a near one. What a family has already is left out for it."""
+"""Every value that any family has, and values close to them. `_front_end_cases` omits a family's own values."""
 
 NO_EFFECT: dict[str, tuple[Change, Change, str]] = {
     "mel_scale=htk": ({"mel_scale": "htk"}, {}, "the two scales are proportional: the same edges in Hz"),
@@ -128,20 +128,20 @@ NO_EFFECT: dict[str, tuple[Change, Change, str]] = {
     "mfa_dilation=3": ({}, {"mfa_dilation": 3}, "one tap has no dilation"),
     "norm_momentum=0.5": ({}, {"norm_momentum": 0.5}, "of training"),
 }
-"""What can't matter to these two families, with the reason; the numbers must agree that it does not."""
+"""Flags that can't change the result of these two families, with the reason; a test checks that they do not."""
 
 ELSEWHERE = {
     "EcapaConfig.pooling": "the tensors or the configuration tell: test_golden_families.py, convert/test_wespeaker.py",
-    "FbankConfig.channel": "where a file is read: test_channel_rule below",
+    "FbankConfig.channel": "a test of the channel rule below reads a file",
     "FbankConfig.n_mels": "must equal the network's, which the tensors tell",
     "FbankConfig.mel_source": "where the matrix comes from, not what it is",
 }
 
 SIGNALS = ("zeros_inside", "clipped", "silence", "faint")
 FRAMES = 192
-"""One shape for all features, so that the unchanged network is compiled once."""
+"""All features have this number of frames, so that the unchanged network compiles only once."""
 
-# Not optimised: what is compiled here runs once.
+# The compiled programs run only once, so optimization would cost more than it saves.
 QUICK = {"xla_backend_optimization_level": 0}
 FBANK = jax.jit(fbank, static_argnums=0, compiler_options=QUICK)
 APPLY = jax.jit(functional.apply, static_argnums=0, compiler_options=QUICK)
@@ -154,7 +154,7 @@ def _variables(family: str) -> dict[str, Any]:
 
 
 def _errors(family: str, front_end: Change, network: Change) -> tuple[float, float]:
-    """Worst errors of features and of embeddings, with these changes, against the family's golden values."""
+    """Returns the worst errors of the changed model's features and embeddings against the family's golden values."""
     config, _ = parity.golden_model(family)
     waveforms = [parity.golden_signals()[signal] for signal in SIGNALS]
     changed = dataclasses.replace(config.fbank, **front_end)
@@ -180,14 +180,14 @@ def _errors(family: str, front_end: Change, network: Change) -> tuple[float, flo
 
 @pytest.mark.parametrize("name", NETWORK)
 @pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
-def test_network_flag_is_noticed(family: str, name: str) -> None:
+def test_changed_network_flag_exceeds_the_bound(family: str, name: str) -> None:
     _, embedding = _errors(family, {}, NETWORK[name])
     print(name)
     assert embedding > parity.EMBEDDING_BOUND
 
 
 @pytest.mark.parametrize("name", STRUCTURE)
-def test_structure_is_noticed_by_the_converter(name: str) -> None:
+def test_converter_refuses_changed_structure(name: str) -> None:
     config, tensors = parity.golden_model("3dspeaker")
     network = dataclasses.replace(config.ecapa, **STRUCTURE[name])
     changed = ModelConfig(fbank=dataclasses.replace(config.fbank, n_mels=network.n_mels), ecapa=network)
@@ -206,18 +206,18 @@ def _front_end_cases() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("family", "name"), _front_end_cases())
-def test_front_end_flag_is_noticed(family: str, name: str) -> None:
-    """By the features, and by the embedding alone as well."""
+def test_changed_front_end_flag_exceeds_the_bound(family: str, name: str) -> None:
+    """Both the features and the embedding exceed their bounds."""
     features, embedding = _errors(family, FRONT_END[name], {})
     print(name)
-    assert features > parity.FEATURE_BOUND or name == "pad_to=16"  # only the convolutions see blank frames
+    assert features > parity.FEATURE_BOUND or name == "pad_to=16"  # only the convolutions use blank frames
     assert embedding > parity.EMBEDDING_BOUND
 
 
 @pytest.mark.parametrize("name", NO_EFFECT)
 @pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
-def test_what_has_no_effect_has_none(family: str, name: str) -> None:
-    """If one of these fails, it matters now: it belongs to the tables above."""
+def test_flag_without_effect_stays_within_the_bounds(family: str, name: str) -> None:
+    """If this test fails for a flag, the flag has an effect and must move to one of the tables above."""
     front_end, network, reason = NO_EFFECT[name]
     features, embedding = _errors(family, front_end, network)
     print(f"{name}: {reason}")
@@ -226,8 +226,8 @@ def test_what_has_no_effect_has_none(family: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
-def test_channel_rule(family: str) -> None:
-    """Of a stereo file in which only the family's own rule gives the golden waveform."""
+def test_only_the_channel_rule_of_the_family_gives_the_golden_features(family: str) -> None:
+    """Only the family's own rule gives the golden waveform from this stereo file."""
     config = PRESETS[family].fbank
     waveform, other = parity.golden_signals()["zeros_inside"], parity.noise(30000)
     stereo = (waveform, other) if config.channel == "first" else (waveform + other, waveform - other)
@@ -243,8 +243,8 @@ def test_channel_rule(family: str) -> None:
     assert min(errors.values()) > parity.FEATURE_BOUND
 
 
-def _tried() -> dict[str, set[Any]]:
-    """`Class.field` -> values that some test above gives it."""
+def _tested_values() -> dict[str, set[Any]]:
+    """Returns the values that the tests above set, by `Class.field`."""
     tried: dict[str, set[Any]] = {name: set() for name in ELSEWHERE}
     networks = [*NETWORK.values(), *STRUCTURE.values(), *(network for _, network, _ in NO_EFFECT.values())]
     front_ends = [*FRONT_END.values(), *(front_end for front_end, _, _ in NO_EFFECT.values())]
@@ -252,7 +252,7 @@ def _tried() -> dict[str, set[Any]]:
         for field, value in (item for change in changes for item in change.items()):
             tried.setdefault(f"{class_name}.{field}", set()).add(value)
     stds = tried["EcapaConfig.context_std"] & tried["EcapaConfig.pooled_std"]
-    stds |= {StdConfig(unbiased=True)}  # the weighted one has no unbiased form
+    stds |= {StdConfig(unbiased=True)}  # the weighted deviation has no unbiased form
     for std in stds:
         for field, value in dataclasses.asdict(std).items():
             if value != getattr(StdConfig(), field):
@@ -261,9 +261,9 @@ def _tried() -> dict[str, set[Any]]:
 
 
 @pytest.mark.parametrize("cls", [FbankConfig, EcapaConfig, StdConfig])
-def test_every_field_and_every_choice_is_tried(cls: type) -> None:
-    """A new field or a new choice must enter a table here, or the list of what is tested elsewhere."""
-    tried = _tried()
+def test_every_field_and_every_choice_is_tested(cls: type) -> None:
+    """A new field or choice must be added to a table in this file, or to `ELSEWHERE`."""
+    tried = _tested_values()
     for field, hint in typing.get_type_hints(cls).items():
         name = f"{cls.__name__}.{field}"
         assert name in tried, f"{name} is changed by no test"

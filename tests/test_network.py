@@ -1,4 +1,4 @@
-"""The network against the float64 oracle: every flag, every length, any padding."""
+"""Tests of the network against the float64 oracle with every flag, length and padding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from helpers.weights import random_tensors, small_config, variables_of
 
 BASE = dataclasses.replace(small_config(width=32).ecapa, n_mels=20, se_channels=16, attention_channels=24)
 
-# Not optimised: what is compiled here runs once.
+# The compiled programs run only once, so optimization would cost more than it saves.
 QUICK = {"xla_backend_optimization_level": 0}
 APPLY = jax.jit(functional.apply, static_argnums=0, static_argnames="train", compiler_options=QUICK)
 
@@ -90,8 +90,8 @@ def test_equals_the_oracle(name: str) -> None:
     ["zeros", "sum", "last", "tanh", "relu_bn", "no_mfa_norm", "no_norm", "leaky_all", "leaky_outer"]
     + ["context_unbiased_add", "pooled_moment"],
 )
-def test_each_flag_matters(name: str) -> None:
-    """A flag that changed nothing would make the test above pass for the wrong reason."""
+def test_each_flag_changes_the_embedding(name: str) -> None:
+    """If a flag had no effect, the test above would pass for the wrong reason."""
     tensors = random_tensors(BASE, seed=1)
     features, _ = _features((40,), BASE.n_mels, padding=0)
     reference = Oracle(BASE, tensors)(features[0, :40])
@@ -101,13 +101,15 @@ def test_each_flag_matters(name: str) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    lengths=st.lists(st.sampled_from([5, 6, 31]), min_size=1, max_size=4),  # few: each alone is a compilation
+    lengths=st.lists(st.sampled_from([5, 6, 31]), min_size=1, max_size=4),  # only a few, because every length compiles
     size=st.sampled_from([31, 60]),
     padding=st.sampled_from([0.0, 1e30, -5.0, float("inf")]),
     seed=st.integers(0, 3),
 )
-def test_padding_and_batch_mates_change_nothing(lengths: list[int], size: int, padding: float, seed: int) -> None:
-    """In float64, where a difference is a mistake: in float32 processors differ by how they add up."""
+def test_padding_and_other_rows_do_not_change_the_embedding(
+    lengths: list[int], size: int, padding: float, seed: int
+) -> None:
+    """The test uses float64, where any difference is an error. In float32, the order of additions matters."""
     config, variables = _cached_reference()
     generator = np.random.default_rng(seed)
     features = np.full((4, size, config.n_mels), padding)
@@ -140,8 +142,8 @@ def test_pad_time_pads_each_utterance_at_its_end(mode: str, width: int) -> None:
     assert np.isfinite(ours).all()
 
 
-def test_running_variance_is_pytorchs() -> None:
-    """The batch is normalised by its biased variance, the unbiased one is stored, with the weight of momentum."""
+def test_running_variance_equals_pytorch() -> None:
+    """The batch is normalized by its biased variance, and the running average uses the unbiased variance."""
     lengths = (7, 12)
     x, mask = _features(lengths, 4, padding=1e9)
     norm = BatchNorm(4, momentum=0.25)
@@ -153,7 +155,7 @@ def test_running_variance_is_pytorchs() -> None:
     np.testing.assert_allclose(normalized[0, :7], expected[:7], atol=1e-5)
 
 
-def test_training_moves_the_statistics_only() -> None:
+def test_training_call_updates_only_the_statistics() -> None:
     config, variables = _cached_reference()
     features, mask = _features((20, 31), config.n_mels, padding=0)
     _, moved = APPLY(config, variables, features, mask, train=True)
@@ -181,7 +183,7 @@ def test_training_moves_the_statistics_only() -> None:
         {"pooled_std": StdConfig(unbiased=True)},
     ],
 )
-def test_impossible_networks_are_refused(change: dict) -> None:
+def test_invalid_configs_are_refused(change: dict) -> None:
     with pytest.raises(ConfigError):
         dataclasses.replace(BASE, **change)
 
@@ -189,10 +191,10 @@ def test_impossible_networks_are_refused(change: dict) -> None:
 @pytest.mark.parametrize(
     "change", [{"padding": "circular"}, {"channels": [32.5] * 4}, {"width": 3}, {"mfa_norm": 1}, {"norm_epsilon": None}]
 )
-def test_wrong_json_is_refused_by_name(change: dict) -> None:
+def test_error_names_the_invalid_json_field(change: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(change))):
         from_dict(EcapaConfig, {**to_dict(BASE), **change}, "ecapa")
 
 
-def test_json_round_trip() -> None:
+def test_config_survives_a_json_round_trip() -> None:
     assert from_dict(EcapaConfig, json.loads(json.dumps(to_dict(BASE))), "ecapa") == BASE

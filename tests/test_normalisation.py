@@ -1,4 +1,4 @@
-"""Score normalisation and search against brute force in float64, and the properties that define them."""
+"""Tests of score normalization and search against brute force in float64, and of their defining properties."""
 
 import jax
 import jax.numpy as jnp
@@ -17,32 +17,32 @@ DIM = 16
 quick = settings(max_examples=25, deadline=None)
 
 
-def embeddings(seed, *shape, offset=0.3):
-    """Not centred, of many lengths: as a network gives them."""
+def make_embeddings(seed, *shape, offset=0.3):
+    """Returns embeddings that are not centred and have different lengths, as those of a network do."""
     rng = np.random.default_rng(seed)
     lengths = np.exp(rng.normal(0, 1, (*shape, 1)))
     return (lengths * (offset + rng.standard_normal((*shape, DIM)))).astype(np.float32)
 
 
-def cosines(a, b):
-    """Every pair, float64."""
+def brute_cosines(a, b):
+    """Returns the cosine of every pair in float64."""
     a, b = (x.astype(np.float64) for x in (a, b))
     return (a / np.linalg.norm(a, axis=1, keepdims=True)) @ (b / np.linalg.norm(b, axis=1, keepdims=True)).T
 
 
 def brute_statistics(rows, cohort, top_n, ddof=0):
-    top = np.sort(cosines(rows, cohort), axis=1)[:, ::-1][:, :top_n]
+    top = np.sort(brute_cosines(rows, cohort), axis=1)[:, ::-1][:, :top_n]
     return top.mean(axis=1), top.std(axis=1, ddof=ddof)
 
 
-COHORT = embeddings(0, 40)
-ROWS = embeddings(1, 7)
+COHORT = make_embeddings(0, 40)
+ROWS = make_embeddings(1, 7)
 statistics = jax.jit(cohort_statistics, static_argnames=("top_n", "unbiased", "block"))
 
 
 @pytest.mark.parametrize("top_n", [None, 2, 5, 39, 40, 300])
 @pytest.mark.parametrize("unbiased", [False, True])
-def test_cohort_statistics_are_the_brute_force_ones(top_n, unbiased):
+def test_cohort_statistics_equal_brute_force(top_n, unbiased):
     got = statistics(ROWS, COHORT, top_n=top_n, unbiased=unbiased)
     mean, std = brute_statistics(ROWS, COHORT, top_n, ddof=int(unbiased))
     errors = np.abs(got.mean - mean).max(), np.abs(got.std - std).max()
@@ -52,9 +52,9 @@ def test_cohort_statistics_are_the_brute_force_ones(top_n, unbiased):
 
 @quick
 @given(st.integers(0, 2**31), st.sampled_from([(3, 5, 2), (7, 40, 10), (7, 40, None)]))
-def test_cohort_statistics_hold_for_any_embeddings(seed, shape):
+def test_cohort_statistics_equal_brute_force_for_any_embeddings(seed, shape):
     n, m, top_n = shape
-    rows, cohort = embeddings(seed, n, offset=0.0), embeddings(seed + 1, m, offset=0.0)
+    rows, cohort = make_embeddings(seed, n, offset=0.0), make_embeddings(seed + 1, m, offset=0.0)
     got = statistics(rows, cohort, top_n=top_n)
     mean, std = brute_statistics(rows, cohort, top_n)
     np.testing.assert_allclose(got.mean, mean, atol=1e-6)
@@ -62,13 +62,13 @@ def test_cohort_statistics_hold_for_any_embeddings(seed, shape):
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 6, 7, 1000])
-def test_blocks_do_not_change_the_statistics(block):
+def test_block_size_does_not_change_the_statistics(block):
     whole, blocked = statistics(ROWS, COHORT, top_n=10), statistics(ROWS, COHORT, top_n=10, block=block)
     np.testing.assert_allclose(blocked.mean, whole.mean, atol=2e-7)
     np.testing.assert_allclose(blocked.std, whole.std, atol=2e-7)
 
 
-def test_scores_of_a_large_cohort_are_never_all_in_memory():
+def test_statistics_of_a_large_cohort_use_little_memory():
     n, m = 20_000, 10_000
     shapes = (jax.ShapeDtypeStruct((size, DIM), np.float32) for size in (n, m))
     memory = statistics.lower(*shapes, top_n=300).compile().memory_analysis()
@@ -80,7 +80,7 @@ def test_scores_of_a_large_cohort_are_never_all_in_memory():
 
 @quick
 @given(st.integers(0, 2**31), st.floats(0.01, 100))
-def test_statistics_know_no_lengths_and_no_order(seed, scale):
+def test_scale_and_order_of_embeddings_do_not_change_the_statistics(seed, scale):
     rng = np.random.default_rng(seed)
     changed = rng.permutation(COHORT) * rng.uniform(0.1, 10, (len(COHORT), 1)).astype(np.float32)
     got, same = statistics(np.float32(scale) * ROWS, changed, top_n=10), statistics(ROWS, COHORT, top_n=10)
@@ -88,17 +88,17 @@ def test_statistics_know_no_lengths_and_no_order(seed, scale):
     np.testing.assert_allclose(got.std, same.std, atol=1e-6)
 
 
-def test_z_norm_of_the_cohort_itself_has_mean_0_and_deviation_1():
+def test_z_norm_of_the_cohort_has_mean_0_and_deviation_1():
     scores = score_matrix(ROWS, COHORT)
     normalised = ecapa_jax.z_norm(scores, statistics(ROWS, COHORT)[:, None])
     np.testing.assert_allclose(jnp.mean(normalised, axis=1), 0, atol=2e-5)
     np.testing.assert_allclose(jnp.std(normalised, axis=1), 1, atol=2e-5)
 
 
-def test_as_norm_is_wespeakers():
-    """score_norm.py: 0.5 ((s - mean_e) / std_e + (s - mean_t) / std_t), np.std over the top N of the cohort."""
-    a, b = embeddings(2, 7), embeddings(3, 7)
-    score = np.diag(cosines(a, b))
+def test_as_norm_equals_wespeaker():
+    """score_norm.py computes 0.5 ((s - mean_e) / std_e + (s - mean_t) / std_t), with np.std over the top N scores."""
+    a, b = make_embeddings(2, 7), make_embeddings(3, 7)
+    score = np.diag(brute_cosines(a, b))
     (mean_a, std_a), (mean_b, std_b) = (brute_statistics(x, COHORT, 10) for x in (a, b))
     expected = 0.5 * ((score - mean_a) / std_a + (score - mean_b) / std_b)
     got = jax.jit(lambda *x: ecapa_jax.as_norm(*x, top_n=10))(a, b, COHORT)
@@ -106,10 +106,13 @@ def test_as_norm_is_wespeakers():
     np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
-def test_variants_are_speechbrains():
-    """speaker_verification_cosine.py: torch.std, so N - 1; z-norm by the enrolment, t-norm by the test recording."""
-    a, b = embeddings(2, 7), embeddings(3, 7)
-    score = np.diag(cosines(a, b))
+def test_z_t_and_s_norm_equal_speechbrain():
+    """speaker_verification_cosine.py uses torch.std (N - 1).
+
+    It applies z-norm to the enrolment recording and t-norm to the test recording.
+    """
+    a, b = make_embeddings(2, 7), make_embeddings(3, 7)
+    score = np.diag(brute_cosines(a, b))
     (mean_a, std_a), (mean_b, std_b) = (brute_statistics(x, COHORT, None, ddof=1) for x in (a, b))
     of_a, of_b = (statistics(x, COHORT, unbiased=True) for x in (a, b))
     z, t = (score - mean_a) / std_a, (score - mean_b) / std_b
@@ -119,8 +122,8 @@ def test_variants_are_speechbrains():
     np.testing.assert_allclose(ecapa_jax.s_norm(raw, of_a, of_b), (z + t) / 2, atol=2e-5)
 
 
-def test_as_norm_takes_any_batch_and_is_symmetric():
-    a, b = embeddings(2, 2, 3), embeddings(3, 2, 3)
+def test_as_norm_accepts_any_batch_shape_and_is_symmetric():
+    a, b = make_embeddings(2, 2, 3), make_embeddings(3, 2, 3)
     got = ecapa_jax.as_norm(a, b, COHORT, top_n=10)
     assert got.shape == (2, 3)
     np.testing.assert_allclose(got, ecapa_jax.as_norm(b, a, COHORT, top_n=10), atol=1e-5)
@@ -133,24 +136,24 @@ def test_as_norm_takes_any_batch_and_is_symmetric():
     np.testing.assert_allclose(jnp.diag(matrix), got[0], atol=1e-5)
 
 
-def test_a_cohort_of_one_recording_twice_gives_finite_scores():
+def test_cohort_with_duplicate_embeddings_gives_finite_scores():
     cohort = np.stack([COHORT[0], COHORT[0]])
     for top_n in (None, 2):
         assert np.isfinite(ecapa_jax.as_norm(ROWS, ROWS, cohort, top_n=top_n)).all()
 
 
 @pytest.mark.parametrize(("cohort", "top_n"), [(COHORT[:1], None), (COHORT[:0], None), (COHORT, 1), (COHORT, 0)])
-def test_a_cohort_that_has_no_deviation_is_refused(cohort, top_n):
+def test_cohort_without_a_deviation_is_refused(cohort, top_n):
     with pytest.raises(ScoringError, match="at least 2 are needed"):
         cohort_statistics(ROWS, cohort, top_n)
 
 
-def test_mean_subtraction():
+def test_mean_is_subtracted_before_the_cosine():
     mean = ROWS.mean(axis=0)
     np.testing.assert_array_equal(normalisation.subtract_mean(ROWS, mean), ROWS - mean)
 
 
-def test_speaker_means():
+def test_speaker_means_average_each_speaker():
     names, means = normalisation.speaker_means(ROWS[:4], ["b", "a", "b", "c"])
     assert names == ["a", "b", "c"]
     assert means.dtype == np.float32
@@ -159,21 +162,21 @@ def test_speaker_means():
         normalisation.speaker_means(ROWS, ["a"])
 
 
-def test_shared_speakers_are_refused():
+def test_speakers_in_both_cohort_and_trials_are_refused():
     normalisation.check_no_overlap(["a", "b"], ["c", "d"])
     with pytest.raises(ScoringError, match=r"2 speaker\(s\).*\(a, c\)"):
         normalisation.check_no_overlap(["a", "b", "c"], iter(["c", "a", "e"]))
 
 
 def brute_search(queries, enrolled, k):
-    """By the float32 scores, so that ties are the same; lower rows first."""
+    """Searches with the float32 scores, so that ties are equal; the lower row comes first."""
     scores = np.asarray(score_matrix(queries, enrolled))
     order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, axis=1), order
 
 
 @pytest.mark.parametrize("k", [1, 5, 40])
-def test_search_finds_what_brute_force_finds(k):
+def test_search_equals_brute_force(k):
     scores, rows = search.search(ROWS, unit(COHORT), k)
     expected, order = brute_search(ROWS, COHORT, k)
     np.testing.assert_array_equal(rows, order)
@@ -182,8 +185,8 @@ def test_search_finds_what_brute_force_finds(k):
 
 @quick
 @given(st.integers(0, 2**31), st.integers(1, 40))
-def test_padding_is_never_found(seed, count):
-    enrolled = np.array(unit(embeddings(seed, 40)))
+def test_search_never_returns_padding(seed, count):
+    enrolled = np.array(unit(make_embeddings(seed, 40)))
     enrolled[count:] = np.nan
     scores, rows = search.search(ROWS, enrolled, 5, count)
     real = min(count, 5)
@@ -193,7 +196,7 @@ def test_padding_is_never_found(seed, count):
     assert (np.asarray(scores[:, real:]) == -np.inf).all()
 
 
-def test_equal_embeddings_are_found_in_order():
+def test_search_returns_equal_embeddings_in_row_order():
     enrolled = unit(np.repeat(COHORT[:4], 3, axis=0))
     _, rows = search.search(COHORT[2:3], enrolled, 3)
     np.testing.assert_array_equal(rows, [[6, 7, 8]])
@@ -206,7 +209,7 @@ def test_search_compiles_once_for_a_growing_store():
     assert search.search._cache_size() == before
 
 
-def test_blocks_of_queries_do_not_change_what_is_found(monkeypatch):
+def test_query_block_size_does_not_change_the_result(monkeypatch):
     whole = search.search(ROWS, unit(COHORT), 4)
     monkeypatch.setattr(search, "BLOCK_SCORES", 2 * len(COHORT))
     blocked = jax.jit(search.search.__wrapped__, static_argnums=2)(ROWS, unit(COHORT), 4)
@@ -215,15 +218,15 @@ def test_blocks_of_queries_do_not_change_what_is_found(monkeypatch):
 
 
 @pytest.mark.parametrize("k", [0, 41])
-def test_search_refuses_impossible_numbers(k):
+def test_search_refuses_invalid_k(k):
     with pytest.raises(ScoringError, match="must be from 1 to 40"):
         search.search(ROWS, unit(COHORT), k)
 
 
 @pytest.mark.parametrize("block_scores", [1, 80, 119, 10_000])
-def test_score_blocks_are_the_score_matrix(block_scores):
+def test_score_blocks_equal_the_score_matrix(block_scores):
     parts = list(search.score_blocks(ROWS, COHORT, block_scores=block_scores))
     assert [part.start for part, _ in parts[1:]] == [part.stop for part, _ in parts[:-1]]
     assert all(scores.size <= max(block_scores, len(COHORT)) for _, scores in parts)
     whole = np.concatenate([scores for _, scores in parts])
-    np.testing.assert_allclose(whole, cosines(ROWS, COHORT), atol=5e-7)
+    np.testing.assert_allclose(whole, brute_cosines(ROWS, COHORT), atol=5e-7)

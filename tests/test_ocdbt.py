@@ -1,4 +1,4 @@
-"""Checkpoints read without Orbax: the same arrays as with it, and Orbax where the layout is another."""
+"""Tests of reading checkpoints without Orbax: the arrays are equal, and other layouts are left to Orbax."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ ARRAYS = hnp.arrays(
 )
 
 
-def flat(tree: dict[str, Any], name: str = "") -> dict[str, np.ndarray]:
+def flatten(tree: dict[str, Any], name: str = "") -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for key, value in tree.items():
-        below = flat(value, f"{name}{key}/") if isinstance(value, dict) else {f"{name}{key}": value}
+        below = flatten(value, f"{name}{key}/") if isinstance(value, dict) else {f"{name}{key}": value}
         found.update(below)
     return found
 
@@ -40,18 +40,18 @@ def flat(tree: dict[str, Any], name: str = "") -> dict[str, np.ndarray]:
 @given(
     st.dictionaries(st.from_regex(r"[a-z_0-9]{1,8}", fullmatch=True), st.one_of(ARRAYS, st.just({})), min_size=1),
 )
-def test_any_tree_comes_back(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> None:
+def test_saved_tree_is_read_back(tmp_path_factory: pytest.TempPathFactory, tree: dict[str, Any]) -> None:
     folder = tmp_path_factory.mktemp("tree") / "checkpoint"
     save_variables(folder, {"tree": tree})
     found = read_arrays(folder)
-    expected = flat({"tree": tree})
+    expected = flatten({"tree": tree})
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(found[name], array)
 
 
-def test_a_bundle_is_the_same_with_and_without_orbax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundle_loads_equally_with_and_without_orbax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_bundle(make(), tmp_path / "bundle")
     with monkeypatch.context() as without:
         without.setitem(sys.modules, "orbax.checkpoint", None)
@@ -64,7 +64,7 @@ def test_a_bundle_is_the_same_with_and_without_orbax(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.parametrize("options", [{"use_zarr3": True}, {"use_ocdbt": False}])
-def test_another_layout_is_left_to_orbax(tmp_path: Path, options: dict[str, bool]) -> None:
+def test_other_layout_is_read_with_orbax(tmp_path: Path, options: dict[str, bool]) -> None:
     folder = tmp_path / "checkpoint"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**options)) as checkpointer:
         checkpointer.save(folder, ocp.args.PyTreeSave(TREE))
@@ -74,13 +74,13 @@ def test_another_layout_is_left_to_orbax(tmp_path: Path, options: dict[str, bool
     assert_same_leaves(jax.tree.map(np.asarray, restored), TREE)
 
 
-def test_a_list_in_the_tree_is_another_layout(tmp_path: Path) -> None:
+def test_list_in_the_tree_is_refused_as_other_layout(tmp_path: Path) -> None:
     save_variables(tmp_path / "checkpoint", {"a": [np.zeros(2)]})
     with pytest.raises(OtherLayoutError):
         read_arrays(tmp_path / "checkpoint")
 
 
-def test_what_is_missing_or_of_another_shape_is_named(tmp_path: Path) -> None:
+def test_error_names_missing_arrays_and_wrong_shapes(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     digests = save_variables(folder, TREE)
     for wrong, words in (

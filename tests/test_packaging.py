@@ -1,4 +1,4 @@
-"""The wheel: one top-level name, every module, the model; and an import that costs nothing."""
+"""Tests of the wheel (one top-level name, every module, the model) and of the lazy import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOMES = {"ecapa_jax": "ecapa_jax", "convert": "ecapa_jax.convert", "train": "eca
 
 
 def _modules() -> dict[str, Path]:
-    """Path in the wheel of every Python file of the tree."""
+    """Returns every Python file of the source tree by its path in the wheel."""
     found = {}
     for folder, package in HOMES.items():
         for path in (ROOT / folder).rglob("*.py"):
@@ -29,7 +29,7 @@ def _modules() -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    # From a copy: setuptools builds inside the tree, where a stale build folder would hide what is missing.
+    # The test builds from a copy, because a stale build folder in the tree would hide missing files.
     out = tmp_path_factory.mktemp("wheel")
     source = out / "source"
     for folder in HOMES:
@@ -46,7 +46,7 @@ def test_wheel_has_one_top_level_name(wheel: zipfile.ZipFile) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"ecapa_jax"}
 
 
-def test_wheel_holds_every_module_and_the_model(wheel: zipfile.ZipFile) -> None:
+def test_wheel_contains_every_module_and_the_model(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     assert set(_modules()) <= names
     assert "ecapa_jax/py.typed" in names
@@ -63,12 +63,12 @@ def test_wheel_holds_every_module_and_the_model(wheel: zipfile.ZipFile) -> None:
     assert sum(wheel.getinfo(name).file_size for name in files) < 13e6
 
 
-def test_wheel_names_no_machine(wheel: zipfile.ZipFile) -> None:
+def test_wheel_contains_no_local_paths(wheel: zipfile.ZipFile) -> None:
     home = str(ROOT.parent).encode()
     assert [name for name in wheel.namelist() if home in wheel.read(name)] == []
 
 
-def test_public_names_all_resolve() -> None:
+def test_public_names_can_be_imported() -> None:
     for name in ecapa_jax.__all__:
         assert getattr(ecapa_jax, name) is not None
     with pytest.raises(AttributeError, match="nothing_here"):
@@ -87,7 +87,7 @@ def test_import_is_lazy_and_torch_free() -> None:
 
 
 def test_lazy_table_matches_the_names_for_type_checkers() -> None:
-    """`__init__` names each public object three times: for type checkers, in the table of homes, and in `__all__`."""
+    """`__init__` lists each public object three times: for type checkers, in the lazy table, and in `__all__`."""
     source = (ROOT / "ecapa_jax" / "__init__.py").read_text()
     (typed,) = (node for node in ast.parse(source).body if isinstance(node, ast.If))
     imports = [node for node in typed.body if isinstance(node, ast.ImportFrom)]
@@ -97,8 +97,10 @@ def test_lazy_table_matches_the_names_for_type_checkers() -> None:
 
 
 def test_folders_at_the_top_are_packages_of_the_library() -> None:
-    """By links, which every tool that reads a source tree follows."""
+    """Symbolic links make them packages, because every tool that reads a source tree follows links."""
     for name in ("convert", "train"):
         link = ROOT / "ecapa_jax" / name
-        assert not link.is_symlink() or link.readlink() == Path("..", name)  # a source archive has copies
+        assert not link.is_symlink() or link.readlink() == Path(
+            "..", name
+        )  # a source archive contains copies instead of links
         assert (link / "__init__.py").read_text() == (ROOT / name / "__init__.py").read_text()

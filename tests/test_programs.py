@@ -1,4 +1,7 @@
-"""Compiled programs kept for the next process: found again, never taken for another, and done without where damaged."""
+"""Tests of the compiled programs that are kept on disk for the next process.
+
+A kept program is found again, is never mistaken for another one, and is compiled anew if its file is damaged.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +33,19 @@ AUDIO = sorted((Path(__file__).parents[1] / "examples" / "audio").glob("*.flac")
 CONFIG = shallow_config()
 
 
-def encoder(folder: Path | None, **changes: Any) -> SpeakerEncoder:
+def make_encoder(folder: Path | None, **changes: Any) -> SpeakerEncoder:
     return SpeakerEncoder(
         CONFIG, variables_of(CONFIG.ecapa, random_tensors(CONFIG.ecapa)), **{"programs": folder, **changes}
     )
 
 
-def waveforms() -> list[np.ndarray]:
+def make_waveforms() -> list[np.ndarray]:
     rng = np.random.default_rng(3)
     return [rng.standard_normal(samples).astype(np.float32) for samples in (16000, 30000)]
 
 
-def squares(folder: Path) -> Programs:
-    """Of a small function: how programs are kept does not depend on what they compute."""
+def square_programs(folder: Path) -> Programs:
+    """Returns the programs of a small function, because keeping a program does not depend on what it computes."""
     return Programs(lambda x: (x @ x.T).sum(0), "squares", folder)
 
 
@@ -50,54 +53,57 @@ MATRIX = jax.numpy.arange(12.0).reshape(3, 4)
 EXPECTED = (np.asarray(MATRIX) @ np.asarray(MATRIX).T).sum(0)
 
 
-def programs_in(folder: Path) -> list[Path]:
+def list_programs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not path.name.startswith("shapes-"))
 
 
-def test_the_next_encoder_compiles_nothing(tmp_path: Path) -> None:
-    """The same bits as the program just made, and as an encoder without a folder; of a trial both are read at once."""
-    first, second = encoder(tmp_path), encoder(tmp_path)
-    made = first.embed(waveforms())
-    assert (first.programs.compile_count, len(programs_in(tmp_path))) == (2, 2)
+def test_second_encoder_uses_kept_programs(tmp_path: Path) -> None:
+    """The embeddings are identical to those of the first encoder and of an encoder that keeps no programs.
+
+    `fetch` reads the programs of both recordings of a trial at once.
+    """
+    first, second = make_encoder(tmp_path), make_encoder(tmp_path)
+    made = first.embed(make_waveforms())
+    assert (first.programs.compile_count, len(list_programs(tmp_path))) == (2, 2)
     second.programs.fetch(second._describe_arguments(batch) for batch in second.buckets.plan([16000, 30000]))
     assert len(second.programs._ready) == 2
-    np.testing.assert_array_equal(second.embed(waveforms()), made)
+    np.testing.assert_array_equal(second.embed(make_waveforms()), made)
     assert second.programs.compile_count == 0
-    np.testing.assert_array_equal(encoder(None).embed(waveforms()), made)
+    np.testing.assert_array_equal(make_encoder(None).embed(make_waveforms()), made)
 
 
-def test_another_model_dtype_or_shape_has_its_own_program(tmp_path: Path) -> None:
-    encoder(tmp_path).embed(waveforms()[0])
+def test_other_config_dtype_or_shape_compiles_another_program(tmp_path: Path) -> None:
+    make_encoder(tmp_path).embed(make_waveforms()[0])
     other = dataclasses.replace(CONFIG, fbank=dataclasses.replace(CONFIG.fbank, window="hamming"))
     variables = variables_of(other.ecapa, random_tensors(other.ecapa))
     others = [
         SpeakerEncoder(other, variables, programs=tmp_path),
-        encoder(tmp_path, dtype="bfloat16"),
-        encoder(tmp_path),
+        make_encoder(tmp_path, dtype="bfloat16"),
+        make_encoder(tmp_path),
     ]
     for number, each in enumerate(others[:2], 2):
-        each.embed(waveforms()[0])
-        assert (each.programs.compile_count, len(programs_in(tmp_path))) == (1, number)
-    others[2].embed([waveforms()[0]] * 4)
-    assert (others[2].programs.compile_count, len(programs_in(tmp_path))) == (1, 4)
+        each.embed(make_waveforms()[0])
+        assert (each.programs.compile_count, len(list_programs(tmp_path))) == (1, number)
+    others[2].embed([make_waveforms()[0]] * 4)
+    assert (others[2].programs.compile_count, len(list_programs(tmp_path))) == (1, 4)
 
 
-def test_weights_are_no_part_of_a_program(tmp_path: Path) -> None:
-    first = encoder(tmp_path)
-    before = first.embed(waveforms()[0])
+def test_programs_do_not_contain_weights(tmp_path: Path) -> None:
+    first = make_encoder(tmp_path)
+    before = first.embed(make_waveforms()[0])
     first.variables = variables_of(CONFIG.ecapa, random_tensors(CONFIG.ecapa, seed=9))
-    again = encoder(tmp_path)
+    again = make_encoder(tmp_path)
     again.variables = first.variables
-    after = again.embed(waveforms()[0])
+    after = again.embed(make_waveforms()[0])
     assert (first.programs.compile_count, again.programs.compile_count) == (1, 0)
-    np.testing.assert_array_equal(first.embed(waveforms()[0]), after)
+    np.testing.assert_array_equal(first.embed(make_waveforms()[0]), after)
     assert np.abs(after - before).max() > 0.1
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "another", "a folder"])
-def test_a_damaged_program_is_made_again(tmp_path: Path, damage: str) -> None:
-    squares(tmp_path)(MATRIX)
-    (path,) = programs_in(tmp_path)
+def test_damaged_program_is_compiled_again(tmp_path: Path, damage: str) -> None:
+    square_programs(tmp_path)(MATRIX)
+    (path,) = list_programs(tmp_path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.unlink()
@@ -109,27 +115,27 @@ def test_a_damaged_program_is_made_again(tmp_path: Path, damage: str) -> None:
         kinds = {"cut": content[:1000], "flipped": content, "empty": b"", "another": whole.read_bytes()}
         whole.unlink()
         path.write_bytes(kinds[damage])
-    again = squares(tmp_path)
+    again = square_programs(tmp_path)
     np.testing.assert_array_equal(again(MATRIX), EXPECTED)
     assert again.compile_count == 1
     assert not list(tmp_path.glob("*.partial-*"))
 
 
-def test_a_folder_that_can_not_be_written_is_done_without(tmp_path: Path) -> None:
+def test_folder_that_can_not_be_written_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
-        np.testing.assert_array_equal(squares(folder)(MATRIX), EXPECTED)
+        np.testing.assert_array_equal(square_programs(folder)(MATRIX), EXPECTED)
 
 
-def test_other_code_or_settings_make_other_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    squares(tmp_path)(MATRIX)
+def test_other_code_or_settings_compile_another_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    square_programs(tmp_path)(MATRIX)
     monkeypatch.setattr(programs, "_describe_compiler", lambda: "other")
-    again = squares(tmp_path)
+    again = square_programs(tmp_path)
     again(MATRIX)
     assert again.compile_count == 1
 
 
-def test_the_compiler_is_described_by_source_versions_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_description_includes_versions_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     before = programs._describe_compiler()
     assert all(word in before for word in (jax.__version__, "jax_enable_x64"))
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
@@ -138,12 +144,15 @@ def test_the_compiler_is_described_by_source_versions_and_settings(monkeypatch: 
     assert programs._describe_compiler() == before
     with jax.default_matmul_precision("highest"):
         assert programs._describe_compiler() != before
-    with jax.numpy_rank_promotion("raise"), jax.enable_x64(True):  # programs are made in the library's own modes
+    with jax.numpy_rank_promotion("raise"), jax.enable_x64(True):  # programs compile under the library's own modes
         assert programs._describe_compiler() == before
 
 
-def test_every_source_file_counts(tmp_path: Path) -> None:
-    """Whatever is edited, added or renamed; but for conversion and training, which no embedding is made by."""
+def test_source_digest_depends_on_every_source_file(tmp_path: Path) -> None:
+    """Editing, adding or renaming any file changes the digest.
+
+    Conversion and training are excluded, because they do not compute embeddings.
+    """
     package = Path(ecapa_jax.__file__).parent
     assert package == programs._PACKAGE
     copy = tmp_path / "ecapa_jax"
@@ -159,7 +168,7 @@ def test_every_source_file_counts(tmp_path: Path) -> None:
     assert len(set(digests)) == len(digests) > 100
 
 
-def test_programs_used_longest_ago_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_least_recently_used_programs_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "_KEPT_BYTES", 250)
     for name in "abcd":
         programs._keep(tmp_path / name, bytes(60))
@@ -168,14 +177,14 @@ def test_programs_used_longest_ago_are_forgotten(tmp_path: Path, monkeypatch: py
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 250
 
 
-def test_shapes_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shapes_of_variables_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = functional.abstract(CONFIG)
     assert kept_shapes(tmp_path, CONFIG) == expected
     monkeypatch.setattr(functional, "abstract", None)
     assert kept_shapes(tmp_path, CONFIG) == expected
 
 
-def test_any_function_can_be_kept(tmp_path: Path) -> None:
+def test_programs_of_any_function_are_kept(tmp_path: Path) -> None:
     for count in (1, 0):
         doubled = Programs(lambda tree: 2 * tree["a"], "double", tmp_path)
         np.testing.assert_array_equal(doubled({"a": jax.numpy.arange(3)}), [0, 2, 4])
@@ -191,8 +200,8 @@ assert not [name for name in sys.modules if name.startswith(("ecapa_jax.convert"
 """
 
 
-def test_the_second_command_traces_nothing(tmp_path: Path) -> None:
-    """Other processes, as a user starts them: the same answer, and neither flax nor orbax is imported for it."""
+def test_second_command_does_not_import_flax_or_orbax(tmp_path: Path) -> None:
+    """Two separate processes give the same answer, and the second one imports neither flax nor orbax."""
     environment = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "PATH": "/usr/bin", "HOME": str(tmp_path)}
     answers = []
     for _ in range(2):
@@ -215,8 +224,8 @@ jax.jit(lambda x: 2 * x + 1)(1.0)
 """
 
 
-def test_a_program_that_jax_wrote_half_is_made_again(tmp_path: Path) -> None:
-    """JAX alone warns of it in every process from then on, and compiles anew each time."""
+def test_truncated_jax_cache_entry_is_compiled_again(tmp_path: Path) -> None:
+    """Without this library, JAX would warn about the entry in every process and compile again each time."""
     environment = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "PATH": "/usr/bin", "HOME": str(tmp_path)}
     sizes = []
     for _ in range(3):
@@ -231,7 +240,7 @@ def test_a_program_that_jax_wrote_half_is_made_again(tmp_path: Path) -> None:
     assert sizes[0] > 50
 
 
-def test_a_switched_off_cache_keeps_nothing(tmp_path: Path) -> None:
+def test_disabled_jax_cache_keeps_no_programs(tmp_path: Path) -> None:
     settings = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_ENABLE_COMPILATION_CACHE": "false"}
     environment = {**settings, "PATH": "/usr/bin", "HOME": str(tmp_path)}
     command = [sys.executable, "-c", SCRIPT, str(AUDIO[0]), str(AUDIO[-1])]
@@ -239,7 +248,7 @@ def test_a_switched_off_cache_keeps_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("programs"))
 
 
-def test_load_takes_a_folder(tmp_path: Path) -> None:
+def test_load_accepts_a_programs_folder(tmp_path: Path) -> None:
     expected = ecapa_jax.load(keep_programs=False).embed(AUDIO[:1])
     for count in (1, 0):
         loaded = ecapa_jax.load(programs_dir=str(tmp_path))
@@ -247,8 +256,8 @@ def test_load_takes_a_folder(tmp_path: Path) -> None:
         assert loaded.programs.compile_count == count
 
 
-def test_load_keeps_programs_unless_told_otherwise() -> None:
-    """Beside JAX's own folder, where that is set."""
+def test_load_keeps_programs_by_default() -> None:
+    """The default folder is inside JAX's own cache folder, if that is set."""
     folder = ecapa_jax.load().programs.folder
     assert folder == Path(jax.config.jax_compilation_cache_dir) / "programs"
     assert ecapa_jax.load(keep_programs=False).programs.folder is None
@@ -256,7 +265,7 @@ def test_load_keeps_programs_unless_told_otherwise() -> None:
 
 @pytest.fixture
 def no_jax_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """As in a process that has set nothing; returns the folder that is then used."""
+    """Unsets JAX's cache folder, and returns the folder that the library then uses."""
     before = jax.config.jax_compilation_cache_dir
     monkeypatch.setattr(compile_cache, "compile_cache_folder", lambda: tmp_path / "compiled")
     jax.config.update("jax_compilation_cache_dir", None)
@@ -264,7 +273,7 @@ def no_jax_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[P
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_the_folder_is_for_its_owner_alone(no_jax_folder: Path) -> None:
+def test_default_folder_is_accessible_to_its_owner_only(no_jax_folder: Path) -> None:
     folder = compile_cache.programs_folder()
     assert folder == no_jax_folder / "programs"
     assert [stat.S_IMODE(path.stat().st_mode) for path in (no_jax_folder, folder)] == [0o700, 0o700]
@@ -272,8 +281,8 @@ def test_the_folder_is_for_its_owner_alone(no_jax_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
-def test_a_folder_that_others_can_write_to_is_refused(no_jax_folder: Path, mode: int) -> None:
-    """By default with a warning; where the caller names it, with an error. Nothing in it is read."""
+def test_folder_that_other_users_can_write_to_is_refused(no_jax_folder: Path, mode: int) -> None:
+    """The default folder is skipped with a warning. A folder that the caller names raises an error."""
     no_jax_folder.mkdir()
     no_jax_folder.chmod(mode)
     with pytest.warns(UserWarning, match=r"not kept: other users can write to .*compiled, .*chmod go-w"):
@@ -281,20 +290,20 @@ def test_a_folder_that_others_can_write_to_is_refused(no_jax_folder: Path, mode:
     compile_cache.use_compile_cache()
     assert jax.config.jax_compilation_cache_dir is None
     with pytest.raises(ConfigError, match="other users can write to"):
-        squares(no_jax_folder)
+        square_programs(no_jax_folder)
     with pytest.raises(ConfigError, match="other users can write to"):
         ecapa_jax.load(programs_dir=no_jax_folder)
     assert not list(no_jax_folder.iterdir())
 
 
-def test_a_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(ConfigError, match="belongs to another user"):
-        squares(tmp_path)
+        square_programs(tmp_path)
 
 
 class Terminal(io.StringIO):
-    """A stderr that someone watches."""
+    """A stderr that is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -308,8 +317,8 @@ def test_compiling_is_announced_once_on_a_terminal(tmp_path: Path, monkeypatch: 
     for matrix in (MATRIX, MATRIX[:1]):
         first(matrix)
     if kept:
-        again(MATRIX)  # nothing is compiled
-    Programs(lambda x: 3 * x, "triple", folder)(MATRIX)  # not asked to say so
+        again(MATRIX)  # compiles nothing
+    Programs(lambda x: 3 * x, "triple", folder)(MATRIX)  # does not announce
     assert sys.stderr.getvalue() == f"compiling{' once for this machine' * kept} (about 10 s)\n"
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     Programs(lambda x: 4 * x, "four times", folder, announce=True)(MATRIX)

@@ -1,4 +1,4 @@
-"""Each publisher's scoring against the same written out in NumPy."""
+"""Tests of each publisher's scoring against NumPy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MEAN = np.random.default_rng(5).standard_normal(192).astype(np.float32)
 TWO_VIEWS = Scoring(views="whole_and_windows")
 
 
-def embeddings(seed: int, n: int = 1) -> np.ndarray:
+def make_embeddings(seed: int, n: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, 192)).astype(np.float32)
 
 
@@ -36,8 +36,8 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_cosine_half_and_mean():
-    a, b = embeddings(0)[0], embeddings(1)[0]
+def test_cosine_half_and_mean_subtraction_equal_numpy():
+    a, b = make_embeddings(0)[0], make_embeddings(1)[0]
     expected = {
         Scoring(): cosine(a, b),
         Scoring(score_map="half"): (cosine(a, b) + 1) / 2,
@@ -48,9 +48,9 @@ def test_cosine_half_and_mean():
         assert Scorer(scoring, MEAN).score(a[None], b[None]) == pytest.approx(value, abs=1e-6), scoring
 
 
-def test_two_views_are_taorijies():
-    """The reference normalises the rows, then takes the mean of two products of matrices."""
-    a, b = embeddings(0, 6), embeddings(1, 6)
+def test_two_views_score_equals_taoruijie():
+    """The reference normalizes the rows and averages the mean scores of the full recordings and of the windows."""
+    a, b = make_embeddings(0, 6), make_embeddings(1, 6)
     unit_a, unit_b = (x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1)[:, None] for x in (a, b))
     expected = (np.mean(unit_a[:1] @ unit_b[:1].T) + np.mean(unit_a[1:] @ unit_b[1:].T)) / 2
     assert Scorer(TWO_VIEWS).score(a, b) == pytest.approx(expected, abs=1e-6)
@@ -58,7 +58,7 @@ def test_two_views_are_taorijies():
 
 
 @pytest.mark.parametrize("n_samples", [700, 20000, 48239, 48240, 48241, 48244, 48247, 100003])
-def test_windows_are_taorijies(n_samples):
+def test_views_equal_taoruijie(n_samples):
     audio = np.random.default_rng(n_samples).standard_normal(n_samples).astype(np.float32)
     whole, *windows = Scorer(TWO_VIEWS).views(audio)
     assert whole is audio
@@ -72,14 +72,14 @@ def test_windows_are_taorijies(n_samples):
         np.testing.assert_array_equal(window, other)
 
 
-def test_a_score_needs_all_its_views():
+def test_score_refuses_a_wrong_number_of_views():
     with pytest.raises(ConfigError, match="6 embedding"):
-        Scorer(TWO_VIEWS).score(embeddings(0), embeddings(1))
+        Scorer(TWO_VIEWS).score(make_embeddings(0), make_embeddings(1))
     with pytest.raises(ConfigError, match="1 embedding"):
-        Scorer(Scoring()).score(embeddings(0, 6), embeddings(1, 6))
+        Scorer(Scoring()).score(make_embeddings(0, 6), make_embeddings(1, 6))
 
 
-def test_a_threshold_goes_along_only_where_it_means_the_same():
+def test_with_scoring_converts_the_threshold_only_if_the_scores_are_related():
     nemo = Scorer(Scoring(threshold=0.7, score_map="half"), MEAN)
     assert nemo.with_scoring("publisher") is nemo
     assert nemo.with_scoring("half").scoring.threshold == 0.7
@@ -93,7 +93,7 @@ def test_a_threshold_goes_along_only_where_it_means_the_same():
         Scorer(Scoring()).with_scoring("cosine_less_mean")
 
 
-def test_the_scale_says_what_the_score_is():
+def test_scale_describes_the_score():
     assert {name: Scorer(scoring, MEAN).scale for name, scoring in NAMED.items()} == {
         "cosine": "cosine, from -1 to 1",
         "cosine_less_mean": "cosine less the mean embedding, from -1 to 1",
@@ -113,7 +113,7 @@ def encoder(bundle: Path) -> SpeakerEncoder:
     return ecapa_jax.load(bundle)
 
 
-def test_verify_scores_as_the_publisher_or_as_asked(encoder):
+def test_verify_uses_the_scoring_of_the_publisher_or_of_the_caller(encoder):
     a, b = sound(0.9), np.float32(0.1) * np.random.default_rng(1).standard_normal(14400).astype(np.float32)
     first, second = encoder.embed([a, b])
     answer = encoder.verify(a, b)
@@ -129,8 +129,8 @@ def test_verify_scores_as_the_publisher_or_as_asked(encoder):
     assert pipeline([a, b]) == {"score": round(answer.score, 5), "text": "yes" if answer.same_speaker else "no"}
 
 
-def test_two_views_from_recordings(encoder):
-    """Six embeddings a recording, each what the view alone gives."""
+def test_embed_views_equals_embeddings_of_single_views(encoder):
+    """Each recording has six embeddings, which equal those of the single views."""
     a, b = sound(4.0), sound(0.9)[::-1].copy()
     views = encoder.embed_views([a, b], scorer=encoder.scorer.with_scoring("two_views"))
     assert views.shape == (2, 6, 192)
@@ -144,7 +144,9 @@ def test_two_views_from_recordings(encoder):
     assert encoder.verify(a, b, scoring="two_views").score == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_command_line_scores_as_the_publisher_or_as_asked(capsys, tmp_path, bundle, encoder, monkeypatch):
+def test_command_line_uses_the_scoring_of_the_publisher_or_of_the_option(
+    capsys, tmp_path, bundle, encoder, monkeypatch
+):
     a, b = write_wav(tmp_path / "a.wav"), write_wav(tmp_path / "b.wav", sound(0.9)[::-1].copy())
     score = encoder.verify(a, b).score
     result = run(capsys, "verify", a, b, "--model", bundle)
@@ -155,7 +157,7 @@ def test_the_command_line_scores_as_the_publisher_or_as_asked(capsys, tmp_path, 
     assert "threshold     0.4000" in plain.out
 
 
-def test_a_bundle_keeps_its_scoring_and_an_older_one_loads(bundle, tmp_path):
+def test_bundle_stores_scoring_and_old_bundles_load(bundle, tmp_path):
     scoring = Scoring(threshold=0.7, score_map="half")
     assert load_bundle(bundle).scoring == scoring
     path = save_bundle(make(), tmp_path / "old") / "model.json"
@@ -170,7 +172,7 @@ def test_a_bundle_keeps_its_scoring_and_an_older_one_loads(bundle, tmp_path):
             load_bundle(path.parent)
 
 
-def test_a_mean_embedding_can_be_given_to_convert(capsys, tmp_path):
+def test_convert_accepts_a_mean_embedding(capsys, tmp_path):
     source = modelscope(tmp_path / "published")
     np.save(tmp_path / "mean.npy", MEAN)
     out = tmp_path / "bundle"

@@ -1,4 +1,4 @@
-"""A model's own cohort and calibration: one pair scored as the definitions say, stored, and loaded again."""
+"""Tests of a model's own cohort and calibration: a pair is scored by the definitions, and a bundle stores both."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CALIBRATION = Calibration(
 PLAIN = Calibration(offset=-2.0, weight=9.0)
 
 
-def brute(a, b, mean=None, top_n=None, calibration=None, seconds=(1.0, 1.0)):
-    """In float64: mean, cosine, AS-norm, calibration."""
+def brute_score(a, b, mean=None, top_n=None, calibration=None, seconds=(1.0, 1.0)):
+    """Computes mean subtraction, cosine, AS-norm and calibration in float64."""
     raw = [x.astype(np.float64) for x in (a, b)]
     shift = 0 if mean is None else mean.astype(np.float64)
     left, right, *cohort = (x / np.linalg.norm(x) for x in np.stack([*raw, *COHORT.embeddings]) - shift)
@@ -45,7 +45,7 @@ def brute(a, b, mean=None, top_n=None, calibration=None, seconds=(1.0, 1.0)):
 @pytest.mark.parametrize("subtract_mean", [False, True])
 @pytest.mark.parametrize("top_n", [None, 5])
 @pytest.mark.parametrize("calibration", [None, CALIBRATION])
-def test_a_pair_is_scored_as_the_definitions_say(subtract_mean, top_n, calibration):
+def test_score_of_a_pair_equals_brute_force(subtract_mean, top_n, calibration):
     if top_n is None and calibration is None:
         pytest.skip("a cosine: test_scorer.py")
     a, b = RNG.standard_normal((2, 192)).astype(np.float32)
@@ -56,18 +56,18 @@ def test_a_pair_is_scored_as_the_definitions_say(subtract_mean, top_n, calibrati
         calibration=calibration,
     )
     got = Scorer(scoring, MEAN, COHORT).score(a[None], b[None], (3.0, 0.7))
-    expected = brute(a, b, MEAN if subtract_mean else None, top_n, calibration, (3.0, 0.7))
+    expected = brute_score(a, b, MEAN if subtract_mean else None, top_n, calibration, (3.0, 0.7))
     print(f"{scoring.score_type}: {got:.6f}, error {abs(got - expected):.1e}")
     assert got == pytest.approx(expected, abs=2e-5)
 
 
-def test_s_norm_without_top_n_takes_the_whole_cohort():
+def test_s_norm_without_top_n_uses_the_whole_cohort():
     a, b = RNG.standard_normal((2, 192)).astype(np.float32)
     got = Scorer(Scoring(normalisation="s_norm"), None, COHORT).score(a[None], b[None])
-    assert got == pytest.approx(brute(a, b, top_n=20), abs=2e-5)
+    assert got == pytest.approx(brute_score(a, b, top_n=20), abs=2e-5)
 
 
-def test_what_is_missing_is_told():
+def test_missing_cohort_or_calibration_is_reported():
     with pytest.raises(ConfigError, match="brings none: see ecapa-jax cohort"):
         Scorer(Scoring(normalisation="s_norm"))
     a = COHORT.embeddings[:1]
@@ -75,7 +75,7 @@ def test_what_is_missing_is_told():
         Scorer(Scoring(calibration=CALIBRATION)).score(a, a)
 
 
-def test_a_threshold_is_checked_on_the_scale_of_the_score():
+def test_threshold_is_checked_on_the_scale_of_the_score():
     unbounded = [Scoring(normalisation="s_norm"), Scoring(calibration=PLAIN)]
     assert [checked_threshold(7.0, scoring) for scoring in unbounded] == [7.0, 7.0]
     assert Scoring(threshold=-3.5, calibration=PLAIN).threshold == -3.5
@@ -86,13 +86,13 @@ def test_a_threshold_is_checked_on_the_scale_of_the_score():
             checked_threshold(7.0, scoring)
 
 
-def test_a_threshold_does_not_go_along_to_another_type_of_score():
+def test_threshold_is_dropped_for_another_type_of_score():
     scorer = Scorer(Scoring(threshold=0.5, calibration=PLAIN), MEAN, COHORT)
     assert scorer.with_scoring("cosine").scoring == Scoring()
     assert scorer.with_scoring("publisher").scoring.threshold == 0.5
 
 
-def test_the_scale_says_what_the_score_is():
+def test_scale_describes_the_score():
     normalised = Scoring(normalisation="s_norm", top_n=300)
     assert Scorer(normalised, MEAN, COHORT).scale == (
         "cosine, AS-norm with the cohort's top 300, in standard deviations"
@@ -104,7 +104,7 @@ def test_the_scale_says_what_the_score_is():
     )
 
 
-def test_a_bundle_keeps_cohort_and_calibration_and_verify_uses_them(tmp_path):
+def test_bundle_stores_cohort_and_calibration_and_verify_uses_them(tmp_path):
     scoring = Scoring(threshold=1.5, normalisation="s_norm", top_n=5, calibration=CALIBRATION)
     path = save_bundle(make(scoring=scoring, cohort=COHORT), tmp_path / "bundle")
     loaded = load_bundle(path)
@@ -116,7 +116,7 @@ def test_a_bundle_keeps_cohort_and_calibration_and_verify_uses_them(tmp_path):
     encoder = ecapa_jax.load(path)
     a, b = sound(0.9), sound(0.9)[::-1].copy()
     answer = encoder.verify(a, b)
-    expected = brute(*encoder.embed([a, b]), top_n=5, calibration=CALIBRATION, seconds=(0.9, 0.9))
+    expected = brute_score(*encoder.embed([a, b]), top_n=5, calibration=CALIBRATION, seconds=(0.9, 0.9))
     assert answer.score == pytest.approx(expected, abs=1e-4)
     assert (answer.score_type, answer.threshold) == ("llr", 1.5)
     assert answer.same_speaker is (answer.score >= 1.5)

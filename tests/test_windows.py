@@ -1,4 +1,4 @@
-"""Windows of a recording, and the encoder's ways with long recordings."""
+"""Tests of windows of a recording, and of long recordings in `SpeakerEncoder`."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ pytestmark = pytest.mark.usefixtures("every_sound_is_speech")
     hop=st.integers(1, 20),
     cuts=st.lists(st.integers(0, 60), max_size=6),
 )
-def test_windows_of_a_stream(n_samples, size, hop, cuts):
-    """Whole ones at every hop, and one at the end if samples are left; a recording shorter than one is one."""
+def test_windows_of_a_stream_equal_slices(n_samples, size, hop, cuts):
+    """A full window starts at every hop, and one more ends with the recording if samples remain.
+
+    A recording shorter than a window gives one window.
+    """
     hop = min(hop, size)
     samples = np.arange(n_samples, dtype=np.float32)
     found = list(cut(np.split(samples, sorted(cuts)), size, hop))
@@ -41,7 +44,7 @@ def test_windows_of_a_stream(n_samples, size, hop, cuts):
     assert set(np.concatenate([window for _, window in found])) == set(samples)
 
 
-def test_little_is_held_of_a_stream():
+def test_windows_of_a_stream_use_little_memory():
     blocks = (np.zeros(1000, np.float32) for _ in range(1000))
     assert max(len(window.base) for _, window in cut(blocks, 300, 100)) <= 2000
 
@@ -52,7 +55,7 @@ def encoder() -> SpeakerEncoder:
     return SpeakerEncoder(config, random_variables(config))
 
 
-def test_each_window_is_embedded(encoder, tmp_path):
+def test_embed_windows_equals_embeddings_of_slices(encoder, tmp_path):
     path = tmp_path / "a.flac"
     soundfile.write(path, sound(3.2), RATE)
     waveform = encoder.read(path)
@@ -79,21 +82,21 @@ def test_each_window_is_embedded(encoder, tmp_path):
         (1.0, float("nan"), "above 0"),
     ],
 )
-def test_windows_that_cannot_be(encoder, window, hop, match):
+def test_invalid_windows_are_refused(encoder, window, hop, match):
     with pytest.raises(ConfigError, match=match):
         encoder.embed_windows(sound(2.0), window, hop)
 
 
 @pytest.fixture
-def one_second_is_long(monkeypatch):
-    """So that a test need not embed minutes."""
+def limit_batches_to_one_second(monkeypatch):
+    """Treats recordings above one second as long, so that the tests do not have to embed minutes."""
     for module in (batching, encoder_module):
         monkeypatch.setattr(module, "MAX_BATCH_SECONDS", 1.0)
 
 
 @pytest.fixture(scope="module")
 def whole_embeddings(encoder, tmp_path_factory):
-    """Files of several lengths and rates, and what the one-pass function makes of them."""
+    """Returns files of several lengths and sample rates with their embeddings by the one-pass function."""
     folder = tmp_path_factory.mktemp("recordings")
     waveform, paths = sound(4.0), []
     for name, samples, rate in [
@@ -107,18 +110,18 @@ def whole_embeddings(encoder, tmp_path_factory):
     return paths, encoder.embed(paths)
 
 
-@pytest.mark.usefixtures("one_second_is_long")
-def test_long_files_are_embedded_without_being_asked(encoder, whole_embeddings, monkeypatch):
+@pytest.mark.usefixtures("limit_batches_to_one_second")
+def test_long_files_are_embedded_in_chunks_automatically(encoder, whole_embeddings, monkeypatch):
     paths, expected = whole_embeddings
     n_long = 0
     embed_long = encoder._embed_long
 
-    def counted(blocks):
+    def count_blocks(blocks):
         nonlocal n_long
         n_long += 1
         return embed_long(blocks)
 
-    monkeypatch.setattr(encoder, "_embed_long", counted)
+    monkeypatch.setattr(encoder, "_embed_long", count_blocks)
     assert parity.same_embeddings(encoder.embed(paths), expected)
     assert n_long == 2  # the stereo file has 0.9 s
     waveforms = [encoder.read(path) for path in paths]
@@ -134,8 +137,8 @@ def test_long_files_are_embedded_without_being_asked(encoder, whole_embeddings, 
     assert encoder.verify(paths[0], paths[0], threshold=0.5).score == pytest.approx(1.0)
 
 
-@pytest.mark.usefixtures("one_second_is_long")
-def test_what_is_wrong_with_long_recordings_is_said(encoder, tmp_path):
+@pytest.mark.usefixtures("limit_batches_to_one_second")
+def test_errors_in_long_recordings_are_raised(encoder, tmp_path):
     waveform = sound(3.0).copy()
     waveform[40000] = np.inf
     with pytest.raises(AudioError, match="sample 40000 is inf"):

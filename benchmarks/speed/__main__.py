@@ -1,11 +1,11 @@
-"""Times this library beside the other ways to run an ECAPA-TDNN on a processor, in one run and in turn.
+"""Compares the speed of this library with other ways to run an ECAPA-TDNN on a CPU, in one run and in turn.
 
-    make bench                             its own environment, everything, into build/bench
+    make bench                             all parts, in a separate environment, into build/bench
     make bench BENCH="--quick"             C = 1024: 3 s in batches of 1 and 16, and 60 s
-    python -m benchmarks.speed --render build/bench/speed.json     tables and plot of a run that was made
+    python -m benchmarks.speed --render build/bench/speed.json     tables and plot of an existing run
 
-Writes speed.json with every single time after each cell, then speed.md and speed.png. Run it on an idle machine.
-Weights and waveforms are random; a docs page, speed.md, says how to read the result.
+The script writes all times to speed.json after each cell, then speed.md and speed.png. Run it on an idle machine.
+Weights and waveforms are random. The docs page speed.md explains the result.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ QUICK: dict[str, Any] = {
 
 
 def main() -> None:
-    """Measures, keeps, prints."""
+    """Measures, stores the results, and prints the report."""
     arguments = _arguments()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     if arguments.render:
         results = json.loads(arguments.render.read_text("utf-8"))
     else:
-        results = _measured(arguments, out / "speed.json")
+        results = _measure_parts(arguments, out / "speed.json")
     _render(results, out)
     print((out / "speed.md").read_text("utf-8"))
 
@@ -74,12 +74,12 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _measured(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """Part by part; what is measured so far is always in `path`."""
+def _measure_parts(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
+    """Measures part by part; `path` always contains the results so far."""
     from benchmarks.speed.grid import one_line
     from benchmarks.speed.work import dot_peaks
 
-    warnings.filterwarnings("ignore", category=UserWarning)  # the peers' own
+    warnings.filterwarnings("ignore", category=UserWarning)  # warnings of the peers
     engines = tuple(dict.fromkeys([OURS, EAGER, *arguments.engines]))
     engines = tuple(name for name in ENGINES if name in engines)
     results: dict[str, Any] = {
@@ -100,19 +100,19 @@ def _measured(arguments: argparse.Namespace, path: Path) -> dict[str, Any]:
                 try:
                     for row in _part(part, arguments, engines, folder, results["notes"]):
                         results[part].append(row)
-                        _keep(results, path)
-                except Exception as error:  # hours may have gone into the other parts
+                        _store(results, path)
+                except Exception as error:  # the other parts may have taken hours
                     traceback.print_exc()
                     results["notes"][part] = one_line(error)
                 _say(f"{part}: {time.perf_counter() - begin:.0f} s")
-    _keep(results, path)
+    _store(results, path)
     return results
 
 
 def _part(
     part: str, arguments: argparse.Namespace, engines: tuple[str, ...], folder: Path, notes: dict[str, str]
 ) -> Any:
-    """Rows of one part, as they come."""
+    """Yields the rows of one part."""
     widest = max(arguments.widths)
     if part == "grid":
         from benchmarks.speed import grid
@@ -154,7 +154,7 @@ def _render(results: dict[str, Any], out: Path) -> None:
         plot.draw(results, out / "speed.png")
 
 
-def _keep(results: dict[str, Any], path: Path) -> None:
+def _store(results: dict[str, Any], path: Path) -> None:
     path.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
@@ -173,7 +173,7 @@ def _say(text: str) -> None:
 
 
 def cpu_name() -> str:
-    """As the system calls it, and which instructions for products it has."""
+    """Returns the CPU name that the system reports, and its instructions for matrix products."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     said = dict(line.split(":", 1) for line in lines if ":" in line)

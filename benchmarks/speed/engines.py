@@ -1,4 +1,4 @@
-"""The engines, by name. Each is imported when it is made: a process that measures one does not load the others."""
+"""The engines by name. A process imports only the engines that it measures."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ KINDS = {"embed": "waveform to embedding", "network": "network alone"}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Engine:
-    """What is timed: NumPy in, NumPy out.
+    """The functions that are timed, from NumPy to NumPy.
 
     Attributes:
-      network: [B, T, 80] features to [B, D]; None where there is none.
-      embed: [B, S] waveforms to [B, D]; None where there is none.
-      family: whose front end `embed` has.
-      own_weights: its embeddings are not ours, and are not compared.
+      network: a function from features [B, T, 80] to [B, D], or None.
+      embed: a function from waveforms [B, S] to [B, D], or None.
+      family: the family whose front end `embed` has.
+      own_weights: whether the engine has other weights, so that its embeddings are not compared.
     """
 
     network: Call | None = None
@@ -33,11 +33,11 @@ class Engine:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """Where an engine is made, and how it is shown.
+    """The module of an engine, and how reports show it.
 
     Attributes:
-      title: in tables.
-      dtype: of its products, to choose the peak that it is measured against.
+      title: the title in tables.
+      dtype: the dtype of its products, which determines the peak to compare with.
       module, maker: a function of `benchmarks.speed.<module>` that takes the model and `arguments`.
     """
 
@@ -49,7 +49,7 @@ class Entry:
 
 
 OURS, EAGER = "ours", "torch"
-"""The two that the others are compared with."""
+"""The two engines with which the others are compared."""
 
 ENGINES = {
     OURS: Entry("ecapa-jax float32", "float32", "engines_jax", "ours", ("float32",)),
@@ -69,7 +69,7 @@ def make(name: str, model: Model) -> Engine:
     """Loads an engine with the model's weights.
 
     Raises:
-      ImportError: it is not installed.
+      ImportError: if the engine is not installed.
     """
     entry = ENGINES[name]
     module = importlib.import_module(f"benchmarks.speed.{entry.module}")

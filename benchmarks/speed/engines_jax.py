@@ -1,4 +1,4 @@
-"""Engines in JAX: ours, and FlaxSpeaker's nearest encoder."""
+"""Engines in JAX: this library, and FlaxSpeaker's most similar encoder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ecapa_jax.convert.sources import sb_layout
 
 
 def ours(model: Model, dtype: str) -> Engine:
-    """This library, as `SpeakerEncoder` calls it: folded weights, one compiled function a shape."""
+    """Returns this library as `SpeakerEncoder` uses it: folded weights, one compiled function per shape."""
     config = model.config()
     folded = jax.device_put(ecapa_jax.fold(config, variables_of(model, "3dspeaker"), dtype))
     apply = jax.jit(lambda variables, x, mask: functional.apply(config.ecapa, variables, x, mask)[0])
@@ -33,14 +33,14 @@ def ours(model: Model, dtype: str) -> Engine:
         return np.asarray(apply(folded, features, np.ones(features.shape[:2], bool)))
 
     def run_embed(waveforms: np.ndarray) -> np.ndarray:
-        rows = buckets.group(*waveforms.shape)  # as SpeakerEncoder does
+        rows = buckets.group(*waveforms.shape)  # as in SpeakerEncoder
         return np.asarray(embed(config, folded, waveforms, _lengths(waveforms), rows))
 
     return Engine(network=run_network, embed=run_embed)
 
 
 class Reference:
-    """Our float32 embeddings, which every engine's are compared with: of the front end that the engine has."""
+    """This library's float32 embeddings, the reference for every engine, with the front end of the engine."""
 
     def __init__(self, model: Model):
         self._model = model
@@ -48,7 +48,7 @@ class Reference:
         self._variables: dict[str, Any] = {}
 
     def embed(self, family: str, waveforms: np.ndarray) -> np.ndarray:
-        """[B, S] to [B, D]."""
+        """Embeds waveforms [B, S] as [B, D]."""
         if family not in self._variables:
             self._variables[family] = variables_of(self._model, family)
         config = self._model.config(family)
@@ -56,7 +56,7 @@ class Reference:
 
 
 def variables_of(model: Model, family: str) -> dict[str, Any]:
-    """The model's weights, and what the family's front end stores."""
+    """Returns the model's weights and the constants of the family's front end."""
     config = model.config(family)
     return apply_rules(sb_layout.rules(config.ecapa), (), model.tensors(), functional.abstract(config))[0]
 
@@ -66,11 +66,11 @@ def _lengths(waveforms: np.ndarray) -> np.ndarray:
 
 
 def flaxspeaker(model: Model) -> Engine:
-    """FlaxSpeaker's ECAPA-TDNN with attentive pooling at our widths, its own random weights, jitted.
+    """Returns FlaxSpeaker's ECAPA-TDNN with attentive pooling at our widths and random weights, jitted.
 
-    It has layer norms where the paper has batch norms, dilations from its own defaults and one product more behind the
-    pooling: near to ours in work, not the same network. Its front end is NumPy's, of the whole pipeline's config; only
-    the network is timed.
+    It has layer norms instead of the paper's batch norms, its own default dilations, and one more product after the
+    pooling. The amount of work is similar, but the network is not the same. Its front end uses NumPy and needs the
+    config of the whole pipeline, so only the network is timed.
     """
     ecapa = model.config().ecapa
     encoder = _flaxspeaker_backbones().ModernSpeakerEncoder(
@@ -92,7 +92,7 @@ def flaxspeaker(model: Model) -> Engine:
 
 
 def _flaxspeaker_backbones() -> Any:
-    """Its encoders without its package's start, which imports transformers and what else training needs."""
+    """Imports its encoders without the package's `__init__`, which imports transformers and other training packages."""
     if "flaxspeaker" not in sys.modules:
         spec = importlib.util.find_spec("flaxspeaker")
         if spec is None or spec.origin is None:

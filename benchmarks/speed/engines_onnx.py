@@ -1,6 +1,6 @@
-"""Engines that run the exported network: ONNX Runtime and OpenVINO, behind torchaudio's features.
+"""Engines that run the exported network on torchaudio's features: ONNX Runtime and OpenVINO.
 
-Each is made anew for a shape, which is then fixed in it: that is when they are fastest, and jit does the same.
+Each engine is created for a fixed shape, because fixed shapes are fastest; jit also compiles for a fixed shape.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from benchmarks.speed.model import Model, cores
 
 
 def onnx_runtime(model: Model) -> Engine:
-    """ONNX Runtime's processor provider, float32."""
+    """Returns ONNX Runtime's CPU provider in float32."""
     import onnxruntime
 
     @functools.lru_cache(maxsize=1)
@@ -23,7 +23,7 @@ def onnx_runtime(model: Model) -> Engine:
         options.intra_op_num_threads = cores()
         options.add_free_dimension_override_by_name("batch", batch)
         options.add_free_dimension_override_by_name("time", n_frames)
-        # Its threads would go on waiting in a loop while the next engine runs.
+        # Spinning threads would use the CPU while the next engine runs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
         return onnxruntime.InferenceSession(str(model.onnx), options, providers=["CPUExecutionProvider"])
@@ -36,7 +36,7 @@ def onnx_runtime(model: Model) -> Engine:
 
 
 def openvino(model: Model, precision: str) -> Engine:
-    """OpenVINO's processor plugin; `precision` is its hint, f32 or bf16."""
+    """Returns OpenVINO's CPU plugin; `precision` is its hint, f32 or bf16."""
     import openvino
 
     core = openvino.Core()

@@ -1,4 +1,4 @@
-"""Engines in PyTorch: 3D-Speaker's module and SpeechBrain's, and what the exported ones share with them."""
+"""Engines in PyTorch (3D-Speaker's and SpeechBrain's modules), and the export that the ONNX engines run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ torch.set_num_threads(cores())
 
 
 def kaldi_features(waveforms: np.ndarray) -> np.ndarray:
-    """[B, S] to [B, T, 80]: torchaudio's Kaldi fbank of each utterance less its mean, as 3D-Speaker makes them."""
+    """Computes torchaudio's Kaldi fbank [B, T, 80] minus its mean for each utterance, as 3D-Speaker does."""
     from torchaudio.compliance import kaldi
 
     rows = [kaldi.fbank(wave[None], num_mel_bins=80) for wave in torch.from_numpy(waveforms)]
@@ -25,37 +25,37 @@ def kaldi_features(waveforms: np.ndarray) -> np.ndarray:
 
 
 def three_d_speaker(model: Model, mode: str) -> Engine:
-    """3D-Speaker's ECAPA_TDNN.
+    """Returns 3D-Speaker's ECAPA_TDNN.
 
     Args:
-      mode: `eager`; `compile`, for any batch and length; `bfloat16`, under autocast.
+      mode: `eager`, `compile` (for any batch and length), or `bfloat16` (under autocast).
     """
     run: Callable[..., torch.Tensor] = three_d_speaker_module(model)
     if mode == "compile":
         import torch._dynamo.config as dynamo
         import torch._inductor.config as inductor
 
-        inductor.compile_threads = 1  # its workers are forks, and JAX's threads do not survive a fork
-        dynamo.recompile_limit = 64  # each block, for one recording and for more
-        dynamo.fail_on_recompile_limit_hit = True  # or it would run eagerly from then on, without a word
+        inductor.compile_threads = 1  # its workers are forked, and JAX's threads do not survive a fork
+        dynamo.recompile_limit = 64  # one per block for one recording, and one for several
+        dynamo.fail_on_recompile_limit_hit = True  # otherwise it would silently run eagerly
         run = torch.compile(run, dynamic=True)
     return _engine(run, kaldi_features, autocast=mode == "bfloat16")
 
 
 def three_d_speaker_module(model: Model) -> torch.nn.Module:
-    """With the model's weights, for inference."""
+    """Returns 3D-Speaker's module with the model's weights, for inference."""
     from speakerlab.models.ecapa_tdnn.ECAPA_TDNN import ECAPA_TDNN
 
-    return filled(ECAPA_TDNN(80, **_sizes(model)), model)
+    return fill_weights(ECAPA_TDNN(80, **_sizes(model)), model)
 
 
 def speechbrain(model: Model) -> Engine:
-    """SpeechBrain's front end and ECAPA_TDNN, as its EncoderClassifier calls them."""
+    """Returns SpeechBrain's front end and ECAPA_TDNN as its EncoderClassifier uses them."""
     from speechbrain.lobes.features import Fbank
     from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
     from speechbrain.processing.features import InputNormalization
 
-    network = filled(ECAPA_TDNN(80, **_sizes(model)), model)
+    network = fill_weights(ECAPA_TDNN(80, **_sizes(model)), model)
     fbank, normalize = Fbank(n_mels=80), InputNormalization(norm_type="sentence", std_norm=False)
 
     def features(waveforms: np.ndarray) -> np.ndarray:
@@ -64,8 +64,8 @@ def speechbrain(model: Model) -> Engine:
     return _engine(network, features, family="speechbrain")
 
 
-def filled(network: torch.nn.Module, model: Model) -> torch.nn.Module:
-    """Takes the model's weights; only counters of batches are not among them."""
+def fill_weights(network: torch.nn.Module, model: Model) -> torch.nn.Module:
+    """Loads the model's weights, which contain everything except batch counters."""
     tensors = {name: torch.from_numpy(tensor) for name, tensor in model.tensors().items()}
     left = network.load_state_dict(tensors, strict=False)
     wrong = [name for name in left.missing_keys if not name.endswith("num_batches_tracked")] + left.unexpected_keys
@@ -81,9 +81,9 @@ def export(model: Model) -> None:
     def mask(length: torch.Tensor, max_len: torch.Tensor, device: torch.device) -> torch.Tensor:
         return torch.arange(max_len, device=device) < length[:, None]
 
-    # Theirs asks for the batch's size as a Python number, which would become a constant of the graph.
+    # The original reads the batch size as a Python number, which would become a constant of the graph.
     with mock.patch.object(module, "length_to_mask", mask), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter that needs no further package is called deprecated
+        warnings.simplefilter("ignore")  # the exporter without further dependencies is deprecated
         torch.onnx.export(
             three_d_speaker_module(model),
             (torch.zeros(2, 200, 80),),

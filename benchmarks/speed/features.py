@@ -1,4 +1,4 @@
-"""The front end alone: ours against kaldi-native-fbank and torchaudio, one recording at a time."""
+"""Measures the front end alone against kaldi-native-fbank and torchaudio, one recording at a time."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TITLES = {
 
 
 def measure(lengths: tuple[float, ...], seconds: float) -> list[dict[str, Any]]:
-    """Rows of results, one a length."""
-    calls = {"ours": ours(), "native": native(), "torchaudio": _torchaudio()}
+    """Returns one row of results for each length."""
+    calls = {"ours": make_ours(), "native": make_native(), "torchaudio": _make_torchaudio()}
     rows = []
     for length in lengths:
         waveforms = noise(1, length)
         expected = calls["ours"](waveforms)
         gaps = {name: float(np.abs(call(waveforms) - expected).max()) for name, call in calls.items()}
-        times = turns.in_turns({name: partial(call, waveforms) for name, call in calls.items()}, seconds)
+        times = turns.time_in_turns({name: partial(call, waveforms) for name, call in calls.items()}, seconds)
         engines = {
             name: {
                 "times": times[name],
@@ -41,8 +41,8 @@ def measure(lengths: tuple[float, ...], seconds: float) -> list[dict[str, Any]]:
     return rows
 
 
-def ours() -> Call:
-    """[1, S] to [1, T, 80], mean subtracted; jitted."""
+def make_ours() -> Call:
+    """Returns this library's jitted front end from [1, S] to [1, T, 80], mean subtracted."""
     import jax
 
     from ecapa_jax.features.fbank import fbank
@@ -56,8 +56,8 @@ def ours() -> Call:
     return call
 
 
-def native() -> Call:
-    """kaldi-native-fbank, one thread: it has no other way."""
+def make_native() -> Call:
+    """Returns kaldi-native-fbank, which supports only one thread."""
     import kaldi_native_fbank as knf
 
     options = knf.FbankOptions()
@@ -77,7 +77,7 @@ def native() -> Call:
     return call
 
 
-def _torchaudio() -> Call:
+def _make_torchaudio() -> Call:
     import torch
 
     from benchmarks.speed.engines_torch import kaldi_features

@@ -1,4 +1,4 @@
-"""Files through `SpeakerEncoder.embed` beside the bare compiled function on the same padded batches."""
+"""Compares `SpeakerEncoder.embed` on files with the bare compiled function on the same padded batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHORTEST, LONGEST = 2.0, 20.0
 
 
 def measure(folder: Path, width: int, n_files: int, n_turns: int) -> Iterator[dict[str, Any]]:
-    """Rows of results, one a dtype."""
+    """Yields one row of results for each dtype."""
     model = Model(width, folder)
     model.write()
     paths, waveforms = _recordings(folder / "flac", n_files)
@@ -37,8 +37,8 @@ def measure(folder: Path, width: int, n_files: int, n_turns: int) -> Iterator[di
 def _compare(
     encoder: SpeakerEncoder, folded: Any, paths: list[Path], waveforms: list[np.ndarray], n_turns: int
 ) -> dict[str, Any]:
-    """Seconds of both ways, in turn."""
-    batches = padded(encoder, waveforms)
+    """Measures both ways in turn."""
+    batches = pad_batches(encoder, waveforms)
     embed = jax.jit(functional.embed_in_groups, static_argnums=(0, 4))
 
     def bare() -> np.ndarray:
@@ -50,11 +50,11 @@ def _compare(
 
     calls: dict[str, Callable[[], np.ndarray]] = {"embed": lambda: encoder.embed(paths), "bare": bare}
     expected = bare()
-    gap = np.abs(calls["embed"]() - expected).max() / np.abs(expected).max()  # these calls compile
+    gap = np.abs(calls["embed"]() - expected).max() / np.abs(expected).max()  # the first calls compile
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(n_turns):
         for name in list(calls)[:: 1 if turn % 2 else -1]:
-            times[name].append(turns.timed(calls[name]))
+            times[name].append(turns.time_call(calls[name]))
     audio = sum(len(waveform) for waveform in waveforms)
     return {
         "files": len(paths),
@@ -67,10 +67,10 @@ def _compare(
     }
 
 
-def padded(
+def pad_batches(
     encoder: SpeakerEncoder, waveforms: list[np.ndarray]
 ) -> list[tuple[tuple[int, ...], np.ndarray, np.ndarray]]:
-    """The batches that `embed` makes of them: indices, [B, S] samples, [B] lengths."""
+    """Returns the batches that `embed` makes: indices, [B, S] samples, [B] lengths."""
     batches = []
     for batch, members in encoder.buckets.stream(waveforms):
         rows, lengths = np.zeros((batch.rows, batch.samples), np.float32), np.zeros(batch.rows, np.int32)
@@ -82,7 +82,7 @@ def padded(
 
 
 def _recordings(folder: Path, n_files: int) -> tuple[list[Path], list[np.ndarray]]:
-    """FLAC files of noise under a slow envelope, which packs about as well as speech does."""
+    """Writes FLAC files of noise with a slow envelope, which compress about as well as speech."""
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(0)
     paths, waveforms = [], []

@@ -1,4 +1,4 @@
-"""The grid: widths, batches and lengths, network alone and waveform to embedding, every engine in turn."""
+"""Measures all widths, batches and lengths, for the network alone and from waveform to embedding."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What to measure.
+    """The cells to measure.
 
     Attributes:
-      most_seconds: cells whose batch holds more audio are left out.
-      cell_seconds: about how long to measure a cell; large ones take the fewest turns in whatever they need.
+      most_seconds: cells whose batch has more audio are omitted.
+      cell_seconds: the approximate time for a cell; large cells take longer, with the smallest number of turns.
     """
 
     engines: tuple[str, ...]
@@ -44,7 +44,7 @@ class Plan:
     cell_seconds: float
 
     def cells(self, width: int) -> Iterator[Cell]:
-        """Of a width; both kinds of a shape follow each other, so that what is made for a shape serves both."""
+        """Yields the cells of a width; both kinds of a shape are adjacent, so that they share compiled engines."""
         for batch, seconds in itertools.product(self.batches, self.seconds):
             if batch * seconds <= self.most_seconds:
                 for kind in KINDS:
@@ -52,12 +52,12 @@ class Plan:
 
 
 def measure(plan: Plan, folder: Path, notes: dict[str, str], say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """Rows of results, one a cell.
+    """Yields one row of results for each cell.
 
     Args:
-      folder: for weights and exported networks.
-      notes: is given why an engine has no result.
-      say: is told what is measured.
+      folder: the folder for weights and exported networks.
+      notes: a dict that receives the reason if an engine has no result.
+      say: a function that prints progress.
     """
     for width in plan.widths:
         model = Model(width, folder)
@@ -68,7 +68,7 @@ def measure(plan: Plan, folder: Path, notes: dict[str, str], say: Callable[[str]
 
 
 def load(names: tuple[str, ...], model: Model, notes: dict[str, str]) -> dict[str, Engine]:
-    """The engines that can be had; `notes` says why another can't."""
+    """Loads the available engines, and adds the reason for each missing engine to `notes`."""
     from benchmarks.speed import engines_torch
 
     model.write()
@@ -85,7 +85,7 @@ def load(names: tuple[str, ...], model: Model, notes: dict[str, str]) -> dict[st
 def measure_cell(
     cell: Cell, model: Model, engines: dict[str, Engine], notes: dict[str, str], seconds: float
 ) -> dict[str, Any]:
-    """Times, ratios and distance from our embeddings of each engine that has this kind and does not fail."""
+    """Returns times, ratios and distance from our embeddings for each engine that has this kind and does not fail."""
     inputs = (noise if cell.kind == "embed" else random_features)(cell.batch, cell.seconds)
     found: dict[str, Call] = {name: getattr(engine, cell.kind) for name, engine in engines.items()}
     references = Expected(cell, model, engines)
@@ -99,7 +99,7 @@ def measure_cell(
             notes[f"{ENGINES[name].title}, {KINDS[cell.kind]}"] = one_line(error)
         else:
             calls[name] = functools.partial(call, inputs)
-    times = turns.in_turns(calls, seconds)
+    times = turns.time_in_turns(calls, seconds)
     return {**dataclasses.asdict(cell), "engines": {name: _figures(cell, model, name, times, gaps) for name in times}}
 
 
@@ -121,7 +121,7 @@ def _figures(
 
 
 class Expected:
-    """Our float32 embeddings of a cell."""
+    """This library's float32 embeddings of a cell."""
 
     def __init__(self, cell: Cell, model: Model, engines: dict[str, Engine]):
         from benchmarks.speed.engines_jax import Reference
@@ -131,9 +131,9 @@ class Expected:
         self._rows: dict[str, np.ndarray] = {}
 
     def gap(self, name: str, embeddings: np.ndarray, inputs: np.ndarray) -> float | None:
-        """Largest difference over our largest value; None for another network's embeddings.
+        """Returns the largest difference divided by our largest value, or None for another network.
 
-        A front end of its own is compared with ours of that family on the first recording.
+        An engine with another front end is compared with our front end of that family on the first recording.
         """
         engine = self._engines[name]
         if engine.own_weights:
@@ -149,6 +149,6 @@ class Expected:
 
 
 def one_line(error: Exception) -> str:
-    """The first line of what an engine says."""
+    """Returns the first line of an error message."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__

@@ -1,4 +1,4 @@
-"""Peak memory of each engine, each in a process of its own: `python -m benchmarks.speed.memory` is that process."""
+"""Measures the peak memory of each engine in a separate process, `python -m benchmarks.speed.memory`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[2]
 def measure(
     engines: tuple[str, ...], model: Model, cells: list[tuple[int, float]], notes: dict[str, str]
 ) -> list[dict]:
-    """Rows of results; the model must be written and exported.
+    """Returns rows of results; the model must be written and exported.
 
     Args:
-      cells: batch and seconds.
-      notes: is given why an engine has no result.
+      cells: batch size and seconds of each cell.
+      notes: a dict that receives the reason if an engine has no result.
     """
     rows = []
     for name in engines:
@@ -48,9 +48,9 @@ def measure(
 
 
 def peak_mib() -> float:
-    """Largest resident memory of this process so far.
+    """Returns the peak resident memory of this process.
 
-    Linux says it in `VmHWM`; `ru_maxrss` there begins with what the process had that started this one.
+    On Linux this is `VmHWM`, because `ru_maxrss` starts with the memory of the parent process.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -60,7 +60,7 @@ def peak_mib() -> float:
 
 
 def main() -> None:
-    """Prints peaks before and after some calls, as JSON."""
+    """Prints the peaks before and after some calls as JSON."""
     name, folder, width, batch, seconds = sys.argv[1:]
     engine = make(name, Model(int(width), Path(folder)))
     report: dict[str, Any] = {"kind": "embed" if engine.embed else "network", "loaded_mib": peak_mib()}

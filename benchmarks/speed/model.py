@@ -1,4 +1,4 @@
-"""Random weights of one width, on disk, so that every engine and every process has the same."""
+"""Random weights of one width on disk, which all engines and processes share."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ RATE = 16000
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """An ECAPA-TDNN of `width` channels whose files are in `folder`; `write` makes them.
+    """An ECAPA-TDNN with `width` channels, whose files `write` writes to `folder`.
 
-    The network is the one that 3D-Speaker and SpeechBrain share, so that one set of tensors fills both.
+    3D-Speaker and SpeechBrain share this network, so one set of tensors fits both.
     """
 
     width: int
     folder: Path
 
     def config(self, family: str = "3dspeaker") -> ModelConfig:
-        """Front end of the family, network of this width."""
+        """Returns the front end of the family with the network of this width."""
         base = PRESETS[family]
         ecapa = dataclasses.replace(base.ecapa, channels=(self.width,) * 4, mfa_channels=3 * self.width)
         return dataclasses.replace(base, ecapa=ecapa)
 
     @property
     def onnx(self) -> Path:
-        """3D-Speaker's network, exported."""
+        """The path of 3D-Speaker's exported network."""
         return self.folder / f"c{self.width}.onnx"
 
     @property
@@ -41,11 +41,11 @@ class Model:
         return self.folder / f"c{self.width}.safetensors"
 
     def tensors(self) -> dict[str, np.ndarray]:
-        """In the layout of both publishers, without counters."""
+        """Reads the tensors in the layout of both publishers, without counters."""
         return load_file(self._weights)
 
     def write(self) -> None:
-        """Weights from a fixed seed. The largest of them are not trained ones': no time depends on that."""
+        """Writes weights from a fixed seed. Trained weights have other values, which does not affect the time."""
         import jax
 
         from ecapa_jax import functional
@@ -60,17 +60,17 @@ class Model:
 
 
 def noise(batch: int, seconds: float) -> np.ndarray:
-    """[B, S] waveforms at 16 kHz."""
+    """Returns noise waveforms [B, S] at 16 kHz."""
     generator = np.random.default_rng(0)
     return (0.1 * generator.standard_normal((batch, round(seconds * RATE)))).astype(np.float32)
 
 
 def random_features(batch: int, seconds: float) -> np.ndarray:
-    """[B, T, 80], T as Kaldi counts frames."""
+    """Returns random features [B, T, 80], with Kaldi's number of frames."""
     n_frames = 1 + (round(seconds * RATE) - 400) // 160
     return np.random.default_rng(1).standard_normal((batch, n_frames, 80)).astype(np.float32)
 
 
 def cores() -> int:
-    """Processor cores that this process may use; every engine gets as many threads."""
+    """Returns the number of CPU cores that this process may use, which is the number of threads of every engine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Results as a picture: time of each engine over PyTorch eager's."""
+"""Plots the time of each engine relative to PyTorch eager."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ COLOURS = {
 }
 
 TOP = 1.6
-"""Bars are cut here; the numbers above them go on."""
+"""Bars are cut at this value; the numbers above them are not."""
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """A row of bars a cell, a panel a kind and width; lower is faster.
+    """Draws a group of bars for each cell and a panel for each kind and width; lower is faster.
 
     Raises:
-      ValueError: PyTorch eager was not measured.
+      ValueError: if PyTorch eager was not measured.
     """
     from matplotlib.figure import Figure
 

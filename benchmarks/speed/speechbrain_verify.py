@@ -1,6 +1,6 @@
-"""SpeechBrain's job beside `ecapa-jax verify`: `python -m benchmarks.speed.speechbrain_verify FOLDER A B`.
+"""SpeechBrain's equivalent of `ecapa-jax verify`: `python -m benchmarks.speed.speechbrain_verify FOLDER A B`.
 
-Its own interface does it all: `SpeakerRecognition.from_hparams` with a local source, then `verify_files`.
+It uses SpeechBrain's own interface: `SpeakerRecognition.from_hparams` with a local source, then `verify_files`.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
 
 
 def write_source(model: Model, folder: Path) -> Path:
-    """What the interface reads: settings and weights."""
+    """Writes the settings and weights that the interface reads."""
     import torch
     from speechbrain.lobes.models.ECAPA_TDNN import ECAPA_TDNN
 
-    from benchmarks.speed.engines_torch import filled
+    from benchmarks.speed.engines_torch import fill_weights
 
     model.write()
     ecapa = model.config().ecapa
@@ -49,13 +49,13 @@ def write_source(model: Model, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     text = HYPERPARAMS.format(channels=channels, embedding_dim=ecapa.embedding_dim)
     (folder / "hyperparams.yaml").write_text(text, "utf-8")
-    network = filled(ECAPA_TDNN(80, channels=channels, lin_neurons=ecapa.embedding_dim), model)
+    network = fill_weights(ECAPA_TDNN(80, channels=channels, lin_neurons=ecapa.embedding_dim), model)
     torch.save(network.state_dict(), folder / "embedding_model.ckpt")
     return folder
 
 
 def main() -> None:
-    """Prints score and decision."""
+    """Prints the score and the decision."""
     folder, a, b = sys.argv[1:]
     from speechbrain.inference.speaker import SpeakerRecognition
 

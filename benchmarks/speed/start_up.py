@@ -1,4 +1,4 @@
-"""Whole processes, from start to answer: `ecapa-jax verify a b`, and SpeechBrain's same job."""
+"""Measures whole processes from start to result: `ecapa-jax verify a b`, and SpeechBrain's equivalent."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ SECONDS = (3.0, 4.0)
 
 
 def measure(folder: Path, width: int, n_turns: int) -> list[dict[str, Any]]:
-    """Rows of results: a model of `width` channels, and the packaged one beside SpeechBrain's at its width.
+    """Returns rows for a model with `width` channels, and for the packaged model and SpeechBrain's at its width.
 
-    The caches that the tools keep are warm: each job is run once before the clock starts.
+    Each command runs once before the measurement, so that the tools' caches are warm.
     """
     recordings = _recordings(folder)
     packaged = load_bundle(default_bundle()).config.ecapa.channels[0]
@@ -41,7 +41,7 @@ def measure(folder: Path, width: int, n_turns: int) -> list[dict[str, Any]]:
         times: dict[str, list[float]] = {name: [] for name in jobs}
         for turn in range(n_turns + 1):
             for name, command in jobs.items():
-                seconds = _timed(command)
+                seconds = _time_command(command)
                 if turn:
                     times[name].append(seconds)
         medians = {name: turns.median(every) for name, every in times.items()}
@@ -50,7 +50,7 @@ def measure(folder: Path, width: int, n_turns: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _timed(command: list[str]) -> float:
+def _time_command(command: list[str]) -> float:
     begin = time.perf_counter()
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - begin

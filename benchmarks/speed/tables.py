@@ -1,4 +1,4 @@
-"""Results as Markdown."""
+"""Formats results as Markdown."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ DASH = "-"
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The whole report.
+    """Returns the whole report.
 
     Args:
-      results: what `python -m benchmarks.speed` keeps as JSON; parts that were not measured are left out.
+      results: the results that `python -m benchmarks.speed` stores as JSON; parts that were not measured are omitted.
     """
     parts = [_machine(results)]
     for kind, title in KINDS.items():
@@ -29,13 +29,13 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], n_text: int = 1) -> str:
-    """A Markdown table whose first `n_text` columns are words and the others numbers."""
+    """Returns a Markdown table whose first `n_text` columns are text, and whose other columns are numbers."""
     rule = ["---"] * n_text + ["--:"] * (len(head) - n_text)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *rows))
 
 
 def number(value: float | None) -> str:
-    """Three digits that count, none of them behind a power of ten; a dash for none."""
+    """Formats a number with three significant digits and without an exponent, or a dash for None."""
     if value is None:
         return DASH
     if value >= 100:
@@ -44,7 +44,7 @@ def number(value: float | None) -> str:
 
 
 def times(ratio: float | None) -> str:
-    """How many times as fast."""
+    """Formats a ratio of speeds."""
     return DASH if ratio is None else f"{number(ratio)}x"
 
 
@@ -79,7 +79,7 @@ def _grid(rows: list[dict[str, Any]], peaks: dict[str, dict[str, float]]) -> lis
         wide(lambda found: times(found and found["than_eager"])),
     ]
     for row in rows:
-        if row in _detailed(rows):
+        if row in _rows_in_detail(rows):
             recordings = "one recording" if row["batch"] == 1 else f"{row['batch']} recordings"
             texts += [
                 f"C = {row['width']}, {recordings} of {row['seconds']:g} s:",
@@ -88,8 +88,8 @@ def _grid(rows: list[dict[str, Any]], peaks: dict[str, dict[str, float]]) -> lis
     return texts
 
 
-def _detailed(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Cells that are shown in full: the widest network, on 3 s and on the longest recordings."""
+def _rows_in_detail(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the cells to show in full: the widest network on 3 s and on the longest recordings."""
     width = max(row["width"] for row in rows)
     lengths = {3.0, max(row["seconds"] for row in rows)}
     return [row for row in rows if row["width"] == width and row["seconds"] in lengths]

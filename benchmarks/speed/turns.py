@@ -1,4 +1,4 @@
-"""Calls of several engines in turn, so that whatever else the machine does meets all of them alike."""
+"""Calls several engines in turn, so that other load on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Callable
 
 FEWEST, MOST = 3, 15
 PAUSE = 0.01
-"""Seconds before each call. Thread pools wait in a loop for more work; the next engine's call must not share cores with
-them."""
+"""Seconds to wait before each call, so that spinning thread pools of the previous engine do not use the cores."""
 
 
-def in_turns(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call, one a turn, in an order that rotates.
+def time_in_turns(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[float]]:
+    """Returns the seconds of each call in each turn, in a rotating order.
 
     Args:
-      calls: each must have been called, and so compiled, before.
-      seconds: as many turns as fit in it, from `FEWEST` to `MOST`. Where there is time the first turn warms up only.
+      calls: the calls, which must have been compiled by an earlier call.
+      seconds: the time for all turns; their number is between `FEWEST` and `MOST`. If time permits, the first turn is
+        only a warm-up.
     """
-    first = {name: timed(call) for name, call in calls.items()}
+    first = {name: time_call(call) for name, call in calls.items()}
     n_turns = max(FEWEST, min(MOST, int(seconds / sum(first.values())) - 1))
     times: dict[str, list[float]] = {name: [] for name in calls}
     if n_turns == FEWEST:
@@ -28,12 +28,12 @@ def in_turns(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str
     for turn in range(n_turns - len(times[names[0]])):
         start = (turn + 1) % len(names)
         for name in names[start:] + names[:start]:
-            times[name].append(timed(calls[name]))
+            times[name].append(time_call(calls[name]))
     return times
 
 
-def timed(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
+def time_call(call: Callable[[], object]) -> float:
+    """Returns the seconds of one call."""
     time.sleep(PAUSE)
     begin = time.perf_counter()
     call()
@@ -41,10 +41,10 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def median(times: list[float]) -> float:
-    """Of the calls."""
+    """Returns the median time."""
     return statistics.median(times)
 
 
 def times_as_fast(times: list[float], base: list[float]) -> float:
-    """As `base`: the median of each turn's ratio."""
+    """Returns the speed relative to `base`, as the median of the ratios of all turns."""
     return statistics.median(b / a for a, b in zip(times, base, strict=True))

@@ -1,4 +1,4 @@
-"""What the network has to compute, and how fast the machine multiplies matrices."""
+"""Counts the network's operations, and measures the speed of matrix products on this machine."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ REPEATS = 15
 
 
 def network_flops(config: EcapaConfig, n_frames: int) -> int:
-    """Operations of all products for one utterance, a multiply and an add as two.
+    """Returns the operations of all products for one utterance; a multiplication and an addition count as two.
 
-    The least that gives the result: mean and deviation in the attention's input are multiplied once per utterance, as
-    ours does; PyTorch's modules multiply them again for each frame. What is not a product (norms, activations,
-    statistics) is not counted.
+    The count is the minimum: mean and deviation in the attention's input are multiplied once per utterance, as in this
+    library, while PyTorch's modules multiply them for each frame. Norms, activations and statistics are not counted.
 
     Args:
-      config: hierarchical Res2 and attentive pooling, as 3D-Speaker and SpeechBrain have.
-      n_frames: of the utterance.
+      config: a network with hierarchical Res2 and attentive pooling, as in 3D-Speaker and SpeechBrain.
+      n_frames: the number of frames of the utterance.
     """
     stem, *blocks = config.channels
     per_frame = config.n_mels * config.kernel_sizes[0] * stem
@@ -39,7 +38,7 @@ def network_flops(config: EcapaConfig, n_frames: int) -> int:
 
 
 def dot_peaks() -> dict[str, dict[str, float]]:
-    """GFLOP/s of square products of side `SIDE`: of a dtype, by library; the best of some."""
+    """Returns the best GFLOP/s of square products of side `SIDE`, by dtype and library."""
     return {
         "float32": {"jax": _peak(_jax_product("float32")), "torch": _peak(_torch_product("float32"))},
         "bfloat16": {"jax": _peak(_jax_product("bfloat16")), "torch": _peak(_torch_product("bfloat16"))},
@@ -57,7 +56,7 @@ def _peak(product: Callable[[], object]) -> float:
 
 
 def _jax_product(dtype: str) -> Callable[[], object]:
-    """With a float32 result: from bfloat16, that is the form which processors have instructions for."""
+    """Returns a product with a float32 result, because CPUs have instructions for bfloat16 inputs and float32 sums."""
     import jax
     import jax.numpy as jnp
 

@@ -1,6 +1,6 @@
-"""For whoever has a GPU or a TPU: `pytest -m accelerator -s` prints what it measures. On a CPU it is skipped.
+"""Tests for a GPU or TPU: `pytest -m accelerator -s` prints the measured values. They are skipped on a CPU.
 
-None of it was run on an accelerator where this was made.
+These tests were never run on an accelerator during development.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ SPEAKERS, SAMPLES = 1000, 48_000
 MODEL = PRESETS["3dspeaker"]
 
 
-def small(model: ModelConfig = MODEL) -> ModelConfig:
+def shrink(model: ModelConfig = MODEL) -> ModelConfig:
     return dataclasses.replace(model, ecapa=dataclasses.replace(model.ecapa, channels=(128,) * 4, mfa_channels=384))
 
 
-def waveforms(batch: int, samples: int = SAMPLES) -> np.ndarray:
+def make_waveforms(batch: int, samples: int = SAMPLES) -> np.ndarray:
     return (0.1 * np.random.default_rng(0).standard_normal((batch, samples))).astype(np.float32)
 
 
 def host_batch(batch: int) -> dict[str, np.ndarray]:
     return {
-        "waveforms": (32767 * waveforms(batch)).astype(np.int16),
+        "waveforms": (32767 * make_waveforms(batch)).astype(np.int16),
         "lengths": np.full(batch, SAMPLES, np.int32),
         "labels": np.random.default_rng(1).integers(0, SPEAKERS, batch).astype(np.int32),
     }
 
 
-def test_embeddings_are_the_cpus():
-    """The contract of float32 between backends: 1e-4 of the largest value, cosine 0.999999."""
+def test_embeddings_equal_those_of_the_cpu():
+    """The bounds for float32 between backends are 1e-4 of the largest value and a cosine of 0.999999."""
     variables = functional.init(MODEL, jax.random.key(0))
-    inputs = (variables, waveforms(4), np.array([SAMPLES, SAMPLES // 2, SAMPLES, 20_000], np.int32))
+    inputs = (variables, make_waveforms(4), np.array([SAMPLES, SAMPLES // 2, SAMPLES, 20_000], np.int32))
     here, there = (
         np.asarray(jax.jit(functional.embed, static_argnums=0)(MODEL, *jax.device_put(inputs, device)))
         for device in (jax.local_devices()[0], jax.local_devices(backend="cpu")[0])
@@ -61,9 +61,9 @@ def test_embeddings_are_the_cpus():
     assert cosine >= 0.999999
 
 
-def test_gradients_are_the_cpus():
-    """1e-4 of the largest gradient norm, as float32 has against PyTorch."""
-    config = TrainConfig(model=small(), augment=AugmentConfig())
+def test_gradients_equal_those_of_the_cpu():
+    """The bound is 1e-4 of the largest gradient norm, as for float32 against PyTorch."""
+    config = TrainConfig(model=shrink(), augment=AugmentConfig())
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=8))
     found = []
     for device in (jax.local_devices()[0], jax.local_devices(backend="cpu")[0]):
@@ -80,12 +80,12 @@ def test_gradients_are_the_cpus():
 
 
 @pytest.mark.skipif(jax.device_count() < 2, reason="needs two devices or more")
-def test_all_devices_are_one_device():
-    """One step over all of them, the classifier over two: 1e-4 of the largest weight."""
+def test_step_on_all_devices_equals_step_on_one_device():
+    """One step uses all devices, with the classifier on two; the bound is 1e-4 of the largest weight."""
     n_devices, found = jax.device_count() // 2 * 2, []
     size = 2 * n_devices
     for mesh_config in (MeshConfig(), MeshConfig(data=n_devices // 2, model=2)):
-        config = TrainConfig(model=small(), augment=AugmentConfig(), mesh=mesh_config)
+        config = TrainConfig(model=shrink(), augment=AugmentConfig(), mesh=mesh_config)
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=size))
         mesh = make_mesh(config)
         rows = batch_rows(size, mesh_size(mesh), 1)
@@ -101,8 +101,8 @@ def test_all_devices_are_one_device():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("each", [32, 64])
-def test_a_step_at_full_width(dtype: str, each: int):
-    """C = 1024, 17 982 speakers, 3 s: time of a step, speech a second, FLOP/s by cost analysis, memory."""
+def test_time_of_a_step_at_full_width(dtype: str, each: int):
+    """Prints time per step, speech per second, FLOP/s by cost analysis, and memory (C = 1024, 17 982 speakers, 3 s)."""
     n_devices = jax.device_count()
     config = TrainConfig(model=MODEL, augment=AugmentConfig(), mesh=MeshConfig(data=0))
     config = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Makes `benchmarks` importable; last, since the repository's own folders have everyday names."""
+"""Makes `benchmarks` importable, at the end of sys.path because the repository's folders have common names."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What `make bench` counts and writes."""
+"""Tests of the operation counts and reports of `make bench`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FRAMES = 100
 
 
 @pytest.mark.parametrize("width", [64, 128])
-def test_operations_are_those_that_xla_counts(width: int) -> None:
-    """XLA counts what lies between the products too, a share that falls with the width: within 5 % here."""
+def test_operation_count_is_close_to_xla(width: int) -> None:
+    """XLA also counts the operations between the products, whose share falls with the width; here it is below 5 %."""
     config = small_config(width=width)
     features = jax.ShapeDtypeStruct((1, FRAMES, 80), np.float32)
     mask = jax.ShapeDtypeStruct((1, FRAMES), bool)
@@ -33,8 +33,8 @@ def test_operations_are_those_that_xla_counts(width: int) -> None:
 
 
 @pytest.mark.peers
-def test_operations_are_those_that_pytorch_counts() -> None:
-    """To the last one, less what PyTorch's module repeats: mean and deviation in the attention's input, every frame."""
+def test_operation_count_equals_pytorch() -> None:
+    """The counts are equal, except that PyTorch's attention repeats mean and deviation for every frame."""
     torch = pytest.importorskip("torch")
     counter = pytest.importorskip("torch.utils.flop_counter")
     speakerlab = pytest.importorskip("speakerlab.models.ecapa_tdnn.ECAPA_TDNN")
@@ -49,20 +49,20 @@ def test_operations_are_those_that_pytorch_counts() -> None:
 def test_turns_rotate_and_slow_calls_are_not_warmed_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     monkeypatch.setattr(turns, "PAUSE", 0.0)
-    monkeypatch.setattr(turns, "timed", lambda call: call() or 1.0)
+    monkeypatch.setattr(turns, "time_call", lambda call: call() or 1.0)
     jobs = {name: lambda name=name: calls.append(name) for name in "abc"}
-    times = turns.in_turns(jobs, seconds=3.0)
+    times = turns.time_in_turns(jobs, seconds=3.0)
     assert {name: len(every) for name, every in times.items()} == dict.fromkeys("abc", turns.FEWEST)
     assert "".join(calls) == "abc" + "bca" + "cab"
     calls.clear()
-    times = turns.in_turns(jobs, seconds=1000.0)
+    times = turns.time_in_turns(jobs, seconds=1000.0)
     assert {name: len(every) for name, every in times.items()} == dict.fromkeys("abc", turns.MOST)
     assert len(calls) == 3 * (1 + turns.MOST)
     assert {calls.count(name) for name in "abc"} == {1 + turns.MOST}
 
 
-def test_ratios_are_of_turns() -> None:
-    """One turn in which the machine was busy changes neither engine's standing."""
+def test_ratios_are_computed_per_turn() -> None:
+    """A turn in which the machine was busy does not change the ratios."""
     assert turns.times_as_fast([1.0, 10.0, 1.0], [2.0, 20.0, 2.0]) == 2.0
 
 
@@ -106,15 +106,15 @@ RESULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_report() -> None:
+def test_report_has_times_and_ratios() -> None:
     text = tables.markdown(RESULTS)
     lines = text.splitlines()
-    assert "| 1024 | 1 | 3 | 25.0 | 100 | 50.0 |" in lines  # ms of the network
-    assert "| 1024 | 1 | 3 | 4.00x | 1.00x |" in lines  # waveform to embedding: FlaxSpeaker has no column there
+    assert "| 1024 | 1 | 3 | 25.0 | 100 | 50.0 |" in lines  # network time in ms
+    assert "| 1024 | 1 | 3 | 4.00x | 1.00x |" in lines  # waveform to embedding, which has no column for FlaxSpeaker
     assert "| ecapa-jax float32 | 25.0 | 4.00x | 1.00x | 60.0 | 200 | 80% | 0e+00 |" in lines
     assert "| FlaxSpeaker's ECAPA | 50.0 | 2.00x | 0.50x | 30.0 | 100 | 40% | - |" in lines
     assert "C = 1024, one recording of 3 s:" in lines
-    assert not any(line.startswith("C = 512") for line in lines)  # in full only where it is widest
+    assert not any(line.startswith("C = 512") for line in lines)  # only the widest network is shown in full
     assert "| 3 | kaldi-native-fbank | 2.00 | 2.00x | 1e-04 |" in lines
     assert "| 3D-Speaker, PyTorch eager | waveform to embedding | 16 | 3 | 400 | 901 |" in lines
     assert "| C = 1024 | 2.00 | 5.00 | 2.50x |" in lines
@@ -122,15 +122,15 @@ def test_report() -> None:
     assert lines[-1] == "- OpenVINO float32: RuntimeError: no"
 
 
-def test_tables_are_whole() -> None:
-    """Every table has as many cells in each row as in its head."""
+def test_table_rows_have_as_many_cells_as_the_header() -> None:
+    """Checks every table of the report."""
     for block in tables.markdown(RESULTS).split("\n\n"):
         if block.startswith("|"):
             assert len({line.count("|") for line in block.splitlines()}) == 1, block
 
 
-def test_report_of_what_was_measured_so_far() -> None:
-    """A cell in which an engine failed has a dash, and parts that were not run are not there."""
+def test_report_of_incomplete_results() -> None:
+    """Cells of failed engines have a dash, and parts that were not run are omitted."""
     results = copy.deepcopy({**RESULTS, "features": [], "memory": [], "start_up": [], "files": [], "notes": {}})
     del results["grid"][0]["engines"]["torch"]
     results["grid"][0]["engines"]["ours"]["than_eager"] = None
@@ -141,11 +141,11 @@ def test_report_of_what_was_measured_so_far() -> None:
         assert f"### {absent}" not in text
 
 
-def test_picture(tmp_path: Path) -> None:
+def test_plot_is_written(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     results = copy.deepcopy(RESULTS)
     for found in results["grid"][0]["engines"].values():
-        found["than_eager"] = None  # where PyTorch failed
+        found["than_eager"] = None  # PyTorch failed in this cell
     plot.draw(results, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     for row in results["grid"]:

@@ -1,4 +1,4 @@
-"""A small model and recordings for the command line."""
+"""Fixtures for the command line: a small model and recordings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoder(model: Path) -> SpeakerEncoder:
 
 @pytest.fixture
 def one_encoder(monkeypatch: pytest.MonkeyPatch, encoder: SpeakerEncoder) -> None:
-    """Commands share a compiled encoder: what `load` itself does is tested without this."""
+    """Makes all commands use one compiled encoder. Tests of `load` do not use this fixture."""
     monkeypatch.setattr(api, "load", lambda *_, **__: encoder)
 
 
@@ -36,5 +36,5 @@ def wav(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _sounds_pass(every_sound_is_speech: None) -> None:
-    """These tests embed sounds that they make."""
+def _accept_synthetic_sounds(every_sound_is_speech: None) -> None:
+    """Makes the speech gate accept the synthetic sounds of these tests."""

@@ -1,4 +1,4 @@
-"""Models by address on the command line, from a server in the layout of the hub."""
+"""Tests of models by address on the command line, with a server in the layout of the hub."""
 
 import json
 
@@ -13,13 +13,13 @@ from ecapa_jax.hub import repository
 from ecapa_jax.hub.download import Policy
 from helpers.bundles import contents
 from helpers.checkpoints import SB_CONFIG, speechbrain
-from helpers.cli import refused, run
+from helpers.cli import run, run_refused
 from helpers.hub_server import COMMIT, Fault, serving
 
 NAME = "speechbrain/spkrec-ecapa-voxceleb"
 
 
-def served(folder):
+def repository_files(folder):
     return {name.as_posix(): content for name, content in contents(folder).items()}
 
 
@@ -28,15 +28,15 @@ def hub(tmp_path_factory, monkeypatch, model):
     folder = tmp_path_factory.mktemp("published")
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(conversion, "_probe", lambda *_: np.ones(192, np.float32))  # compiles for seconds
+    monkeypatch.setattr(conversion, "_probe", lambda *_: np.ones(192, np.float32))  # the probe compiles for seconds
     with serving() as server:
-        server.repositories |= {NAME: served(speechbrain(folder)), "me/mine": served(model)}
+        server.repositories |= {NAME: repository_files(speechbrain(folder)), "me/mine": repository_files(model)}
         hubs = repository.Hubs(modelscope=server.url, huggingface=server.url, policy=Policy(attempts=2, pause=0.01))
         monkeypatch.setattr(repository, "HUBS", hubs)
         yield server
 
 
-def test_convert_from_an_address(capsys, tmp_path, hub):
+def test_convert_accepts_an_address(capsys, tmp_path, hub):
     result = run(capsys, "convert", f"hf:{NAME}", "-o", tmp_path / "bundle", "--json")
     assert (result.code, result.err) == (0, "")
     assert result.json["family"] == "speechbrain"
@@ -50,7 +50,7 @@ def test_convert_from_an_address(capsys, tmp_path, hub):
     assert result.json["provenance"]["address"] == f"hf:{NAME}"
 
 
-def test_verify_with_an_address(capsys, hub, model, wav):
+def test_verify_accepts_an_address(capsys, hub, model, wav):
     there = run(capsys, "verify", wav, wav, "--model", "hf:me/mine", "--json")
     assert (there.code, there.err) == (0, "")
     assert there.json["model"] == "hf:me/mine"
@@ -58,37 +58,37 @@ def test_verify_with_an_address(capsys, hub, model, wav):
     assert there.json["score"] == here.json["score"]
 
 
-def test_every_verb_takes_an_address(capsys, tmp_path, hub, wav, monkeypatch):
+def test_every_verb_accepts_an_address(capsys, tmp_path, hub, wav, monkeypatch):
     asked = []
     monkeypatch.setattr(api, "resolve", lambda name, **options: asked.append((name, options)) or tmp_path / "none")
     (tmp_path / "list.csv").write_text(f"path\n{wav}\n")
     corpus = ["embed", "--manifest", tmp_path / "list.csv", "--output", tmp_path / "out"]
     for verb in (["verify", wav, wav], ["embed", wav, "-o", tmp_path / "x.npz"], corpus):
-        refused(capsys, tmp_path, *verb, "--model", f"hf:{NAME}@main")
-        refused(capsys, tmp_path, *verb, "--model", f"hf:{NAME}@main", "--quiet")
-    refused(capsys, tmp_path, "info", f"hf:{NAME}@main", "--quiet")
+        run_refused(capsys, tmp_path, *verb, "--model", f"hf:{NAME}@main")
+        run_refused(capsys, tmp_path, *verb, "--model", f"hf:{NAME}@main", "--quiet")
+    run_refused(capsys, tmp_path, "info", f"hf:{NAME}@main", "--quiet")
     assert {name for name, _ in asked} == {f"hf:{NAME}@main"}
-    told = [options["progress"] for _, options in asked]
-    assert told[:4] == [True, False, True, False]
-    assert told[4] is True  # once before the corpus is begun
-    assert told[-1] is False
+    shows_progress = [options["progress"] for _, options in asked]
+    assert shows_progress[:4] == [True, False, True, False]
+    assert shows_progress[4] is True  # once before the corpus starts
+    assert shows_progress[-1] is False
 
 
-def test_what_goes_wrong_is_one_line(capsys, tmp_path, hub, wav):
+def test_errors_are_reported_in_one_line(capsys, tmp_path, hub, wav):
     hub.faults["/api/models"] = [Fault(status=500)] * 2
-    assert "the hub answered 500" in refused(capsys, tmp_path, "verify", wav, wav, "--model", "hf:me/mine")
-    assert "no such repository" in refused(capsys, tmp_path, "info", "hf:me/other")
+    assert "the hub answered 500" in run_refused(capsys, tmp_path, "verify", wav, wav, "--model", "hf:me/mine")
+    assert "no such repository" in run_refused(capsys, tmp_path, "info", "hf:me/other")
     for source, words in (
         ("hf:me/mine", "already holds a bundle"),
         ("x:y", "no such file"),
         ("hff:a/b", "'hff' is no known"),
     ):
-        assert words in refused(capsys, tmp_path, "convert", source, "-o", tmp_path / "b")
-    assert "SOURCE and -o BUNDLE are needed" in refused(capsys, tmp_path, "convert", f"hf:{NAME}")
-    assert "SOURCE and -o BUNDLE are needed" in refused(capsys, tmp_path, "convert")
+        assert words in run_refused(capsys, tmp_path, "convert", source, "-o", tmp_path / "b")
+    assert "SOURCE and -o BUNDLE are needed" in run_refused(capsys, tmp_path, "convert", f"hf:{NAME}")
+    assert "SOURCE and -o BUNDLE are needed" in run_refused(capsys, tmp_path, "convert")
 
 
-def test_the_table(capsys):
+def test_list_shows_the_published_models(capsys):
     result = run(capsys, "convert", "--list")
     assert (result.code, result.err) == (0, "")
     rows = {line.split()[1]: line for line in result.out.splitlines() if len(line.split()) > 2}
@@ -103,7 +103,7 @@ def test_the_table(capsys):
     assert all(entry["address"] in result.out for entry in listed)
 
 
-def test_the_table_is_whole_on_a_narrow_terminal(capsys, monkeypatch):
+def test_list_is_complete_on_a_narrow_terminal(capsys, monkeypatch):
     monkeypatch.setattr(Console, "is_terminal", property(lambda self: True))
     monkeypatch.setenv("COLUMNS", "80")
     lines = run(capsys, "convert", "--list").out.splitlines()

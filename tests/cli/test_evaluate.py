@@ -1,4 +1,4 @@
-"""`ecapa-jax evaluate`: lists and recordings in; figures, scores, plots out; and what it refuses."""
+"""Tests of `ecapa-jax evaluate`: its figures, scores and plots, and the input that it refuses."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from helpers.sounds import RATE
 
 pytestmark = pytest.mark.usefixtures("one_encoder")
 
-SPEAKERS, FILES = 4, 4  # 16 files of one length: one batch, one compilation
+SPEAKERS, FILES = 4, 4  # 16 files of one length are one batch and compile once
 
 
 def voice(speaker: int, take: int) -> np.ndarray:
-    """Harmonics of a pitch of the speaker's own, in noise."""
+    """Returns harmonics of the speaker's pitch, in noise."""
     rng = np.random.default_rng(100 * speaker + take)
     time = np.arange(int(0.9 * RATE)) / RATE
     pitch = 100 * 1.35**speaker * (1 + 0.01 * take)
@@ -30,7 +30,7 @@ def voice(speaker: int, take: int) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """`s0/0.wav` to `s3/3.wav`, and `list.txt` of all pairs."""
+    """Writes `s0/0.wav` to `s3/3.wav`, and `list.txt` with all pairs."""
     root = tmp_path_factory.mktemp("corpus")
     names = [f"s{speaker}/{take}.wav" for speaker in range(SPEAKERS) for take in range(FILES)]
     for name in names:
@@ -43,13 +43,13 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    """One for the module, so that recordings are embedded once."""
+    """One cache for the module, so that each recording is embedded once."""
     return tmp_path_factory.mktemp("cache") / "embeddings.sqlite"
 
 
 @pytest.fixture
 def evaluate(capsys, corpus, cache):
-    """The command on the corpus; its report, or the result as it is."""
+    """Returns a function that runs the command on the corpus and returns its report or its result."""
 
     def command(*options, trials="list.txt", json_too=True, resamples=50):
         what = () if trials is None else ("--trials", corpus / trials, "--audio-root", corpus, "--cache", cache)
@@ -59,7 +59,7 @@ def evaluate(capsys, corpus, cache):
     return command
 
 
-def test_scores_are_those_of_verify(evaluate, corpus, encoder, tmp_path):
+def test_scores_equal_those_of_verify(evaluate, corpus, encoder, tmp_path):
     result = evaluate("--output", tmp_path / "out")
     assert (result.code, result.err) == (0, "")
     report = result.json["lists"][0]
@@ -80,7 +80,7 @@ def test_scores_are_those_of_verify(evaluate, corpus, encoder, tmp_path):
     assert "bootstrap of 4 speakers" in report["notes"][0]
 
 
-def test_files_of_a_report(evaluate, tmp_path):
+def test_report_writes_its_files(evaluate, tmp_path):
     out = tmp_path / "out"
     text = evaluate("--output", out, json_too=False)
     assert text.code == 0
@@ -97,14 +97,14 @@ def test_files_of_a_report(evaluate, tmp_path):
     assert evaluate("--output", out, "--force").code == 0
 
 
-def test_without_matplotlib(evaluate, tmp_path, monkeypatch):
+def test_report_without_matplotlib_has_no_plots(evaluate, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = evaluate("--output", tmp_path / "out")
     assert (result.code, result.err) == (0, "no plots: plots need matplotlib: pip install 'ecapa-jax[evaluate]'\n")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"scores.tsv", "report.txt", "report.json"}
 
 
-def test_a_scores_file_gives_the_same_figures(evaluate, tmp_path):
+def test_scores_file_gives_the_same_figures(evaluate, tmp_path):
     measured = evaluate("--output", tmp_path / "out").json["lists"][0]["figures"]
     again = evaluate("--scores", tmp_path / "out" / "scores.tsv", "--threshold", 0.25, trials=None)
     assert again.json["lists"][0]["figures"] == measured
@@ -113,9 +113,9 @@ def test_a_scores_file_gives_the_same_figures(evaluate, tmp_path):
     assert as_llr["act_dcf_0.01"]["value"] >= as_llr["min_dcf_0.01"]["value"]
 
 
-def test_nothing_is_embedded_twice(evaluate, corpus, encoder, tmp_path, monkeypatch):
+def test_cached_recordings_are_not_embedded_again(evaluate, corpus, encoder, tmp_path, monkeypatch):
     assert evaluate().code == 0
-    for name in ("list.txt", "s0/0.wav"):  # the same content elsewhere is known too
+    for name in ("list.txt", "s0/0.wav"):  # the cache also recognizes the content at another path
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes((corpus / name).read_bytes())
     (tmp_path / "s0" / "1.wav").write_bytes((corpus / "s0" / "1.wav").read_bytes())
@@ -127,17 +127,17 @@ def test_nothing_is_embedded_twice(evaluate, corpus, encoder, tmp_path, monkeypa
     assert evaluate("--audio-root", tmp_path, "--trials", tmp_path / "short.txt", resamples=0).code == 0
 
 
-def test_an_interrupted_run_goes_on(evaluate, encoder, tmp_path, monkeypatch):
+def test_interrupted_run_resumes(evaluate, encoder, tmp_path, monkeypatch):
     own = tmp_path / "own.sqlite"
     real = encoder.embed_stream
 
-    def interrupted(waveforms):
+    def interrupt_embedding(waveforms):
         for number, (indices, rows) in enumerate(real(waveforms)):
             yield indices[:5], rows[:5]
             if number == 0:
                 raise KeyboardInterrupt
 
-    monkeypatch.setattr(encoder, "embed_stream", interrupted)
+    monkeypatch.setattr(encoder, "embed_stream", interrupt_embedding)
     stopped = evaluate("--cache", own)
     assert (stopped.code, stopped.out) == (75, "")
     assert "5 more recordings are in" in stopped.err
@@ -153,8 +153,8 @@ def test_an_interrupted_run_goes_on(evaluate, encoder, tmp_path, monkeypatch):
     assert whole.json["lists"][0]["figures"]["eer"]["value"] == expected
 
 
-def test_enrolment_models(evaluate, corpus, encoder, tmp_path):
-    """A model's score is the cosine with the mean of its recordings' embeddings at unit length."""
+def test_enrolment_models_are_scored_by_their_mean_embedding(evaluate, corpus, encoder, tmp_path):
+    """The score is the cosine with the mean of the model's embeddings, each scaled to length 1."""
     models = {f"m{speaker}": [f"s{speaker}/{take}.wav" for take in range(3)] for speaker in range(SPEAKERS)}
     (tmp_path / "enrolment").write_text("".join(f"{name} {' '.join(group)}\n" for name, group in models.items()))
     lines = [f"{m} s{t}/3.wav {'target' if m == f'm{t}' else 'nontarget'}" for m in models for t in range(SPEAKERS)]
@@ -172,7 +172,7 @@ def test_enrolment_models(evaluate, corpus, encoder, tmp_path):
     assert "3 of 4 enrolled names have no line in the enrolment file, such as m1" in evaluate(*options, "--force").err
 
 
-def test_as_norm(evaluate, corpus, encoder, tmp_path):
+def test_as_norm_equals_brute_force(evaluate, corpus, encoder, tmp_path):
     names = [f"s{speaker}/{take}.wav" for speaker in (2, 3) for take in range(FILES)]
     (tmp_path / "cohort").write_text("".join(f"{name} x{name[:2]}{name[3]}\n" for name in names))
     pairs = [("s0/0.wav", "s0/1.wav"), ("s0/0.wav", "s1/1.wav"), ("s1/2.wav", "s1/3.wav")]
@@ -181,13 +181,13 @@ def test_as_norm(evaluate, corpus, encoder, tmp_path):
                       "--output", tmp_path / "out", resamples=0)  # fmt: skip
     assert result.code == 0
     assert [report["system"] for report in result.json["lists"]] == ["plain", "as-norm"]
-    assert "far" not in result.json["lists"][1]["figures"]  # the model's threshold is no threshold of these scores
+    assert "far" not in result.json["lists"][1]["figures"]  # the model's threshold does not apply to these scores
     lines = (tmp_path / "out" / "scores_as-norm.tsv").read_text().splitlines()[1:]
     found = [float(line.split("\t")[3]) for line in lines]
     a, b = (encoder.embed([corpus / pair[side] for pair in pairs]) for side in (0, 1))
     cohort = encoder.embed([corpus / name for name in names])
     expected = as_norm(a, b, cohort / np.linalg.norm(cohort, axis=1, keepdims=True), top_n=5)
-    np.testing.assert_allclose(found, expected, atol=2e-3)  # standard deviations of this cohort are near 0.001
+    np.testing.assert_allclose(found, expected, atol=2e-3)  # the standard deviations of this cohort are near 0.001
     refused = evaluate("--cohort", tmp_path / "cohort")
     assert (refused.code, "8 recordings of the cohort are also in the trials" in refused.err) == (2, True)
     (tmp_path / "cohort").write_text("s2/0.wav s0\ns3/0.wav s1\n")
@@ -195,7 +195,7 @@ def test_as_norm(evaluate, corpus, encoder, tmp_path):
     assert (refused.code, "2 speaker(s) of the trials are also in the cohort (s0, s1)" in refused.err) == (2, True)
 
 
-def test_breakdown_and_baseline(evaluate, corpus, tmp_path):
+def test_breakdown_and_baseline_are_reported(evaluate, corpus, tmp_path):
     lines = (corpus / "list.txt").read_text().splitlines()
     rows = [line.split() for line in lines]
     table = [f"{a},{b},{label},{'low' if a[1] in '01' else 'high'}" for label, a, b in rows]
@@ -213,7 +213,7 @@ def test_breakdown_and_baseline(evaluate, corpus, tmp_path):
     ).err  # fmt: skip
 
 
-def test_several_lists_make_a_table(evaluate, corpus, tmp_path):
+def test_several_lists_are_reported_in_a_table(evaluate, corpus, tmp_path):
     (tmp_path / "other.txt").write_text("".join((corpus / "list.txt").read_text().splitlines(True)[:60]))
     result = evaluate("--trials", corpus / "list.txt", tmp_path / "other.txt", "--output", tmp_path / "out",
                       json_too=False)  # fmt: skip
@@ -222,7 +222,7 @@ def test_several_lists_make_a_table(evaluate, corpus, tmp_path):
     assert (tmp_path / "out" / "other" / "report.json").is_file()
 
 
-def test_missing_audio_is_told_before_any_work(evaluate, corpus, encoder, tmp_path, monkeypatch):
+def test_missing_audio_is_reported_before_any_recording_is_embedded(evaluate, corpus, encoder, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder, "embed_stream", lambda _: pytest.fail("work was done"))
     (tmp_path / "trials").write_text("1 s0/0.wav s0/9.wav\n0 s0/0.wav s9/0.wav\n0 s1/0.wav s9/1.wav\n")
     result = evaluate("--trials", tmp_path / "trials", "--missing", tmp_path / "missing.txt")
@@ -231,7 +231,7 @@ def test_missing_audio_is_told_before_any_work(evaluate, corpus, encoder, tmp_pa
     assert (tmp_path / "missing.txt").read_text() == "s0/9.wav\ns9/0.wav\ns9/1.wav\n"
 
 
-def test_one_broken_recording_does_not_lose_the_others(evaluate, corpus, tmp_path):
+def test_unreadable_recording_does_not_affect_the_others(evaluate, corpus, tmp_path):
     for number in range(4):
         write_wav(tmp_path / f"{number}.wav", voice(7, number))
     (tmp_path / "0.wav").write_bytes(b"RIFF no wave")
@@ -258,21 +258,21 @@ def test_one_broken_recording_does_not_lose_the_others(evaluate, corpus, tmp_pat
         (("--output", "no/where"), "no folder"),
     ],
 )
-def test_refused(evaluate, options, message):
+def test_invalid_options_are_refused(evaluate, options, message):
     result = evaluate(*options)
     assert (result.code, result.out) == (2, "")
     assert message in result.err
     assert result.err.count("\n") == 1
 
 
-def test_a_file_that_is_no_cache(evaluate, tmp_path):
+def test_file_that_is_not_a_cache_is_refused(evaluate, tmp_path):
     (tmp_path / "text").write_text("hello" * 1000)
     result = evaluate("--cache", tmp_path / "text")
     assert (result.code, "is damaged or not an embedding cache" in result.err) == (2, True)
     assert (tmp_path / "text").read_text() == "hello" * 1000
 
 
-def test_speakers_by_name(evaluate, tmp_path):
+def test_speakers_are_read_from_a_map(evaluate, tmp_path):
     names = [f"s{speaker}/{take}.wav" for speaker in range(SPEAKERS) for take in range(FILES)]
     (tmp_path / "utt2spk").write_text("".join(f"{name} {name[:2]}\n" for name in names))
     assert "4 speakers" in evaluate("--utt2spk", tmp_path / "utt2spk").json["lists"][0]["notes"][0]

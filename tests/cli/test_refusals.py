@@ -10,7 +10,7 @@ import pytest
 
 from helpers.bundles import contents
 from helpers.checkpoints import modelscope, tensors
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 from helpers.privileges import unprivileged
 from helpers.sounds import COMPLETE, encode, sound
 from helpers.torch_zip_writer import Call, write_torch_zip
@@ -38,59 +38,59 @@ BAD_FILES = {
 @pytest.mark.usefixtures("one_encoder")
 @pytest.mark.parametrize("verb", ["verify", "embed"])
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_recording_is_named(capsys, tmp_path, model, wav, verb, kind):
+def test_error_names_the_invalid_recording(capsys, tmp_path, model, wav, verb, kind):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(BAD_FILES[kind])
     rest = [] if verb == "verify" else ["-o", tmp_path / "out.npz"]
-    assert str(bad) in refused(capsys, tmp_path, verb, wav, bad, "--model", model, *rest)
-    assert str(bad) in refused(capsys, tmp_path, verb, bad, wav, "--model", model, "--json", "--quiet", *rest)
+    assert str(bad) in run_refused(capsys, tmp_path, verb, wav, bad, "--model", model, *rest)
+    assert str(bad) in run_refused(capsys, tmp_path, verb, bad, wav, "--model", model, "--json", "--quiet", *rest)
 
 
 @pytest.mark.parametrize(("kind", "words"), [("missing", "no such file"), ("directory", "is a directory")])
-def test_what_is_no_file_is_named(capsys, tmp_path, model, wav, kind, words):
+def test_error_names_a_missing_file_or_a_folder(capsys, tmp_path, model, wav, kind, words):
     bad = tmp_path / "bad.wav"
     if kind == "directory":
         bad.mkdir()
     for verb, rest in (("verify", []), ("embed", ["-o", tmp_path / "out.npz"])):
-        message = refused(capsys, tmp_path, verb, wav, bad, "--model", model, *rest)
+        message = run_refused(capsys, tmp_path, verb, wav, bad, "--model", model, *rest)
         assert str(bad) in message
         assert words in message
 
 
-def test_an_address_that_does_not_answer_is_named(capsys, tmp_path, model, wav):
+def test_error_names_an_unreachable_url(capsys, tmp_path, model, wav):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}/a.wav?token=secret"
-    message = refused(capsys, tmp_path, "verify", wav, url, "--model", model)
+    message = run_refused(capsys, tmp_path, "verify", wav, url, "--model", model)
     assert f"127.0.0.1:{port}/a.wav" in message
     assert "secret" not in message
 
 
 @pytest.mark.parametrize("threshold", ["1.0001", "-2", "nan", "inf", "-inf", "25"])
-def test_a_threshold_that_is_no_cosine_is_refused(capsys, tmp_path, model, wav, threshold):
-    message = refused(capsys, tmp_path, "verify", wav, wav, "--model", model, "--threshold", threshold)
+def test_threshold_out_of_range_is_refused(capsys, tmp_path, model, wav, threshold):
+    message = run_refused(capsys, tmp_path, "verify", wav, wav, "--model", model, "--threshold", threshold)
     assert "lies in [-1, 1]" in message
 
 
-def test_models_that_can_not_be_loaded_are_named(capsys, tmp_path, model, wav):
-    def load_fails(path, words):
+def test_error_names_a_model_that_can_not_be_loaded(capsys, tmp_path, model, wav):
+    def assert_load_fails(path, words):
         for arguments in (("verify", wav, wav, "--model", path), ("info", path)):
-            assert words in refused(capsys, tmp_path, *arguments)
+            assert words in run_refused(capsys, tmp_path, *arguments)
 
-    load_fails(tmp_path / "nothing", "nothing is not a bundle directory")
-    load_fails(wav, "a.wav is not a bundle directory")
-    load_fails(tmp_path, "is not a whole bundle (no model.json)")
-    load_fails("3dspeaker", "3dspeaker is a preset without packaged weights")
-    load_fails("hf:someone", "takes ORG/NAME")
+    assert_load_fails(tmp_path / "nothing", "nothing is not a bundle directory")
+    assert_load_fails(wav, "a.wav is not a bundle directory")
+    assert_load_fails(tmp_path, "is not a whole bundle (no model.json)")
+    assert_load_fails("3dspeaker", "3dspeaker is a preset without packaged weights")
+    assert_load_fails("hf:someone", "takes ORG/NAME")
     half = shutil.copytree(model, tmp_path / "half")
     shutil.rmtree(half / "checkpoint" / "d")
-    load_fails(half, "is missing: convert the model again")
+    assert_load_fails(half, "is missing: convert the model again")
     (half / "model.json").write_bytes((model / "model.json").read_bytes()[:500])
-    load_fails(half, "model.json is damaged")
+    assert_load_fails(half, "model.json is damaged")
     document = json.loads((model / "model.json").read_text())
     (half / "model.json").write_text(json.dumps({**document, "schema": 7}))
-    load_fails(half, "has schema 7, this version reads 1")
+    assert_load_fails(half, "has schema 7, this version reads 1")
 
 
 @pytest.mark.parametrize(
@@ -104,42 +104,42 @@ def test_models_that_can_not_be_loaded_are_named(capsys, tmp_path, model, wav):
         ("dangling.npz", "exists: choose another output or pass --force"),
     ],
 )
-def test_embed_refuses_a_bad_output_before_it_starts(capsys, tmp_path, wav, out, words):
+def test_embed_refuses_an_invalid_output_before_loading_the_model(capsys, tmp_path, wav, out, words):
     (tmp_path / "old.npz").write_text("precious")
     (tmp_path / "folder.npz").mkdir()
     (tmp_path / "dangling.npz").symlink_to(tmp_path / "nowhere")
     arguments = ["embed", wav, "-o", tmp_path / out, "--model", "nothing there"]
-    assert words in refused(capsys, tmp_path, *arguments)
-    assert ("nothing there" in refused(capsys, tmp_path, *arguments, "--force")) == ("--force" in words)
+    assert words in run_refused(capsys, tmp_path, *arguments)
+    assert ("nothing there" in run_refused(capsys, tmp_path, *arguments, "--force")) == ("--force" in words)
 
 
-def test_embed_needs_a_recording(capsys, tmp_path, model):
-    assert "no recordings given" in refused(capsys, tmp_path, "embed", "-o", tmp_path / "x.npz", "--model", model)
+def test_embed_without_recordings_is_refused(capsys, tmp_path, model):
+    assert "no recordings given" in run_refused(capsys, tmp_path, "embed", "-o", tmp_path / "x.npz", "--model", model)
 
 
-def test_embed_writes_all_or_nothing(capsys, tmp_path, model, wav):
+def test_failed_embed_writes_nothing(capsys, tmp_path, model, wav):
     bad = tmp_path / "bad.wav"
     bad.write_bytes(b"RIFF")
     arguments = ["embed", wav, bad, wav, "--model", model, "-o", tmp_path / "out.npz"]
-    assert str(bad) in refused(capsys, tmp_path, *arguments)
+    assert str(bad) in run_refused(capsys, tmp_path, *arguments)
     (tmp_path / "out.npz").write_text("precious")
-    assert str(bad) in refused(capsys, tmp_path, *arguments, "--force")
+    assert str(bad) in run_refused(capsys, tmp_path, *arguments, "--force")
 
 
-def damaged(change):
+def changed_tensors(change):
     content = tensors()
     change(content)
     return content
 
 
 BAD_CHECKPOINTS = {
-    "one missing": (damaged(lambda t: t.pop("fc.conv.bias")), "missing tensor fc.conv.bias"),
-    "one extra": (damaged(lambda t: t.update(more=np.ones(2))), "unexpected tensor more (2,)"),
+    "one missing": (changed_tensors(lambda t: t.pop("fc.conv.bias")), "missing tensor fc.conv.bias"),
+    "one extra": (changed_tensors(lambda t: t.update(more=np.ones(2))), "unexpected tensor more (2,)"),
     "one transposed": (
-        damaged(lambda t: t.update({"fc.conv.weight": t["fc.conv.weight"].T})),
+        changed_tensors(lambda t: t.update({"fc.conv.weight": t["fc.conv.weight"].T})),
         "fc.conv.weight has shape (1, 96, 192)",
     ),
-    "not finite": (damaged(lambda t: t["fc.conv.bias"].__setitem__(0, np.nan)), "fc.conv.bias holds NaN"),
+    "not finite": (changed_tensors(lambda t: t["fc.conv.bias"].__setitem__(0, np.nan)), "fc.conv.bias holds NaN"),
     "code": (Call("os", "system", ("touch ran",)), "names os.system"),
     "resnet": ({"conv1.weight": np.ones(2), "layer1.0.conv1.weight": np.ones(2)}, "this is a ResNet, another network"),
     "cam++": ({"head.conv1.weight": np.ones(2), "xvector.tdnn.linear.weight": np.ones(2)}, "this is a CAM++, another"),
@@ -148,11 +148,11 @@ BAD_CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("kind", BAD_CHECKPOINTS)
-def test_a_bad_checkpoint_is_named(capsys, tmp_path, monkeypatch, kind):
+def test_error_names_the_invalid_checkpoint(capsys, tmp_path, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     content, words = BAD_CHECKPOINTS[kind]
     write_torch_zip(tmp_path / "ecapa_tdnn.bin", content)
-    message = refused(capsys, tmp_path, "convert", "ecapa_tdnn.bin", "-o", "bundle")
+    message = run_refused(capsys, tmp_path, "convert", "ecapa_tdnn.bin", "-o", "bundle")
     assert message.startswith("ecapa-jax: ecapa_tdnn.bin: ")
     assert words in message
     assert not (tmp_path / "ran").exists()
@@ -180,7 +180,9 @@ def test_a_bad_checkpoint_is_named(capsys, tmp_path, monkeypatch, kind):
         (["model.pt", "-o", "bundle", "--force"], "pass --family"),
     ],
 )
-def test_convert_refuses_and_writes_nothing(capsys, tmp_path, model, monkeypatch, wav, arguments, words):
+def test_convert_refuses_invalid_arguments_and_writes_nothing(
+    capsys, tmp_path, model, monkeypatch, wav, arguments, words
+):
     monkeypatch.chdir(tmp_path)
     modelscope(tmp_path / "published")
     shutil.copy(tmp_path / "published" / "ecapa_tdnn.bin", "model.pt")
@@ -188,10 +190,10 @@ def test_convert_refuses_and_writes_nothing(capsys, tmp_path, model, monkeypatch
     Path("text.bin").write_text("no weights\n")
     Path("empty").mkdir()
     shutil.copytree(model, "bundle")
-    assert words in refused(capsys, tmp_path, "convert", *arguments)
+    assert words in run_refused(capsys, tmp_path, "convert", *arguments)
 
 
-def test_a_folder_that_may_not_be_written_to_is_told(capsys, model):
+def test_folder_without_write_permission_is_reported(capsys, model):
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         shutil.copytree(model, root / "model")
@@ -203,7 +205,9 @@ def test_a_folder_that_may_not_be_written_to_is_told(capsys, model):
             path.chmod(0o755)
         embed = ["embed", wav, "--model", root / "model", "-o"]
         convert = ["convert", root / "published", "-o"]
-        assert run(capsys, *embed, root / "open" / "out.npz").code == 0  # imports everything, as `unprivileged` asks
+        assert (
+            run(capsys, *embed, root / "open" / "out.npz").code == 0
+        )  # imports all modules, as `unprivileged` requires
         assert run(capsys, *convert, root / "open" / "b").code == 0
         before = contents(root)
         with unprivileged():
@@ -216,8 +220,8 @@ def test_a_folder_that_may_not_be_written_to_is_told(capsys, model):
         assert os.listdir(root / "locked") == []
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder that it is locked out of afterwards")
-def test_a_path_below_a_closed_folder_is_told(capsys, model):
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a folder that it can't read afterwards")
+def test_path_below_an_unreadable_folder_is_reported(capsys, model):
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         (root / "closed").mkdir()

@@ -1,4 +1,4 @@
-"""threshold, cohort and calibrate: what they write to a bundle, and what they refuse."""
+"""Tests of `threshold`, `cohort` and `calibrate`: what they write to a bundle, and the input that they refuse."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ecapa_jax.scoring.llr import cllr
 from ecapa_jax.scoring.metrics import error_rates, far_frr, min_dcf
 from ecapa_jax.scoring.scorer import Scorer
 from helpers.bundles import POINT, contents
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 from helpers.sounds import sound
 
 KEPT = {"operating_points.json", "model.json", "README.md", "scoring.npz"}
@@ -32,7 +32,7 @@ def bundle(model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shared_encoder(monkeypatch: pytest.MonkeyPatch, encoder) -> None:
-    """Each bundle's own scoring, one compiled function for all."""
+    """Makes all bundles use one compiled function, each with its own scoring."""
 
     def load(model, scoring="publisher", **_):
         loaded, mine = load_bundle(model), copy.copy(encoder)
@@ -44,7 +44,7 @@ def shared_encoder(monkeypatch: pytest.MonkeyPatch, encoder) -> None:
 
 @pytest.fixture
 def scores(tmp_path: Path) -> Path:
-    """A list that has scores already: 60 targets, 140 others, with ties."""
+    """Writes a list with scores: 60 targets and 140 non-targets, with ties."""
     rng = np.random.default_rng(0)
     labels = np.arange(200) < 60
     values = np.round(rng.normal(0.2 + 0.25 * labels, 0.12), 2)
@@ -60,7 +60,7 @@ def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_speakers(root: Path, names: str) -> list[str]:
-    """Two recordings a speaker that differ: a tone of the speaker's own, in noise."""
+    """Writes two different recordings per speaker: a tone of the speaker's frequency, in noise."""
     files = []
     for number, name in enumerate(names):
         (root / name).mkdir(parents=True)
@@ -108,7 +108,7 @@ def test_threshold_from_scores(capsys, bundle, scores, arguments, rule):
     assert load_bundle(bundle).operating_points == loaded.operating_points
 
 
-def test_threshold_rules_are_the_brute_force_ones(scores):
+def test_threshold_rules_equal_brute_force(scores):
     values, labels = read(scores)
     candidates = np.append(np.unique(values), np.inf)
     for far in (0.0, 0.01, 0.3):
@@ -122,12 +122,12 @@ def test_threshold_rules_are_the_brute_force_ones(scores):
     assert error_rates(values, labels).far.min() == 0
 
 
-def test_a_rule_that_rejects_every_trial_is_refused():
+def test_rule_that_rejects_every_trial_is_refused():
     with pytest.raises(ScoringError, match="only rejecting every trial"):
         choose_threshold([0.1, 0.9], [1, 0], ThresholdRule(far=0.0))
 
 
-def test_threshold_to_another_bundle(capsys, bundle, scores):
+def test_threshold_writes_another_bundle(capsys, bundle, scores):
     before = contents(bundle)
     out = bundle.parent / "out"
     text = run(capsys, "threshold", "--trials", scores, "--eer", "--model", bundle, "-o", out).out
@@ -135,7 +135,7 @@ def test_threshold_to_another_bundle(capsys, bundle, scores):
     assert "by equal error rate" in text
     assert contents(bundle) == before
     assert load_bundle(out).scoring.threshold != load_bundle(bundle).scoring.threshold
-    assert "exists" in refused(capsys, out, "threshold", "--trials", scores, "--eer", "--model", bundle, "-o", out)
+    assert "exists" in run_refused(capsys, out, "threshold", "--trials", scores, "--eer", "--model", bundle, "-o", out)
     assert run(capsys, "threshold", "--trials", scores, "--eer", "--model", bundle, "-o", out, "--force").code == 0
 
 
@@ -149,20 +149,20 @@ def test_threshold_to_another_bundle(capsys, bundle, scores):
         (["--cost", "2,1,1"], "p_target is 2.0"),
     ],
 )
-def test_threshold_refuses_other_rules(capsys, bundle, scores, arguments, words):
-    assert words in refused(capsys, bundle, "threshold", "--trials", scores, "--model", bundle, *arguments)
+def test_threshold_refuses_invalid_rules(capsys, bundle, scores, arguments, words):
+    assert words in run_refused(capsys, bundle, "threshold", "--trials", scores, "--model", bundle, *arguments)
 
 
 @pytest.mark.parametrize("verb", ["threshold", "calibrate", "cohort"])
-def test_the_packaged_model_is_not_changed(capsys, tmp_path, scores, verb):
+def test_packaged_model_can_not_be_changed(capsys, tmp_path, scores, verb):
     arguments = [tmp_path] if verb == "cohort" else ["--trials", scores]
     arguments += ["--eer"] if verb == "threshold" else []
-    assert "packaged model can't be changed" in refused(capsys, tmp_path, verb, *arguments)
+    assert "packaged model can't be changed" in run_refused(capsys, tmp_path, verb, *arguments)
 
 
 @pytest.mark.usefixtures("shared_encoder")
 def test_cohort_calibrate_threshold_verify(capsys, bundle, tmp_path):
-    """The whole way, each verb on what the one before wrote; and what verify says in the end."""
+    """Each verb reads the bundle that the previous verb wrote, and verify uses the result."""
     write_speakers(tmp_path / "others", "uvwx")
     files = write_speakers(tmp_path / "mine", "abcde")
     trials = write_trials(tmp_path / "dev.txt", files)
@@ -199,16 +199,16 @@ def test_cohort_calibrate_threshold_verify(capsys, bundle, tmp_path):
     own = evaluated.json["lists"][0]
     assert own["system"] == "model"
     assert done.json["cllr"] == pytest.approx(
-        cllr(*_whole(bundle, trials, tmp_path)), abs=1e-4
-    )  # batch mates move a cosine by 1e-6
+        cllr(*_score_trials(bundle, trials, tmp_path)), abs=1e-4
+    )  # other rows of a batch change a cosine by about 1e-6
     listed = [
         float(line.split("\t")[-1]) for line in (tmp_path / "result" / "scores_model.tsv").read_text().split("\n")[1:-1]
     ]
     np.testing.assert_allclose(listed[::7], ratios, rtol=1e-3, atol=1e-3)
 
 
-def _whole(bundle: Path, trials: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Every trial by `Scorer.score`, one by one."""
+def _score_trials(bundle: Path, trials: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Scores every trial with `Scorer.score`, one by one."""
     encoder = api.load(bundle)
     rows = [line.split() for line in trials.read_text().splitlines()]
     names = sorted({name for row in rows for name in row[1:]})
@@ -218,13 +218,13 @@ def _whole(bundle: Path, trials: Path, root: Path) -> tuple[np.ndarray, np.ndarr
 
 
 @pytest.mark.usefixtures("shared_encoder")
-def test_speakers_in_both_are_refused(capsys, bundle, tmp_path):
+def test_speakers_in_both_cohort_and_trials_are_refused(capsys, bundle, tmp_path):
     files = write_speakers(tmp_path / "mine", "abc")
     trials = write_trials(tmp_path / "dev.txt", files)
     cache = ["--cache", tmp_path / "cache.sqlite"]
     assert run(capsys, "cohort", tmp_path / "mine", "--top-n", "0", *cache, "--model", bundle, "--quiet").code == 0
     arguments = ["--trials", trials, "--audio-root", tmp_path / "mine", *cache, "--model", bundle]
-    assert "speaker(s) of the trials are also in the cohort" in refused(
+    assert "speaker(s) of the trials are also in the cohort" in run_refused(
         capsys, bundle, "threshold", "--eer", *arguments
     )
 
@@ -239,7 +239,7 @@ def test_speakers_in_both_are_refused(capsys, bundle, tmp_path):
     ],
 )
 @pytest.mark.usefixtures("shared_encoder")
-def test_cohort_refuses(capsys, bundle, tmp_path, make, arguments, words):
+def test_cohort_refuses_invalid_input(capsys, bundle, tmp_path, make, arguments, words):
     root = tmp_path / "others"
     root.mkdir()
     make(root)
@@ -247,5 +247,5 @@ def test_cohort_refuses(capsys, bundle, tmp_path, make, arguments, words):
     arguments = ["--audio-root", root] if arguments == ["list"] else arguments
     cache = ["--cache", tmp_path / "cache.sqlite"]
     before = json.loads((bundle / "model.json").read_text())
-    assert words in refused(capsys, bundle, "cohort", source, *arguments, *cache, "--model", bundle)
+    assert words in run_refused(capsys, bundle, "cohort", source, *arguments, *cache, "--model", bundle)
     assert json.loads((bundle / "model.json").read_text()) == before

@@ -17,7 +17,7 @@ from ecapa_jax.scoring.scorer import Scorer
 from helpers import parity
 from helpers.bundles import contents
 from helpers.checkpoints import modelscope, speechbrain
-from helpers.cli import PROGRAM, refused, run, write_wav
+from helpers.cli import PROGRAM, run, run_refused, write_wav
 from helpers.sounds import sound
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "audio"
@@ -25,15 +25,15 @@ VERBS = ("verify", "embed", "convert", "info", "doctor")
 
 
 @pytest.fixture
-def other(tmp_path):
+def other_wav(tmp_path):
     rng = np.random.default_rng(3)
     return write_wav(tmp_path / "b.wav", (0.1 * rng.standard_normal(14400)).astype(np.float32))
 
 
-def test_verify_prints_score_and_decision(capsys, model, wav, other, encoder):
-    result = run(capsys, "verify", wav, other, "--model", model)
+def test_verify_prints_score_and_decision(capsys, model, wav, other_wav, encoder):
+    result = run(capsys, "verify", wav, other_wav, "--model", model)
     assert (result.code, result.err) == (0, "")
-    score = encoder.verify(wav, other).score
+    score = encoder.verify(wav, other_wav).score
     lines = [line.split(None, 1) for line in result.out.splitlines()]
     assert lines == [
         ["score", f"{score:.4f}   (cosine, from -1 to 1)"],
@@ -43,13 +43,13 @@ def test_verify_prints_score_and_decision(capsys, model, wav, other, encoder):
 
 
 @pytest.mark.usefixtures("one_encoder")
-def test_verify_prints_one_object(capsys, model, wav, other, encoder):
-    result = run(capsys, "verify", wav, other, "--model", model, "--json", "--threshold", "-1")
-    score = encoder.verify(wav, other).score
+def test_verify_prints_one_json_object(capsys, model, wav, other_wav, encoder):
+    result = run(capsys, "verify", wav, other_wav, "--model", model, "--json", "--threshold", "-1")
+    score = encoder.verify(wav, other_wav).score
     assert (result.code, result.err) == (0, "")
     assert result.json == {
         "a": str(wav),
-        "b": str(other),
+        "b": str(other_wav),
         "score": score,
         "same_speaker": True,
         "threshold": -1.0,
@@ -57,28 +57,32 @@ def test_verify_prints_one_object(capsys, model, wav, other, encoder):
         "speech": [True, True],
         "model": "bundle",
     }
-    assert run(capsys, "verify", wav, other, "--model", model, "--json", "--threshold=1").json["same_speaker"] is False
+    assert (
+        run(capsys, "verify", wav, other_wav, "--model", model, "--json", "--threshold=1").json["same_speaker"] is False
+    )
     same = run(capsys, "verify", wav, wav, "--model", model, "--json").json
     assert (same["score"], same["same_speaker"]) == (pytest.approx(1, abs=1e-6), True)
 
 
 @pytest.mark.usefixtures("one_encoder")
-def test_a_model_without_threshold_gives_a_score_and_says_what_to_pass(capsys, monkeypatch, model, wav, other, encoder):
+def test_model_without_threshold_prints_a_score_and_asks_for_a_threshold(
+    capsys, monkeypatch, model, wav, other_wav, encoder
+):
     monkeypatch.setattr(encoder, "scorer", Scorer(Scoring()))
-    result = run(capsys, "verify", wav, other, "--model", model)
+    result = run(capsys, "verify", wav, other_wav, "--model", model)
     assert (result.code, result.out.count("\n")) == (0, 1)
     assert result.err == "this model has no threshold: pass --threshold to get a decision\n"
-    assert run(capsys, "verify", wav, other, "--model", model, "--quiet").err == ""
-    answer = run(capsys, "verify", wav, other, "--model", model, "--json", "--quiet").json
+    assert run(capsys, "verify", wav, other_wav, "--model", model, "--quiet").err == ""
+    answer = run(capsys, "verify", wav, other_wav, "--model", model, "--json", "--quiet").json
     assert (answer["same_speaker"], answer["threshold"]) == (None, None)
-    assert run(capsys, "verify", wav, other, "--model", model, "--threshold", "0.1").err == ""
+    assert run(capsys, "verify", wav, other_wav, "--model", model, "--threshold", "0.1").err == ""
 
 
 @pytest.mark.usefixtures("one_encoder")
-def test_silence_is_not_scored_and_embedded_with_a_warning(capsys, tmp_path, model, wav):
+def test_verify_refuses_silence_and_embed_warns(capsys, tmp_path, model, wav):
     silent = write_wav(tmp_path / "silent.wav", np.zeros(14400, np.float32))
     for pair in ((silent, wav), (wav, silent), (silent, silent)):
-        assert f"{silent} has no signal" in refused(capsys, tmp_path, "verify", *pair, "--model", model)
+        assert f"{silent} has no signal" in run_refused(capsys, tmp_path, "verify", *pair, "--model", model)
     quiet = run(capsys, "verify", silent, wav, "--model", model, "--quiet")
     assert (quiet.code, quiet.out) == (2, "")
     loud = run(capsys, "embed", silent, wav, "--model", model, "-o", tmp_path / "o.npz", "--json")
@@ -87,7 +91,7 @@ def test_silence_is_not_scored_and_embedded_with_a_warning(capsys, tmp_path, mod
     assert loud.err.count("\n") == 1
 
 
-def valid_recordings(folder):
+def write_valid_recordings(folder):
     stereo, noise = sound(0.9, channels=2), sound(0.9)
     return [
         write_wav(folder / "8 channels.wav", sound(0.9, channels=8)),
@@ -101,8 +105,8 @@ def valid_recordings(folder):
     ]
 
 
-def test_embed_takes_every_kind_of_recording(capsys, tmp_path, model, encoder):
-    files, out = valid_recordings(tmp_path), tmp_path / "out.npz"
+def test_embed_accepts_every_kind_of_recording(capsys, tmp_path, model, encoder):
+    files, out = write_valid_recordings(tmp_path), tmp_path / "out.npz"
     result = run(capsys, "embed", *files, "--out", out, "--model", model)
     assert (result.code, result.out, result.err) == (0, f"{out}: 8 embeddings of 192 numbers\n", "")
     with np.load(out, allow_pickle=False) as written:
@@ -111,17 +115,17 @@ def test_embed_takes_every_kind_of_recording(capsys, tmp_path, model, encoder):
         embeddings = written["embeddings"]
     assert (embeddings.shape, embeddings.dtype) == ((8, 192), np.float32)
     assert parity.same_embeddings(embeddings, encoder.embed(files))
-    # The same sound in lossless files gives the same embedding.
+    # Lossless files of the same sound give the same embedding.
     np.testing.assert_allclose(embeddings[3], embeddings[7], atol=1e-2)
     np.testing.assert_allclose(embeddings[3], embeddings[4], atol=0.05 * np.abs(embeddings[3]).max())
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([path.name for path in files] + ["out.npz"])
 
 
 @pytest.mark.usefixtures("one_encoder")
-def test_embed_replaces_when_told(capsys, tmp_path, model, wav):
+def test_embed_replaces_the_output_with_force(capsys, tmp_path, model, wav):
     out = tmp_path / "out.npz"
     out.write_text("old")
-    assert "--force" in refused(capsys, tmp_path, "embed", wav, "-o", out, "--model", model)
+    assert "--force" in run_refused(capsys, tmp_path, "embed", wav, "-o", out, "--model", model)
     result = run(capsys, "embed", wav, "-o", out, "--model", model, "--force", "--json")
     answer = result.json
     assert answer.pop("padding") == pytest.approx(1 - len(soundfile.read(wav)[0]) / 16000, abs=1e-4)
@@ -162,14 +166,14 @@ def test_embed_writes_windows(capsys, tmp_path, model, encoder):
         (["--window", "1", "--hop", "-1"], "above 0"),
     ],
 )
-def test_windows_that_cannot_be(capsys, tmp_path, model, wav, options, words):
+def test_invalid_windows_are_refused(capsys, tmp_path, model, wav, options, words):
     arguments = ["embed", wav, "-o", tmp_path / "out.npz", "--model", model, *options]
-    assert words in refused(capsys, tmp_path, *arguments)
+    assert words in run_refused(capsys, tmp_path, *arguments)
 
 
-def test_windows_are_not_for_a_manifest(capsys, tmp_path):
+def test_windows_with_a_manifest_are_refused(capsys, tmp_path):
     arguments = ["embed", "--manifest", "m.csv", "--output", tmp_path / "out", "--window", "3"]
-    assert "--window is for FILES" in refused(capsys, tmp_path, *arguments)
+    assert "--window is for FILES" in run_refused(capsys, tmp_path, *arguments)
 
 
 def test_convert_writes_a_bundle(capsys, tmp_path):
@@ -183,7 +187,7 @@ def test_convert_writes_a_bundle(capsys, tmp_path):
     )
     assert load_bundle(out).scoring.threshold == 0.36
     before = contents(out)
-    assert "--force" in refused(capsys, tmp_path, "convert", source, "-o", out)
+    assert "--force" in run_refused(capsys, tmp_path, "convert", source, "-o", out)
     result = run(capsys, "convert", source, "-o", out, "--force", "--json", "--family", "speechbrain")
     assert result.json == {"out": str(out), "family": "speechbrain", **load_bundle(out).parity}
     assert contents(out) != before
@@ -201,7 +205,7 @@ def test_convert_reads_a_speechbrain_directory(capsys, tmp_path):
     assert "threshold: none published; pass --threshold to verify" in result.out
 
 
-def test_info_says_what_a_bundle_is(capsys, model):
+def test_info_describes_a_bundle(capsys, model):
     result = run(capsys, "info", model)
     assert (result.code, result.err) == (0, "")
     assert result.out.startswith((model / "README.md").read_text())
@@ -212,7 +216,7 @@ def test_info_says_what_a_bundle_is(capsys, model):
     assert document["operating_points"] == load_bundle(model).operating_points
 
 
-def test_info_without_a_bundle_speaks_of_the_packaged_model(capsys):
+def test_info_without_a_bundle_describes_the_packaged_model(capsys):
     result = run(capsys, "info", "--json")
     assert (result.code, result.err) == (0, "")
     packaged = json.loads((api.default_bundle() / "model.json").read_text())
@@ -221,7 +225,7 @@ def test_info_without_a_bundle_speaks_of_the_packaged_model(capsys):
     assert result.json["operating_points"]
 
 
-def test_doctor_finds_nothing_wrong(capsys):
+def test_doctor_succeeds(capsys):
     result = run(capsys, "doctor", "--json")
     assert (result.code, result.err) == (0, "")
     assert result.json["checks"].keys() == {"jax and flax", "audio", "default model"}
@@ -230,7 +234,7 @@ def test_doctor_finds_nothing_wrong(capsys):
     assert result.json["machine"]["devices"]
 
 
-def test_doctor_reports_what_is_broken(capsys, monkeypatch, tmp_path):
+def test_doctor_reports_a_damaged_packaged_model(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(api, "default_bundle", lambda: tmp_path / "gone")
     for option in ([], ["--json"]):
         result = run(capsys, "doctor", *option)
@@ -255,7 +259,7 @@ def test_doctor_reports_what_is_broken(capsys, monkeypatch, tmp_path):
         ["doctor", "--colour"],
     ],
 )
-def test_wrong_usage_exits_with_two(capsys, arguments):
+def test_invalid_usage_exits_with_2(capsys, arguments):
     result = run(capsys, *arguments)
     assert (result.code, result.out) == (2, "")
     assert "ecapa-jax" in result.err
@@ -280,7 +284,7 @@ def test_help_names_every_option(capsys, verb):
     assert "default: False" not in shown
 
 
-class Fault:
+class RaisingCommand:
     def __init__(self, error):
         self.error = error
 
@@ -301,8 +305,8 @@ class Fault:
         (MemoryError(), 1, "internal fault, please report it: MemoryError() (--debug shows where)"),
     ],
 )
-def test_errors_have_one_line_and_a_code(capsys, monkeypatch, error, code, line):
-    monkeypatch.setattr(api, "load", Fault(error))
+def test_errors_print_one_line_and_set_the_exit_code(capsys, monkeypatch, error, code, line):
+    monkeypatch.setattr(api, "load", RaisingCommand(error))
     for option in ([], ["--json"], ["--quiet"]):
         result = run(capsys, "verify", "a", "b", *option)
         assert (result.code, result.out, result.err) == (code, "", f"ecapa-jax: {line}\n")
@@ -310,7 +314,7 @@ def test_errors_have_one_line_and_a_code(capsys, monkeypatch, error, code, line)
         run(capsys, "verify", "a", "b", "--debug")
 
 
-def test_warnings_are_as_before_afterwards(capsys):
+def test_main_restores_the_warning_filters(capsys):
     before = warnings.showwarning, list(warnings.filters)
     run(capsys, "info", "nothing")
     assert (warnings.showwarning, list(warnings.filters)) == before
@@ -320,7 +324,7 @@ def clean_environment(home):
     return {"PATH": os.defpath, "HOME": str(home)}
 
 
-def test_a_stranger_runs_the_program(tmp_path):
+def test_program_runs_in_a_clean_environment(tmp_path):
     files = [str(EXAMPLES / name) for name in ("slt_1.flac", "slt_2.flac")]
     command = [PROGRAM, "verify", *files, "--json"]
     environment = clean_environment(tmp_path)
@@ -331,17 +335,17 @@ def test_a_stranger_runs_the_program(tmp_path):
     assert answer["same_speaker"] is (answer["score"] >= answer["threshold"])
     compiled = tmp_path / ".cache" / "ecapa-jax" / "compiled"
     assert all((tmp_path / name).is_relative_to(compiled) for name in contents(tmp_path))
-    assert list(compiled.glob("*/programs/*"))  # for the next call
+    assert list(compiled.glob("*/programs/*"))  # kept for the next call
 
 
-def test_a_reader_that_leaves_is_no_fault(tmp_path, model):
+def test_closed_pipe_is_not_an_error(tmp_path, model):
     command = [PROGRAM, "info", model]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
         process.stdout.close()
         assert (process.stderr.read(), process.wait(timeout=300)) == (b"", 141)
 
 
-def test_verify_names_a_published_model_on_a_terminal(capsys, tmp_path, monkeypatch):
+def test_verify_names_a_published_model_on_a_terminal_only(capsys, tmp_path, monkeypatch):
     wav = write_wav(tmp_path / "a.wav")
     assert "published" not in run(capsys, "verify", wav, wav).err
     monkeypatch.setattr("ecapa_jax.cli.verify.is_terminal", lambda: True)

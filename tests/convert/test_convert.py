@@ -21,7 +21,7 @@ from helpers.trees import assert_same, assert_same_leaves
 from helpers.weights import random_tensors, small_config, variables_of
 
 
-def refused(source, **options):
+def conversion_error(source, **options):
     with pytest.raises(ConversionError) as error:
         convert(source, **options)
     assert "\n" not in str(error.value)
@@ -39,7 +39,7 @@ def bin_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["ecapa_tdnn.bin", "ecapa-tdnn.ckpt"])
-def test_the_published_file_names_prove_3d_speaker(tmp_path, name):
+def test_published_file_names_identify_3dspeaker(tmp_path, name):
     write(tmp_path / name)
     for source in (tmp_path / name, str(tmp_path / name), tmp_path):
         bundle = convert(source)
@@ -53,14 +53,14 @@ def test_the_published_file_names_prove_3d_speaker(tmp_path, name):
     assert bundle.parity["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(bundle.variables["params"]))
 
 
-def test_the_embedding_is_that_of_the_tensors(bin_file):
+def test_converted_model_has_the_embedding_of_its_tensors(bin_file):
     bundle = convert(write(bin_file))
     expected = embedding(CONFIG, variables_of(CONFIG.ecapa, tensors()))
     assert np.isfinite(expected).all()
     assert_same(embedding(bundle.config, bundle.variables), expected)
 
 
-def test_a_modelscope_directory_brings_its_threshold(tmp_path):
+def test_threshold_of_a_modelscope_directory_is_used(tmp_path):
     bundle = convert(modelscope(tmp_path, yesOrno_thr=0.36))
     assert bundle.scoring.threshold == 0.36
     assert convert(modelscope(tmp_path, yesOrno_thr=-1)).scoring.threshold == -1.0
@@ -68,9 +68,9 @@ def test_a_modelscope_directory_brings_its_threshold(tmp_path):
     assert convert(modelscope(tmp_path, type=None, model_config=None)).scoring.threshold == 0.36
 
 
-def test_a_configuration_may_name_any_file(tmp_path):
+def test_modelscope_configuration_may_name_any_file(tmp_path):
     modelscope(tmp_path, name="pretrained.pth")
-    assert "name the file itself" in refused(tmp_path)
+    assert "name the file itself" in conversion_error(tmp_path)
     assert convert(tmp_path / "pretrained.pth").scoring.threshold == 0.36
     write(tmp_path / "ecapa_tdnn.bin")
     assert convert(tmp_path).scoring.threshold is None
@@ -91,8 +91,8 @@ def test_a_configuration_may_name_any_file(tmp_path):
         ({"pretrained_model": None}, "is not a ModelScope configuration (KeyError: 'pretrained_model')"),
     ],
 )
-def test_a_configuration_of_another_model_is_refused(tmp_path, change, words):
-    message = refused(modelscope(tmp_path, **change))
+def test_modelscope_configuration_of_another_model_is_refused(tmp_path, change, words):
+    message = conversion_error(modelscope(tmp_path, **change))
     assert message.startswith(str(tmp_path / "configuration.json"))
     assert words in message
 
@@ -100,39 +100,41 @@ def test_a_configuration_of_another_model_is_refused(tmp_path, change, words):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "3", '{"model": 3}', '{"model": []}', '{"a": 1}', "[" * 100_000, "\xff"]
 )
-def test_a_broken_configuration_is_refused(tmp_path, text):
+def test_invalid_modelscope_configuration_is_refused(tmp_path, text):
     modelscope(tmp_path)
     (tmp_path / "configuration.json").write_bytes(text.encode("latin-1"))
-    message = refused(tmp_path / "ecapa_tdnn.bin")
+    message = conversion_error(tmp_path / "ecapa_tdnn.bin")
     assert f"{tmp_path / 'configuration.json'} is not a ModelScope configuration" in message
     assert len(message) < 400
 
 
 @pytest.mark.parametrize("name", ["embedding_model.ckpt", "model.pt", "avg_model.pt", "x"])
-def test_a_file_name_that_does_not_tell_needs_the_family(tmp_path, name):
+def test_ambiguous_file_name_needs_the_family(tmp_path, name):
     write(tmp_path / name)
     families = ("3dspeaker", "speechbrain", "mvector")
-    assert all(f"--family {family}" in refused(tmp_path / name) for family in families)
+    assert all(f"--family {family}" in conversion_error(tmp_path / name) for family in families)
     for family in families:
         bundle = convert(tmp_path / name, family=family)
         assert bundle.provenance["family"] == family
         assert bundle.config.fbank == PRESETS[family].fbank
         assert bundle.config.ecapa == CONFIG.ecapa
-    assert f"unknown family 'other'; known: {', '.join(FAMILIES)}" in refused(tmp_path / name, family="other")
-    assert "its tensors are not those of nemo" in refused(tmp_path / name, family="nemo")
-    assert "its tensors are not those of wespeaker, but of 3dspeaker or" in refused(tmp_path / name, family="wespeaker")
+    assert f"unknown family 'other'; known: {', '.join(FAMILIES)}" in conversion_error(tmp_path / name, family="other")
+    assert "its tensors are not those of nemo" in conversion_error(tmp_path / name, family="nemo")
+    assert "its tensors are not those of wespeaker, but of 3dspeaker or" in conversion_error(
+        tmp_path / name, family="wespeaker"
+    )
 
 
-def test_the_family_given_wins_over_the_file_name(bin_file):
+def test_family_option_overrides_the_file_name(bin_file):
     assert convert(write(bin_file), family="speechbrain").provenance["family"] == "speechbrain"
 
 
-def test_directories_without_one_known_file_are_refused(tmp_path):
-    assert "no such file or directory" in refused(tmp_path / "missing")
-    assert "none of the known weight files (ecapa_tdnn.bin, ecapa-tdnn.ckpt, " in refused(tmp_path)
+def test_directories_without_exactly_one_known_file_are_refused(tmp_path):
+    assert "no such file or directory" in conversion_error(tmp_path / "missing")
+    assert "none of the known weight files (ecapa_tdnn.bin, ecapa-tdnn.ckpt, " in conversion_error(tmp_path)
     for name in ("ecapa_tdnn.bin", "embedding_model.ckpt"):
         write(tmp_path / name)
-    assert "several weight files (ecapa_tdnn.bin, embedding_model.ckpt): name the file" in refused(tmp_path)
+    assert "several weight files (ecapa_tdnn.bin, embedding_model.ckpt): name the file" in conversion_error(tmp_path)
 
 
 CLASSIFIER = np.ones((5, 192), np.float32)
@@ -152,9 +154,9 @@ def test_other_float_types_convert_without_loss(bin_file, dtype):
     assert bundle.source["tensors"]["fc.conv.bias"] == {"dtype": np.dtype(dtype).name, "shape": [192]}
 
 
-def test_doubles_that_float32_can_not_hold_are_refused(bin_file):
+def test_doubles_that_float32_can_not_represent_are_refused(bin_file):
     content = {**tensors(), "fc.conv.bias": np.full(192, 0.1)}
-    assert "fc.conv.bias (float64) has values that float32 can't" in refused(write(bin_file, content))
+    assert "fc.conv.bias (float64) has values that float32 can't" in conversion_error(write(bin_file, content))
 
 
 def test_safetensors_convert(tmp_path):
@@ -184,20 +186,22 @@ def test_other_architectures_convert(bin_file, change, dilations):
     content = random_tensors(config)
     write(bin_file, content)
     if len(dilations) != 3:
-        assert "tensors can't tell them, so give" in refused(bin_file)
+        assert "tensors can't tell them, so give" in conversion_error(bin_file)
     bundle = convert(bin_file, dilations=dilations)
     assert bundle.config.ecapa == config
     assert bundle.config.fbank.n_mels == config.n_mels
     assert_same_leaves(bundle.variables, variables_of(config, content))
-    assert "has 9 SE" not in refused(bin_file, dilations=(1,) * 9)
+    assert "has 9 SE" not in conversion_error(bin_file, dilations=(1,) * 9)
 
 
-def test_shapes_that_make_no_network_are_refused(bin_file):
+def test_shapes_of_no_network_are_refused(bin_file):
     content = tensors()
     for block in (1, 2, 3):
         for name in [name for name in content if name.startswith(f"blocks.{block}.res2net_block.")]:
             content[name] = np.ones((3, 3, 3)[: content[name].ndim], np.float32)
-    assert "its shapes don't describe a valid network: EcapaConfig: block channels" in refused(write(bin_file, content))
+    assert "its shapes don't describe a valid network: EcapaConfig: block channels" in conversion_error(
+        write(bin_file, content)
+    )
 
 
 @pytest.mark.parametrize(
@@ -209,39 +213,39 @@ def test_shapes_that_make_no_network_are_refused(bin_file):
         (lambda t: t.update({"fc.conv.bias": t["fc.conv.bias"] * np.nan}), "fc.conv.bias holds NaN"),
     ],
 )
-def test_a_damaged_checkpoint_is_named(bin_file, change, words):
+def test_error_names_the_damaged_checkpoint(bin_file, change, words):
     content = tensors()
     change(content)
-    message = refused(write(bin_file, content))
+    message = conversion_error(write(bin_file, content))
     assert message.startswith(f"{bin_file}: the checkpoint does not fit: ")
     assert words in message
 
 
 @pytest.mark.parametrize("place", ["value", "beside"])
-def test_a_pickle_that_runs_code_does_not_run(tmp_path, bin_file, place):
+def test_code_in_a_pickle_is_not_executed(tmp_path, bin_file, place):
     sentinel = tmp_path / "ran"
     call = Call("os", "system", (f"touch {sentinel}",))
     content = call if place == "value" else {**tensors(), "extra": call}
-    assert "names os.system, which plain weights don't need, and nothing of it was run" in refused(
+    assert "names os.system, which plain weights don't need, and nothing of it was run" in conversion_error(
         write(bin_file, content)
     )
     assert not sentinel.exists()
 
 
-def test_published_figures_go_with_the_published_network_only(tmp_path, monkeypatch):
-    # The small network stands for the published one.
+def test_published_figures_are_stored_for_the_published_network_only(tmp_path, monkeypatch):
+    # The test treats the small network as the published one.
     bundle = convert(write(tmp_path / "ecapa_tdnn.bin"))
     assert not {"published", "licence"} & bundle.provenance.keys()
     monkeypatch.setitem(PRESETS, "3dspeaker", CONFIG)
     published = convert(tmp_path / "ecapa_tdnn.bin").provenance["published"]
     assert published["VoxCeleb1-O EER %"] == 0.862
     assert "sha256 is not checked" in published["note"]
-    # Another corpus's file, or any file of that shape, has other figures.
+    # The figures do not apply to the file of another corpus, or to any other file of that shape.
     assert "published" not in convert(write(tmp_path / "ecapa-tdnn.ckpt")).provenance
     assert "published" not in convert(write(tmp_path / "model.pt"), family="3dspeaker").provenance
 
 
-def test_a_bundle_keeps_all_that_the_way_back_needs(tmp_path, bin_file):
+def test_bundle_stores_what_the_export_to_the_source_needs(tmp_path, bin_file):
     content = {
         **prefixed("module.", tensors()),
         "module.loss.half": np.array([[1, 2]], ml_dtypes.bfloat16),
@@ -258,7 +262,7 @@ def test_a_bundle_keeps_all_that_the_way_back_needs(tmp_path, bin_file):
     assert_same({name: back[name] for name in source["tensors"]}, content)
 
 
-def test_conversion_imports_no_torch(tmp_path, bin_file):
+def test_conversion_does_not_import_torch(tmp_path, bin_file):
     write(bin_file)
     code = (
         "import sys; sys.modules['torch'] = None; from ecapa_jax.convert.run import convert; "
@@ -268,7 +272,7 @@ def test_conversion_imports_no_torch(tmp_path, bin_file):
     assert (done.stdout, done.stderr) == ("200\n", "")
 
 
-def test_the_source_is_only_read(bin_file):
+def test_conversion_does_not_change_the_source(bin_file):
     write(bin_file)
     before = bin_file.read_bytes()
     convert(bin_file)

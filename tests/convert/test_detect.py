@@ -9,7 +9,7 @@ from helpers.trees import assert_same, assert_same_leaves
 from helpers.weights import variables_of
 
 
-def refused(source, **options):
+def conversion_error(source, **options):
     with pytest.raises(ConversionError) as error:
         convert(source, **options)
     assert "\n" not in str(error.value)
@@ -57,7 +57,7 @@ CLASSIFIER = np.ones((5, 192), np.float32)
         ),
     ],
 )
-def test_wrappers_and_prefixes_are_seen_through(bin_file, wrap, wrapper, prefix):
+def test_network_is_found_inside_wrappers_and_prefixes(bin_file, wrap, wrapper, prefix):
     content = wrap(tensors())
     bundle = convert(write(bin_file, content))
     assert_same_leaves(bundle.variables, variables_of(CONFIG.ecapa, tensors()))
@@ -86,9 +86,9 @@ def test_wrappers_and_prefixes_are_seen_through(bin_file, wrap, wrapper, prefix)
         ({"w": CLASSIFIER, "b\nb": CLASSIFIER}, r"in it (its tensors: w, 'b\nb', ...)"),
     ],
 )
-def test_what_is_no_single_network_is_refused(bin_file, content, words):
+def test_content_without_exactly_one_network_is_refused(bin_file, content, words):
     content = tensors() | content if "dec.weight" in content else content
-    message = refused(write(bin_file, content))
+    message = conversion_error(write(bin_file, content))
     assert message.startswith(f"{bin_file}: ")
     assert words in message
 
@@ -105,11 +105,11 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("what", OTHERS)
-def test_other_networks_are_refused_by_their_name(tmp_path, what):
-    # Whatever the file is called, and before any family is asked for.
+def test_error_names_the_other_network(tmp_path, what):
+    # The file name has no influence, and the error comes before the question for a family.
     path = write(tmp_path / "model.pt", {name: np.ones((2, 2, 1), np.float32) for name in OTHERS[what]})
-    assert refused(path).startswith(f"{path}: this is {what}")
-    assert refused(path, family="3dspeaker").startswith(f"{path}: this is {what}")
+    assert conversion_error(path).startswith(f"{path}: this is {what}")
+    assert conversion_error(path, family="3dspeaker").startswith(f"{path}: this is {what}")
 
 
 @pytest.mark.peers
@@ -124,8 +124,8 @@ def test_other_networks_are_refused_by_their_name(tmp_path, what):
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_the_other_networks_of_3d_speaker_are_refused(tmp_path, module, name, what):
+def test_other_networks_of_3dspeaker_are_refused(tmp_path, module, name, what):
     torch = pytest.importorskip("torch")
     network = getattr(pytest.importorskip(f"speakerlab.models.{module}"), name)()
     torch.save(network.state_dict(), tmp_path / "model.pt")
-    assert refused(tmp_path / "model.pt").startswith(f"{tmp_path / 'model.pt'}: this is {what}")
+    assert conversion_error(tmp_path / "model.pt").startswith(f"{tmp_path / 'model.pt'}: this is {what}")

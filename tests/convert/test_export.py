@@ -1,4 +1,4 @@
-"""Ways out: what is written is what came in, tensor by tensor, and programs without this library compute the same."""
+"""Tests of export: the written tensors equal those of the source, and other programs compute the same scores."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ecapa_jax.convert.torch_writer import STORAGES, write_torch_zip
 from ecapa_jax.errors import BundleError, ConversionError
 from helpers.bundles import contents, make
 from helpers.checkpoints import CONFIG, embedding, modelscope, prefixed, tensors
-from helpers.cli import refused, run
+from helpers.cli import run, run_refused
 from helpers.sounds import RATE, sound
 from helpers.torch_zip_writer import write_torch_zip as write_foreign
 from helpers.trees import assert_same, assert_same_leaves
@@ -44,15 +44,15 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def untyped() -> Iterator[None]:
-    """Symbolic sizes are no ints: the tests' run-time type checks are off."""
+def no_type_checks() -> Iterator[None]:
+    """Disables the run-time type checks of the tests, because symbolic sizes are not integers."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def round_trip(tmp_path: Path, content: object, **options: Any) -> tuple[object, SourceTensors]:
-    """Source -> bundle on disk -> source: what the written file holds."""
+    """Converts a source, saves the bundle, exports it, and returns the contents of the written file."""
     write_foreign(tmp_path / "ecapa_tdnn.bin", content)
     bundle = save_bundle(convert(tmp_path / "ecapa_tdnn.bin", **options), tmp_path / "bundle")
     source = source_tensors(bundle)
@@ -60,8 +60,8 @@ def round_trip(tmp_path: Path, content: object, **options: Any) -> tuple[object,
     return read_checkpoint(tmp_path / "out.bin").content, source
 
 
-def half(content: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The floats as bfloat16 values, in bfloat16 for kernels and in float16 for biases where they fit."""
+def to_half_precision(content: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Rounds floats to bfloat16 values, stored as bfloat16 in kernels and as float16 in biases if they fit."""
     kinds = {"weight": ml_dtypes.bfloat16, "bias": np.float64}
     return {
         name: value.astype(ml_dtypes.bfloat16).astype(kinds.get(name.split(".")[-1], np.float32))
@@ -78,12 +78,12 @@ def half(content: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         (dict(reversed(tensors().items())), ""),
         (prefixed("module.", tensors()) | {"module.classifier.weight": np.ones((9, 192), np.float32)}, ""),
         ({"state_dict": prefixed("model.", tensors()), "epoch": 3}, "state_dict"),
-        (half(tensors()), ""),
+        (to_half_precision(tensors()), ""),
     ],
     ids=["bare", "another order", "prefix and classifier", "wrapper", "dtypes"],
 )
-def test_the_way_back_is_bit_identical(tmp_path, content, wrapper):
-    """Names, order, dtypes, shapes and bits; of a wrapper the tensors, which is all that there is of a model."""
+def test_round_trip_is_bit_identical(tmp_path, content, wrapper):
+    """Names, order, dtypes, shapes and bits are equal; of a wrapper, only the tensors are compared."""
     expected = content[wrapper] if wrapper else content
     written, source = round_trip(tmp_path, content)
     found, where = find_tensors(written)
@@ -97,7 +97,7 @@ def test_the_way_back_is_bit_identical(tmp_path, content, wrapper):
 
 
 @pytest.mark.parametrize("dtype", STORAGES, ids=str)
-def test_the_writer_holds_every_dtype_and_shape(tmp_path, dtype):
+def test_writer_supports_every_dtype_and_shape(tmp_path, dtype):
     values = np.random.default_rng(0).integers(0, 2, 24).astype(dtype)
     content = {
         "scalar": values[:1].reshape(()),
@@ -114,7 +114,7 @@ def test_the_writer_holds_every_dtype_and_shape(tmp_path, dtype):
     assert (tmp_path / "x.pt").read_bytes() == (tmp_path / "y.pt").read_bytes()
 
 
-def test_a_model_without_a_source_has_3dspeakers_layout(tmp_path):
+def test_model_without_a_source_is_exported_in_the_layout_of_3dspeaker(tmp_path):
     bundle = save_bundle(make(source={}, source_extra={}, provenance={}), tmp_path / "bundle")
     source = source_tensors(bundle)
     assert (source.family, source.as_source) == ("3dspeaker", False)
@@ -125,7 +125,7 @@ def test_a_model_without_a_source_has_3dspeakers_layout(tmp_path):
     assert_same(embedding(again.config, again.variables), embedding(CONFIG, make().variables))
 
 
-def test_a_layout_that_the_model_does_not_have_is_refused(tmp_path):
+def test_layout_that_does_not_fit_the_model_is_refused(tmp_path):
     bundle = save_bundle(make(), tmp_path / "bundle")
     with pytest.raises(ConversionError, match="SpeechBrain has another front end: channel mean where this model has"):
         source_tensors(bundle, "speechbrain")
@@ -142,7 +142,7 @@ def test_a_layout_that_the_model_does_not_have_is_refused(tmp_path):
         source_tensors(other)
 
 
-def test_a_source_of_other_weights_is_refused(tmp_path):
+def test_source_of_other_weights_is_refused(tmp_path):
     bundle = save_bundle(convert(modelscope(tmp_path / "published")), tmp_path / "bundle")
     document = json.loads((bundle / "source.json").read_text())
     first = next(iter(document["tensors"]))
@@ -153,7 +153,7 @@ def test_a_source_of_other_weights_is_refused(tmp_path):
             source_tensors(bundle)
 
 
-def test_nemos_archive_is_written_where_the_source_was_one(tmp_path):
+def test_nemo_archive_is_written_if_the_source_was_one(tmp_path):
     config = "sample_rate: 16000\n"
     content = {"encoder.x": np.arange(6, dtype=np.float32).reshape(2, 3)}
     source = SourceTensors(family="nemo", tensors=content, inside={"model_config.yaml": config})
@@ -169,8 +169,8 @@ def test_nemos_archive_is_written_where_the_source_was_one(tmp_path):
     assert_same(dict(read_checkpoint(tmp_path / "weights.ckpt").content), content)
 
 
-def test_every_familys_table_inverts_on_disk(tmp_path):
-    """For all families, on random variables of a small network: invert, write, read, compare."""
+def test_rules_of_every_family_invert_on_disk(tmp_path):
+    """Inverts the rules for random variables of a small network, writes and reads the file, and compares."""
     from ecapa_jax.presets import PRESETS
 
     for name, family in FAMILIES.items():
@@ -185,9 +185,9 @@ def test_every_familys_table_inverts_on_disk(tmp_path):
         assert len(found) == len(flatten(variables))
 
 
-@pytest.mark.usefixtures("untyped")
-def test_stablehlo_scores_without_this_library(capsys, tmp_path):
-    """One artefact for any batch and length; the example runs it in a process that can't import ecapa_jax."""
+@pytest.mark.usefixtures("no_type_checks")
+def test_stablehlo_example_scores_without_this_library(capsys, tmp_path):
+    """One file serves every batch and length. The example runs it in a process that can't import ecapa_jax."""
     pytest.importorskip("flatbuffers", reason="jax.export serializes with flatbuffers (pip install ecapa-jax[export])")
     bundle, out = save_bundle(make(), tmp_path / "bundle"), tmp_path / "exported"
     result = run(capsys, "export", bundle, "--to", "stablehlo", "-o", out, "--json")
@@ -224,10 +224,10 @@ def test_stablehlo_scores_without_this_library(capsys, tmp_path):
     assert float(done.stdout.split()[1]) == pytest.approx(float(score), abs=1e-4)
 
 
-@pytest.mark.usefixtures("untyped")
+@pytest.mark.usefixtures("no_type_checks")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_exports_with_symbolic_sizes(family):
-    """Lowered for three platforms; run for the one whose front end adds frames."""
+def test_every_family_exports_with_symbolic_sizes_for_three_platforms(family):
+    """The test runs the exported model only for the family whose front end adds frames."""
     pytest.importorskip("flatbuffers", reason="jax.export serializes with flatbuffers (pip install ecapa-jax[export])")
     config, variables = parity.golden_model(FAMILIES[family])
     artefact, about = export_stablehlo(Bundle(config=config, variables=variables))
@@ -240,37 +240,37 @@ def test_every_family_exports_with_symbolic_sizes(family):
         np.testing.assert_allclose(theirs, ours, atol=1e-5 * np.abs(ours).max())
 
 
-def test_export_writes_whole_or_not_at_all(capsys, tmp_path):
+def test_failed_export_leaves_no_file(capsys, tmp_path):
     bundle, out = save_bundle(convert(modelscope(tmp_path / "published")), tmp_path / "bundle"), tmp_path / "out.bin"
     result = run(capsys, "export", bundle, "--to", "torch", "-o", out)
     assert (result.code, result.err) == (0, "")
     assert result.out == f"{out}: family 3dspeaker, tensors 231, layout same as the source\n"
-    assert "--force" in refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", out)
+    assert "--force" in run_refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", out)
     assert run(capsys, "export", bundle, "--to", "safetensors", "-o", out, "--force").code == 0
     assert read_checkpoint(out).format == "safetensors"
-    assert "another --family" in refused(
+    assert "another --family" in run_refused(
         capsys, tmp_path, "export", bundle, "--to", "torch", "-o", out, "--force", "--family", "speechbrain"
     )
-    message = refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", bundle, "--force")
+    message = run_refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", bundle, "--force")
     assert "will not be replaced" in message
-    message = refused(capsys, tmp_path, "export", bundle, "--to", "stablehlo", "-o", bundle, "--force")
+    message = run_refused(capsys, tmp_path, "export", bundle, "--to", "stablehlo", "-o", bundle, "--force")
     assert "will not be replaced" in message
-    assert "has no such layout" in refused(
+    assert "has no such layout" in run_refused(
         capsys, tmp_path, "export", bundle, "--to", "stablehlo", "-o", tmp_path / "x", "--family", "3dspeaker"
     )
-    assert "not a bundle" in refused(
+    assert "not a bundle" in run_refused(
         capsys, tmp_path, "export", tmp_path / "none", "--to", "torch", "-o", tmp_path / "x"
     )
     assert run(capsys, "export", bundle, "--to", "onnx", "-o", tmp_path / "x").code == 2
     before = contents(tmp_path)
-    assert "no folder" in refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", tmp_path / "no" / "x")
+    assert "no folder" in run_refused(capsys, tmp_path, "export", bundle, "--to", "torch", "-o", tmp_path / "no" / "x")
     assert contents(tmp_path) == before
 
 
 @pytest.mark.peers
 @pytest.mark.parametrize("family", ["3dspeaker", "speechbrain"])
-def test_torch_and_the_original_class_load_it(tmp_path, family):
-    """`torch.load(weights_only=True)`, then `load_state_dict(strict=True)`: as the original file."""
+def test_torch_and_the_original_class_load_the_export(tmp_path, family):
+    """`torch.load(weights_only=True)` and `load_state_dict(strict=True)` accept the file, as the original file."""
     torch = pytest.importorskip("torch")
     from ecapa_jax.convert import live
 

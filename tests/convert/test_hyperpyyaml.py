@@ -10,7 +10,7 @@ from helpers.checkpoints import HYPERPARAMS, SB_CONFIG
 from helpers.checkpoints import speechbrain as publish
 
 
-def refused(directory, **options):
+def conversion_error(directory, **options):
     with pytest.raises(ConversionError) as error:
         convert(directory, **options)
     message = str(error.value)
@@ -46,7 +46,7 @@ empty: !new:a.C
 """.replace("LONG", ", ".join("1" * 65))
 
 
-def test_values_are_read_as_every_yaml_reads_them(tmp_path):
+def test_values_equal_those_of_a_yaml_parser(tmp_path):
     (tmp_path / "h.yaml").write_text("\ufeff" + VALUES, "utf-8")
     file = Hyperparams(tmp_path / "h.yaml")
     tag, values = file.part("part")
@@ -81,10 +81,10 @@ def test_values_are_read_as_every_yaml_reads_them(tmp_path):
         (b"a: &a [*a]\n", "it defines no compute_features"),
     ],
 )
-def test_a_broken_file_is_refused(tmp_path, data, words):
+def test_invalid_file_is_refused(tmp_path, data, words):
     publish(tmp_path)
     (tmp_path / "hyperparams.yaml").write_bytes(data)
-    message = refused(tmp_path)
+    message = conversion_error(tmp_path)
     assert message.startswith(f"{tmp_path / 'hyperparams.yaml'}: ")
     assert words in message
 
@@ -102,16 +102,16 @@ def test_a_broken_file_is_refused(tmp_path, data, words):
         "run: !module:antigravity",
     ],
 )
-def test_nothing_in_the_file_is_run(tmp_path, line):
+def test_code_in_the_file_is_not_executed(tmp_path, line):
     sentinel = tmp_path / "ran"
     line = line.replace("{0}", str(sentinel))
     assert convert(publish(tmp_path, ("out_n_neurons: 7205", f"out_n_neurons: 7205\n{line}"))).config == SB_CONFIG
     (tmp_path / "hyperparams.yaml").write_text(f"{line}\n")
-    assert "it defines no compute_features" in refused(tmp_path)
+    assert "it defines no compute_features" in conversion_error(tmp_path)
     (tmp_path / "hyperparams.yaml").write_text(
         HYPERPARAMS.replace("n_mels: 80\n", line.replace("run:", "n_mels:") + "\n")
     )
-    assert "n_mels" in refused(tmp_path)
+    assert "n_mels" in conversion_error(tmp_path)
     assert not sentinel.exists()
     assert "antigravity" not in sys.modules
 
@@ -124,7 +124,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_bomb_of_anchors_stays_small(tmp_path, kind):
+def test_nested_anchors_use_little_memory(tmp_path, kind):
     lines = ["a0: &a0 [boom]" if kind == "sequences" else "a0: &a0 {k: boom}"]
     lines += [f"a{n}: " + BOMBS[kind].format(n=n, m=n - 1, refs=", ".join([f"*a{n - 1}"] * 9)) for n in range(1, 30)]
     bomb = ("n_mels: 80\n", "n_mels: 80\n" + "\n".join(lines) + "\n")

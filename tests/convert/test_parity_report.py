@@ -1,4 +1,4 @@
-"""The report of a conversion: what it measures, what it refuses, and that plain conversion needs no PyTorch."""
+"""Tests of the parity report of a conversion, and of conversion without PyTorch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ STAGES = ["features", "stem", "block_0", "block_1", "block_2", "mfa", "pooled", 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_has_golden_values_and_meets_them(family, record_property):
-    """Of every stage; the full report's part that needs no weights."""
+def test_every_family_is_within_the_bounds_of_its_golden_values(family, record_property):
+    """The test covers every stage in the part of the full report that needs no weights."""
     about, theirs = parity._load_golden(FAMILIES[family])
     assert sorted(theirs) == sorted(STAGES)
     config, variables = parity._make_checked_model(FAMILIES[family], about)
@@ -34,7 +34,7 @@ def test_every_family_has_golden_values_and_meets_them(family, record_property):
     assert sum(x.nbytes for x in theirs.values()) < 12000
 
 
-def test_a_wrong_installation_converts_nothing(monkeypatch, tmp_path):
+def test_conversion_fails_if_golden_values_are_not_reproduced(monkeypatch, tmp_path):
     family = FAMILIES["3dspeaker"]
     values = dict(parity.golden())
     wrong = {**values, "3dspeaker/embedding": values["3dspeaker/embedding"] * np.linspace(1, 1.001, 192)}
@@ -50,7 +50,7 @@ def test_a_wrong_installation_converts_nothing(monkeypatch, tmp_path):
         parity._make_report(nan, {"embedding": np.ones(192, np.float32)}, {"reference_code": "x"})
 
 
-def test_the_quick_report_is_in_the_bundle_its_card_and_info(capsys, tmp_path):
+def test_quick_report_is_in_bundle_card_and_info(capsys, tmp_path):
     bundle = convert(modelscope(tmp_path / "published"))
     saved = save_bundle(bundle, tmp_path / "bundle")
     report = json.loads((saved / "parity.json").read_text())
@@ -66,13 +66,13 @@ def test_the_quick_report_is_in_the_bundle_its_card_and_info(capsys, tmp_path):
 
 def test_verify_without_the_original_reports_every_stage(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ecapa_jax.convert.live", None)
-    monkeypatch.delattr(sys.modules["ecapa_jax.convert"], "live", raising=False)  # imported by an earlier test
+    monkeypatch.delattr(sys.modules["ecapa_jax.convert"], "live", raising=False)  # an earlier test may have imported it
     report = convert(modelscope(tmp_path), verify=True).parity
     assert (report["reference"], list(report["errors"])) == ("golden", STAGES)
     assert 0 <= report["batch_equals_single"] <= parity.BOUND
 
 
-def test_plain_conversion_never_imports_torch(tmp_path):
+def test_plain_conversion_does_not_import_torch(tmp_path):
     source = modelscope(tmp_path)
     code = (
         f"import sys; from ecapa_jax.convert.run import convert; convert({str(source)!r}); "
@@ -84,7 +84,7 @@ def test_plain_conversion_never_imports_torch(tmp_path):
 
 @pytest.mark.peers
 @pytest.mark.parametrize("family", ["3dspeaker", "speechbrain"])
-def test_verify_with_the_original_proves_the_bundle(capsys, tmp_path, family):
+def test_verify_with_the_original_checks_the_bundle(capsys, tmp_path, family):
     live = pytest.importorskip("ecapa_jax.convert.live", reason="make peers installs torch", exc_type=ImportError)
     if live.available(family) is None:
         pytest.skip(f"the original code of {family} is not installed")

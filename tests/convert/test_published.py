@@ -1,4 +1,4 @@
-"""The table of published models says nothing that the rest contradicts."""
+"""Tests that the table of published models is consistent with the families."""
 
 import re
 
@@ -13,7 +13,7 @@ IDS = [f"{entry.family}-{index}" for index, entry in enumerate(PUBLISHED)]
 
 
 @pytest.mark.parametrize("entry", PUBLISHED, ids=IDS)
-def test_an_entry_holds_together(entry):
+def test_entry_is_consistent(entry):
     assert entry.family in FAMILIES
     for text in (entry.address, *entry.mirrors):
         address = parse(text)
@@ -34,19 +34,19 @@ def test_an_entry_holds_together(entry):
         assert entry.files[0] in FAMILIES[entry.family].files
 
 
-def test_no_address_is_there_twice():
+def test_addresses_are_unique():
     addresses = [address for entry in PUBLISHED for address in (entry.address, *entry.mirrors)]
     assert len(addresses) == len(set(addresses))
     assert find_published("hf:nobody/nothing") is None
 
 
-def test_every_family_with_published_weights_is_there():
-    """Those without: variants of others, and mvector, whose weights have no public address."""
+def test_table_has_every_family_with_published_weights():
+    """Families without published weights are variants of others, and mvector, whose weights have no public address."""
     assert {family.name for family in FAMILIES.values() if family.published} <= {entry.family for entry in PUBLISHED}
 
 
-def test_the_figures_are_those_of_the_families():
-    """What a family says of its published models, and the table of the same: one figure, not two."""
+def test_figures_equal_those_of_the_families():
+    """The table and the family state the same figures for a published model."""
     for family in FAMILIES.values():
         table = {figure.eer for entry in PUBLISHED if entry.family == family.name for figure in entry.figures}
         stated = {value for model in family.published for key, value in model.figures.items() if "EER" in key}

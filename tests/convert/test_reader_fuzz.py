@@ -1,6 +1,7 @@
-"""Every container under damage and malice: read or refused, and nothing else; in a process that counts its memory.
+"""Fuzz tests of every container format: a damaged or malicious file is either read or refused.
 
-`make slow` runs for ten minutes; what was found is kept among the `BOMBS`.
+The files are read in a process that limits its memory. `make slow` runs the tests for ten minutes. `BOMBS` contains
+the failures that were found.
 """
 
 import gzip
@@ -52,7 +53,7 @@ GOOD = {
 
 @st.composite
 def damaged(draw) -> bytes:
-    """A good file, cut off, with bits flipped, parts overwritten, doubled, moved or removed."""
+    """Draws a valid file, truncated or with bits or parts flipped, overwritten, repeated, moved or removed."""
     data = bytearray(GOOD[draw(st.sampled_from(sorted(GOOD)))])
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, max(len(data) - 1, 0)))
@@ -104,7 +105,7 @@ NODES = st.recursive(
 
 @st.composite
 def malicious(draw) -> bytes:
-    """A well-formed container of a pickle that is not: any opcodes, huge shapes, stride-0 views, cycles."""
+    """Draws a valid container with a malicious pickle: any opcodes, huge shapes, stride-0 views, cycles."""
     node = draw(NODES)
     match draw(st.sampled_from(["zip", "legacy", "nemo", "nemo.gz"])):
         case "zip":
@@ -117,7 +118,7 @@ def malicious(draw) -> bytes:
 
 @st.composite
 def archives(draw) -> bytes:
-    """Tar members of any kind, name and size, sound or not, compressed or not."""
+    """Draws archives with tar members of any kind, name and size, valid or not, compressed or not."""
     names = ["./model_config.yaml", "model_weights.ckpt", "../x", "/etc/x", "a/../../x", "", ".", "x\0y", "é" * 60]
     kinds = [*(bytes([kind]) for kind in b"01234567LKSxgXND"), b"\0"]
     file = io.BytesIO()
@@ -134,7 +135,7 @@ def archives(draw) -> bytes:
 
 @st.composite
 def headers(draw) -> bytes:
-    """safetensors and npy headers that claim anything."""
+    """Draws safetensors and npy headers with arbitrary claims."""
     shape = draw(st.lists(COUNTS, max_size=4))
     if draw(st.booleans()):
         offsets = [draw(COUNTS), draw(COUNTS)]
@@ -170,7 +171,7 @@ def bomb_npz(size: int) -> bytes:
 
 
 def bomb_gzip(size: int) -> bytes:
-    """A compressed archive whose first member unpacks to `size` bytes of zeros."""
+    """Returns a compressed archive whose first member unpacks to `size` bytes of zeros."""
     info = tarfile.TarInfo("model_weights.ckpt")
     info.size = size
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
@@ -179,7 +180,7 @@ def bomb_gzip(size: int) -> bytes:
 
 
 def many_members(count: int) -> bytes:
-    """Nothing but a directory, which names one file many times: `zipfile` makes an object of each entry."""
+    """Returns a zip directory that names one file many times; `zipfile` creates an object for each entry."""
     entry = struct.pack("<4s4B4HL2L5H2L", b"PK\1\2", 20, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"a"
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, count & 0xFFFF, count & 0xFFFF, len(entry) * count, 0, 0)
     return entry * count + end
@@ -217,17 +218,17 @@ def reader(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", GOOD)
-def test_the_undamaged_files_are_read(reader, kind):
+def test_undamaged_files_are_read(reader, kind):
     assert reader.read(GOOD[kind]) == "read"
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_bombs_stay_small(reader, kind):
+def test_bombs_use_little_memory(reader, kind):
     reader.read(BOMBS[kind]())
 
 
 def fuzz(reader, seconds: float, start: int = 0) -> None:
-    """Examples for as long as there is time, each round from another seed."""
+    """Runs examples until the time is over, each round with another seed."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         start += 1
@@ -248,12 +249,12 @@ def fuzz(reader, seconds: float, start: int = 0) -> None:
         check()
 
 
-def test_anything_is_read_or_refused(reader):
+def test_any_file_is_read_or_refused(reader):
     fuzz(reader, SECONDS)
 
 
 @pytest.mark.slow
-def test_anything_is_read_or_refused_for_ten_minutes(reader, capsys):
+def test_any_file_is_read_or_refused_for_ten_minutes(reader, capsys):
     fuzz(reader, 600, start=int.from_bytes(os.urandom(4), "little"))
     with capsys.disabled():
         print(reader.summary())

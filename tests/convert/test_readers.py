@@ -26,7 +26,7 @@ KINDS |= {"I8": "i1", "U64": "u8", "U32": "u4", "U16": "u2", "U8": "u1", "BOOL":
 
 
 def safetensors_bytes(arrays, pad=0, **kinds):
-    """A safetensors file; `kinds` replace the true types, `pad` is the length of the header."""
+    """Returns a safetensors file; `kinds` replace the true types, and `pad` is the length of the header."""
     names = {np.dtype(dtype): kind for kind, dtype in KINDS.items()}
     header, data = {}, b""
     for key, array in arrays.items():
@@ -38,7 +38,7 @@ def safetensors_bytes(arrays, pad=0, **kinds):
     return len(text).to_bytes(8, "little") + text + data
 
 
-def refused(path):
+def conversion_error(path):
     with pytest.raises(ConversionError) as error:
         read_checkpoint(path)
     message = str(error.value)
@@ -48,12 +48,12 @@ def refused(path):
 
 
 @pytest.fixture
-def file(tmp_path):
+def model_path(tmp_path):
     return tmp_path / "model.bin"
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".bin", ".safetensors", ""])
-def test_the_container_is_recognised_by_its_bytes(tmp_path, suffix):
+def test_container_format_is_recognized_by_content(tmp_path, suffix):
     path = tmp_path / f"m{suffix}"
     write_torch_zip(path, ARRAYS)
     checkpoint = read_checkpoint(path)
@@ -67,31 +67,31 @@ def test_the_container_is_recognised_by_its_bytes(tmp_path, suffix):
     assert_same(checkpoint.content, ARRAYS)
 
 
-def test_every_safetensors_type_is_read(file):
+def test_every_safetensors_dtype_is_read(model_path):
     arrays = {kind: np.arange(6).reshape(2, 3).astype(dtype) for kind, dtype in KINDS.items()}
     arrays |= {"empty": np.zeros((0, 3), np.float32), "scalar": np.array(2.5)}
-    file.write_bytes(safetensors_bytes(arrays))
-    got = read_checkpoint(file).content
+    model_path.write_bytes(safetensors_bytes(arrays))
+    got = read_checkpoint(model_path).content
     assert list(got) == sorted(arrays)
     assert_same(got, {key: arrays[key] for key in sorted(arrays)})
     assert not any(array.flags.writeable for array in got.values())
 
 
 @pytest.mark.parametrize("pad", [0x0280, 0x0480, 0x8B1F])
-def test_a_header_length_that_looks_like_another_format_is_no_trouble(file, pad):
-    file.write_bytes(safetensors_bytes(ARRAYS, pad=pad))
-    assert read_checkpoint(file).format == "safetensors"
+def test_safetensors_header_length_that_resembles_another_format(model_path, pad):
+    model_path.write_bytes(safetensors_bytes(ARRAYS, pad=pad))
+    assert read_checkpoint(model_path).format == "safetensors"
 
 
-def test_bad_safetensors_are_refused(file):
+def test_invalid_safetensors_are_refused(model_path):
     good = safetensors_bytes(ARRAYS)
     for bad in (good[:40], good[:-1], good + b"\0", good[:20] + b"}" + good[21:]):
-        file.write_bytes(bad)
-        assert "damaged safetensors" in refused(file)
-    file.write_bytes(safetensors_bytes({"x": np.zeros(4, np.uint8)}, x="F8_E4M3"))
-    assert "x is of type F8_E4M3" in refused(file)
-    file.write_bytes(safetensors_bytes({"x": np.full(4, 2, np.uint8)}, x="BOOL"))
-    assert "bool" in refused(file)
+        model_path.write_bytes(bad)
+        assert "damaged safetensors" in conversion_error(model_path)
+    model_path.write_bytes(safetensors_bytes({"x": np.zeros(4, np.uint8)}, x="F8_E4M3"))
+    assert "x is of type F8_E4M3" in conversion_error(model_path)
+    model_path.write_bytes(safetensors_bytes({"x": np.full(4, 2, np.uint8)}, x="BOOL"))
+    assert "bool" in conversion_error(model_path)
 
 
 def tar_bytes(member):
@@ -128,17 +128,17 @@ def tar_bytes(member):
         (torch_zip_bytes(Raw(name("os", "system").opcodes)), "names os.system, "),
     ],
 )
-def test_other_files_say_what_they_are(file, data, words):
-    file.write_bytes(data)
-    assert words in refused(file)
+def test_error_names_the_format_of_other_files(model_path, data, words):
+    model_path.write_bytes(data)
+    assert words in conversion_error(model_path)
 
 
-def test_paths_that_are_no_files_are_refused(tmp_path):
-    assert "directory" in refused(tmp_path)
-    assert "No such file" in refused(tmp_path / "missing.pt")
+def test_paths_that_are_not_files_are_refused(tmp_path):
+    assert "directory" in conversion_error(tmp_path)
+    assert "No such file" in conversion_error(tmp_path / "missing.pt")
     os.mkfifo(tmp_path / "pipe")
-    assert "no regular file" in refused(tmp_path / "pipe")
-    assert "can't be read" in refused(tmp_path / ("x" * 5000))
+    assert "no regular file" in conversion_error(tmp_path / "pipe")
+    assert "can't be read" in conversion_error(tmp_path / ("x" * 5000))
 
 
 @settings(deadline=None, max_examples=200)
@@ -146,7 +146,7 @@ def test_paths_that_are_no_files_are_refused(tmp_path):
 def test_any_bytes_are_read_or_refused(tmp_path_factory, tail, head):
     path = tmp_path_factory.getbasetemp() / "any.bin"
     path.write_bytes(head + tail)
-    refused(path)
+    conversion_error(path)
 
 
 W = np.ones(2, np.float32)
@@ -170,7 +170,7 @@ W = np.ones(2, np.float32)
         ({"averaged": {"student": {"w": W}}, "epoch": 3}, "averaged.student"),
     ],
 )
-def test_tensors_are_found_at_the_top_or_in_a_wrapper(content, wrapper):
+def test_tensors_are_found_at_top_level_or_in_a_wrapper(content, wrapper):
     arrays, found = find_tensors(content)
     assert found == wrapper
     assert list(arrays) == ["w"]
@@ -188,7 +188,7 @@ def test_tensors_are_found_at_the_top_or_in_a_wrapper(content, wrapper):
         ({"a\nb": {}, 3: W}, r"holds: 'a\nb', 3;"),
     ],
 )
-def test_content_without_tensors_names_its_keys(content, words):
+def test_error_names_the_keys_of_content_without_tensors(content, words):
     with pytest.raises(ConversionError) as error:
         find_tensors(content)
     assert words in str(error.value)
@@ -196,15 +196,15 @@ def test_content_without_tensors_names_its_keys(content, words):
 
 
 @pytest.mark.peers
-def test_pytorch_files_of_other_kinds_are_reported(file):
+def test_pytorch_files_of_other_kinds_are_reported(model_path):
     torch = pytest.importorskip("torch")
     content = {"w": torch.arange(6.0).reshape(2, 3).T, "h": torch.ones(2, dtype=torch.bfloat16), "epoch": 3}
-    torch.save(content, file, _use_new_zipfile_serialization=False)
-    checkpoint = read_checkpoint(file)
+    torch.save(content, model_path, _use_new_zipfile_serialization=False)
+    checkpoint = read_checkpoint(model_path)
     assert checkpoint.format == "torch-legacy"
     w = np.arange(6, dtype=np.float32).reshape(2, 3).T
     assert_same(checkpoint.content, {"w": np.ascontiguousarray(w), "h": np.ones(2, ml_dtypes.bfloat16), "epoch": 3})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
-        torch.jit.script(torch.nn.Linear(1, 1)).save(file)
-    assert "TorchScript" in refused(file)
+        torch.jit.script(torch.nn.Linear(1, 1)).save(model_path)
+    assert "TorchScript" in conversion_error(model_path)

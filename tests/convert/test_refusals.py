@@ -1,4 +1,4 @@
-"""RDINO, SDPN, mvector and training outputs convert; what is no ECAPA-TDNN says what it is and what to use instead."""
+"""Tests of converting RDINO, SDPN, mvector and training outputs, and of the messages for other networks and files."""
 
 import dataclasses
 
@@ -17,14 +17,14 @@ EXPECTED = variables_of(CONFIG.ecapa, tensors())
 ONE = np.ones((2, 2, 1), np.float32)
 
 
-def refused(source, **options):
+def conversion_error(source, **options):
     with pytest.raises(ConversionError) as error:
         convert(source, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def teacher():
+def teacher_tensors():
     student = {"module.backbone.fc.conv.weight": ONE}
     return {"student": student, "teacher": prefixed("module.backbone.", tensors()) | {"module.head.w": ONE}, "epoch": 9}
 
@@ -32,8 +32,8 @@ def teacher():
 @pytest.mark.parametrize(
     ("name", "family"), [("pretrained_rdino.pth", "rdino"), ("rdino.pth", "rdino"), ("sdpn.pth", "sdpn")]
 )
-def test_the_teacher_of_a_self_supervised_model_converts(tmp_path, name, family):
-    source = modelscope(tmp_path, teacher(), name, type="rdino_ecapa-tdnn-sv")
+def test_teacher_of_a_self_supervised_model_is_converted(tmp_path, name, family):
+    source = modelscope(tmp_path, teacher_tensors(), name, type="rdino_ecapa-tdnn-sv")
     bundle = convert(source)
     assert bundle.provenance["family"] == family
     assert bundle.config.fbank == PRESETS["rdino"].fbank
@@ -45,7 +45,7 @@ def test_the_teacher_of_a_self_supervised_model_converts(tmp_path, name, family)
     assert_same_leaves(other.variables, EXPECTED)
 
 
-def test_mvector_is_recognised_by_name_and_prefix(tmp_path):
+def test_mvector_is_recognized_by_name_and_prefix(tmp_path):
     write_torch_zip(tmp_path / "model.pth", prefixed("0.", tensors()) | {"1.weight": ONE})
     bundle = convert(tmp_path)
     assert "1.weight" in bundle.source_extra
@@ -53,7 +53,7 @@ def test_mvector_is_recognised_by_name_and_prefix(tmp_path):
     assert bundle.config == dataclasses.replace(PRESETS["mvector"], ecapa=CONFIG.ecapa)
 
 
-def test_training_outputs_convert(tmp_path):
+def test_training_outputs_are_converted(tmp_path):
     run = tmp_path / "exp" / "models"
     for epoch in (9, 70, 60):
         folder = run / f"CKPT-EPOCH-{epoch}-00"
@@ -71,15 +71,17 @@ def test_training_outputs_convert(tmp_path):
     assert convert(save.parent).provenance["family"] == "speechbrain"
     (save / "CKPT+2026-01-03+03-04-05+00").mkdir()
     write_torch_zip(save / "CKPT+2026-01-03+03-04-05+00" / "embedding_model.ckpt", tensors())
-    assert "2 checkpoints (CKPT+2026-01-02+03-04-05+00, CKPT+2026-01-03+03-04-05+00): name" in refused(save)
+    assert "2 checkpoints (CKPT+2026-01-02+03-04-05+00, CKPT+2026-01-03+03-04-05+00): name" in conversion_error(save)
 
 
-def test_our_own_bundles_and_runs_need_no_conversion(tmp_path):
+def test_bundles_and_runs_of_this_library_are_refused(tmp_path):
     bundle = tmp_path / "run" / "bundle"
     (bundle / "checkpoint").mkdir(parents=True)
     (bundle / "model.json").write_text("{}")
-    assert f"{bundle} is already a bundle of ecapa-jax: use it directly with --model {bundle}" in refused(bundle)
-    assert "use it directly with --model" in refused(bundle.parent)
+    assert f"{bundle} is already a bundle of ecapa-jax: use it directly with --model {bundle}" in conversion_error(
+        bundle
+    )
+    assert "use it directly with --model" in conversion_error(bundle.parent)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +93,9 @@ def test_our_own_bundles_and_runs_need_no_conversion(tmp_path):
         (["speaker_encoder.blocks.0.conv.weight", "speaker_encoder.blocks.1.tdnn1.conv.weight"], "use it with transf"),
     ],
 )
-def test_other_networks_say_what_to_use_instead(tmp_path, names, words):
+def test_error_for_other_networks_says_what_to_use(tmp_path, names, words):
     write_torch_zip(tmp_path / "model.pt", dict.fromkeys(names, ONE))
-    assert words in refused(tmp_path / "model.pt")
+    assert words in conversion_error(tmp_path / "model.pt")
 
 
 ONNX = b"\x08\x07\x12\x07pytorch\x1a\x052.1.0:\xd6\x03\x0a\x42\x0a\x05feats"
@@ -111,6 +113,6 @@ ONNX = b"\x08\x07\x12\x07pytorch\x1a\x052.1.0:\xd6\x03\x0a\x42\x0a\x05feats"
         ("model.pdparams", b"\x80\x04\x95", "of PaddlePaddle; PaddleSpeech's ECAPA-TDNN is a port"),
     ],
 )
-def test_other_files_say_what_to_use_instead(tmp_path, name, data, words):
+def test_error_for_other_files_says_what_to_use(tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
-    assert words in refused(tmp_path / name)
+    assert words in conversion_error(tmp_path / name)

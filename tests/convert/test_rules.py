@@ -32,17 +32,17 @@ from helpers.weights import random_tensors, small_config, variables_of
 SMALL = small_config(width=16, se_channels=12, attention_channels=10, embedding_dim=24, n_mels=40).ecapa
 
 
-def abstract(config):
+def abstract_variables(config):
     fbank = dataclasses.replace(PRESETS["3dspeaker"].fbank, n_mels=config.n_mels)
     return functional.abstract(ModelConfig(fbank=fbank, ecapa=config))
 
 
-def fill(config, tensors):
-    return apply_rules(sb_layout.rules(config), sb_layout.IGNORED, tensors, abstract(config))
+def fill_variables(config, tensors):
+    return apply_rules(sb_layout.rules(config), sb_layout.IGNORED, tensors, abstract_variables(config))
 
 
-def read(tensors, dilations=(2, 3, 4)):
-    """What the converter does with a checkpoint of this layout: shapes to a network, tensors into it."""
+def infer_and_fill(tensors, dilations=(2, 3, 4)):
+    """Infers the network from the shapes of a checkpoint, and fills its variables, as the converter does."""
     blocks = len(dilations)
     base = dataclasses.replace(
         PRESETS["3dspeaker"].ecapa,
@@ -51,27 +51,27 @@ def read(tensors, dilations=(2, 3, 4)):
         dilations=dilations,
     )
     config = sb_layout.infer(tensors, base)
-    return config, fill(config, tensors)[0]
+    return config, fill_variables(config, tensors)[0]
 
 
-def refused(tensors, dilations=(2, 3, 4)):
+def conversion_error(tensors, dilations=(2, 3, 4)):
     with pytest.raises(ConversionError) as error:
-        read(tensors, dilations)
+        infer_and_fill(tensors, dilations)
     return str(error.value)
 
 
 @st.composite
 def architectures(draw):
-    """Fields of a network: all that SpeechBrain's class makes, and more, as each block may have its own width.
+    """Draws the fields of a network: all that SpeechBrain's class supports, and different widths of the blocks.
 
-    Fields only, because the type checker of the test run draws random numbers, which a strategy must not.
+    The strategy returns fields instead of a config, because a config's run-time type checks draw random numbers.
     """
     blocks, scale = draw(st.integers(1, 5)), draw(st.sampled_from([1, 2, 4, 8]))
     kernel = st.sampled_from([1, 3, 5])
     return {
         "n_mels": draw(st.integers(5, 100)),
         "channels": (draw(st.integers(1, 40)), *(scale * draw(st.integers(1, 5)) for _ in range(blocks))),
-        # A block of one chunk has no convolution whose kernel could be read.
+        # A block with one chunk has no convolution from which the kernel size can be read.
         "kernel_sizes": (draw(kernel), *(draw(kernel) if scale > 1 else 3 for _ in range(blocks))),
         "dilations": tuple(draw(st.integers(1, 6)) for _ in range(blocks)),
         "res2_scale": scale,
@@ -86,51 +86,56 @@ def architectures(draw):
 
 @settings(deadline=None, max_examples=10)
 @given(architectures(), st.integers(0, 99))
-def test_the_table_is_total_and_its_inverse_gives_back_every_bit(fields, seed):
+def test_rules_cover_every_leaf_and_invert_bit_for_bit(fields, seed):
     config = EcapaConfig(**fields)
-    table, shapes = sb_layout.rules(config), flatten(abstract(config))
+    table, shapes = sb_layout.rules(config), flatten(abstract_variables(config))
     assert sorted(rule.target for rule in table) == sorted(shapes)
     assert len({rule.source for rule in table}) == len(table)
     tensors = random_tensors(config, seed)
     counters = {name for name in tensors if name.endswith("num_batches_tracked")}
     assert {rule.source for rule in table} == tensors.keys() - counters
-    variables, skipped = fill(config, tensors)
+    variables, skipped = fill_variables(config, tensors)
     assert set(skipped) == counters
-    assert jax.tree.structure(variables) == jax.tree.structure(abstract(config))
+    assert jax.tree.structure(variables) == jax.tree.structure(abstract_variables(config))
     assert_same(flatten(variables), {name: flatten(variables_of(config, tensors))[name] for name in flatten(variables)})
-    assert all(leaf.dtype == np.float32 and leaf.flags.c_contiguous for leaf in flatten(variables).values())
+    assert all(
+        abstract_leaf.dtype == np.float32 and abstract_leaf.flags.c_contiguous
+        for abstract_leaf in flatten(variables).values()
+    )
     restored = invert_rules(table, variables)
     assert_same(restored, {name: tensors[name] for name in restored})
-    # Shapes tell the network, all but its dilations.
-    assert read(tensors, config.dilations)[0] == config
+    # The shapes determine the network except for its dilations.
+    assert infer_and_fill(tensors, config.dilations)[0] == config
 
 
-def test_the_published_models_have_the_published_numbers_of_parameters():
+def test_published_models_have_the_published_parameter_counts():
     counts = {}
     for width, mfa, dim in ((1024, 3072, 192), (512, 1536, 192), (1024, 3072, 512)):
         config = EcapaConfig(channels=(width,) * 4, mfa_channels=mfa, embedding_dim=dim)
-        counts[width, dim] = sum(math.prod(leaf.shape) for leaf in flatten(abstract(config)["params"]).values())
+        counts[width, dim] = sum(
+            math.prod(abstract_leaf.shape) for abstract_leaf in flatten(abstract_variables(config)["params"]).values()
+        )
     assert counts == {(1024, 192): 20_767_552, (512, 192): 6_194_048, (1024, 512): 22_733_952}
     assert len(sb_layout.rules(EcapaConfig())) == 200
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
-def test_every_float_type_comes_back_bit_for_bit(dtype):
+def test_every_float_dtype_inverts_bit_for_bit(dtype):
     halves = np.float16 if dtype == np.float16 else ml_dtypes.bfloat16
     tensors = {
         name: tensor.astype(halves).astype(dtype) if tensor.dtype == np.float32 else tensor
         for name, tensor in random_tensors(SMALL).items()
     }
-    # The smallest and the largest values, and both zeros.
+    # These are the smallest and largest values and both zeros.
     limits = ml_dtypes.finfo(halves)
     tensors["fc.conv.bias"][:5] = [limits.smallest_subnormal, -0.0, 0.0, limits.max, -limits.tiny]
-    _, variables = read(tensors)
+    _, variables = infer_and_fill(tensors)
     for name, tensor in invert_rules(sb_layout.rules(SMALL), variables).items():
         assert tensor.dtype == np.float32
         assert tensor.astype(dtype).tobytes() == tensors[name].tobytes()
 
 
-def test_operations_have_inverses():
+def test_inverse_operations_restore_the_array():
     a = np.arange(24.0).reshape(2, 3, 4)
     for op in (IDENTITY, CONV1D):
         assert_same(op.inverse(op.forward(a)), a)
@@ -141,7 +146,7 @@ def test_operations_have_inverses():
     assert (LINEAR.forward(a[0])[0, 2] == a[0, :, 2]).all()
 
 
-def test_paths_flatten_and_come_back():
+def test_unflatten_inverts_flatten():
     tree = {"params": {"a": {"kernel": 1, "bias": 2}, "b": 3}, "batch_stats": {"a": {"mean": 4}}}
     leaves = flatten(tree)
     assert leaves == {"params/a/kernel": 1, "params/a/bias": 2, "params/b": 3, "batch_stats/a/mean": 4}
@@ -149,16 +154,22 @@ def test_paths_flatten_and_come_back():
     assert flatten({"constants": {}}) == {}
 
 
-def leaf(*shape):
+def abstract_leaf(*shape):
     return jax.ShapeDtypeStruct(shape, np.float32)
 
 
-def test_all_that_is_wrong_is_reported_in_one_message():
+def test_all_errors_are_reported_in_one_message():
     table = [*conv("c", "conv"), *norm("n", "norm"), *conv("e", "extra")]
     table += [Rule(source="n.bias", target="params/norm/bias", op=IDENTITY)]
     shapes = {
-        "params": {"conv": {"kernel": leaf(3, 2, 4), "bias": leaf(4)}, "norm": {"scale": leaf(4), "bias": leaf(4)}},
-        "batch_stats": {"norm": {"mean": leaf(4), "var": leaf(4)}, "other": {"mean": leaf(4)}},
+        "params": {
+            "conv": {"kernel": abstract_leaf(3, 2, 4), "bias": abstract_leaf(4)},
+            "norm": {"scale": abstract_leaf(4), "bias": abstract_leaf(4)},
+        },
+        "batch_stats": {
+            "norm": {"mean": abstract_leaf(4), "var": abstract_leaf(4)},
+            "other": {"mean": abstract_leaf(4)},
+        },
         "constants": {},
     }
     tensors = {
@@ -211,28 +222,28 @@ def test_all_that_is_wrong_is_reported_in_one_message():
         ("mfa.norm.norm.running_mean", lambda a: a * np.float32(np.nan), "holds NaN"),
     ],
 )
-def test_one_bad_tensor_is_named(name, change, words):
+def test_error_names_the_invalid_tensor(name, change, words):
     tensors = random_tensors(SMALL)
-    assert f": {name} {words}" in refused({**tensors, name: change(tensors[name])})
+    assert f": {name} {words}" in conversion_error({**tensors, name: change(tensors[name])})
 
 
-def test_each_missing_tensor_is_named():
+def test_error_names_each_missing_tensor():
     tensors = random_tensors(SMALL)
     for name in tensors:
         left = {other: tensor for other, tensor in tensors.items() if other != name}
         if name.endswith("num_batches_tracked"):
-            assert read(left)[0] == SMALL
+            assert infer_and_fill(left)[0] == SMALL
         else:
-            assert refused(left).endswith(f": missing tensor {name}")
+            assert conversion_error(left).endswith(f": missing tensor {name}")
 
 
-def test_each_transposed_tensor_is_named():
+def test_error_names_each_transposed_tensor():
     tensors = random_tensors(SMALL)
     n_refused = 0
     for name, tensor in tensors.items():
         for axes in itertools.permutations(range(tensor.ndim)):
             if tensor.transpose(axes).shape != tensor.shape:
-                assert f"{name} has shape {tensor.transpose(axes).shape}, expected" in refused(
+                assert f"{name} has shape {tensor.transpose(axes).shape}, expected" in conversion_error(
                     {**tensors, name: tensor.transpose(axes)}
                 )
                 n_refused += 1
@@ -250,29 +261,29 @@ def test_each_transposed_tensor_is_named():
         "mfa.conv.conv.weight.num_batches_tracked_",
     ],
 )
-def test_an_extra_tensor_is_named(name):
+def test_error_names_an_extra_tensor(name):
     extra = np.ones((16, 16, 1), np.float32)
-    assert refused({**random_tensors(SMALL), name: extra}).endswith(f": unexpected tensor {name} (16, 16, 1)")
+    assert conversion_error({**random_tensors(SMALL), name: extra}).endswith(f": unexpected tensor {name} (16, 16, 1)")
 
 
-def test_a_checkpoint_without_blocks_names_what_is_missing():
+def test_error_names_missing_blocks():
     tensors = {name: tensor for name, tensor in random_tensors(SMALL).items() if name.startswith(("mfa", "asp", "fc"))}
-    message = refused(tensors)
+    message = conversion_error(tensors)
     assert "missing tensor blocks.0.conv.conv.weight" in message
     assert "more)" in message
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 4, 5])
-def test_other_numbers_of_blocks_need_their_dilations(blocks):
+def test_other_block_counts_need_dilations(blocks):
     config = dataclasses.replace(
         SMALL, channels=(16,) * (blocks + 1), kernel_sizes=(5, *[3] * blocks), dilations=(2,) * blocks
     )
     tensors = random_tensors(config)
-    assert f"give {blocks}, such as --dilations {','.join('23456'[:blocks])}" in refused(tensors)
-    assert read(tensors, (2,) * blocks)[0] == config
+    assert f"give {blocks}, such as --dilations {','.join('23456'[:blocks])}" in conversion_error(tensors)
+    assert infer_and_fill(tensors, (2,) * blocks)[0] == config
 
 
-def test_every_family_names_its_parts():
+def test_signature_of_every_family_is_consistent():
     for name, family in FAMILIES.items():
         assert family.name == name
         for model in family.published:
@@ -280,25 +291,25 @@ def test_every_family_names_its_parts():
             assert PRESETS[model.preset]
             names = {rule.source for rule in family.rules(PRESETS[model.preset].ecapa)}
             assert set(family.signature) <= names
-            # `find_network` takes what stands before any family's signature for a wrapper's prefix.
+            # `find_network` treats the text before any family's signature as the prefix of a wrapper.
             for part in {part for other in FAMILIES.values() for part in other.signature}:
                 ends = sum(f".{other}".endswith(f".{part}") for other in names)
                 assert ends == (part in family.signature)
 
 
-def test_tensors_leave_as_their_leaves_are_made():
+def test_move_tensors_removes_used_tensors():
     tensors = random_tensors(SMALL)
     given, table = dict(tensors), sb_layout.rules(SMALL)
-    variables = move_tensors(table, given, abstract(SMALL))
+    variables = move_tensors(table, given, abstract_variables(SMALL))
     assert given.keys() == tensors.keys() - {rule.source for rule in table}
-    for leaf in flatten(variables).values():
-        assert leaf.ctypes.data % 64 == 0  # else JAX copies the model to compute with it
-        assert not any(np.shares_memory(leaf, tensor) for tensor in tensors.values())
+    for abstract_leaf in flatten(variables).values():
+        assert abstract_leaf.ctypes.data % 64 == 0  # JAX would copy unaligned arrays
+        assert not any(np.shares_memory(abstract_leaf, tensor) for tensor in tensors.values())
 
 
 @pytest.mark.parametrize("value", [1 + 2.0**-40, 1e-300, 3e-46])
-def test_a_value_that_float32_rounds_is_named(value):
+def test_error_names_the_tensor_that_float32_would_round(value):
     tensors = {name: tensor.astype(np.float64) for name, tensor in random_tensors(SMALL).items()}
     tensors["fc.conv.bias"][3] = value
     with pytest.raises(ConversionError, match=r"fc\.conv\.bias \(float64\) has values that float32 can't"):
-        move_tensors(sb_layout.rules(SMALL), tensors, abstract(SMALL))
+        move_tensors(sb_layout.rules(SMALL), tensors, abstract_variables(SMALL))

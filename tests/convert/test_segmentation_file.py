@@ -1,4 +1,4 @@
-"""`convert` reads pyannote's segmentation-3.0 as Hugging Face has it, and runs nothing of what stands beside it."""
+"""Tests of converting pyannote's segmentation-3.0 from Hugging Face's layout without executing code in it."""
 
 import os
 
@@ -9,19 +9,19 @@ import pytest
 from ecapa_jax.convert.segmentation import find_segmentation, read_segmentation, sinc_filters
 from ecapa_jax.diarization.segmentation import load_weights
 from ecapa_jax.errors import BundleError, ConversionError
-from helpers.cli import refused, run
-from helpers.segmentation_files import opcodes, published, state_of, with_filters
+from helpers.cli import run, run_refused
+from helpers.segmentation_files import opcodes, published, pytorch_state, with_filters
 from helpers.torch_zip_writer import Call, write_torch_zip
 
 
 @pytest.fixture(scope="module")
 def state():
-    return with_filters(state_of(load_weights()))
+    return with_filters(pytorch_state(load_weights()))
 
 
 @pytest.fixture
 def folder(tmp_path, state, monkeypatch):
-    """A snapshot of the repository."""
+    """A folder with the files of the repository."""
     folder = tmp_path / "segmentation-3.0"
     folder.mkdir()
     (folder / "config.yaml").write_text("task:\n  _target_: pyannote.audio.tasks.SpeakerDiarization\n")
@@ -30,7 +30,7 @@ def folder(tmp_path, state, monkeypatch):
 
 
 @pytest.mark.parametrize("given", ["", "pytorch_model.bin"])
-def test_a_published_layout_becomes_one_file(capsys, tmp_path, folder, state, given):
+def test_published_layout_is_converted_to_one_file(capsys, tmp_path, folder, state, given):
     out = tmp_path / "overlap.safetensors"
     result = run(capsys, "convert", folder / given, "-o", out)
     assert (result.code, result.out) == (0, f"{out}: pyannote's segmentation-3.0, 1,489,169 parameters\n")
@@ -41,18 +41,18 @@ def test_a_published_layout_becomes_one_file(capsys, tmp_path, folder, state, gi
     bank = [state[f"sincnet.conv1d.0.filterbank.{name}"] for name in ("low_hz_", "band_hz_", "n_", "window_")]
     np.testing.assert_array_equal(weights["sinc"]["kernel"], sinc_filters(*bank))
     assert b"MIT" in out.read_bytes()
-    assert "--force" in refused(capsys, tmp_path, "convert", folder, "-o", out)
-    assert "must end in .safetensors" in refused(capsys, tmp_path, "convert", folder, "-o", tmp_path / "bundle")
+    assert "--force" in run_refused(capsys, tmp_path, "convert", folder, "-o", out)
+    assert "must end in .safetensors" in run_refused(capsys, tmp_path, "convert", folder, "-o", tmp_path / "bundle")
 
 
-def test_a_state_dict_alone_is_read(tmp_path, state):
+def test_plain_state_dict_is_read(tmp_path, state):
     write_torch_zip(tmp_path / "a.bin", state)
     assert find_segmentation(tmp_path / "a.bin") == tmp_path / "a.bin"
     assert len(read_segmentation(tmp_path / "a.bin")) == 31
 
 
-class Runs:
-    """What a pickle runs when it is loaded by PyTorch's own reader."""
+class CodeInPickle:
+    """An object whose pickle runs code if PyTorch loads it."""
 
     def __reduce__(self):
         return os.mkdir, ("was_run",)
@@ -61,33 +61,35 @@ class Runs:
 @pytest.mark.parametrize(
     ("beside", "named"),
     [
-        (opcodes(Runs()), "mkdir"),
+        (opcodes(CodeInPickle()), "mkdir"),
         (Call("builtins", "eval", ("1",)), "builtins.eval"),
         (Call("pyannote.audio.core.model", "Model", ()), "pyannote.audio.core.model.Model"),
     ],
 )
 @pytest.mark.parametrize("key", ["hyper_parameters", "state_dict"])
-def test_hyperparameters_that_name_code_are_refused(capsys, tmp_path, state, monkeypatch, beside, named, key):
+def test_hyperparameters_that_name_code_are_refused_and_not_executed(
+    capsys, tmp_path, state, monkeypatch, beside, named, key
+):
     monkeypatch.chdir(tmp_path)
     content = {"state_dict": dict(state), "hyper_parameters": {}}
     content[key]["task"] = beside
     write_torch_zip(tmp_path / "pytorch_model.bin", content)
-    message = refused(capsys, tmp_path, "convert", tmp_path / "pytorch_model.bin", "-o", tmp_path / "x.safetensors")
+    message = run_refused(capsys, tmp_path, "convert", tmp_path / "pytorch_model.bin", "-o", tmp_path / "x.safetensors")
     assert named in message
     assert "nothing of it was run" in message
 
 
-def test_another_network_is_refused(capsys, tmp_path, state):
+def test_other_network_is_refused(capsys, tmp_path, state):
     for name in ("classifier.weight", "lstm.weight_hh_l3", "sincnet.norm1d.2.bias"):
         changed = {key: value for key, value in state.items() if key != name}
         write_torch_zip(tmp_path / "a.bin", {"state_dict": changed})
-        assert name in refused(capsys, tmp_path, "convert", tmp_path / "a.bin", "-o", tmp_path / "x.safetensors")
+        assert name in run_refused(capsys, tmp_path, "convert", tmp_path / "a.bin", "-o", tmp_path / "x.safetensors")
     write_torch_zip(tmp_path / "a.bin", {"state_dict": state | {"classifier.weight": np.zeros((4, 128), np.float32)}})
     with pytest.raises(ConversionError, match="another shape"):
         read_segmentation(tmp_path / "a.bin")
 
 
-def test_files_that_are_no_weights_of_it(tmp_path, state):
+def test_files_without_segmentation_weights_are_refused(tmp_path, state):
     from safetensors.numpy import save
 
     write_torch_zip(tmp_path / "a.bin", state)

@@ -1,4 +1,4 @@
-"""Converted files of the real layouts against what the original PyTorch code gave, from the waveform."""
+"""Tests of converted files in the real layouts against outputs of the original PyTorch code for waveforms."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _check(family: str, way: str, ours: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_embedding_alone(family: str) -> None:
+def test_embedding_of_one_utterance_equals_the_original(family: str) -> None:
     bundle = _bundle(family)
     assert bundle.provenance["family"] == family
     lengths = [np.array([len(wave)], np.int32) for wave in _waves()]
@@ -59,23 +59,23 @@ def test_embedding_alone(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_embeddings_of_a_padded_batch(family: str) -> None:
-    """Padded with NaN, and beyond the longest."""
+def test_embeddings_of_a_padded_batch_equal_the_original(family: str) -> None:
+    """The batch is padded with NaN, and is longer than the longest utterance."""
     bundle = _bundle(family)
     batch = parity.pad_batch(_waves(), max(map(len, _waves())) + 3000)
     _check(family, "batch", np.asarray(EMBED(bundle.config, bundle.variables, *batch)))
 
 
 @pytest.mark.parametrize("family", CASES)
-def test_generations_differ(family: str) -> None:
-    """The bounds tell NeMo's two featurizers apart."""
+def test_bounds_distinguish_both_nemo_featurizers(family: str) -> None:
+    """The embedding with the other featurizer is outside the bounds."""
     with np.load(DIRECTORY / "embeddings.npz") as file:
         others = [file[name] for name, _, _ in CASES.values() if name != CASES[family][0]]
         own = file[CASES[family][0]]
     assert not any(parity.same_embedding(a, b) for other in others for a, b in zip(own, other, strict=True))
 
 
-def test_a_bundle_keeps_the_stored_front_end(tmp_path) -> None:
+def test_bundle_stores_the_constants_of_the_front_end(tmp_path) -> None:
     bundle = _bundle("nemo")
     save_bundle(bundle, tmp_path / "bundle")
     loaded = load_bundle(tmp_path / "bundle")

@@ -1,4 +1,4 @@
-"""A speech detector out of an ONNX file, written here field by field, and what a damaged one says."""
+"""Tests of converting a speech detector from an ONNX file, which the tests write field by field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ecapa_jax.convert.silero import holds_speech_detector, read_silero, write_w
 from ecapa_jax.errors import ConversionError
 from ecapa_jax.vad import load_weights
 from ecapa_jax.vad.weights import packaged_weights
-from helpers.cli import refused, run
+from helpers.cli import run, run_refused
 
 
 def varint(value: int) -> bytes:
@@ -37,7 +37,7 @@ def tensor(name: str, array: np.ndarray, kind: int = 1, *, packed: bool = False)
 
 
 def constant(name: str, array: np.ndarray) -> bytes:
-    """A node Constant; its tensor has no name of its own."""
+    """Encodes a Constant node, whose tensor has no name."""
     return field(2, name.encode()) + field(5, field(1, b"value") + field(5, tensor("", array)))
 
 
@@ -46,7 +46,7 @@ def model(graph: bytes) -> bytes:
 
 
 def source_arrays(rate: int = 16) -> dict[str, np.ndarray]:
-    """The packaged weights as silero-vad lays them out; at 8 kHz with another transform and first layer."""
+    """Returns the packaged weights in silero-vad's layout; the 8 kHz network has another transform and first layer."""
     weights = packaged_weights()
     rename = {"lstm_input": "decoder.rnn.weight_ih", "lstm_state": "decoder.rnn.weight_hh"}
     arrays = {rename[name]: weights[name].T for name in rename}
@@ -67,12 +67,12 @@ def source_arrays(rate: int = 16) -> dict[str, np.ndarray]:
     return {"stft.forward_basis_buffer": transform, **arrays}
 
 
-def flat(arrays: dict[str, np.ndarray], **options: bool) -> bytes:
+def graph_of_initializers(arrays: dict[str, np.ndarray], **options: bool) -> bytes:
     return b"".join(field(5, tensor(f"model.{name}", array, **options)) for name, array in arrays.items())
 
 
-def branches() -> bytes:
-    """Both rates in the branches of one condition, as silero_vad.onnx has them."""
+def graph_of_branches() -> bytes:
+    """Encodes both sample rates as the branches of one condition, as in silero_vad.onnx."""
     graphs = [
         b"".join(field(1, constant(f"{branch}.{name}", array)) for name, array in source_arrays(rate).items())
         for branch, rate in (("else", 8), ("then", 16))
@@ -81,7 +81,11 @@ def branches() -> bytes:
     return field(1, field(4, b"If") + attributes)
 
 
-GRAPHS = {"initializers": flat(source_arrays()), "packed": flat(source_arrays(), packed=True), "branches": branches()}
+GRAPHS = {
+    "initializers": graph_of_initializers(source_arrays()),
+    "packed": graph_of_initializers(source_arrays(), packed=True),
+    "branches": graph_of_branches(),
+}
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -90,7 +94,7 @@ def write(path: Path, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_weights_come_back_from_every_layout(tmp_path, kind):
+def test_weights_are_read_from_every_layout(tmp_path, kind):
     path = write(tmp_path / "silero_vad.onnx", model(GRAPHS[kind]))
     assert holds_speech_detector(path)
     found = read_silero(path)
@@ -109,17 +113,17 @@ def test_convert_writes_one_file(capsys, tmp_path):
     result = run(capsys, "convert", path, "-o", out)
     assert (result.code, result.out) == (0, f"{out}: silero-vad at 16 kHz, 309,633 parameters\n")
     assert load_weights(out).keys() == packaged_weights().keys()
-    assert "--force" in refused(capsys, tmp_path, "convert", path, "-o", out)
-    assert "must end in .safetensors" in refused(capsys, tmp_path, "convert", path, "-o", tmp_path / "bundle")
+    assert "--force" in run_refused(capsys, tmp_path, "convert", path, "-o", out)
+    assert "must end in .safetensors" in run_refused(capsys, tmp_path, "convert", path, "-o", tmp_path / "bundle")
 
 
 @pytest.mark.parametrize(
     "missing", ["decoder.rnn.bias_hh", "encoder.2.reparam_conv.weight", "stft.forward_basis_buffer"]
 )
-def test_a_network_without_a_tensor_is_refused_by_its_name(tmp_path, missing):
+def test_error_names_the_missing_tensor(tmp_path, missing):
     arrays = source_arrays()
     del arrays[missing]
-    path = write(tmp_path / "x.onnx", model(flat(arrays)))
+    path = write(tmp_path / "x.onnx", model(graph_of_initializers(arrays)))
     with pytest.raises(ConversionError, match=r"x\.onnx: has no .*give silero_vad\.onnx of the silero-vad wheel"):
         read_silero(path)
 
@@ -151,7 +155,7 @@ for _ in range(40):
         (model(field(5, 9)), "not an ONNX model"),
     ],
 )
-def test_a_damaged_file_is_refused_in_one_line(tmp_path, content, reason):
+def test_damaged_file_is_refused_in_one_line(tmp_path, content, reason):
     path = write(tmp_path / "x.onnx", content)
     with pytest.raises(ConversionError, match=reason) as error:
         read_onnx(path)
@@ -159,7 +163,7 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path, content, reason):
     assert "\n" not in str(error.value)
 
 
-def test_random_damage_never_escapes(tmp_path):
+def test_random_damage_raises_no_other_error(tmp_path):
     rng = np.random.default_rng(0)
     small = model(field(5, tensor("w", np.ones((2, 3), np.float32))) + field(1, constant("c", np.ones(2, np.float32))))
     messages = []
@@ -176,7 +180,7 @@ def test_random_damage_never_escapes(tmp_path):
     assert not any("\n" in message for message in messages)
 
 
-def test_other_onnx_files_are_no_speech_detectors(tmp_path):
+def test_other_onnx_files_are_refused(tmp_path):
     assert not holds_speech_detector(write(tmp_path / "x.onnx", model(b"")))
     assert not holds_speech_detector(write(tmp_path / "x.bin", WHOLE))
     assert not holds_speech_detector(tmp_path / "missing.onnx")

@@ -21,7 +21,7 @@ from helpers.weights import random_tensors, small_config, variables_of
 MEAN = np.linspace(-1, 1, 192, dtype=np.float32)
 
 
-def refused(directory, **options):
+def conversion_error(directory, **options):
     with pytest.raises(ConversionError) as error:
         convert(directory, **options)
     message = str(error.value)
@@ -30,7 +30,7 @@ def refused(directory, **options):
     return message
 
 
-def test_a_published_directory_converts(tmp_path):
+def test_published_directory_is_converted(tmp_path):
     bundle = convert(publish(tmp_path))
     assert bundle.config == SB_CONFIG
     assert bundle.config.fbank == PRESETS["speechbrain"].fbank
@@ -44,7 +44,7 @@ def test_a_published_directory_converts(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(192,), (1, 192)])
-def test_the_mean_embedding_is_kept_and_not_used(tmp_path, shape):
+def test_mean_embedding_is_stored_but_not_used(tmp_path, shape):
     old = {"spk_dict_mean": {3: MEAN}, "spk_dict_std": {}, "spk_dict_count": {3: 10}}
     saved = {"count": 12, "glob_mean": MEAN.reshape(shape), "glob_std": np.ones(192, np.float32), **old}
     bundle = convert(publish(tmp_path, mean=saved))
@@ -71,13 +71,13 @@ def test_the_mean_embedding_is_kept_and_not_used(tmp_path, shape):
         (Call("os", "system", ("true",)), "names os.system"),
     ],
 )
-def test_a_file_without_a_mean_is_refused(tmp_path, mean, words):
-    message = refused(publish(tmp_path, mean=mean))
+def test_file_without_a_mean_is_refused(tmp_path, mean, words):
+    message = conversion_error(publish(tmp_path, mean=mean))
     assert message.startswith(str(tmp_path / "mean_var_norm_emb.ckpt"))
     assert words in message
 
 
-def test_the_network_is_read_from_the_file(tmp_path):
+def test_network_is_read_from_hyperparams(tmp_path):
     config = small_config("speechbrain", width=32, dilations=(3, 1, 5), n_mels=60, embedding_dim=64, res2_scale=4)
     changes = [
         ("n_mels: 80", "n_mels: 60"),
@@ -99,7 +99,7 @@ def test_the_network_is_read_from_the_file(tmp_path):
         ("wav_augment: !name:", "wav_augment: !new:"),
     ],
 )  # fmt: skip
-def test_what_changes_nothing_is_accepted(tmp_path, change):
+def test_settings_without_effect_are_accepted(tmp_path, change):
     assert convert(publish(tmp_path, change)).config == SB_CONFIG
 
 
@@ -177,18 +177,18 @@ def ecapa(argument):
         ((MODULE, "    embedding_model: net\n    mean"), "net, which is not"),
     ],
 )  # fmt: skip
-def test_what_is_not_supported_is_named(tmp_path, change, words):
-    message = refused(publish(tmp_path, change))
+def test_error_names_the_unsupported_setting(tmp_path, change, words):
+    message = conversion_error(publish(tmp_path, change))
     assert message.startswith(f"{tmp_path / 'hyperparams.yaml'}: ")
     assert words in message
 
 
-def test_missing_parts_are_named(tmp_path):
+def test_error_names_missing_parts(tmp_path):
     publish(tmp_path)
     for part in ("compute_features", "mean_var_norm", "embedding_model"):
         text = HYPERPARAMS.replace(f"\n{part}:", f"\nmy_{part}:").replace(f"    {part}: !ref <{part}>\n", "")
         (tmp_path / "hyperparams.yaml").write_text(text)
-        assert f"it defines no {part} (!new:speechbrain." in refused(tmp_path)
+        assert f"it defines no {part} (!new:speechbrain." in conversion_error(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -205,32 +205,34 @@ def test_missing_parts_are_named(tmp_path):
         ({"global_context": False}, "global_context gives global_context True, the tensors False"),
     ],
 )
-def test_tensors_of_another_network_are_refused(tmp_path, change, words):
+def test_tensors_that_do_not_fit_hyperparams_are_refused(tmp_path, change, words):
     config = dataclasses.replace(SB_CONFIG.ecapa, **change)
-    message = refused(publish(tmp_path, content=random_tensors(config)))
+    message = conversion_error(publish(tmp_path, content=random_tensors(config)))
     assert message.startswith(f"{tmp_path / 'embedding_model.ckpt'}: hyperparams.yaml describes another network: ")
     assert words in message
 
 
-def test_blocks_of_another_number_are_refused(tmp_path):
+def test_other_number_of_blocks_is_refused(tmp_path):
     publish(tmp_path, ("[1, 2, 3, 4, 1]", "[1, 2, 3, 1]"), ("[5, 3, 3, 3, 1]", "[5, 3, 3, 1]"), ("[16, 16,", "[16,"))
-    assert "has 3 SE-Res2 blocks and 2 dilations are known (2,3)" in refused(tmp_path)
-    # Dilations of the command line do not make the rest fit.
-    assert "hyperparams.yaml describes another network: channels gives" in refused(tmp_path, dilations=(2, 3, 4))
+    assert "has 3 SE-Res2 blocks and 2 dilations are known (2,3)" in conversion_error(tmp_path)
+    # The dilations option does not make the other settings fit.
+    assert "hyperparams.yaml describes another network: channels gives" in conversion_error(
+        tmp_path, dilations=(2, 3, 4)
+    )
 
 
-def test_dilations_of_the_command_line_win(tmp_path):
+def test_dilations_option_overrides_hyperparams(tmp_path):
     assert convert(publish(tmp_path), dilations=(1, 1, 2)).config.ecapa.dilations == (1, 1, 2)
 
 
-def test_a_damaged_tensor_is_named_rather_than_the_file(tmp_path):
+def test_error_names_the_damaged_tensor(tmp_path):
     content = tensors()
     content["fc.conv.weight"] = content["fc.conv.weight"].transpose(1, 0, 2)
-    message = refused(publish(tmp_path, content=content))
+    message = conversion_error(publish(tmp_path, content=content))
     assert "fc.conv.weight has shape (96, 192, 1), expected" in message
 
 
-def test_halves_convert(tmp_path):
+def test_half_precision_tensors_are_converted(tmp_path):
     content = {name: a.astype(ml_dtypes.bfloat16) if a.dtype == np.float32 else a for name, a in tensors().items()}
     bundle = convert(publish(tmp_path, content=content))
     assert_same_leaves(
@@ -238,10 +240,10 @@ def test_halves_convert(tmp_path):
     )
 
 
-def test_the_preset_fills_in_without_hyperparams(tmp_path):
+def test_preset_is_used_without_hyperparams(tmp_path):
     publish(tmp_path)
     (tmp_path / "hyperparams.yaml").unlink()
-    assert "pass --family" in refused(tmp_path)
+    assert "pass --family" in conversion_error(tmp_path)
     assert convert(tmp_path, family="speechbrain").config == SB_CONFIG
 
 
@@ -260,7 +262,7 @@ def test_the_preset_fills_in_without_hyperparams(tmp_path):
         ),
     ],
 )
-def test_arguments_and_defaults_are_those_of_the_package(module, name, known, unused):
+def test_arguments_and_defaults_equal_those_of_the_package(module, name, known, unused):
     pytest.importorskip("torch")
     cls = getattr(pytest.importorskip(f"speechbrain.{module}"), name)
     assert f"!new:{cls.__module__}.{cls.__name__}" in (speechbrain.ECAPA, speechbrain.FBANK, speechbrain.NORMALIZATION)
@@ -275,7 +277,7 @@ def test_arguments_and_defaults_are_those_of_the_package(module, name, known, un
 
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore")
-def test_the_package_makes_the_same_model_of_the_same_directory(tmp_path):
+def test_package_builds_the_same_model_from_the_directory(tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip("speechbrain.lobes.features")
     load = pytest.importorskip("hyperpyyaml").load_hyperpyyaml
@@ -297,7 +299,7 @@ def test_the_package_makes_the_same_model_of_the_same_directory(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["!name:torch.nn.LeakyReLU", "torch.nn.LeakyReLU"])
-def test_language_identification_is_recognised_by_its_activation(tmp_path, name):
+def test_language_identification_is_recognized_by_its_activation(tmp_path, name):
     network = {"n_mels": 60, "embedding_dim": 256, "activation": "leaky_relu", "activation_scope": "outer"}
     config = small_config("speechbrain", width=16, **network)
     changes = [("n_mels: 80", "n_mels: 60"), ("lin_neurons: 192", f"lin_neurons: 256\n    activation: {name}")]

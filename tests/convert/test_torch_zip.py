@@ -22,7 +22,7 @@ def read(data):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4), (0,), (0, 3)])
-def test_arrays_come_back_bit_for_bit(dtype, shape):
+def test_arrays_are_read_bit_for_bit(dtype, shape):
     values = np.asarray(np.random.default_rng(0).standard_normal(shape) * 9).astype(dtype)
     array = read(torch_zip_bytes({"x": values}))["x"]
     assert_same(array, values)
@@ -30,12 +30,12 @@ def test_arrays_come_back_bit_for_bit(dtype, shape):
     assert not array.flags.writeable
 
 
-def test_nan_payloads_and_signed_zeros_are_kept():
+def test_nan_payloads_and_signed_zeros_are_preserved():
     bits = np.array([0x7FC00001, 0xFFC12345, 0x80000000, 0x00000001], np.uint32)
     assert read(torch_zip_bytes(bits.view(np.float32))).view(np.uint32).tolist() == bits.tolist()
 
 
-def test_containers_come_back_and_metadata_is_dropped():
+def test_containers_are_read_and_metadata_is_dropped():
     state = OrderedDict(w=BASE.reshape(4, 6), n=np.array(3))
     state._metadata = OrderedDict({"": {"version": 1}})
     content = {"state_dict": state, "epoch": 3, 7: [1.5, None, (True, -(2**40), b"\0")], "": {}, "ö": "ä"}
@@ -44,13 +44,13 @@ def test_containers_come_back_and_metadata_is_dropped():
     assert not hasattr(got["state_dict"], "_metadata")
 
 
-def test_a_torch_size_and_a_parameter_come_back_plain():
+def test_torch_size_and_parameter_are_read_as_plain_values():
     size = Call("torch", "Size", ((2, 3),))
     parameter = Call("torch._utils", "_rebuild_parameter", (BASE, True, OrderedDict()))
     assert_same(read(torch_zip_bytes([size, parameter])), [(2, 3), BASE])
 
 
-def test_views_have_the_values_of_their_strides_and_offset():
+def test_views_use_their_strides_and_offset():
     views = {
         "whole": View(BASE, 0, (4, 6), (6, 1)),
         "transposed": View(BASE, 0, (6, 4), (1, 6)),
@@ -70,7 +70,7 @@ def test_views_have_the_values_of_their_strides_and_offset():
 
 
 @pytest.mark.parametrize("prefix", ["", "archive/", "avg_model.pt/", "wéights/"])
-def test_any_top_folder_will_do(prefix):
+def test_any_top_level_folder_is_accepted(prefix):
     assert_same(read(torch_zip_bytes([BASE], prefix=prefix)), [BASE])
 
 
@@ -111,7 +111,7 @@ def tree_to_numpy(torch, node):
 
 @pytest.mark.peers
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_what_pytorch_saves_is_read_the_same(torch, protocol):
+def test_files_saved_by_pytorch_are_read_equally(torch, protocol):
     torch.manual_seed(0)
     base = torch.randn(6, 8)
     module = torch.nn.Sequential(torch.nn.Conv1d(3, 4, 5), torch.nn.BatchNorm1d(4))
@@ -134,7 +134,7 @@ def test_what_pytorch_saves_is_read_the_same(torch, protocol):
 
 
 @pytest.mark.peers
-def test_pytorch_reads_what_the_writer_writes(torch):
+def test_pytorch_reads_files_of_the_test_writer(torch):
     rng = np.random.default_rng(0)
     state = OrderedDict((str(dtype), (rng.standard_normal((2, 3)) * 9).astype(dtype)) for dtype in DTYPES)
     state._metadata = OrderedDict({"": {"version": 1}})
@@ -152,7 +152,7 @@ def test_pytorch_reads_what_the_writer_writes(torch):
 
 
 @pytest.mark.peers
-def test_what_pytorch_saves_beyond_weights_is_refused_by_name(torch):
+def test_error_names_pytorch_objects_other_than_weights(torch):
     tagged = torch.zeros(2)
     tagged.note = "x"
     cases = {

@@ -24,7 +24,7 @@ def read(data, **options):
     return read_torch_zip(io.BytesIO(data), "x.pt", **options)
 
 
-def refused(data, **options):
+def conversion_error(data, **options):
     with pytest.raises(ConversionError) as error:
         read(data, **options)
     message = str(error.value)
@@ -34,8 +34,8 @@ def refused(data, **options):
     return message
 
 
-def tensor(array):
-    """The opcodes of a tensor on storage 0."""
+def tensor_opcodes(array):
+    """Returns the opcodes of a tensor on storage 0."""
     parts = name("torch._utils", "_rebuild_tensor_v2").opcodes + b"((X\x07\0\0\0storage"
     parts += name("torch", "FloatStorage").opcodes + b"X\1\0\0\x000X\3\0\0\0cpuK" + bytes([array.size]) + b"tQ"
     return parts + b"K\0K" + bytes([array.size]) + b"\x85K\x01\x85\x89NtR"
@@ -56,7 +56,7 @@ def tensor(array):
     ],
 )
 @pytest.mark.parametrize("opcode", ["GLOBAL", "STACK_GLOBAL", "INST"])
-def test_a_foreign_name_is_refused_by_name_and_not_run(tmp_path, module, attribute, opcode):
+def test_unknown_global_is_refused_and_not_executed(tmp_path, module, attribute, opcode):
     sentinel = tmp_path / "ran"
     command = f"touch {sentinel}" if "system" in attribute else f"open({str(sentinel)!r}, 'w')"
     argument = b"X" + struct.pack("<I", len(command)) + command.encode()
@@ -66,7 +66,7 @@ def test_a_foreign_name_is_refused_by_name_and_not_run(tmp_path, module, attribu
         "STACK_GLOBAL": texts + b"\x93" + argument + b"\x85R",
         "INST": b"(" + argument + b"i" + name(module, attribute).opcodes[1:],
     }
-    message = refused(pack({"x": BASE, "y": Raw(opcodes[opcode])}))
+    message = conversion_error(pack({"x": BASE, "y": Raw(opcodes[opcode])}))
     if len(module) < 99 and module.isprintable():
         assert f"names {module}.{attribute}, " in message
     assert "nothing of it was run" in message
@@ -88,15 +88,15 @@ def test_a_foreign_name_is_refused_by_name_and_not_run(tmp_path, module, attribu
     ],
 )
 def test_opcodes_that_weights_do_not_need_are_refused(opcodes):
-    assert "which plain weights don't need, and nothing of it was run" in refused(pack(Raw(opcodes)))
+    assert "which plain weights don't need, and nothing of it was run" in conversion_error(pack(Raw(opcodes)))
 
 
 @pytest.mark.parametrize(
     "opcodes",
     [
         b"}}b",  # BUILD on a dict
-        b"ccollections\nOrderedDict\n)R}X\1\0\0\0aK\1sb",  # ... of another attribute
-        tensor(BASE) + b"}b",
+        b"ccollections\nOrderedDict\n)R}X\1\0\0\0aK\1sb",  # BUILD that sets another attribute
+        tensor_opcodes(BASE) + b"}b",
         b"ctorch\nFloatStorage\n}b",
         b"ctorch\nFloatStorage\n)R",
         b"X\1\0\0\0a)R",
@@ -112,7 +112,7 @@ def test_opcodes_that_weights_do_not_need_are_refused(opcodes):
         b"K\1Q",
         b"(X\7\0\0\0storageK\1X\1\0\0\x000X\3\0\0\0cpuK\1tQ",
         b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\x000X\3\0\0\0cpuK\1tQ",  # a storage as a value
-        b"h\7",  # a memo never put
+        b"h\7",  # a memo index that was never stored
         b"t",
         b"R",
         b"0",
@@ -127,8 +127,8 @@ def test_opcodes_that_weights_do_not_need_are_refused(opcodes):
         b"ctorch.serialization\n_get_layout\nX\x10\0\0\0torch.sparse_coo\x85R",
     ],
 )
-def test_pickles_that_make_no_sense_are_refused(opcodes):
-    refused(pack(Raw(opcodes), members={"data/0": BASE.tobytes()}))
+def test_invalid_pickles_are_refused(opcodes):
+    conversion_error(pack(Raw(opcodes), members={"data/0": BASE.tobytes()}))
 
 
 @pytest.mark.parametrize(
@@ -157,27 +157,27 @@ def test_pickles_that_make_no_sense_are_refused(opcodes):
         (View(BASE, 0, (0, 2**62, 2**62), (1, 1, 1)), "damaged"),
     ],
 )
-def test_lying_views_are_refused_before_anything_is_allocated(view, words):
+def test_views_outside_their_storage_are_refused_before_allocation(view, words):
     data = pack([view])
     start = time.perf_counter()
     tracemalloc.start()
     try:
-        assert words in refused(data)
+        assert words in conversion_error(data)
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
     assert time.perf_counter() - start < 5
 
 
-def test_the_bound_is_on_all_tensors_together():
+def test_size_limit_applies_to_the_sum_of_all_tensors():
     data = pack([View(BASE, 0, (10, 24), (0, 1)) for _ in range(10)])
     assert len(read(data, max_bytes=9600)) == 10
-    assert "claim over 9599 bytes" in refused(data, max_bytes=9599)
+    assert "claim over 9599 bytes" in conversion_error(data, max_bytes=9599)
 
 
-def test_a_missing_storage_and_a_wrong_bool_are_refused():
-    assert "archive/data/7" in refused(pack(Raw(tensor(BASE).replace(b"\x000X", b"\x007X"))))
-    assert "bool" in refused(pack(np.array([True, False]), members={"data/0": b"\x01\x02"}))
+def test_missing_storage_and_invalid_bool_are_refused():
+    assert "archive/data/7" in conversion_error(pack(Raw(tensor_opcodes(BASE).replace(b"\x000X", b"\x007X"))))
+    assert "bool" in conversion_error(pack(np.array([True, False]), members={"data/0": b"\x01\x02"}))
 
 
 @pytest.mark.parametrize(
@@ -185,39 +185,39 @@ def test_a_missing_storage_and_a_wrong_bool_are_refused():
     [
         b"]" * 20_000 + b"a" * 19_999,
         b"]" + b"\x85" * 20_000,
-        b"]q\0h\0a",  # a list in itself
+        b"]q\0h\0a",  # a list that contains itself
         b"}q\0X\1\0\0\0ah\0s",
         b"]q\0" + b"(" + b"h\0" * 50_000 + b"e",
     ],
 )
 def test_deep_and_cyclic_pickles_are_refused(opcodes):
-    assert "hold each other or are nested too deep" in refused(pack(Raw(opcodes)))
+    assert "hold each other or are nested too deep" in conversion_error(pack(Raw(opcodes)))
 
 
 def test_endless_pickles_are_refused(monkeypatch):
     monkeypatch.setattr(pickle_machine, "_MAX_OPCODES", 1000)
-    assert "too many objects" in refused(pack([None] * 1000))
+    assert "too many objects" in conversion_error(pack([None] * 1000))
     monkeypatch.setattr(torch_zip, "MAX_PICKLE", 1000)
-    assert "data.pkl is over" in refused(pack([None] * 1000))
+    assert "data.pkl is over" in conversion_error(pack([None] * 1000))
 
 
-def test_a_name_that_is_no_text_is_not_spelled_out():
+def test_unprintable_global_name_is_not_in_the_message():
     levels = b"".join(b"](h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(50))
-    assert "what is no text" in refused(pack(Raw(b"]q\0" + levels + b"K\1\x93")))
+    assert "what is no text" in conversion_error(pack(Raw(b"]q\0" + levels + b"K\1\x93")))
 
 
-def test_a_pickle_that_names_one_list_exponentially_often_is_read_in_no_time():
+def test_pickle_with_exponentially_shared_list_is_read_quickly():
     levels = b"".join(b"](h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(50))
     content = read(pack(Raw(b"]q\0" + levels)))
     assert content[0] is content[1]
 
 
-def test_an_absurd_memo_index_costs_nothing():
+def test_huge_memo_index_uses_little_memory():
     assert read(pack(Raw(b"}r\xff\xff\xff\xff"))) == {}
 
 
 def test_compressed_duplicate_and_overlapping_members_are_refused():
-    assert "is compressed" in refused(pack([np.zeros(10**6)], compression=zipfile.ZIP_DEFLATED))
+    assert "is compressed" in conversion_error(pack([np.zeros(10**6)], compression=zipfile.ZIP_DEFLATED))
     file = io.BytesIO(pack([BASE]))
     with zipfile.ZipFile(file, "a") as archive:
         for number in range(200):
@@ -225,26 +225,26 @@ def test_compressed_duplicate_and_overlapping_members_are_refused():
             twin.filename = f"archive/data/{number + 1}"
             archive.filelist.append(twin)
         archive.writestr("archive/x", b"")
-    assert "more bytes than the file has" in refused(file.getvalue())
+    assert "more bytes than the file has" in conversion_error(file.getvalue())
     twice = pack([BASE], members={"data/1": b""}).replace(b"archive/data/1", b"archive/data/0")
-    assert "same name" in refused(twice)
+    assert "same name" in conversion_error(twice)
 
 
 def test_big_endian_files_are_refused():
-    assert "not little-endian" in refused(pack([BASE], members={"byteorder": b"big"}))
+    assert "not little-endian" in conversion_error(pack([BASE], members={"byteorder": b"big"}))
 
 
-def test_archives_that_are_no_checkpoint_say_what_they_are():
-    assert "TorchScript" in refused(pack([BASE], members={"constants.pkl": b"", "code/x.py": b""}))
-    assert "TorchScript" in refused(pack([BASE], members={"code/__torch__.py": b""}))
+def test_error_names_the_format_of_other_archives():
+    assert "TorchScript" in conversion_error(pack([BASE], members={"constants.pkl": b"", "code/x.py": b""}))
+    assert "TorchScript" in conversion_error(pack([BASE], members={"code/__torch__.py": b""}))
     file = io.BytesIO()
     np.savez(file, a=BASE)
-    assert "it holds a.npy); unpack" in refused(file.getvalue())
+    assert "it holds a.npy); unpack" in conversion_error(file.getvalue())
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         assert archive.namelist() == []
-    assert "it holds nothing" in refused(file.getvalue())
-    assert "holds model/archive/data.pkl, " in refused(pack([BASE], prefix="model/archive/"))
+    assert "it holds nothing" in conversion_error(file.getvalue())
+    assert "holds model/archive/data.pkl, " in conversion_error(pack([BASE], prefix="model/archive/"))
 
 
 SMALL = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(3, np.int64), "n": [1, "two"]}
@@ -253,7 +253,7 @@ SMALL_BYTES = pack(SMALL)
 
 @pytest.mark.parametrize("length", [*range(0, len(SMALL_BYTES), 29), len(SMALL_BYTES) - 1])
 def test_truncated_files_are_refused(length):
-    refused(SMALL_BYTES[:length])
+    conversion_error(SMALL_BYTES[:length])
 
 
 def attempt(data):
@@ -271,7 +271,7 @@ def check_damaged(data):
 
 @settings(deadline=None, max_examples=300)
 @given(st.integers(0, 8 * len(SMALL_BYTES) - 1))
-def test_a_flipped_bit_changes_nothing_or_is_refused(bit):
+def test_flipped_bit_is_refused_or_has_no_effect(bit):
     data = bytearray(SMALL_BYTES)
     data[bit // 8] ^= 1 << bit % 8
     check_damaged(bytes(data))
@@ -279,7 +279,7 @@ def test_a_flipped_bit_changes_nothing_or_is_refused(bit):
 
 @settings(deadline=None, max_examples=100)
 @given(st.data())
-def test_overwritten_bytes_change_nothing_or_are_refused(data):
+def test_overwritten_bytes_are_refused_or_have_no_effect(data):
     start = data.draw(st.integers(0, len(SMALL_BYTES) - 1))
     patch = data.draw(st.binary(min_size=1, max_size=16))
     check_damaged((SMALL_BYTES[:start] + patch + SMALL_BYTES[start + len(patch) :])[: len(SMALL_BYTES)])
@@ -287,5 +287,5 @@ def test_overwritten_bytes_change_nothing_or_are_refused(data):
 
 @settings(deadline=None, max_examples=300)
 @given(st.lists(st.sampled_from([bytes([code]) for code in b"(.0]}e)Rbsuatq\0h\0NK\1QX\x85\x86\x93"]), max_size=30))
-def test_random_opcodes_never_raise_another_error(opcodes):
+def test_random_opcodes_raise_no_other_error(opcodes):
     attempt(pack(Raw(b"".join(opcodes))))

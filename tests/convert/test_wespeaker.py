@@ -20,7 +20,7 @@ SMALL = dataclasses.replace(PRESET.ecapa, channels=(16,) * 4, mfa_channels=48)
 TENSORS = published.random_values(published.wespeaker_shapes(SMALL))
 
 
-def refused(source, **options):
+def conversion_error(source, **options):
     with pytest.raises(ConversionError) as error:
         convert(source, **options)
     assert "\n" not in str(error.value)
@@ -28,7 +28,7 @@ def refused(source, **options):
     return str(error.value)
 
 
-def test_a_file_converts_by_its_layout_alone(tmp_path):
+def test_file_is_recognized_by_its_layout(tmp_path):
     write_torch_zip(tmp_path / "model.pt", TENSORS)
     bundle = convert(tmp_path / "model.pt")
     assert bundle.provenance["family"] == "wespeaker"
@@ -36,7 +36,7 @@ def test_a_file_converts_by_its_layout_alone(tmp_path):
     back = invert_rules(wespeaker.rules(bundle.config.ecapa), bundle.variables)
     assert_same(back, {name: TENSORS[name] for name in back})
     assert back.keys() | bundle.source_extra.keys() == TENSORS.keys()
-    assert "but of wespeaker" in refused(tmp_path / "model.pt", family="3dspeaker")
+    assert "but of wespeaker" in conversion_error(tmp_path / "model.pt", family="3dspeaker")
 
 
 VARIANTS = {
@@ -53,16 +53,16 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_shapes_tell_all_but_which_single_statistic(tmp_path, name):
+def test_shapes_determine_the_pooling_except_single_statistics(tmp_path, name):
     change, arguments = VARIANTS[name]
     config = dataclasses.replace(SMALL, **change)
     tensors = published.random_values(published.wespeaker_shapes(config))
-    tensors["bn.num_batches_tracked"] = np.array(2.5, np.float32)  # of an averaged model
+    tensors["bn.num_batches_tracked"] = np.array(2.5, np.float32)  # the counter of an averaged model
     content = {**tensors, "projection.weight": np.ones((6, config.embedding_dim), np.float32)}
     path = tmp_path / "avg_model.pt"
     write_torch_zip(path, {"state_dict": content})
     if config.pooling in ("mean", "std"):
-        assert "TAP or TSDP, which have the same tensors" in refused(path)
+        assert "TAP or TSDP, which have the same tensors" in conversion_error(path)
         base = dataclasses.replace(PRESET.ecapa, pooling=config.pooling, global_context=False)
         assert wespeaker.infer(tensors, base) == config
     else:
@@ -77,20 +77,20 @@ def test_shapes_tell_all_but_which_single_statistic(tmp_path, name):
     assert "pooling" in named
 
 
-def test_a_published_directory_converts_and_is_compared_with_its_config(tmp_path, monkeypatch):
-    # The small network stands for the published one.
+def test_published_directory_is_converted_and_checked_against_its_config(tmp_path, monkeypatch):
+    # The test treats the small network as the published one.
     monkeypatch.setattr(wespeaker, "MODEL", wespeaker.re.compile(r"ECAPA_TDNN_(GLOB_)?c(16)"))
     document = {**published.wespeaker_document(), "model": "ECAPA_TDNN_GLOB_c16"}
     assert convert(published.wespeaker(tmp_path, TENSORS, document)).config.ecapa == SMALL
     other = {**published.wespeaker_document(embed_dim=256), "model": "ECAPA_TDNN_c16"}
-    message = refused(published.wespeaker(tmp_path, TENSORS, other))
+    message = conversion_error(published.wespeaker(tmp_path, TENSORS, other))
     assert "config.yaml describes another network: model gives global_context False, the tensors True" in message
     assert "embed_dim gives embedding_dim 256, the tensors 192" in message
     run = tmp_path / "exp"
     run.mkdir()
     published.wespeaker(run / "models", TENSORS)
     (run / "config.yaml").write_text("model: 3")
-    assert f"{run / 'config.yaml'}: it names no model" in refused(run / "models")
+    assert f"{run / 'config.yaml'}: it names no model" in conversion_error(run / "models")
 
 
 @pytest.mark.parametrize(
@@ -109,9 +109,9 @@ def test_a_published_directory_converts_and_is_compared_with_its_config(tmp_path
         ({"dataset_args": {"fbank_args": {"window_type": "povey"}}}, "window_type, which this converter does not"),
     ],
 )
-def test_a_config_of_what_is_not_built_is_refused(tmp_path, change, words):
+def test_config_of_an_unsupported_model_is_refused(tmp_path, change, words):
     document = {**published.wespeaker_document(), **change}
-    message = refused(published.wespeaker(tmp_path, TENSORS, document))
+    message = conversion_error(published.wespeaker(tmp_path, TENSORS, document))
     assert message.startswith(f"{tmp_path / 'config.yaml'}: ")
     assert words in message
 
@@ -130,8 +130,8 @@ def test_a_config_of_what_is_not_built_is_refused(tmp_path, change, words):
         ("? {a: 1}\n: b", "is not YAML"),
     ],
 )
-def test_a_config_that_is_none_is_refused(tmp_path, text, words):
-    message = refused(published.wespeaker(tmp_path, TENSORS, text))
+def test_invalid_config_is_refused(tmp_path, text, words):
+    message = conversion_error(published.wespeaker(tmp_path, TENSORS, text))
     assert message.startswith(f"{tmp_path / 'config.yaml'}: ")
     assert words in message
 
@@ -148,11 +148,11 @@ def test_a_config_that_is_none_is_refused(tmp_path, text, words):
         (lambda t: [t.pop(n) for n in list(t) if n.startswith("layer4.")], "has 2 SE-Res2 blocks"),
     ],
 )
-def test_a_damaged_checkpoint_is_named(tmp_path, change, words):
+def test_error_names_the_damaged_checkpoint(tmp_path, change, words):
     content = dict(TENSORS)
     change(content)
     write_torch_zip(tmp_path / "avg_model.pt", content)
-    assert words in refused(tmp_path)
+    assert words in conversion_error(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -164,9 +164,9 @@ def test_a_damaged_checkpoint_is_named(tmp_path, change, words):
         ({}, 14_657_088),
     ],
 )
-def test_the_published_models_have_the_published_numbers_of_parameters(changes: dict, total: int):
+def test_published_models_have_the_published_parameter_counts(changes: dict, total: int):
     config = dataclasses.replace(PRESET.ecapa, **changes)
-    assert parameters(config) == total
+    assert count_parameters(config) == total
     shapes = published.wespeaker_shapes(config)
     assert sum(math.prod(shape) for name, shape in shapes.items() if "running" not in name) == total
     empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
@@ -175,12 +175,12 @@ def test_the_published_models_have_the_published_numbers_of_parameters(changes: 
     assert {rule.source for rule in table} == shapes.keys()
 
 
-def parameters(config: EcapaConfig) -> int:
+def count_parameters(config: EcapaConfig) -> int:
     model = dataclasses.replace(PRESET, ecapa=config)
     return sum(math.prod(leaf.shape) for leaf in flatten(functional.abstract(model)["params"]).values())
 
 
-def test_every_tensor_fills_its_place():
+def test_every_tensor_fills_its_leaf():
     shapes = functional.abstract(dataclasses.replace(PRESET, ecapa=SMALL))
     variables, skipped = apply_rules(wespeaker.rules(SMALL), wespeaker.FAMILY.ignored, TENSORS, shapes)
     assert len(skipped) == 29

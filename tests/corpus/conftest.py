@@ -1,4 +1,4 @@
-"""A small model, and a folder of good and bad recordings."""
+"""Fixtures: a small model, and a folder with good and bad recordings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def encoder(bundle: Path) -> SpeakerEncoder:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 good recordings of one length bucket, `good_00.wav` to `good_23.wav`, and a bad one of every kind."""
+    """Writes 24 good recordings of one length bucket, `good_00.wav` to `good_23.wav`, and a bad one of every kind."""
     root = tmp_path_factory.mktemp("recordings")
     for index in range(24):
         write_speech(root / f"good_{index:02d}.wav", 0.5 + 0.02 * index, seed=index)

@@ -1,4 +1,4 @@
-"""`ecapa-jax embed --manifest`: results, refusals, progress, and a stop by signal."""
+"""Tests of `ecapa-jax embed --manifest`: results, refused input, progress, and stopping by a signal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ecapa_jax import api
 from ecapa_jax.cli.progress import CorpusProgress, clock, stop_signals
 from ecapa_jax.encoder import SpeakerEncoder
 from helpers.bundles import contents
-from helpers.cli import PROGRAM, refused, run
+from helpers.cli import PROGRAM, run, run_refused
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def wav_scp(tmp_path: Path) -> Path:
 
 
 @pytest.mark.usefixtures("one_encoder")
-def test_a_manifest_becomes_a_directory(capsys, tmp_path, folder, wav_scp) -> None:
+def test_manifest_is_embedded_into_a_directory(capsys, tmp_path, folder, wav_scp) -> None:
     arguments = ["embed", "--manifest", wav_scp, "--output", tmp_path / "out", "--audio-root", folder]
     first = run(capsys, *arguments, "--json")
     assert (first.code, first.err) == (0, "")
@@ -55,7 +55,7 @@ def test_a_manifest_becomes_a_directory(capsys, tmp_path, folder, wav_scp) -> No
     ]
     retried = run(capsys, *arguments, "--retry-errors")
     assert retried.out.splitlines()[2].startswith("3 embedded now, 0.")
-    assert "another --shard-size" in refused(capsys, tmp_path, *arguments, "--shard-size", 2)
+    assert "another --shard-size" in run_refused(capsys, tmp_path, *arguments, "--shard-size", 2)
 
 
 @pytest.mark.usefixtures("one_encoder")
@@ -87,17 +87,17 @@ def test_relative_paths_are_relative_to_the_working_directory(capsys, tmp_path, 
         (["--manifest", "wav.scp", "--output", "out", "--shard-size", "0"], "the shard size is 0"),
     ],
 )
-def test_refusals_leave_nothing(capsys, tmp_path, monkeypatch, wav_scp, bundle, arguments, words) -> None:
+def test_refused_commands_write_nothing(capsys, tmp_path, monkeypatch, wav_scp, bundle, arguments, words) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     model = [] if "--model" in arguments else ["--model", bundle]
-    assert words in refused(capsys, tmp_path, "embed", *arguments, *model)
+    assert words in run_refused(capsys, tmp_path, "embed", *arguments, *model)
 
 
-def test_a_missing_package_is_named(capsys, tmp_path, wav_scp, monkeypatch) -> None:
+def test_error_names_the_missing_package(capsys, tmp_path, wav_scp, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    message = refused(capsys, tmp_path, "embed", "--manifest", wav_scp, "--output", tmp_path / "out")
+    message = run_refused(capsys, tmp_path, "embed", "--manifest", wav_scp, "--output", tmp_path / "out")
     assert "pip install 'ecapa-jax[corpus]'" in message
 
 
@@ -108,7 +108,7 @@ def test_help_names_the_options(capsys) -> None:
     assert "None" not in shown
 
 
-def test_progress_says_how_fast_and_how_long(monkeypatch) -> None:
+def test_progress_shows_speed_and_remaining_time(monkeypatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     out = io.StringIO()
@@ -116,7 +116,7 @@ def test_progress_says_how_fast_and_how_long(monkeypatch) -> None:
         progress.advance(30, 144000.0, True)
         progress.advance(1, 0.0, False)
         now = 160.0
-        progress.advance(9, 36000.0, False)  # the batch that compiles does not count
+        progress.advance(9, 36000.0, False)  # the first batch compiles and is not counted
         assert progress._progress.tasks[0].description == "continuing"
         now = 162.0
         progress.advance(10, 36000.0, False)
@@ -125,7 +125,7 @@ def test_progress_says_how_fast_and_how_long(monkeypatch) -> None:
     assert [clock(s) for s in (0.0, 59.6, 3599.0, 3600.0, 90061.0)] == ["0:00", "1:00", "59:59", "1:00:00", "25:01:01"]
 
 
-def test_progress_is_for_terminals() -> None:
+def test_progress_is_shown_on_terminals_only() -> None:
     out = io.StringIO()
     for console, quiet in ((Console(file=out), False), (Console(file=out, force_terminal=True), True)):
         with CorpusProgress(3, console=console, quiet=quiet) as progress:
@@ -134,7 +134,7 @@ def test_progress_is_for_terminals() -> None:
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_a_request_and_the_second_is_an_order(kind: int) -> None:
+def test_first_signal_stops_gracefully_and_second_signal_at_once(kind: int) -> None:
     before = signal.getsignal(kind)
     received: list[int] = []
     signal.signal(kind, lambda number, _: received.append(number))
@@ -159,7 +159,7 @@ def start(*arguments: object, **options) -> subprocess.Popen:
 
 
 def test_sigterm_saves_the_state_and_exits_with_75(tmp_path, bundle, folder) -> None:
-    """Stopped behind the first shard of many; the same command then embeds the rest."""
+    """The run is stopped after the first shard. The same command then embeds the rest."""
     names = [tmp_path / f"{index:04d}.wav" for index in range(2000)]
     for name in names:
         os.link(folder / "good_00.wav", name)
@@ -187,7 +187,7 @@ def test_sigterm_saves_the_state_and_exits_with_75(tmp_path, bundle, folder) -> 
 
 
 @pytest.mark.usefixtures("one_encoder")
-def test_a_full_disk_is_one_line_and_loses_nothing(capsys, tmp_path, folder) -> None:
+def test_full_disk_is_reported_and_finished_shards_are_kept(capsys, tmp_path, folder) -> None:
     names = [str(folder / f"good_{index:02d}.wav") for index in range(20)]
     (tmp_path / "m.txt").write_text("\n".join(names))
     command = ["embed", "--manifest", tmp_path / "m.txt", "--output", tmp_path / "out", "--shard-size", 16]
@@ -209,8 +209,8 @@ def test_a_full_disk_is_one_line_and_loses_nothing(capsys, tmp_path, folder) -> 
     assert run(capsys, *command, "--json").json["skipped"] == 16
 
 
-def test_rows_are_read_back_as_an_array(tmp_path, folder, encoder, capsys, monkeypatch) -> None:
-    """The recipe of docs/corpus.md."""
+def test_documented_recipe_reads_rows_as_an_array(tmp_path, folder, encoder, capsys, monkeypatch) -> None:
+    """The test follows the recipe in docs/corpus.md."""
     monkeypatch.setattr(api, "load", lambda *_, **__: encoder)
     (tmp_path / "m.txt").write_text(
         "\n".join(str(folder / name) for name in ("good_00.wav", "gone.wav", "good_01.wav"))

@@ -1,4 +1,4 @@
-"""A corpus through the small model: rows, errors, restarts, refusals."""
+"""Tests of embedding a corpus with a small model: rows, errors, restarts, refused input."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ def manifest(tmp_path: Path) -> Manifest:
     return read_manifest(tmp_path / "m.jsonl")
 
 
-def rows(out: Path) -> list[dict]:
-    """As a stranger reads it: the folder is the data set."""
+def read_rows(out: Path) -> list[dict]:
+    """Reads the folder as a Parquet data set."""
     return pq.read_table(out).to_pylist()
 
 
-def test_every_recording_is_a_row_and_a_bad_one_says_why(
+def test_every_recording_has_a_row_with_embedding_or_error(
     encoder: SpeakerEncoder, manifest: Manifest, folder: Path, tmp_path: Path
 ) -> None:
     steps: list[tuple[int, float, bool]] = []
     summary = embed_corpus(
         encoder, manifest, tmp_path / "out", audio_root=folder, shard_size=10, progress=lambda *step: steps.append(step)
     )
-    found = rows(tmp_path / "out")
+    found = read_rows(tmp_path / "out")
     assert [row["id"] for row in found] == [name[:-4] for name in NAMES]
     reference = dict(zip(GOOD, encoder.embed([folder / name for name in GOOD]), strict=True))
     for name, row in zip(NAMES, found, strict=True):
@@ -67,7 +67,7 @@ def test_every_recording_is_a_row_and_a_bad_one_says_why(
     assert schema.field("embedding").type == pa.list_(pa.float32(), 192)
 
 
-def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bits(
+def test_stopped_run_resumes_with_identical_results(
     encoder: SpeakerEncoder, manifest: Manifest, folder: Path, tmp_path: Path
 ) -> None:
     go = partial(embed_corpus, encoder, manifest, audio_root=folder, shard_size=10)
@@ -75,32 +75,32 @@ def test_a_run_that_was_stopped_goes_on_and_gives_the_same_bits(
     stop = threading.Event()
     seen = 0
 
-    def halfway(files: int, seconds: float, before: bool) -> None:
+    def stop_halfway(files: int, seconds: float, before: bool) -> None:
         nonlocal seen
         seen += files
         if seen > 14:
             stop.set()
 
     with pytest.raises(Stopped, match=r"10 of 33 recordings are safe in .*run the same command again"):
-        go(tmp_path / "out", progress=halfway, stop=stop)
+        go(tmp_path / "out", progress=stop_halfway, stop=stop)
     assert sorted(contents(tmp_path / "out")) == [Path(n) for n in (".lock", "_corpus.json", "shard-000000.parquet")]
     (tmp_path / "out" / ".shard-000001.parquet.partial").write_bytes(b"PAR1 left by a kill")
     before = (tmp_path / "out" / "shard-000000.parquet").stat().st_mtime_ns
     assert go(tmp_path / "out").skipped == 10
     assert (tmp_path / "out" / "shard-000000.parquet").stat().st_mtime_ns == before
-    assert rows(tmp_path / "out") == rows(tmp_path / "whole")
+    assert read_rows(tmp_path / "out") == read_rows(tmp_path / "whole")
     assert not list(tmp_path.rglob("*.partial"))
     again = go(tmp_path / "out")
     assert (again.skipped, again.rows, again.hours_per_second) == (33, 33, 0)
     assert again.errors == len(BAD)
-    # A shard that was damaged afterwards is made again.
+    # A shard that is damaged later is computed again.
     damaged = tmp_path / "out" / "shard-000002.parquet"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     assert go(tmp_path / "out").skipped == 23
-    assert rows(tmp_path / "out") == rows(tmp_path / "whole")
+    assert read_rows(tmp_path / "out") == read_rows(tmp_path / "whole")
 
 
-def test_errors_can_be_tried_again(encoder: SpeakerEncoder, folder: Path, tmp_path: Path) -> None:
+def test_failed_recordings_can_be_retried(encoder: SpeakerEncoder, folder: Path, tmp_path: Path) -> None:
     late = tmp_path / "late.wav"
     (tmp_path / "m.txt").write_text("\n".join([str(folder / GOOD[0]), str(folder / GOOD[1]), str(late)]))
     go = partial(embed_corpus, encoder, read_manifest(tmp_path / "m.txt"), tmp_path / "out", shard_size=2)
@@ -111,11 +111,11 @@ def test_errors_can_be_tried_again(encoder: SpeakerEncoder, folder: Path, tmp_pa
     assert (again.errors, again.skipped) == (0, 2)
 
 
-def other_model(encoder: SpeakerEncoder) -> SpeakerEncoder:
+def make_other_model(encoder: SpeakerEncoder) -> SpeakerEncoder:
     return SpeakerEncoder(encoder.config, variables_of(encoder.config.ecapa, random_tensors(encoder.config.ecapa, 1)))
 
 
-def test_another_manifest_model_or_size_is_refused(
+def test_other_manifest_model_or_shard_size_is_refused(
     encoder: SpeakerEncoder, manifest: Manifest, folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -129,7 +129,7 @@ def test_another_manifest_model_or_size_is_refused(
     for call, words in (
         (partial(go, encoder, fewer), "the manifest has changed since"),
         (partial(go, encoder, renamed), "the manifest has changed since"),
-        (partial(go, other_model(encoder), manifest), "it was made with another model"),
+        (partial(go, make_other_model(encoder), manifest), "it was made with another model"),
         (partial(go, encoder, manifest, shard_size=41), "another --shard-size"),
         (partial(go, encoder, manifest, short="repeat"), "another --short"),
     ):
@@ -138,7 +138,7 @@ def test_another_manifest_model_or_size_is_refused(
     assert contents(out) == before
 
 
-def test_a_shard_of_another_run_is_refused(
+def test_shard_of_another_run_is_refused(
     encoder: SpeakerEncoder, manifest: Manifest, folder: Path, tmp_path: Path
 ) -> None:
     go = partial(embed_corpus, encoder, audio_root=folder)
@@ -155,7 +155,7 @@ def test_a_shard_of_another_run_is_refused(
             go(manifest, target, shard_size=33)
 
 
-def test_a_directory_of_something_else_is_refused(encoder: SpeakerEncoder, manifest: Manifest, tmp_path: Path) -> None:
+def test_directory_with_other_files_is_refused(encoder: SpeakerEncoder, manifest: Manifest, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letters.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -177,39 +177,39 @@ def test_a_directory_of_something_else_is_refused(encoder: SpeakerEncoder, manif
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_run_is_refused_while_the_first_writes(
+def test_second_run_is_refused_while_the_first_run_writes(
     encoder: SpeakerEncoder, manifest: Manifest, folder: Path, tmp_path: Path
 ) -> None:
     go = partial(embed_corpus, encoder, manifest, tmp_path / "out", audio_root=folder, shard_size=33)
     refusals: list[str] = []
 
-    def second(files: int, seconds: float, before: bool) -> None:
+    def start_second_run(files: int, seconds: float, before: bool) -> None:
         with pytest.raises(CorpusError) as caught:
             go()
         refusals.append(str(caught.value))
 
-    go(progress=second)
+    go(progress=start_second_run)
     assert set(refusals) == {f"{tmp_path / 'out'} is in use by another run; wait for it, or choose another output"}
     assert go().skipped == 33
 
 
-def test_an_embedding_that_is_not_finite_is_an_error(encoder: SpeakerEncoder, monkeypatch) -> None:
+def test_embedding_that_is_not_finite_is_an_error(encoder: SpeakerEncoder, monkeypatch) -> None:
     whole = encoder.embed_stream
 
-    def overflowing(waveforms):
+    def overflow(waveforms):
         for indices, embeddings in whole(waveforms):
             broken = embeddings.copy()
             broken[0, 3] = np.inf
             yield indices, broken
 
-    monkeypatch.setattr(encoder, "embed_stream", overflowing)
+    monkeypatch.setattr(encoder, "embed_stream", overflow)
     done = embed_recordings(encoder, [speech(0.5), speech(0.6)])
     assert done.errors == ["array: its embedding is not finite"] * 2
     assert np.isnan(done.embeddings).all()
     assert np.isnan(done.seconds).all()
 
 
-def test_a_decoder_that_fails_in_its_own_way_is_a_row_too(encoder: SpeakerEncoder, monkeypatch) -> None:
+def test_unexpected_decoder_error_becomes_a_row(encoder: SpeakerEncoder, monkeypatch) -> None:
     def read(source, sample_rate=None, *, short="error", channel=None):
         raise MemoryError("no\nroom")
 
@@ -217,7 +217,7 @@ def test_a_decoder_that_fails_in_its_own_way_is_a_row_too(encoder: SpeakerEncode
     assert embed_recordings(encoder, ["a.wav"]).errors == ["a.wav: MemoryError: no room"]
 
 
-def test_the_work_of_a_shard_is_picklable_and_loads_its_model_once(
+def test_shard_embedder_is_picklable_and_loads_its_model_once(
     bundle: Path, encoder: SpeakerEncoder, folder: Path
 ) -> None:
     from ecapa_jax.corpus import shard
@@ -234,14 +234,14 @@ def test_the_work_of_a_shard_is_picklable_and_loads_its_model_once(
     assert (done["embedding"].shape, done["embedding"].dtype) == ((3, 192), np.float32)
     expected = encoder.embed([folder / GOOD[0], folder / GOOD[1]])
     assert parity.same_embeddings(done["embedding"][[0, 2]], expected)
-    # Arrays instead of paths; and the second copy of the pickle finds the model of the first.
+    # The input has arrays instead of paths. The second unpickled copy reuses the model of the first.
     assert shard._encoder.cache_info().currsize == 1
     from_arrays = pickle.loads(data)({"id": ["a"], "audio": [speech(0.5)]})
     np.testing.assert_array_equal(from_arrays["embedding"][0], encoder.embed(speech(0.5))[0])
     assert shard._encoder.cache_info().currsize == 1
 
 
-def test_what_is_not_installed_is_named(monkeypatch) -> None:
+def test_error_names_the_missing_package(monkeypatch) -> None:
     check_installed()
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(EcapaError, match=r"a corpus needs pyarrow: pip install 'ecapa-jax\[corpus\]'"):

@@ -1,4 +1,4 @@
-"""Manifests: every format gives the same rows; what is wrong is named with its line."""
+"""Tests of manifests: every format gives the same rows, and errors name the line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, kind: str, with_ids: b
     assert manifest.rows(1, 3) == (ids[1:3], paths[1:3])
 
 
-def test_the_fingerprint_follows_rows_and_nothing_else(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_rows_only(tmp_path: Path) -> None:
     same = {read_manifest(write(tmp_path / f"m{kind}", True)).fingerprint for kind in (".csv", ".jsonl", ".parquet")}
     assert len(same) == 1
     (tmp_path / "a.txt").write_text("\n".join(PATHS))
@@ -63,7 +63,7 @@ def test_the_fingerprint_follows_rows_and_nothing_else(tmp_path: Path) -> None:
     assert len(others | same) == 4
 
 
-def test_a_number_is_an_id(tmp_path: Path) -> None:
+def test_numeric_ids_become_text(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text('{"id": 7, "path": "a"}\n{"id": "8", "path": "b"}')
     assert read_manifest(tmp_path / "m.jsonl").rows(0, 2)[0] == ["7", "8"]
     pq.write_table(pa.table({"id": [7, 8], "path": ["a", "b"]}), tmp_path / "m.parquet")
@@ -95,7 +95,7 @@ def test_a_number_is_an_id(tmp_path: Path) -> None:
         ("m.parquet", "path\na\n", "can't be read as a manifest"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:
+def test_error_names_the_invalid_line(tmp_path: Path, name: str, content: str | bytes, words: str) -> None:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CorpusError) as caught:
@@ -114,7 +114,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, name: str, content: str | bytes,
         ({"path": ["a", "b"], "id": ["x", None]}, "row 2: its id is missing"),
     ],
 )
-def test_a_parquet_without_paths_is_refused(tmp_path: Path, columns: dict, words: str) -> None:
+def test_parquet_file_with_invalid_columns_is_refused(tmp_path: Path, columns: dict, words: str) -> None:
     pq.write_table(pa.table(columns), tmp_path / "m.parquet")
     with pytest.raises(CorpusError) as caught:
         read_manifest(tmp_path / "m.parquet")
@@ -122,12 +122,12 @@ def test_a_parquet_without_paths_is_refused(tmp_path: Path, columns: dict, words
 
 
 @pytest.mark.parametrize("path", ["nothing.txt", "."])
-def test_what_is_no_file_is_refused(tmp_path: Path, path: str) -> None:
+def test_path_that_is_not_a_file_is_refused(tmp_path: Path, path: str) -> None:
     with pytest.raises(CorpusError, match="can't be read as a manifest"):
         read_manifest(tmp_path / path)
 
 
-def test_more_rows_than_a_block(tmp_path: Path) -> None:
+def test_manifest_with_more_rows_than_a_block(tmp_path: Path) -> None:
     names = [f"{index}.wav" for index in range(150_000)]
     (tmp_path / "m.txt").write_text("\n".join(names))
     manifest = read_manifest(tmp_path / "m.txt")

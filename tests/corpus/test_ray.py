@@ -1,4 +1,4 @@
-"""examples/embed_ray.py on a local cluster of two workers."""
+"""Test of examples/embed_ray.py on a local cluster with two workers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "embed_ray.py"
 
 
 @pytest.mark.slow
-def test_a_local_cluster_gives_every_row_once(
+def test_local_cluster_writes_every_row_once(
     tmp_path: Path, bundle: Path, encoder: SpeakerEncoder, folder: Path
 ) -> None:
     pytest.importorskip("ray", reason="needs ray[data]")

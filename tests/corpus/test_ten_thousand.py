@@ -1,4 +1,4 @@
-"""benchmarks/corpus.py: 10 000 clips of real speech, killed again and again, memory, throughput."""
+"""Test of benchmarks/corpus.py with 10 000 clips of real speech: repeated kills, memory, throughput."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DATA = ROOT.parent / "shared" / "data"
 @pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.skipif(not DATA.is_dir(), reason="no ../shared/data")
-def test_ten_thousand_files_survive_kills(tmp_path: Path) -> None:
+def test_ten_thousand_files_are_complete_after_repeated_kills(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("corpus_benchmark", ROOT / "benchmarks" / "corpus.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)

@@ -1,4 +1,4 @@
-"""What the tests of exported files share."""
+"""Fixtures for the tests of exported files."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def packaged() -> Bundle:
 
 @pytest.fixture(scope="session")
 def exported(packaged: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packaged model as a file that takes waveforms."""
+    """The packaged model, exported as an ONNX file with waveform input."""
     path = tmp_path_factory.mktemp("exported") / "model.onnx"
     path.write_bytes(export_onnx(packaged).SerializeToString())
     return path
 
 
 @pytest.fixture(autouse=True)
-def _sounds_pass(every_sound_is_speech: None) -> None:
-    """These tests embed sounds that they make."""
+def _accept_synthetic_sounds(every_sound_is_speech: None) -> None:
+    """Makes the speech gate accept the synthetic sounds of these tests."""

@@ -1,4 +1,4 @@
-"""`load("model.onnx")`: what is deployed is judged as what was trained."""
+"""Tests of `load("model.onnx")`: an exported model is used like a trained one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPEECH = parity.AUDIO
 
 
 def _clip(name: str) -> np.ndarray:
-    """A second, so that all have one compiled program."""
+    """Returns one second, so that all clips use one compiled program."""
     return parity.recordings()[name][8000 : 8000 + RATE]
 
 
@@ -38,24 +38,26 @@ def encoder(exported: Path) -> OnnxEncoder:
 
 
 @pytest.fixture(scope="module")
-def ours() -> ecapa_jax.SpeakerEncoder:
+def jax_encoder() -> ecapa_jax.SpeakerEncoder:
     return ecapa_jax.load()
 
 
-def test_embeddings_and_decisions_are_the_librarys(encoder: OnnxEncoder, ours: ecapa_jax.SpeakerEncoder) -> None:
+def test_embeddings_and_decisions_equal_those_of_jax(
+    encoder: OnnxEncoder, jax_encoder: ecapa_jax.SpeakerEncoder
+) -> None:
     clips = [_clip(name) for name in ("awb_1", "rms_1", "rms_2")]
-    found, expected = encoder.embed(clips), ours.embed(clips)
+    found, expected = encoder.embed(clips), jax_encoder.embed(clips)
     assert found.dtype == np.float32
     assert max(map(parity.relative_error, found, expected)) <= parity.EMBEDDING_BOUND
-    answer, theirs = encoder.verify(*clips[1:]), ours.verify(*clips[1:])
+    answer, theirs = encoder.verify(*clips[1:]), jax_encoder.verify(*clips[1:])
     assert abs(answer.score - theirs.score) <= 1e-5
     assert dataclasses.replace(answer, score=0.0) == dataclasses.replace(theirs, score=0.0)
-    assert encoder.sample_rate == ours.sample_rate
-    assert encoder.minimum_samples == ours.minimum_samples
+    assert encoder.sample_rate == jax_encoder.sample_rate
+    assert encoder.minimum_samples == jax_encoder.minimum_samples
     assert np.array_equal(encoder.embed_windows(clips[0], window=1.0).mean, found[0])
 
 
-def test_all_of_a_bundles_scoring_travels(packaged: Bundle, tmp_path: Path) -> None:
+def test_export_contains_the_scoring_of_the_bundle(packaged: Bundle, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     mean = rng.standard_normal(192).astype(np.float32)
     cohort = Cohort(rng.standard_normal((5, 192)).astype(np.float32), ("a", "b", "c", "d", "e"))
@@ -81,7 +83,7 @@ def test_all_of_a_bundles_scoring_travels(packaged: Bundle, tmp_path: Path) -> N
     assert found.score_type == "llr"
 
 
-def test_the_verbs_take_a_file(
+def test_verbs_accept_an_onnx_file(
     exported: Path, packaged: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = run(capsys, "verify", SPEECH / "awb_1.flac", SPEECH / "awb_2.flac", "--model", exported, "--json")
@@ -101,8 +103,8 @@ def test_the_verbs_take_a_file(
     assert run(capsys, "info", exported, "--json").json["input"] == "waveform"
 
 
-def test_a_recording_too_long_for_a_batch_is_computed_whole(encoder: OnnxEncoder, tmp_path: Path) -> None:
-    """Past the length from which the library streams."""
+def test_long_recording_is_embedded_in_one_pass(encoder: OnnxEncoder, tmp_path: Path) -> None:
+    """The recording exceeds the length at which the library would process chunks."""
     speech = np.resize(parity.speech()[0][: 5 * RATE], 165 * RATE)
     soundfile.write(tmp_path / "long.wav", speech, RATE)
     (whole,) = encoder.embed(tmp_path / "long.wav")
@@ -110,7 +112,7 @@ def test_a_recording_too_long_for_a_batch_is_computed_whole(encoder: OnnxEncoder
     assert parity.cosine(whole, part) > 0.99
 
 
-def test_what_an_encoder_of_a_file_can_not_do(encoder: OnnxEncoder, exported: Path) -> None:
+def test_unsupported_options_are_refused(encoder: OnnxEncoder, exported: Path) -> None:
     with pytest.raises(ConfigError, match="weights can't be taken out"):
         _ = encoder.variables
     with pytest.raises(ConfigError, match="can't be changed"):
@@ -120,11 +122,11 @@ def test_what_an_encoder_of_a_file_can_not_do(encoder: OnnxEncoder, exported: Pa
     with pytest.raises(ConfigError, match="can't run in bfloat16"):
         ecapa_jax.load(exported, dtype="bfloat16")
 
-    def minutes() -> Iterator[tuple[int, np.ndarray]]:
+    def minutes_of_noise() -> Iterator[tuple[int, np.ndarray]]:
         for _ in range(int(MAX_SECONDS // 60) + 1):
             yield RATE, np.zeros(60 * RATE, np.float32)
 
     with pytest.raises(AudioError, match=r"day\.wav is longer than 600 s"):
-        list(encoder.embed_stream([LongAudio("day.wav", RATE, minutes)]))
+        list(encoder.embed_stream([LongAudio("day.wav", RATE, minutes_of_noise)]))
     assert encoder.warm_up(10.0) == encoder.programs.compile_count == 0
     assert len(encoder.fingerprint) == 64

@@ -1,4 +1,4 @@
-"""Programs without this library score an exported model as the library does: ONNX Runtime, sherpa-onnx, a browser."""
+"""Tests of the examples that score an exported model without this library: ONNX Runtime, sherpa-onnx, a browser."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _run(script: str, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize(("a", "b"), PAIRS)
-def test_onnx_runtime_alone(exported: Path, a: str, b: str) -> None:
+def test_onnx_runtime_example_scores_as_the_library(exported: Path, a: str, b: str) -> None:
     said = _run("score_onnx.py", exported, SPEECH / f"{a}.flac", SPEECH / f"{b}.flac")
     assert abs(float(said.split()[1].rstrip(",")) - _expected(a, b)) <= 1e-3
     source = (ROOT / "examples" / "score_onnx.py").read_text()
@@ -52,7 +52,7 @@ def test_onnx_runtime_alone(exported: Path, a: str, b: str) -> None:
     assert len(source.splitlines()) <= 20
 
 
-def test_sherpa_onnx_enrols_searches_and_verifies(packaged: Bundle, tmp_path: Path) -> None:
+def test_sherpa_onnx_example_enrols_searches_and_verifies(packaged: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("sherpa_onnx", reason="needs the test group")
     model = tmp_path / "model.onnx"
     model.write_bytes(export_sherpa(packaged).SerializeToString())
@@ -66,26 +66,28 @@ def test_sherpa_onnx_enrols_searches_and_verifies(packaged: Bundle, tmp_path: Pa
     assert found["rms"].endswith("yes")
     assert found["slt"].endswith("no")
     scores = {name: float(re.findall(r"score (-?\d\.\d+)", line)[0]) for name, line in found.items()}
-    # Its features are not the model's: close, and not equal.
+    # The features of sherpa-onnx are close to those of the model, but not equal.
     assert all(abs(score - _expected(f"{name}_1", "rms_2")) < 0.1 for name, score in scores.items()), scores
 
 
 @pytest.fixture
 def site(exported: Path, tmp_path: Path) -> Iterator[str]:
-    """The page's folder as a reader lays it out, served."""
+    """Serves the page's folder, prepared as a user would prepare it."""
     folder = tmp_path / "web"
     shutil.copytree(ROOT / "examples" / "web", folder, ignore=shutil.ignore_patterns("node_modules", "model.onnx"))
     (folder / "node_modules").mkdir()
     (folder / "node_modules" / "onnxruntime-web").symlink_to(WEB.resolve())
     shutil.copy(exported, folder / "model.onnx")
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
+    class QuietHandler(http.server.SimpleHTTPRequestHandler):
         extensions_map: ClassVar = {**http.server.SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}
 
         def log_message(self, *_: object) -> None:
-            """No log."""
+            """Prints nothing."""
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as server:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(QuietHandler, directory=str(folder))
+    ) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -95,7 +97,7 @@ def site(exported: Path, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium (make browser)")
 @pytest.mark.skipif(not WEB.exists(), reason="needs onnxruntime-web (make browser)")
-def test_a_browser_scores_as_the_library_does(site: str) -> None:
+def test_browser_example_scores_as_the_library(site: str) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="needs the test group")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)

@@ -1,4 +1,4 @@
-"""The exported model of every family against this library, in ONNX Runtime and OpenVINO."""
+"""Tests of the exported model of every family in ONNX Runtime and OpenVINO against this library."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ SECONDS = (0.1, 0.37, 1.27)
 
 
 def _model(family: str) -> tuple[ModelConfig, dict[str, Any]]:
-    """Random weights with dead and faint channels, where the helpers make them for the family."""
+    """Returns random weights, with dead and faint channels if the helpers make them for the family."""
     if family in families.SEEDS:
         return families.config(family), families.variables(family)
     return conversion.golden_model(FAMILIES[family])
 
 
 def _batch(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Real or synthetic speech of three lengths, the first the shortest that the model takes, padded with NaN."""
+    """Returns real or synthetic speech of three lengths, padded with NaN; the first is the shortest valid length."""
     lengths = [minimum_samples(config), *(int(seconds * parity.RATE) for seconds in SECONDS)]
     sounds = [parity.speech()[index % 3][1000 : 1000 + length] for index, length in enumerate(lengths)]
     return parity.pad_batch(sounds)
@@ -45,9 +45,9 @@ def _batch(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _case(family: str) -> tuple[onnx.ModelProto, np.ndarray, np.ndarray, np.ndarray]:
-    """The exported model, a batch padded with NaN, its lengths, and the embeddings that belong to it.
+    """Returns the exported model, a batch padded with NaN, its lengths, and the expected embeddings.
 
-    These are the stored ones of independent code where there are any, else what the library gives.
+    The expected embeddings are stored outputs of independent code if available, else those of this library.
     """
     config, variables = _model(family)
     model = export_onnx(Bundle(config=config, variables=variables))
@@ -62,7 +62,7 @@ def _case(family: str) -> tuple[onnx.ModelProto, np.ndarray, np.ndarray, np.ndar
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_padded_with_nan_gives_the_familys_embeddings(family: str, runtime: str) -> None:
+def test_batch_padded_with_nan_gives_the_expected_embeddings(family: str, runtime: str) -> None:
     pytest.importorskip("openvino" if runtime == "OpenVINO" else "onnxruntime")
     model, waveforms, lengths, expected = _case(family)
     found = RUNTIMES[runtime](model, {"waveforms": waveforms, "lengths": lengths})
@@ -83,7 +83,7 @@ FRONT_ENDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("framing", FRONT_ENDS)
-def test_every_framing(framing: str) -> None:
+def test_every_framing_is_exported(framing: str) -> None:
     base = shallow_config()
     front_end = dataclasses.replace(base.fbank, framing=framing, **FRONT_ENDS[framing])
     config = dataclasses.replace(base, fbank=front_end)
@@ -95,7 +95,7 @@ def test_every_framing(framing: str) -> None:
     assert max(map(parity.relative_error, found, ours)) <= parity.EMBEDDING_BOUND
 
 
-def test_what_is_too_short_is_nan_and_harms_nobody() -> None:
+def test_too_short_waveform_gives_nan_in_its_own_row_only() -> None:
     config, variables = _model("3dspeaker")
     least = minimum_samples(config)
     waveforms, _ = _batch(config)
@@ -146,8 +146,8 @@ def _random(config: ModelConfig) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_network_from_features_and_from_a_padded_batch(name: str) -> None:
-    """Features without padding and waveforms with it take other operators wherever an utterance ends."""
+def test_every_network_with_features_and_with_a_padded_batch(name: str) -> None:
+    """Unpadded features and padded waveforms use different operators at the end of an utterance."""
     network = dataclasses.replace(BASE, **VARIANTS[name])
     config = ModelConfig(fbank=dataclasses.replace(FbankConfig(), n_mels=network.n_mels), ecapa=network)
     variables = _random(config)
@@ -165,8 +165,8 @@ def test_every_network_from_features_and_from_a_padded_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["nemo", "nemo-2.5", "espnet"])
-def test_features_of_a_family_with_blank_frames(family: str) -> None:
-    """The blank frames are part of the model: whoever brings features need not know of them."""
+def test_feature_input_of_a_family_with_blank_frames(family: str) -> None:
+    """The exported model adds the blank frames, so features are passed without them."""
     config, variables = _model(family)
     waveform = families.signals()["faint"]
     lengths = np.array([len(waveform)], np.int64)
@@ -176,7 +176,7 @@ def test_features_of_a_family_with_blank_frames(family: str) -> None:
     assert parity.relative_error(found[0], ours[0]) <= parity.EMBEDDING_BOUND
 
 
-def test_nodes_have_the_names_of_the_network() -> None:
+def test_node_names_are_those_of_the_network() -> None:
     config, variables = _model("3dspeaker")
     names = {node.name for node in export_onnx(Bundle(config=config, variables=variables)).graph.node}
     expected = {

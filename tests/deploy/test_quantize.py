@@ -1,4 +1,4 @@
-"""int8 and float16: what is made smaller, what is not, and what that changes."""
+"""Tests of int8 and float16 export: which tensors are quantized, and how the scores change."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def test_only_convolutions_over_time_are_computed_in_int8(int8: tuple[onnx.Model
 def test_int8_scores_like_float32(int8: tuple[onnx.ModelProto, onnx.ModelProto], runtime: str) -> None:
     pytest.importorskip("openvino" if runtime == "OpenVINO" else "onnxruntime")
     exact, small = int8
-    assert small.ByteSize() < 0.45 * exact.ByteSize()  # this one is narrow; a quarter at the published widths
+    assert (
+        small.ByteSize() < 0.45 * exact.ByteSize()
+    )  # this network is narrow; the ratio is a quarter at the published widths
     waveforms, lengths = parity.pad_batch([sound[:40000] for sound in parity.recordings().values()])
     feed = {"waveforms": waveforms, "lengths": lengths.astype(np.int64)}
     scores = []
@@ -68,14 +70,14 @@ def test_int8_scores_like_float32(int8: tuple[onnx.ModelProto, onnx.ModelProto],
 
 
 @pytest.mark.parametrize("takes", ["features", "sherpa"])
-def test_models_of_features_are_calibrated_on_features(packaged: Bundle, takes: str) -> None:
+def test_models_with_feature_input_are_calibrated_on_features(packaged: Bundle, takes: str) -> None:
     exact, small = _int8(packaged, takes)
     feed = next(calibration_feeds(packaged.config, packaged.variables, takes, demo_recordings()[:1]))
     found = [RUNTIMES["ONNX Runtime"](model, feed)[0] for model in (exact, small)]
     assert parity.cosine(*found) > 0.995
 
 
-def test_nemos_features_for_sherpa() -> None:
+def test_nemo_features_for_sherpa() -> None:
     config, variables = conversion.golden_model(FAMILIES["nemo"])
     bundle = Bundle(config=config, variables=variables)
     exact, small = _int8(bundle, "sherpa")
@@ -96,7 +98,7 @@ def test_float16_halves_the_kernels(packaged: Bundle) -> None:
     assert parity.relative_error(*found[::-1]) < 5e-3
 
 
-def test_nothing_to_calibrate_with(packaged: Bundle, tmp_path: Path) -> None:
+def test_missing_calibration_recordings_are_refused(packaged: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no recording"):
         to_int8(export_onnx(packaged), [])
     with pytest.raises(ConfigError, match="holds no recordings"):
@@ -106,7 +108,7 @@ def test_nothing_to_calibrate_with(packaged: Bundle, tmp_path: Path) -> None:
     assert 100 <= len(find_recordings(tmp_path)) <= 200
 
 
-def test_the_card_says_what_quantisation_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_model_card_states_the_effect_of_quantization(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [f"{voice}_{number}.flac" for voice in ("awb", "rms", "slt") for number in (1, 2)]
     lines = [f"{int(a[:3] == b[:3])} {a} {b}" for a in names for b in names if a < b]
     (tmp_path / "demo.txt").write_text("\n".join(lines) + "\n")

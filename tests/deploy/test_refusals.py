@@ -1,4 +1,4 @@
-"""Wrong, damaged and foreign files, and wrong options: one line, exit code 2, nothing left behind."""
+"""Tests of invalid, damaged and unrelated files and invalid options: one line, exit code 2, no file written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ecapa_jax.convert.onnx.export import export_onnx
 from ecapa_jax.errors import BundleError, EcapaError
 from ecapa_jax.onnx_file import KEY
 from helpers import parity
-from helpers.cli import refused
+from helpers.cli import run_refused
 from helpers.weights import random_tensors, shallow_config, variables_of
 
 A, B = parity.AUDIO / "awb_1.flac", parity.AUDIO / "awb_2.flac"
@@ -44,26 +44,26 @@ def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
     return found
 
 
-def _about(model: onnx.ModelProto) -> dict[str, str]:
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
     return {prop.key: prop.value for prop in model.metadata_props}
 
 
-def _foreign() -> onnx.ModelProto:
+def _unrelated_model() -> onnx.ModelProto:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", values[:1], values[1:])
     return helper.make_model(graph)
 
 
 def _of_another_network(model: onnx.ModelProto) -> onnx.ModelProto:
-    found = _foreign()
-    helper.set_model_props(found, _about(model))
+    found = _unrelated_model()
+    helper.set_model_props(found, _metadata(model))
     return found
 
 
 def _with_document(model: onnx.ModelProto, **changes: object) -> onnx.ModelProto:
     found = _copy(model)
-    document = json.loads(_about(model)[KEY]) | changes
-    helper.set_model_props(found, _about(model) | {KEY: json.dumps(document)})
+    document = json.loads(_metadata(model)[KEY]) | changes
+    helper.set_model_props(found, _metadata(model) | {KEY: json.dumps(document)})
     return found
 
 
@@ -89,11 +89,11 @@ def _without_node(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 FILES = {
-    "of another program": (lambda model: _foreign(), "is not an ONNX file of this library"),
+    "of another program": (lambda model: _unrelated_model(), "is not an ONNX file of this library"),
     "of another network": (_of_another_network, "another network than its metadata says"),
     "of another schema": (lambda model: _with_document(model, schema=7), "another schema"),
     "of another size": (
-        lambda model: _with_document(model, config={**json.loads(_about(model)[KEY])["config"], "more": 1}),
+        lambda model: _with_document(model, config={**json.loads(_metadata(model)[KEY])["config"], "more": 1}),
         "unknown key more",
     ),
     "without scoring": (lambda model: _with_document(model, scoring=None), "scoring must be a table"),
@@ -107,27 +107,29 @@ FILES = {
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_a_wrong_file_is_one_line(
+def test_invalid_onnx_file_is_refused_in_one_line(
     kind: str, small: onnx.ModelProto, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make, message = FILES[kind]
     path = _write(tmp_path, make(small))
-    assert message in refused(capsys, tmp_path, "verify", A, B, "--model", path)
+    assert message in run_refused(capsys, tmp_path, "verify", A, B, "--model", path)
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"PK\x03\x04", b"\x00" * 4096, b"not a model\n" * 99], ids=["empty", "zip", "zeros", "text"]
 )
-def test_what_is_no_model_is_one_line(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_that_is_not_a_model_is_refused_in_one_line(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    assert "is damaged or no ONNX file" in refused(capsys, tmp_path, "verify", A, B, "--model", path)
-    assert "no such bundle" in refused(capsys, tmp_path, "verify", A, B, "--model", tmp_path / "none.onnx")
+    assert "is damaged or no ONNX file" in run_refused(capsys, tmp_path, "verify", A, B, "--model", path)
+    assert "no such bundle" in run_refused(capsys, tmp_path, "verify", A, B, "--model", tmp_path / "none.onnx")
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_a_damaged_file_raises_no_other_error(data: st.DataObject, small: onnx.ModelProto, tmp_path: Path) -> None:
+def test_damaged_file_raises_no_other_error(data: st.DataObject, small: onnx.ModelProto, tmp_path: Path) -> None:
     content = bytearray(small.SerializeToString())
     if data.draw(st.booleans(), "cut"):
         del content[data.draw(st.integers(0, len(content) - 1), "at") :]
@@ -152,34 +154,38 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_a_wrong_option_is_one_line(
+def test_invalid_option_is_refused_in_one_line(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before, options, message = OPTIONS[kind]
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     arguments = ("export", default_bundle(), *(before or ("--to", "onnx")), "-o", "model.onnx", *options)
-    assert message in refused(capsys, tmp_path, *arguments)
+    assert message in run_refused(capsys, tmp_path, *arguments)
 
 
-def test_an_existing_file_stays(small: onnx.ModelProto, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_file_is_not_replaced(
+    small: onnx.ModelProto, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = _write(tmp_path, small)
     arguments = ("export", default_bundle(), "--to", "onnx", "-o", path)
-    assert "pass --force" in refused(capsys, tmp_path, *arguments)
+    assert "pass --force" in run_refused(capsys, tmp_path, *arguments)
 
 
-def test_a_damaged_calibration_recording_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_calibration_recording_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = shallow_config()
     variables = variables_of(config.ecapa, random_tensors(config.ecapa))
     bundle = save_bundle(Bundle(config=config, variables=variables), tmp_path / "bundle")
     (tmp_path / "speech").mkdir()
     (tmp_path / "speech" / "a.wav").write_bytes(b"RIFF....WAVE")
     arguments = ("export", bundle, "--to", "onnx", "-o", tmp_path / "m.onnx", "--quantize", "int8")
-    assert "a.wav" in refused(capsys, tmp_path, *arguments, "--calibration", tmp_path / "speech")
+    assert "a.wav" in run_refused(capsys, tmp_path, *arguments, "--calibration", tmp_path / "speech")
 
 
-def test_nothing_beside_a_file_is_read(small: onnx.ModelProto, tmp_path: Path) -> None:
-    """Also where the other file is there and whole."""
+def test_external_data_files_are_not_read(small: onnx.ModelProto, tmp_path: Path) -> None:
+    """The file is refused even if the external data file exists and is valid."""
     model = _with_other_file(small, "weights.bin")
     (tmp_path / "weights.bin").write_bytes(bytes(1 << 20))
     with pytest.raises(BundleError, match="other files"):

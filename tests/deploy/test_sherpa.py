@@ -1,4 +1,4 @@
-"""What sherpa-onnx is given: its metadata, its features, and the families whose features it can't make."""
+"""Tests of the export for sherpa-onnx: metadata, features, and the families whose features it can't compute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ecapa_jax.convert.onnx.sherpa import band_map, export_sherpa, framework
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.presets import PRESETS
 from helpers import families, parity
-from helpers.cli import refused
+from helpers.cli import run_refused
 from helpers.onnx_runs import onnx_runtime
 from helpers.weights import shallow_config
 
@@ -27,7 +27,7 @@ FRAMEWORKS = {
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_each_family_is_served_or_refused(preset: str) -> None:
+def test_each_family_is_supported_or_refused(preset: str) -> None:
     if preset in FRAMEWORKS:
         assert framework(PRESETS[preset].fbank) == FRAMEWORKS[preset]
         return
@@ -40,19 +40,19 @@ def test_each_family_is_served_or_refused(preset: str) -> None:
     [{"frame_shift": 200}, {"framing": "center_zeros"}, {"waveform_scale": 2.0}, {"n_mels": 60}, {"f_min": 0.0}],
     ids=str,
 )
-def test_other_features_of_kaldi_are_refused(change: dict[str, object]) -> None:
+def test_other_kaldi_features_are_refused(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="can't make"):
         framework(dataclasses.replace(FbankConfig(), **change))
 
 
-def test_the_refusal_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unsupported_family_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, variables = families.config("taoruijie"), families.variables("taoruijie")
     bundle = save_bundle(Bundle(config=config, variables=variables), tmp_path / "bundle")
     arguments = ("export", bundle, "--to", "onnx", "-o", tmp_path / "m.onnx", "--input", "sherpa")
-    assert "--input waveform, which holds the front end" in refused(capsys, tmp_path, *arguments)
+    assert "--input waveform, which holds the front end" in run_refused(capsys, tmp_path, *arguments)
 
 
-def test_metadata(packaged: Bundle) -> None:
+def test_metadata_of_the_export(packaged: Bundle) -> None:
     about = {prop.key: prop.value for prop in export_sherpa(packaged).metadata_props}
     expected = {
         "framework": "3d-speaker", "output_dim": "192", "sample_rate": "16000", "normalize_samples": "1",
@@ -63,7 +63,7 @@ def test_metadata(packaged: Bundle) -> None:
     assert {"language", "licence", "model"} <= about.keys()
 
 
-def test_mapped_bands_are_nearer_to_the_models_than_sherpas_own() -> None:
+def test_mapped_bands_are_closer_to_the_model_than_those_of_sherpa() -> None:
     config = dataclasses.replace(shallow_config(), fbank=FbankConfig(framing="kaldi_reflect"))
     feed = next(calibration_feeds(config, {"constants": {}}, "waveform", demo_recordings()[:1]))
     ours = make_feature_function(config, {"constants": {}}, "features")(feed)["features"]
@@ -76,8 +76,8 @@ def test_mapped_bands_are_nearer_to_the_models_than_sherpas_own() -> None:
     assert after < 0.5 * before
 
 
-def test_sherpas_features_are_the_ones_expected(packaged: Bundle, tmp_path: Path) -> None:
-    """The extractor's embedding is the exported network's on the features that this library takes for sherpa-onnx's."""
+def test_sherpa_embedding_equals_that_of_the_assumed_features(packaged: Bundle, tmp_path: Path) -> None:
+    """The extractor gives the embedding of the exported network on the features that this library assumes."""
     sherpa_onnx = pytest.importorskip("sherpa_onnx", reason="needs the test group")
     model = export_sherpa(packaged)
     path = tmp_path / "model.onnx"
@@ -97,7 +97,7 @@ def test_sherpas_features_are_the_ones_expected(packaged: Bundle, tmp_path: Path
 
 
 @pytest.mark.parametrize("family", ["nemo", "wespeaker"])
-def test_sherpa_runs_a_family(family: str, tmp_path: Path) -> None:
+def test_sherpa_runs_each_supported_family(family: str, tmp_path: Path) -> None:
     sherpa_onnx = pytest.importorskip("sherpa_onnx", reason="needs the test group")
     bundle = Bundle(config=families.config(family), variables=families.variables(family))
     path = tmp_path / "model.onnx"

@@ -1,4 +1,4 @@
-"""`ecapa-jax diarize` and `der`: files in, files out, and mistakes in one line."""
+"""Tests of `ecapa-jax diarize` and `der`: input and output files, and errors in one line."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from ecapa_jax.diarization.result import Diarization, Speaker
 from ecapa_jax.diarization.rttm import read_rttm, rttm_text
 from ecapa_jax.diarization.turns import Turn
 from ecapa_jax.errors import AudioError
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 from helpers.detector import AUDIO
 
 
 @pytest.fixture
-def talks(tmp_path):
-    """A folder of three recordings."""
+def talks_folder(tmp_path):
+    """A folder with three recordings."""
     folder = tmp_path / "talks"
     folder.mkdir()
     for name in "abc":
@@ -27,8 +27,8 @@ def talks(tmp_path):
 
 
 @pytest.fixture
-def known(monkeypatch):
-    """No network: every recording has two speakers; `bad` can't be read. Counts the calls."""
+def diarize_calls(monkeypatch):
+    """Replaces `diarize`: every recording has two speakers, and `bad.wav` can't be read. Returns the list of calls."""
     calls = []
     turns = [Turn(0.0, 1.5, "speaker_1"), Turn(1.25, 2.0, "speaker_2")]
     exclusive = [Turn(0.0, 1.5, "speaker_1"), Turn(1.5, 2.0, "speaker_2")]
@@ -45,7 +45,7 @@ def known(monkeypatch):
     return calls
 
 
-def test_turns_of_a_real_conversation(capsys, tmp_path):
+def test_two_speakers_of_a_real_conversation_are_separated(capsys, tmp_path):
     import soundfile
 
     first, second = (soundfile.read(AUDIO / name, dtype="float32")[0] for name in ("slt_1.flac", "rms_1.flac"))
@@ -60,60 +60,62 @@ def test_turns_of_a_real_conversation(capsys, tmp_path):
     assert right == len(turns)
 
 
-def test_a_folder_is_gone_through_once(capsys, talks, tmp_path, known):
+def test_recordings_with_results_are_skipped(capsys, talks_folder, tmp_path, diarize_calls):
     out = tmp_path / "out"
-    result = run(capsys, "diarize", talks, "-o", out, "--format", "rttm", "json")
+    result = run(capsys, "diarize", talks_folder, "-o", out, "--format", "rttm", "json")
     assert result.code == 0
     assert sorted(path.name for path in out.iterdir()) == [f"{n}.{s}" for n in "abc" for s in ("json", "rttm")]
     assert "3 of 3" in result.err
     (out / "b.json").unlink()
-    assert run(capsys, "diarize", talks, "-o", out, "--format", "rttm", "json").code == 0
-    assert len(known) == 4  # b alone was made again
+    assert run(capsys, "diarize", talks_folder, "-o", out, "--format", "rttm", "json").code == 0
+    assert len(diarize_calls) == 4  # only b was diarized again
     assert json.loads((out / "b.json").read_text())["speakers"][1]["name"] == "speaker_2"
-    run(capsys, "diarize", talks, "-o", out, "--force")
-    assert len(known) == 7
+    run(capsys, "diarize", talks_folder, "-o", out, "--force")
+    assert len(diarize_calls) == 7
 
 
-def test_a_bad_recording_does_not_stop_the_others(capsys, talks, tmp_path, known):
-    write_wav(talks / "bad.wav")
+def test_unreadable_recording_does_not_stop_the_others(capsys, talks_folder, tmp_path, diarize_calls):
+    write_wav(talks_folder / "bad.wav")
     out = tmp_path / "out"
-    result = run(capsys, "diarize", talks, "-o", out)
+    result = run(capsys, "diarize", talks_folder, "-o", out)
     assert result.code == 2
     assert "1 of 4 recordings could not be read" in result.err
     assert sorted(path.name for path in out.iterdir()) == ["a.rttm", "b.rttm", "c.rttm"]
 
 
-def test_exclusive_turns(capsys, talks, known):
-    result = run(capsys, "diarize", talks / "a.wav", "--exclusive", "--format", "csv")
+def test_exclusive_turns_do_not_overlap(capsys, talks_folder, diarize_calls):
+    result = run(capsys, "diarize", talks_folder / "a.wav", "--exclusive", "--format", "csv")
     assert result.out.splitlines() == ["start,end,speaker", "0.000,1.500,speaker_1", "1.500,2.000,speaker_2"]
 
 
-def test_json_is_one_object(capsys, talks, known):
-    value = run(capsys, "diarize", talks, "--json", "--quiet").json
+def test_json_is_one_object(capsys, talks_folder, diarize_calls):
+    value = run(capsys, "diarize", talks_folder, "--json", "--quiet").json
     assert [one["duration"] for one in value["recordings"]] == [2.0] * 3
     assert value["failed"] == []
 
 
-def test_people_of_a_store_are_named(capsys, talks, tmp_path, known):
+def test_speakers_in_the_store_are_named(capsys, talks_folder, tmp_path, diarize_calls):
     store = tmp_path / "team.db"
-    enroll = run(capsys, "diarize", talks / "a.wav", "--store", store, "--enroll", "speaker_2=Bob")
+    enroll = run(capsys, "diarize", talks_folder / "a.wav", "--store", store, "--enroll", "speaker_2=Bob")
     assert enroll.code == 0
     assert "Bob" in enroll.out
-    found = run(capsys, "diarize", talks / "b.wav", "--store", store, "--threshold", "0.5")
+    found = run(capsys, "diarize", talks_folder / "b.wav", "--store", store, "--threshold", "0.5")
     assert [line.split()[7] for line in found.out.splitlines()] == ["speaker_1", "Bob"]
-    assert "speaker_9" in run(capsys, "diarize", talks / "a.wav", "--store", store, "--enroll", "speaker_9=X").err
+    assert (
+        "speaker_9" in run(capsys, "diarize", talks_folder / "a.wav", "--store", store, "--enroll", "speaker_9=X").err
+    )
 
 
-def test_nobody_is_two_speakers(capsys, talks, tmp_path, known):
+def test_one_enrolled_speaker_names_at_most_one_speaker(capsys, talks_folder, tmp_path, diarize_calls):
     store = tmp_path / "team.db"
-    run(capsys, "diarize", talks / "a.wav", "--store", store, "--enroll", "speaker_2=Bob")
-    found = run(capsys, "diarize", talks / "b.wav", "--store", store, "--threshold", "-1")
+    run(capsys, "diarize", talks_folder / "a.wav", "--store", store, "--enroll", "speaker_2=Bob")
+    found = run(capsys, "diarize", talks_folder / "b.wav", "--store", store, "--threshold", "-1")
     assert sorted(line.split()[7] for line in found.out.splitlines()) == ["Bob", "speaker_1"]
 
 
-def test_a_plot(capsys, talks, tmp_path, known):
+def test_plot_is_written(capsys, talks_folder, tmp_path, diarize_calls):
     pytest.importorskip("matplotlib")
-    assert run(capsys, "diarize", talks / "a.wav", "--plot", tmp_path / "t.png").code == 0
+    assert run(capsys, "diarize", talks_folder / "a.wav", "--plot", tmp_path / "t.png").code == 0
     assert (tmp_path / "t.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -127,34 +129,36 @@ def test_a_plot(capsys, talks, tmp_path, known):
         (("--channel", "0"), "--channel"),
     ],
 )
-def test_options_that_do_not_fit(capsys, talks, known, options, says):
-    assert says in refused(capsys, talks, "diarize", talks / "a.wav", *options)
+def test_invalid_options_are_refused(capsys, talks_folder, diarize_calls, options, says):
+    assert says in run_refused(capsys, talks_folder, "diarize", talks_folder / "a.wav", *options)
 
 
-def test_two_recordings_of_one_name(capsys, talks, tmp_path, known):
-    (talks / "more").mkdir()
-    write_wav(talks / "more" / "a.wav")
-    assert "both" in refused(capsys, talks, "diarize", talks, "-o", tmp_path / "out")
-    assert "one recording" in refused(capsys, talks, "diarize", talks, "--plot", "x.png")
+def test_recordings_with_equal_names_are_refused(capsys, talks_folder, tmp_path, diarize_calls):
+    (talks_folder / "more").mkdir()
+    write_wav(talks_folder / "more" / "a.wav")
+    assert "both" in run_refused(capsys, talks_folder, "diarize", talks_folder, "-o", tmp_path / "out")
+    assert "one recording" in run_refused(capsys, talks_folder, "diarize", talks_folder, "--plot", "x.png")
 
 
-def test_an_empty_folder(capsys, tmp_path):
+def test_empty_folder_is_refused(capsys, tmp_path):
     (tmp_path / "none").mkdir()
-    assert "no recordings in" in refused(capsys, tmp_path, "diarize", tmp_path / "none")
+    assert "no recordings in" in run_refused(capsys, tmp_path, "diarize", tmp_path / "none")
 
 
-def test_a_stop_between_recordings(capsys, talks, tmp_path, known, monkeypatch):
+def test_stop_signal_ends_the_run_after_the_current_recording(
+    capsys, talks_folder, tmp_path, diarize_calls, monkeypatch
+):
     import contextlib
     import threading
 
     @contextlib.contextmanager
-    def asked():
+    def stop_at_once():
         stop = threading.Event()
         stop.set()
         yield stop
 
-    monkeypatch.setattr("ecapa_jax.cli.progress.stop_signals", asked)
-    result = run(capsys, "diarize", talks, "-o", tmp_path / "out")
+    monkeypatch.setattr("ecapa_jax.cli.progress.stop_signals", stop_at_once)
+    result = run(capsys, "diarize", talks_folder, "-o", tmp_path / "out")
     assert result.code == 75
     assert "1 of 3" in result.err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.rttm"]
@@ -166,7 +170,7 @@ def write_turns(path, *turns):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
-def test_der(capsys, tmp_path):
+def test_der_reports_error_rates(capsys, tmp_path):
     pytest.importorskip("pyannote.metrics", reason="needs pyannote.metrics: pip install 'ecapa-jax[diarize]'")
     reference = write_turns(tmp_path / "r.rttm", (0, 10, "ann"), (10, 20, "bob"))
     result = write_turns(tmp_path / "h.rttm", (0, 10, "1"), (10, 18, "2"))
@@ -177,12 +181,12 @@ def test_der(capsys, tmp_path):
     text = run(capsys, "der", reference, result, "--uem", tmp_path / "x.uem").out
     assert text.splitlines()[1].split()[:2] == ["talk", "0.00"]
     (tmp_path / "x.uem").write_text("other 1 0 10\n")
-    assert "no part of 'talk'" in refused(capsys, tmp_path, "der", reference, result, "--uem", tmp_path / "x.uem")
+    assert "no part of 'talk'" in run_refused(capsys, tmp_path, "der", reference, result, "--uem", tmp_path / "x.uem")
 
 
-def test_der_names_the_line(capsys, tmp_path):
+def test_der_error_names_the_line(capsys, tmp_path):
     reference = write_turns(tmp_path / "r.rttm", (0, 10, "ann"))
     bad = tmp_path / "h.rttm"
     bad.write_text("SPEAKER talk 1 5 -1 <NA> <NA> x <NA> <NA>\n")
-    assert "line 1: the duration is -1 s" in refused(capsys, tmp_path, "der", reference, bad)
+    assert "line 1: the duration is -1 s" in run_refused(capsys, tmp_path, "der", reference, bad)
     assert cli_diarize._stem("https://host/a/b.wav?x=1") == "b"

@@ -1,4 +1,4 @@
-"""Error rates, on turns whose errors are known."""
+"""Tests of error rates with turns whose errors are known."""
 
 import pytest
 
@@ -12,13 +12,13 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::U
 REFERENCE = [Turn(0, 10, "ann"), Turn(10, 20, "bob")]
 
 
-def test_names_do_not_matter():
+def test_speaker_names_do_not_affect_the_error():
     overall, _ = error_rates({"a": REFERENCE}, {"a": [Turn(0, 10, "1"), Turn(10, 20, "2")]})
     assert overall.der == overall.jer == 0
     assert (overall.speakers, overall.found, overall.counts_right) == (2, 2, 1)
 
 
-def test_parts_of_the_error():
+def test_miss_false_alarm_and_confusion_are_reported():
     result = [Turn(0, 8, "1"), Turn(10, 20, "2"), Turn(20, 21, "2")]
     overall, each = error_rates({"a": REFERENCE}, {"a": result})
     assert overall.miss == pytest.approx(0.1)
@@ -29,19 +29,19 @@ def test_parts_of_the_error():
     assert swapped.confusion == pytest.approx(0.25)
 
 
-def test_the_collar_is_on_each_side():
+def test_collar_applies_to_each_side():
     late = {"a": [Turn(0.2, 10.2, "1"), Turn(10.2, 20.2, "2")]}
     assert error_rates({"a": REFERENCE}, late)[0].der > 0.01
     assert error_rates({"a": REFERENCE}, late, collar=0.25)[0].der == 0
     assert error_rates({"a": REFERENCE}, late, collar=0.15)[0].der > 0
 
 
-def test_only_the_parts_of_the_uem_are_scored():
+def test_only_uem_parts_are_scored():
     wrong = {"a": [Turn(0, 10, "1")]}
     assert error_rates({"a": REFERENCE}, wrong, parts={"a": [(0.0, 10.0)]})[0].der == 0
 
 
-def test_a_missing_recording_is_silence_and_an_interval_needs_three():
+def test_missing_recording_counts_as_silence_and_interval_needs_three_recordings():
     reference = dict.fromkeys("abc", REFERENCE)
     overall, each = error_rates(reference, {"a": REFERENCE, "b": REFERENCE})
     assert each["c"].miss == 1
@@ -57,6 +57,6 @@ def test_a_missing_recording_is_silence_and_an_interval_needs_three():
         ({"a": REFERENCE}, {"collar": -1.0}, "collar"),
     ],
 )
-def test_what_does_not_fit(result, options, says):
+def test_invalid_input_is_refused(result, options, says):
     with pytest.raises(DiarizationError, match=says):
         error_rates({"a": REFERENCE}, result, **options)

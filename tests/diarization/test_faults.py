@@ -1,6 +1,6 @@
-"""Recordings and files as users have them: music, one word, one speaker, telephone rates, stereo, NaN, a killed run.
+"""Tests with realistic input: music, one word, one speaker, telephone rates, stereo, NaN, and a killed run.
 
-The networks and the model are the packaged ones, without overlap detection unless a test is about it.
+They use the packaged networks and model. Most of them disable overlap detection.
 """
 
 import json
@@ -22,7 +22,7 @@ from ecapa_jax.diarization.diarize import diarize
 from ecapa_jax.diarization.rttm import read_rttm
 from ecapa_jax.diarization.settings import DiarizationSettings
 from ecapa_jax.errors import AudioError
-from helpers.cli import contents, refused, run, write_wav
+from helpers.cli import contents, run, run_refused, write_wav
 from helpers.detector import AUDIO
 from helpers.nonspeech import nonspeech
 
@@ -37,7 +37,7 @@ def encoder():
 
 @pytest.fixture(scope="module")
 def parts():
-    """A woman and a man in turn."""
+    """A woman and a man who alternate."""
     return [soundfile.read(AUDIO / f"{name}.flac", dtype="float32")[0] for name in ("slt_1", "awb_1", "slt_2")]
 
 
@@ -51,30 +51,30 @@ def boundaries(turns):
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-def test_music_and_other_sounds_are_nobody(encoder, overlap):
-    for kind in ("chords", "hum", "beeps", "pink", "keypad"):  # beeps and keys are voices to overlap detection
+def test_music_and_other_sounds_have_no_speakers(encoder, overlap):
+    for kind in ("chords", "hum", "beeps", "pink", "keypad"):  # overlap detection mistakes beeps and keys for voices
         found = diarize(encoder, nonspeech(kind, 1), overlap=overlap)
         assert (found.turns, found.exclusive, found.speakers) == ([], [], []), kind
         assert found.duration == 3.0
 
 
-def test_quiet_speech_is_speech(encoder, parts):
+def test_quiet_speech_is_detected(encoder, parts):
     found = diarize(encoder, parts[0] * 10 ** (-50 / 20))
     assert sum(turn.end - turn.start for turn in found.turns) > 3
 
 
-def test_one_word_is_one_turn_of_one_speaker(encoder, parts):
+def test_one_word_gives_one_turn_of_one_speaker(encoder, parts):
     word = np.concatenate([PAUSE, parts[0][RATE // 2 : RATE + 1600], PAUSE])
     found = diarize(encoder, word, overlap=False)
     assert len(found.turns) == len(found.speakers) == 1
     assert found.turns[0].start == pytest.approx(0.5, abs=0.25)
-    for speakers in (2, 3):  # a given number is honoured, whatever it is
+    for speakers in (2, 3):  # a given number is used even if it is wrong
         assert len({turn.speaker for turn in diarize(encoder, word, speakers).turns}) == speakers
 
 
 @pytest.mark.parametrize("minutes", [10, pytest.param(60, marks=pytest.mark.slow)])
-def test_one_speaker_for_long_is_one(minutes):
-    """By embeddings: windows of a voice that drifts, in blocks whose clusters are merged again."""
+def test_long_recording_of_one_speaker_gives_one_cluster(minutes):
+    """The test clusters embeddings of a drifting voice in blocks, whose clusters must be merged."""
     rng = np.random.default_rng(0)
     windows = minutes * 60 * 4 // 3
     voice, drift = rng.standard_normal(192), np.cumsum(rng.standard_normal((windows, 192)) * 0.005, axis=0)
@@ -84,7 +84,7 @@ def test_one_speaker_for_long_is_one(minutes):
     assert (labels == 0).all()
 
 
-def test_telephone_speech_has_the_turns_of_the_same_speech_at_16_khz(encoder, talk):
+def test_speech_at_8_khz_has_the_turns_of_16_khz(encoder, talk):
     wide = diarize(encoder, talk, 2, overlap=False)
     narrow = diarize(encoder, soxr.resample(talk, RATE, 8000), 2, overlap=False, sample_rate=8000)
     assert len(wide.turns) == len(narrow.turns) == 3
@@ -92,7 +92,7 @@ def test_telephone_speech_has_the_turns_of_the_same_speech_at_16_khz(encoder, ta
     np.testing.assert_allclose(boundaries(narrow.turns), boundaries(wide.turns), atol=0.3)
 
 
-def test_a_speaker_a_channel(encoder, parts, capsys, tmp_path):
+def test_one_speaker_per_channel(encoder, parts, capsys, tmp_path):
     stereo, at = np.zeros((sum(map(len, parts)), 2), np.float32), 0
     for index, part in enumerate(parts):
         stereo[at : at + len(part), index % 2] = part
@@ -108,10 +108,10 @@ def test_a_speaker_a_channel(encoder, parts, capsys, tmp_path):
     (tmp_path / "right.rttm").write_text(result.out)
     turns = read_rttm(tmp_path / "right.rttm")["call"]
     np.testing.assert_allclose(boundaries(turns), boundaries(right.turns), atol=0.05)
-    assert "channel 3" in refused(capsys, tmp_path, "diarize", tmp_path / "call.wav", "--channel", "3", "--fast")
+    assert "channel 3" in run_refused(capsys, tmp_path, "diarize", tmp_path / "call.wav", "--channel", "3", "--fast")
 
 
-def test_a_sample_that_is_no_number(encoder, talk, capsys, tmp_path, monkeypatch):
+def test_recording_with_nan_is_refused(encoder, talk, capsys, tmp_path, monkeypatch):
     from ecapa_jax.diarization import recordings
 
     broken = talk.copy()
@@ -123,11 +123,11 @@ def test_a_sample_that_is_no_number(encoder, talk, capsys, tmp_path, monkeypatch
             diarize(encoder, tmp_path / "broken.wav", overlap=False)
     out = tmp_path / "out"
     out.mkdir()
-    message = refused(capsys, tmp_path, "diarize", tmp_path / "broken.wav", "-o", out, "--fast")
+    message = run_refused(capsys, tmp_path, "diarize", tmp_path / "broken.wav", "-o", out, "--fast")
     assert "broken.wav" in message
 
 
-def test_a_silent_recording_gets_its_files_all_the_same(capsys, tmp_path):
+def test_silent_recording_gives_empty_output_files(capsys, tmp_path):
     write_wav(tmp_path / "nothing.wav", np.zeros(2 * RATE, np.float32))
     kinds = ("rttm", "json", "srt", "vtt", "csv")
     result = run(capsys, "diarize", tmp_path / "nothing.wav", "-o", tmp_path / "out", "--fast", "--format", *kinds)
@@ -156,18 +156,18 @@ SLOW = """
 """
 
 
-def test_a_killed_run_goes_on_where_it_ended(tmp_path):
+def test_killed_run_resumes(tmp_path):
     (tmp_path / "talks").mkdir()
     for name in "abc":
         write_wav(tmp_path / "talks" / f"{name}.wav")
     out = tmp_path / "out"
     command = ["diarize", str(tmp_path / "talks"), "-o", str(out), "--format", "rttm", "json"]
 
-    def started(seconds):
+    def start_run(seconds):
         arguments = [sys.executable, "-c", textwrap.dedent(SLOW), str(seconds), *command]
         return subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "200"})
 
-    killed = started(600)
+    killed = start_run(600)
     until = time.monotonic() + 120
     while not (out / "a.json").is_file():
         assert killed.poll() is None, killed.stderr.read()
@@ -177,8 +177,8 @@ def test_a_killed_run_goes_on_where_it_ended(tmp_path):
     killed.communicate()
     assert {path.name for path in out.iterdir()} == {"a.rttm", "a.json"}
     stale = out / ".b.rttm.partial-0123456789abcdef"
-    stale.write_text("half a line")  # as if it had been killed while it wrote
-    done = started(0)
+    stale.write_text("half a line")  # simulates a process that was killed while it wrote
+    done = start_run(0)
     said = done.communicate(timeout=120)[1]
     assert done.returncode == 0, said
     assert "1 of 3 recordings have results already" in said
@@ -200,22 +200,22 @@ LINE = "SPEAKER talk 1 {} {} <NA> <NA> {} <NA> <NA>\n"
         ("", "no turns"),
     ],
 )
-def test_der_refuses_turns_that_can_not_be(capsys, tmp_path, lines, says):
+def test_der_refuses_invalid_turns(capsys, tmp_path, lines, says):
     pytest.importorskip("pyannote.metrics", reason="needs pyannote.metrics: pip install 'ecapa-jax[diarize]'")
     (tmp_path / "good.rttm").write_text(LINE.format(0, 10, "ann"))
     (tmp_path / "bad.rttm").write_text(lines)
-    assert says in refused(capsys, tmp_path, "der", tmp_path / "bad.rttm", tmp_path / "good.rttm")
+    assert says in run_refused(capsys, tmp_path, "der", tmp_path / "bad.rttm", tmp_path / "good.rttm")
 
 
-def test_der_refuses_a_uem_of_another_file_or_without_speech(capsys, tmp_path):
+def test_der_refuses_an_invalid_uem(capsys, tmp_path):
     pytest.importorskip("pyannote.metrics", reason="needs pyannote.metrics: pip install 'ecapa-jax[diarize]'")
     turns = tmp_path / "a.rttm"
     turns.write_text(LINE.format(0, 10, "ann"))
     uem = tmp_path / "a.uem"
     for text, says in (("other 1 0 10\n", "no part of 'talk'"), ("talk 1 10 5\n", "line 1"), ("talk 0 10\n", "line 1")):
         uem.write_text(text)
-        assert says in refused(capsys, tmp_path, "der", turns, turns, "--uem", uem)
-    assert "can't be read" in refused(capsys, tmp_path, "der", turns, turns, "--uem", tmp_path / "none.uem")
+        assert says in run_refused(capsys, tmp_path, "der", turns, turns, "--uem", uem)
+    assert "can't be read" in run_refused(capsys, tmp_path, "der", turns, turns, "--uem", tmp_path / "none.uem")
     uem.write_text("talk 1 20 30\n")
     result = run(capsys, "der", turns, turns, "--uem", uem)
     assert result.code in (0, 2)

@@ -1,4 +1,4 @@
-"""Published layouts go through `diarize` as the packaged model does."""
+"""Tests of `diarize` with converted models of published layouts."""
 
 import dataclasses
 
@@ -19,16 +19,16 @@ def wespeaker(folder):
 
 
 @pytest.mark.parametrize("make", [checkpoints.speechbrain, wespeaker], ids=["speechbrain", "wespeaker"])
-def test_a_converted_model_diarizes(tmp_path, make):
+def test_converted_model_diarizes(tmp_path, make):
     encoder = SpeakerEncoder.from_bundle(convert(make(tmp_path)))
     samples = np.concatenate([voice(2, 120), np.zeros(RATE, np.float32), voice(2, 180)])
 
-    def loud(blocks):
+    def loud_frames(blocks):
         whole = np.concatenate(list(blocks))
         frames = np.pad(whole, (0, -len(whole) % 512)).reshape(-1, 512)
         return (np.abs(frames).max(axis=1) > 0.02).astype(np.float32), len(whole)
 
-    found = diarize(encoder, samples, 2, overlap=False, vad=loud)
+    found = diarize(encoder, samples, 2, overlap=False, vad=loud_frames)
     assert len(found.speakers) == 2
     assert found.speakers[0].embedding.shape == (encoder.config.ecapa.embedding_dim,)
     assert all(np.isfinite(speaker.embedding).all() for speaker in found.speakers)

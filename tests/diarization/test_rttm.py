@@ -1,4 +1,4 @@
-"""RTTM and UEM are read strictly; what is written is read back."""
+"""Tests of reading and writing RTTM and UEM files."""
 
 import pytest
 
@@ -9,24 +9,24 @@ from ecapa_jax.errors import DiarizationError
 GOOD = "SPEAKER a 1 0.5 1.5 <NA> <NA> ann <NA> <NA>"
 
 
-def written(tmp_path, *lines):
+def write_lines(tmp_path, *lines):
     path = tmp_path / "x.rttm"
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_written_turns_are_read_back(tmp_path):
     turns = [Turn(0.0, 1.25, "speaker_1"), Turn(1.0, 2.5, "speaker_2")]
-    assert read_rttm(written(tmp_path, rttm_text("meeting", turns).rstrip())) == {"meeting": turns}
+    assert read_rttm(write_lines(tmp_path, rttm_text("meeting", turns).rstrip())) == {"meeting": turns}
 
 
-def test_spaces_in_names_do_not_break_a_line(tmp_path):
-    found = read_rttm(written(tmp_path, rttm_text("my talk", [Turn(0, 1, "Ann Lee")]).rstrip()))
+def test_names_with_spaces_are_written_as_one_field(tmp_path):
+    found = read_rttm(write_lines(tmp_path, rttm_text("my talk", [Turn(0, 1, "Ann Lee")]).rstrip()))
     assert found == {"my_talk": [Turn(0, 1, "Ann_Lee")]}
 
 
-def test_other_types_and_comments_are_passed_over(tmp_path):
-    path = written(tmp_path, ";; comment", "", "SPKR-INFO a 1 <NA> <NA> <NA> unknown ann <NA>", GOOD)
+def test_other_line_types_and_comments_are_ignored(tmp_path):
+    path = write_lines(tmp_path, ";; comment", "", "SPKR-INFO a 1 <NA> <NA> <NA> unknown ann <NA>", GOOD)
     assert list(read_rttm(path)) == ["a"]
 
 
@@ -43,25 +43,25 @@ def test_other_types_and_comments_are_passed_over(tmp_path):
         ("SPEAKER a 1 1.0 1 <NA> <NA> ann <NA> <NA>", "overlap with itself"),
     ],
 )
-def test_a_mistake_is_named_by_its_line(tmp_path, line, says):
+def test_error_names_the_line(tmp_path, line, says):
     with pytest.raises(DiarizationError, match=r"line 2.*") as error:
-        read_rttm(written(tmp_path, GOOD, line))
+        read_rttm(write_lines(tmp_path, GOOD, line))
     assert says in str(error.value)
 
 
 def test_two_speakers_may_overlap(tmp_path):
-    path = written(tmp_path, GOOD, GOOD.replace("ann", "bob"))
+    path = write_lines(tmp_path, GOOD, GOOD.replace("ann", "bob"))
     assert len(read_rttm(path)["a"]) == 2
 
 
-def test_uem(tmp_path):
-    assert read_uem(written(tmp_path, "a 1 0.0 30", "a 1 40 50")) == {"a": [(0.0, 30.0), (40.0, 50.0)]}
+def test_uem_is_read(tmp_path):
+    assert read_uem(write_lines(tmp_path, "a 1 0.0 30", "a 1 40 50")) == {"a": [(0.0, 30.0), (40.0, 50.0)]}
     for line in ("a 1 30 20", "a 1 0", "a 1 0 inf"):
         with pytest.raises(DiarizationError, match="line 1"):
-            read_uem(written(tmp_path, line))
+            read_uem(write_lines(tmp_path, line))
 
 
-def test_no_file(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(DiarizationError, match="check the path"):
         read_rttm(tmp_path / "none.rttm")
     (tmp_path / "b.rttm").write_bytes(b"\xff\xfe\x00")

@@ -1,4 +1,4 @@
-"""The network of overlap detection: shapes, batches, and what it says to silence. Parity: tests/peers."""
+"""Tests of the overlap detection network: shapes, batches, silence. tests/peers compares it with PyTorch."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from ecapa_jax.diarization import segmentation
 from helpers.conversations import voice
 
 
-def test_frames():
+def test_output_shape():
     assert segmentation.n_frames(segmentation.CHUNK_SAMPLES) == segmentation.CHUNK_FRAMES
     shape = jax.eval_shape(
         segmentation.log_probabilities,
@@ -17,7 +17,7 @@ def test_frames():
     assert shape == (2, segmentation.CHUNK_FRAMES, len(segmentation.SETS))
 
 
-def test_a_chunk_of_a_batch_is_as_alone():
+def test_chunk_in_a_batch_equals_chunk_alone():
     segmenter = segmentation.Segmenter()
     sounds = [np.concatenate([voice(2, pitch), np.zeros(160000 - 32000, np.float32)]) for pitch in (100, 150, 230)]
     together = list(segmenter(sounds))
@@ -27,11 +27,11 @@ def test_a_chunk_of_a_batch_is_as_alone():
     np.testing.assert_allclose(np.exp(together[1]).sum(axis=-1), 1, atol=1e-5)
 
 
-def test_silence_is_nobody():
+def test_silence_has_no_active_voice():
     (rows,) = segmentation.Segmenter()([np.zeros(16000, np.float32)])
     assert (rows.argmax(axis=-1) == 0).all()
 
 
-def test_classes_are_sets_of_voices():
+def test_classes_map_to_sets_of_voices():
     voices = segmentation.active_voices(np.array([0, 3, 6]))
     assert voices.tolist() == [[False, False, False], [False, False, True], [False, True, True]]

@@ -1,4 +1,4 @@
-"""The stream: whatever the pieces, the same turns; and memory that does not grow with what is past."""
+"""Tests of `Diarizer`: the turns do not depend on the block size, and memory does not grow with time."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from helpers.conversations import RATE, PitchEncoder, voice
 
 
 @pytest.fixture
-def loud(monkeypatch):
-    """Speech is what is loud: the made-up voices are no speech to the network."""
+def detect_loud_frames(monkeypatch):
+    """Replaces the speech detector: loud frames are speech, because the network does not accept synthetic voices."""
     from ecapa_jax.vad import in_numpy
 
     def advance(weights, samples, state):
@@ -19,19 +19,19 @@ def loud(monkeypatch):
     monkeypatch.setattr(in_numpy, "advance", advance)
 
 
-def talk():
+def make_talk():
     pause = np.zeros(RATE, np.float32)
     return np.concatenate([voice(5, 120, 1), pause, voice(5, 180, 2), pause, voice(5, 120, 3)])
 
 
-def test_turns_come_while_it_speaks(loud):
+def test_turns_are_available_while_the_stream_runs(detect_loud_frames):
     diarizer = Diarizer(PitchEncoder())
-    samples, seen = talk(), []
+    samples, seen = make_talk(), []
     for start in range(0, len(samples), 1600):
         turns = diarizer.push(samples[start : start + 1600])
         seen.append(max((turn.end for turn in turns), default=0.0))
     late = [begun for begun in (5.0, 11.0) if seen[round((begun + 2) * 10)] < begun - 0.2]
-    assert not late  # two seconds after a turn it is there
+    assert not late  # every turn is available two seconds after its end
     found = diarizer.finish()
     assert [turn.speaker for turn in found] == ["speaker_1", "speaker_2", "speaker_1"]
     for turn, start in zip(found, (0, 6, 12), strict=True):
@@ -40,8 +40,8 @@ def test_turns_come_while_it_speaks(loud):
 
 
 @pytest.mark.parametrize("size", [160, 5000, 400_000])
-def test_pieces_do_not_matter(loud, size):
-    samples = talk()
+def test_block_size_does_not_change_the_turns(detect_loud_frames, size):
+    samples = make_talk()
     one, other = Diarizer(PitchEncoder()), Diarizer(PitchEncoder())
     one.push(samples)
     for start in range(0, len(samples), size):
@@ -49,7 +49,7 @@ def test_pieces_do_not_matter(loud, size):
     assert one.finish() == other.finish()
 
 
-def test_what_is_past_is_forgotten(loud):
+def test_processed_samples_are_discarded(detect_loud_frames):
     diarizer = Diarizer(PitchEncoder())
     for seed in range(20):
         diarizer.push(voice(3, 120, seed))
@@ -64,7 +64,7 @@ def test_silence_has_no_turns():
     assert Diarizer(PitchEncoder()).finish() == []
 
 
-def test_bad_input():
+def test_invalid_input_is_refused():
     with pytest.raises(AudioError, match="finite"):
         Diarizer(PitchEncoder()).push(np.array([np.nan], np.float32))
     with pytest.raises(ConfigError, match="max_speakers"):

@@ -1,4 +1,4 @@
-"""The scripts of examples/ that pages name but can't run in full."""
+"""Tests of the scripts in examples/ that documentation pages name but can't run completely."""
 
 from __future__ import annotations
 
@@ -12,47 +12,47 @@ import pytest
 
 from ecapa_jax.bundle.bundle import load_bundle
 from helpers.pages import ROOT
-from helpers.sandbox import furnish
+from helpers.sandbox import fill_sandbox
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Path:
+def sandbox(tmp_path: Path) -> Path:
     (tmp_path / "here").mkdir()
-    return furnish(tmp_path / "here")
+    return fill_sandbox(tmp_path / "here")
 
 
-def _run(script: str, here: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(script: str, sandbox: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     settings = {**os.environ, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     command = [sys.executable, str(ROOT / "examples" / script), *arguments]
-    return subprocess.run(command, cwd=here, env=settings, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, cwd=sandbox, env=settings, capture_output=True, text=True, timeout=300, check=False)
 
 
-def test_finetune_trains_from_a_bundle_and_goes_on(here: Path) -> None:
+def test_finetune_trains_from_a_bundle_and_resumes(sandbox: Path) -> None:
     for module in ("grain", "pyarrow"):
         pytest.importorskip(module, reason="training needs pip install ecapa-jax[train]")
     arguments = ("wav", "-o", "tuned", "--model", "BUNDLE", "--steps", "2", "--crop-seconds", "0.5")
-    done = _run("finetune.py", here, *arguments)
+    done = _run("finetune.py", sandbox, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "24 utterances of 6 speakers" in done.stdout
     assert "weights of BUNDLE" in done.stdout
-    before, after = load_bundle(here / "BUNDLE"), load_bundle(here / "tuned" / "run" / "bundle")
+    before, after = load_bundle(sandbox / "BUNDLE"), load_bundle(sandbox / "tuned" / "run" / "bundle")
     assert after.config == before.config
     kernels = [bundle.variables["params"]["projection"]["kernel"] for bundle in (before, after)]
     assert 0 < abs(kernels[1] - kernels[0]).max() < 0.01
-    lines = (here / "tuned" / "run" / "metrics.jsonl").read_text().splitlines()
+    lines = (sandbox / "tuned" / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == 2
 
 
-def test_own_jit_gives_the_encoder_s_scores(here: Path) -> None:
-    done = _run("own_jit.py", here, "a.wav", "b.wav", "who.wav", "--model", "BUNDLE")
+def test_own_jit_prints_the_scores_of_the_encoder(sandbox: Path) -> None:
+    done = _run("own_jit.py", sandbox, "a.wav", "b.wav", "who.wav", "--model", "BUNDLE")
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [[float(value) for value in line.strip(" []\n").split()] for line in done.stdout.splitlines()]
     assert [len(row) for row in rows] == [3, 3, 3]
     assert [rows[index][index] for index in range(3)] == [1.0, 1.0, 1.0]
 
 
-def test_diarize_finds_two_people_in_the_demo_s_conversation(here: Path) -> None:
-    done = _run("diarize.py", here)
+def test_diarize_finds_two_speakers(sandbox: Path) -> None:
+    done = _run("diarize.py", sandbox)
     assert done.returncode == 0, done.stderr[-3000:]
     turns = [line.split() for line in done.stdout.splitlines() if line.startswith("SPEAKER conversation 1 ")]
     assert len({fields[7] for fields in turns}) == 2

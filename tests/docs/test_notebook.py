@@ -1,4 +1,4 @@
-"""examples/verify.ipynb runs from top to bottom, in a kernel of its own, and is kept without outputs."""
+"""Tests that examples/verify.ipynb runs in a new kernel and is committed without outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 NOTEBOOK = EXAMPLES / "verify.ipynb"
 
 
-def test_the_committed_notebook_has_no_outputs() -> None:
+def test_committed_notebook_has_no_outputs() -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(notebook)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -23,7 +23,7 @@ def test_the_committed_notebook_has_no_outputs() -> None:
     assert not any(cell.outputs or cell.execution_count for cell in code)
 
 
-def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     for name, value in KERNEL.items():
         monkeypatch.setenv(name, value.format(tmp_path))
@@ -32,7 +32,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     streams = [output.text for output in outputs if output.output_type == "stream" and output.name == "stderr"]
     assert not streams, streams
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 5
-    if target := os.environ.get("KEEP_NOTEBOOK"):  # to look at the pictures
+    if target := os.environ.get("KEEP_NOTEBOOK"):  # a folder in which to keep the executed notebook
         nbformat.write(notebook, target)
 
 
@@ -46,5 +46,8 @@ KERNEL = {
     "JAX_COMPILATION_CACHE_DIR": "{}/programs",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
-"""Nothing is written outside the test's folder; programs of a few calls need no optimization,
-and the same program in another encoder need not be compiled again."""
+"""Settings of the kernel.
+
+The kernel writes only to the test's folder, does not optimize programs that run only a few times, and does not compile
+the same program again for another encoder.
+"""

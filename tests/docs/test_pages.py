@@ -1,4 +1,4 @@
-"""README and docs: every block is executed, or says what it needs and is held against the command line."""
+"""Tests of README and docs: every block is executed, or says what it needs and is checked against the options."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import jaxtyping
 import pytest
 
 from helpers.pages import ROOT, PageError, blocks, check_options, run_page
-from helpers.sandbox import furnish, setting
+from helpers.sandbox import fill_sandbox, page_namespace
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 GIVEN = {"serve.md": {"my_model": "mine"}}
-"""What a page takes for made on another."""
+"""Files that a page assumes and that another page makes."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Every command makes a new encoder, as a new process would; the programs are the same."""
+    """Shares compiled programs between commands, because each command makes a new encoder."""
     settings = {
         "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
@@ -35,25 +35,25 @@ def _compile_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     yield
     for name, value in before.items():
         jax.config.update(name, value)
-    jax.clear_caches()  # what was compiled so rounds otherwise: random weights, for one
+    jax.clear_caches()  # programs that compiled with these options round differently
 
 
 @pytest.fixture(scope="module")
-def furnished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return furnish(tmp_path_factory.mktemp("furnished"))
+def filled_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fill_sandbox(tmp_path_factory.mktemp("furnished"))
 
 
 @pytest.fixture
-def _untyped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a reader has it: shapes are checked in the other tests, and symbolic ones are of no type that can be."""
+def _no_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disables the run-time type checks, as for a user; symbolic shapes would fail them."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
-@pytest.mark.usefixtures("_untyped")
+@pytest.mark.usefixtures("_no_type_checks")
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
-def test_page(page: Path, furnished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_runs(page: Path, filled_sandbox: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "here"
-    shutil.copytree(furnished, here)
+    shutil.copytree(filled_sandbox, here)
     for name, source in GIVEN.get(page.name, {}).items():
         shutil.copytree(here / source, here / name)
     if "ecapa-jax serve" in page.read_text("utf-8"):
@@ -63,7 +63,7 @@ def test_page(page: Path, furnished: Path, tmp_path: Path, monkeypatch: pytest.M
             pytest.skip("the page's requests are made with curl")
     monkeypatch.chdir(here)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    executed = run_page(page, setting())
+    executed = run_page(page, page_namespace())
     marked = sum(block.needs is not None for block in blocks(page))
     print(f"{page.name}: {executed} executed, {marked} blocks need what is not here")
 
@@ -85,14 +85,14 @@ def test_page(page: Path, furnished: Path, tmp_path: Path, monkeypatch: pytest.M
         ("```python\nnever closed", "not closed"),
     ],
 )
-def test_a_wrong_page_is_found(text: str, message: str, tmp_path: Path) -> None:
+def test_page_with_an_error_fails(text: str, message: str, tmp_path: Path) -> None:
     page = tmp_path / "wrong.md"
     page.write_text(text + "\n")
     with pytest.raises(PageError, match=message):
         run_page(page, {})
 
 
-def test_options_of_shown_commands_are_those_of_the_help() -> None:
+def test_options_of_shown_commands_exist() -> None:
     check_options("ecapa-jax verify A B [--threshold X] --json", "here")
     with pytest.raises(PageError, match="--treshold"):
         check_options("ecapa-jax verify A B [--treshold X]", "here")

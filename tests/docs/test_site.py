@@ -1,4 +1,4 @@
-"""The built site: strict, whole, and without anything from elsewhere."""
+"""Tests of the built site: all links work, and nothing is loaded from other sites."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ pytest.importorskip("material", reason="the site needs mkdocs-material (make doc
 pytest.importorskip("mkdocstrings", reason="the site needs mkdocstrings (make docs installs it)")
 
 LOADED = {"script": "src", "link": "href", "img": "src", "iframe": "src", "source": "src", "use": "href"}
-"""What a browser fetches by itself; links that a reader follows are another matter."""
+"""Attributes whose address a browser fetches automatically, unlike links."""
 
 
 class Page(HTMLParser):
-    """Ids, links and fetched resources of a page."""
+    """The ids, links and fetched resources of a page."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -43,7 +43,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As `make docs` builds it, from a copy."""
+    """Builds the site as `make docs` does, from a copy."""
     copy = tmp_path_factory.mktemp("site")
     for name in ("docs", "ecapa_jax"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "default_model"))
@@ -60,7 +60,7 @@ def pages(site: Path) -> dict[Path, Page]:
     return {path: Page(path) for path in site.rglob("*.html")}
 
 
-def test_nothing_is_fetched_from_elsewhere(site: Path, pages: dict[Path, Page]) -> None:
+def test_pages_fetch_nothing_from_other_sites(site: Path, pages: dict[Path, Page]) -> None:
     remote = [(path.name, url) for path, page in pages.items() for url in page.loaded if urlparse(url).netloc]
     assert remote == []
     styles = [path.read_text("utf-8") for path in site.rglob("*.css")]
@@ -68,10 +68,10 @@ def test_nothing_is_fetched_from_elsewhere(site: Path, pages: dict[Path, Page]) 
     assert not [found for style in styles for found in re.findall(r"url\((?:https?:)?//[^)]+\)|@import[^;]+;", style)]
 
 
-def test_every_link_inside_leads_somewhere(site: Path, pages: dict[Path, Page]) -> None:
+def test_every_internal_link_has_a_target(site: Path, pages: dict[Path, Page]) -> None:
     broken = []
     for path, page in pages.items():
-        if path.name == "404.html":  # its links are absolute, because it may be shown anywhere
+        if path.name == "404.html":  # its links are absolute, because it is shown at any address
             continue
         for link in [*page.links, *page.loaded]:
             address, anchor = urldefrag(link)
@@ -85,7 +85,7 @@ def test_every_link_inside_leads_somewhere(site: Path, pages: dict[Path, Page]) 
     assert broken == []
 
 
-def test_diagram_is_part_of_its_page(site: Path) -> None:
+def test_diagram_is_embedded_in_its_page(site: Path) -> None:
     text = (site / "model.html").read_text("utf-8")
     assert "--8<--" not in text
     assert len(re.findall(r'<a href="api/model.html#ecapa_jax\.', text)) >= 10

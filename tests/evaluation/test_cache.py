@@ -1,4 +1,4 @@
-"""The embedding cache under kill -9, two writers, damage, and other models."""
+"""Tests of the embedding cache with killed processes, two writers, damage, and other models."""
 
 import signal
 import sqlite3
@@ -24,46 +24,46 @@ with EmbeddingCache(path, "model", (1, 64)) as cache:
 """
 
 
-def writer(path, first, batches):
+def start_writer(path, first, batches):
     return subprocess.Popen(
         [sys.executable, "-c", WRITER, str(path), str(first), str(batches)], stdout=subprocess.PIPE, text=True
     )
 
 
-def everything(path):
+def read_all(path):
     with EmbeddingCache(path, "model", (1, 64)) as cache:
         return {int(key): entry for key, entry in cache.get(str(n).encode() for n in range(16 * 2000)).items()}
 
 
-def test_a_killed_writer_leaves_whole_batches(tmp_path):
+def test_killed_writer_leaves_complete_batches(tmp_path):
     path = tmp_path / "cache.sqlite"
     for round_ in range(3):
-        process = writer(path, 100 * round_, 10**6)
-        told = [process.stdout.readline() for _ in range(4 + round_)]
+        process = start_writer(path, 100 * round_, 10**6)
+        reported = [process.stdout.readline() for _ in range(4 + round_)]
         time.sleep(0.003 * round_)
         process.send_signal(signal.SIGKILL)
-        told += process.stdout.readlines()
+        reported += process.stdout.readlines()
         process.wait()
         process.stdout.close()
-        found = everything(path)
-        for batch in (int(line) for line in told if line.strip()):
-            assert all(16 * batch + n in found for n in range(16))  # what was told is there
+        found = read_all(path)
+        for batch in (int(line) for line in reported if line.strip()):
+            assert all(16 * batch + n in found for n in range(16))  # every reported batch is stored
     assert len(found) % 16 == 0
     for number, (embedding, seconds) in found.items():
         np.testing.assert_array_equal(embedding, np.full((1, 64), number, np.float32))
         assert seconds == number / 10
 
 
-def test_two_writers(tmp_path):
+def test_two_writers_store_all_batches(tmp_path):
     path = tmp_path / "cache.sqlite"
-    processes = [writer(path, first, 40) for first in (0, 20)]
+    processes = [start_writer(path, first, 40) for first in (0, 20)]
     for process in processes:
         process.communicate()
         assert process.returncode == 0
-    assert sorted(everything(path)) == list(range(16 * 60))
+    assert sorted(read_all(path)) == list(range(16 * 60))
 
 
-def test_models_do_not_see_each_other(tmp_path):
+def test_models_do_not_share_embeddings(tmp_path):
     path = tmp_path / "deep" / "cache.sqlite"
     with EmbeddingCache(path, "a", (1, 3)) as cache:
         cache.put({b"x": (np.ones((1, 3), np.float32), 1.5)})
@@ -73,7 +73,7 @@ def test_models_do_not_see_each_other(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"123", np.full(3, np.nan, "<f4").tobytes(), bytes(16)])
-def test_a_damaged_embedding_is_made_again(tmp_path, content):
+def test_damaged_embedding_is_ignored_and_replaced(tmp_path, content):
     path = tmp_path / "cache.sqlite"
     with EmbeddingCache(path, "a", (1, 3)) as cache:
         cache.put({b"x": (np.ones((1, 3), np.float32), 1.5)})
@@ -87,7 +87,7 @@ def test_a_damaged_embedding_is_made_again(tmp_path, content):
         np.testing.assert_array_equal(cache.get([b"x"])[b"x"][0], np.ones((1, 3)))
 
 
-def test_other_files_are_left_alone(tmp_path):
+def test_other_files_are_refused_and_not_changed(tmp_path):
     database = sqlite3.connect(tmp_path / "theirs")
     database.execute("CREATE TABLE t (x)")
     database.commit()

@@ -1,4 +1,4 @@
-"""Scores of many trials at once against the encoder's own score, one by one."""
+"""Test that scores of many trials at once equal the scores of single trials."""
 
 import inspect
 import types
@@ -20,7 +20,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("scoring", WAYS.values(), ids=WAYS)
-def test_a_list_at_once_is_its_trials_one_by_one(scoring, monkeypatch):
+def test_scores_of_a_list_equal_scores_of_single_trials(scoring, monkeypatch):
     monkeypatch.setattr(scores, "BLOCK_TRIALS", 64)
     rng = np.random.default_rng(0)
     mean = rng.normal(size=24).astype(np.float32)

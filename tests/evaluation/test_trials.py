@@ -1,4 +1,4 @@
-"""Trial lists in every format, and what is wrong with those that are refused."""
+"""Tests of reading trial lists in every format, and of the errors for invalid lists."""
 
 import gzip
 from pathlib import Path
@@ -35,7 +35,7 @@ def pairs(trials):
 
 @pytest.mark.parametrize("line", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_one_list_in_every_format(tmp_path, line, end):
+def test_every_format_gives_the_same_trials(tmp_path, line, end):
     text = "".join(line(*pair) + end for pair in PAIRS)
     for content in (text, "\ufeff" + text, text.rstrip(), end + text + end, gzip.compress(text.encode())):
         trials = read_trials(write(tmp_path, content))
@@ -48,7 +48,7 @@ def test_one_list_in_every_format(tmp_path, line, end):
 
 @pytest.mark.parametrize("separator", [",", "\t"])
 @pytest.mark.parametrize("names", [("enrol", "test", "label"), ("Enroll", "file2", "Target"), ("path1", "b", "key")])
-def test_tables_with_a_header(tmp_path, separator, names):
+def test_tables_with_a_header_are_read(tmp_path, separator, names):
     lines = [[names[2], "gender", names[0], "score", names[1]]]
     lines += [[str(int(same)), "f", a.replace("a", "a name"), "0.25", b] for a, b, same in PAIRS]
     trials = read_trials(write(tmp_path, "".join(separator.join(line) + "\n" for line in lines)))
@@ -58,12 +58,12 @@ def test_tables_with_a_header(tmp_path, separator, names):
     assert trials.scores.tolist() == [0.25] * 3
 
 
-def test_quoted_fields(tmp_path):
+def test_quoted_fields_are_read(tmp_path):
     trials = read_trials(write(tmp_path, 'enrol,test,label\n"a, b.wav","the ""c"".wav",1\nd,e,0\n'))
     assert pairs(trials) == [("a, b.wav", 'the "c".wav', True), ("d", "e", False)]
 
 
-def test_scores_files(tmp_path):
+def test_score_files_are_read(tmp_path):
     for text in ("a b 1 0.5\nc d 0 -1e-3\n", "1 a b 0.5\n0 c d -0.001\n"):
         trials = read_trials(write(tmp_path, text))
         assert pairs(trials) == [("a", "b", True), ("c", "d", False)]
@@ -99,14 +99,14 @@ def test_scores_files(tmp_path):
         ("enrol,test,label,spk1,spk2\na,b,1,x,x\na,c,0,y,z\n", "line 3: a has speaker x elsewhere, here y"),
     ],
 )
-def test_refused(tmp_path, text, message):
+def test_invalid_lists_are_refused(tmp_path, text, message):
     with pytest.raises(TrialError, match=message) as caught:
         read_trials(write(tmp_path, text))
     assert "list.txt" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_no_file(tmp_path):
+def test_missing_file_is_reported(tmp_path):
     with pytest.raises(TrialError, match=r"none\.txt can't be read: No such file"):
         read_trials(tmp_path / "none.txt")
     with pytest.raises(TrialError, match="Is a directory"):
@@ -126,18 +126,18 @@ def test_repeated_trials_are_counted(tmp_path):
         ("1 c/s1/a.flac c/s1/b.flac\n0 c/s1/a.flac c/s2/a.flac\n", {"c/s1", "c/s2"}, "the file's folder"),
         ("1 s1/v1/a.flac s1/v2/b.flac\n0 s1/v1/a.flac s2/v1/a.flac\n", {"s1", "s2"}, "the folder above"),
         ("1 a.flac b.flac\n0 a.flac c.flac\n", None, ""),
-        ("1 x/a.flac x/b.flac\n0 x/a.flac x/c.flac\n", None, ""),  # one folder of everything
-        ("1 id10270/x/1.wav id10300/y/2.wav\n0 id10270/x/1.wav id10270/z/1.wav\n", None, ""),  # against the labels
-        ("1 x/a.flac x/b.flac\n1 y/a.flac y/c.flac\n", None, ""),  # nothing to check a guess by
+        ("1 x/a.flac x/b.flac\n0 x/a.flac x/c.flac\n", None, ""),  # all files are in one folder
+        ("1 id10270/x/1.wav id10300/y/2.wav\n0 id10270/x/1.wav id10270/z/1.wav\n", None, ""),  # contradicts labels
+        ("1 x/a.flac x/b.flac\n1 y/a.flac y/c.flac\n", None, ""),  # no non-target trials to check a guess
     ],
 )  # fmt: skip
-def test_speakers_from_paths(tmp_path, text, speakers, source):
+def test_speakers_are_inferred_from_paths(tmp_path, text, speakers, source):
     trials = read_trials(write(tmp_path, text))
     assert (trials.speakers and set(trials.speakers)) == speakers
     assert trials.speaker_source.startswith(source)
 
 
-def test_speaker_maps(tmp_path):
+def test_speaker_maps_are_checked_against_the_labels(tmp_path):
     trials = read_trials(write(tmp_path, "1 a b\n0 a c\n"))
     known = with_speakers(trials, read_speakers(write(tmp_path, "a x\nb x\nc y\nd z\n", "utt2spk")), "utt2spk")
     assert known.speakers == ("x", "x", "y")
@@ -151,7 +151,7 @@ def test_speaker_maps(tmp_path):
         read_speakers(write(tmp_path, "a x\na y\n", "utt2spk"))
 
 
-def test_enrolment_files(tmp_path):
+def test_enrolment_files_are_read(tmp_path):
     assert read_enrolment(write(tmp_path, "m1 a b a\nm2 c\n")) == {"m1": ("a", "b"), "m2": ("c",)}
     with pytest.raises(TrialError, match="line 2: model m2 has no utterances"):
         read_enrolment(write(tmp_path, "m1 a b\nm2\n"))
@@ -173,7 +173,7 @@ def test_scores_of_another_file_are_matched_by_pair(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=60) | st.text(alphabet='01 ab,\t\n"enrol', max_size=60).map(str.encode))
-def test_any_bytes_are_a_list_or_an_error(tmp_path_factory, content):
+def test_any_bytes_are_read_or_refused(tmp_path_factory, content):
     path = write(tmp_path_factory.mktemp("bytes"), content)
     try:
         trials = read_trials(path)
@@ -186,7 +186,7 @@ def test_any_bytes_are_a_list_or_an_error(tmp_path_factory, content):
 
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
-def test_veri_test2_whole():
+def test_complete_veri_test2_list():
     trials = read_trials(SHARED / "veri_test2.txt.gz")
     assert (len(trials), int(trials.known_labels.sum()), len(trials.names)) == (37_611, 18_802, 4708)
     assert len(set(trials.speakers)) == 40
@@ -198,7 +198,7 @@ def test_veri_test2_whole():
 
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared")
-def test_the_original_list_is_told_apart():
+def test_original_veri_test_list_is_refused():
     trials = read_trials(SHARED / "veri_test.txt.gz")
     assert (len(trials), int(trials.known_labels.sum())) == (37_720, 18_860)
     with pytest.raises(TrialError, match="the original list, with wrong labels"):

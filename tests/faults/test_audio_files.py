@@ -1,4 +1,4 @@
-"""Recordings as recorders, speech servers and other programs leave them: joined, unfinished, cut, of any dtype."""
+"""Tests of recordings from recorders, speech servers and other programs: joined, unfinished, cut, of any dtype."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ import pytest
 
 import ecapa_jax
 from ecapa_jax.audio.recordings import as_list
-from helpers.sounds import RATE, encode, load, refuse_unchecked, refused, sound
+from helpers.sounds import RATE, assert_refused, assert_refused_without_type_checks, encode, load, sound
 
 MP3, FLAC = ("MP3", "MPEG_LAYER_III"), ("FLAC", None)
 LONGER = sound(1.3)[::-1].copy()
@@ -29,22 +29,24 @@ def test_joined_files_are_read_to_the_end(kind, subtype):
 
 @pytest.mark.parametrize(("kind", "subtype"), [MP3, FLAC, ("WAV", None)])
 def test_joined_files_of_two_rates_are_refused(kind, subtype):
-    refused(encode(sound(), kind, subtype) + encode(sound(), kind, subtype, rate=8000), "16000 and 8000 Hz; split it")
+    assert_refused(
+        encode(sound(), kind, subtype) + encode(sound(), kind, subtype, rate=8000), "16000 and 8000 Hz; split it"
+    )
 
 
 @pytest.mark.parametrize(("kind", "subtype"), [("OGG", "OPUS"), FLAC, ("WAV", None)])
-def test_a_joined_file_that_is_cut_is_refused(kind, subtype):
-    refused(encode(sound(), kind, subtype) + encode(LONGER, kind, subtype)[:-3000], "truncated")
+def test_truncated_joined_file_is_refused(kind, subtype):
+    assert_refused(encode(sound(), kind, subtype) + encode(LONGER, kind, subtype)[:-3000], "truncated")
 
 
 @pytest.mark.parametrize("cut", [10, 777, 1500])
-def test_an_mp3_cut_at_its_beginning(cut):
+def test_mp3_without_its_beginning_is_read(cut):
     content = encode(sound(3), *MP3)
     n_missing = load(content).size - load(content[cut:]).size
     assert abs(n_missing) < 5 * 1152
 
 
-def _unfinished():
+def _unfinished_files():
     samples = encode(sound(), "AU")
     yield "au", samples[:8] + bytes(4) + samples[12:], samples
     wav = encode(sound())
@@ -59,8 +61,8 @@ def _unfinished():
     yield "aiff", aiff[:comm] + bytes(4) + aiff[comm + 4 : ssnd] + struct.pack(">I", 8) + aiff[ssnd + 4 :], aiff
 
 
-@pytest.mark.parametrize(("content", "complete"), [pytest.param(*rest, id=name) for name, *rest in _unfinished()])
-def test_a_header_never_finished_is_read_to_the_end(content, complete):
+@pytest.mark.parametrize(("content", "complete"), [pytest.param(*rest, id=name) for name, *rest in _unfinished_files()])
+def test_file_with_unfinished_header_is_read_to_the_end(content, complete):
     with pytest.warns(UserWarning, match="never finished") as caught:
         waveform = load(content)
     np.testing.assert_array_equal(waveform, load(complete))
@@ -68,19 +70,19 @@ def test_a_header_never_finished_is_read_to_the_end(content, complete):
 
 
 @pytest.mark.parametrize("tail", [b"", b"LIST\4\0\0\0INFO"])
-def test_a_wav_without_samples_is_refused(tail):
-    refused(encode(sound())[:40] + bytes(4) + tail, "no samples")
+def test_wav_without_samples_is_refused(tail):
+    assert_refused(encode(sound())[:40] + bytes(4) + tail, "no samples")
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32, np.float64])
 @pytest.mark.parametrize("gain", [300, 32767])
-def test_integers_of_another_width_are_refused(dtype, gain):
-    refused(np.rint(2 * sound(0.2) * gain).astype(dtype), "divide by 32768")
+def test_samples_of_another_integer_width_are_refused(dtype, gain):
+    assert_refused(np.rint(2 * sound(0.2) * gain).astype(dtype), "divide by 32768")
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int64, np.bool_, np.complex64])
-def test_dtypes_that_are_no_samples_are_refused(dtype):
-    refused(np.ones(1600, dtype), "give int8, int16, int32, uint8 or a float dtype")
+def test_unsupported_dtypes_are_refused(dtype):
+    assert_refused(np.ones(1600, dtype), "give int8, int16, int32, uint8 or a float dtype")
 
 
 def test_full_scale_integers_are_read():
@@ -91,32 +93,32 @@ def test_full_scale_integers_are_read():
         (np.int16, 32767, 0),
         (np.int32, 2**31 - 1, 0),
     ):
-        taken = load(np.rint(x.astype(np.float64) * scale + shift).astype(dtype))
-        np.testing.assert_allclose(taken, x, atol=2 / scale + 1e-6)
+        loaded = load(np.rint(x.astype(np.float64) * scale + shift).astype(dtype))
+        np.testing.assert_allclose(loaded, x, atol=2 / scale + 1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 1600), (1600, 1), (1600,)])
-def test_one_row_or_one_column_is_one_recording(shape):
+def test_one_row_or_column_is_one_recording(shape):
     np.testing.assert_array_equal(load(sound(0.1).reshape(shape)), sound(0.1))
 
 
 @pytest.mark.parametrize("shape", [(3, 1600), (2, 400), (40, 1600), (900, 40), (33, 33)])
-def test_a_batch_is_no_recording(shape):
-    refused(np.zeros(shape, np.float32), r"list\(array\)")
+def test_batch_is_refused(shape):
+    assert_refused(np.zeros(shape, np.float32), r"list\(array\)")
 
 
 @pytest.mark.parametrize(("text", "rate"), [("16000", 16000), ("8000", 8000), ("44100.0", 44100)])
-def test_rates_that_are_text(text, rate):
+def test_sample_rate_may_be_text(text, rate):
     x = sound(0.1)
     np.testing.assert_array_equal(load(x, sample_rate=text), load(x, sample_rate=rate))
 
 
 @pytest.mark.parametrize("text", ["16k", "", "nan", "16000.5"])
-def test_rates_that_are_no_number_are_refused(text):
-    refused(sound(0.1), "number; give it in Hz", sample_rate=text)
+def test_invalid_sample_rate_text_is_refused(text):
+    assert_refused(sound(0.1), "number; give it in Hz", sample_rate=text)
 
 
-def test_rows_of_hugging_face_datasets(tmp_path):
+def test_hugging_face_dataset_rows_are_accepted(tmp_path):
     x, file = sound(0.1), tmp_path / "a.wav"
     file.write_bytes(encode(x))
     np.testing.assert_array_equal(load({"array": x, "sampling_rate": 8000}), load(x, sample_rate=8000))
@@ -125,33 +127,33 @@ def test_rows_of_hugging_face_datasets(tmp_path):
     np.testing.assert_array_equal(load({"bytes": None, "path": str(file)}), load(file))
     row = {"array": x, "sampling_rate": 8000}
     assert as_list(row) == [row]
-    refused({"array": x}, "sampling_rate is missing")
-    refused(row, "leave one out", sample_rate=RATE)
-    refused({"array": None, "path": None}, "give one of them")
+    assert_refused({"array": x}, "sampling_rate is missing")
+    assert_refused(row, "leave one out", sample_rate=RATE)
+    assert_refused({"array": None, "path": None}, "give one of them")
 
 
-def test_tensors_with_a_gradient():
+def test_torch_tensors_with_gradient_or_bfloat16_are_accepted():
     torch = pytest.importorskip("torch")
     x = torch.from_numpy(sound(0.1))
     np.testing.assert_array_equal(load(x.clone().requires_grad_()), sound(0.1))
     np.testing.assert_array_equal(load(x.to(torch.bfloat16)), x.to(torch.bfloat16).float().numpy())
 
 
-def test_channels():
+def test_channel_names_select_channels():
     x = sound(0.1, channels=2)
     np.testing.assert_array_equal(load(x, channel="left"), x[:, 0])
     np.testing.assert_array_equal(load(x, channel="right"), x[:, 1])
-    refused(x, "channel 6 is asked for, and the recording has 2", channel=5)
-    refused(x[:, 0], "channel 2 is asked for, and the recording has 1", channel=1)
-    np.testing.assert_array_equal(load(x[:, 0], channel="right"), x[:, 0])  # one side of a call by itself
+    assert_refused(x, "channel 6 is asked for, and the recording has 2", channel=5)
+    assert_refused(x[:, 0], "channel 2 is asked for, and the recording has 1", channel=1)
+    np.testing.assert_array_equal(load(x[:, 0], channel="right"), x[:, 0])  # one channel of a call, as a mono recording
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/urandom", "/dev/null"])
 def test_devices_are_refused(path):
-    refused(path, "is a device")
+    assert_refused(path, "is a device")
 
 
-def test_pipes(tmp_path, monkeypatch):
+def test_named_pipe_is_read_and_times_out_without_a_writer(tmp_path, monkeypatch):
     path = tmp_path / "a.wav"
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_bytes, args=(encode(LONGER),))
@@ -159,10 +161,10 @@ def test_pipes(tmp_path, monkeypatch):
     np.testing.assert_array_equal(load(path), load(encode(LONGER)))
     writer.join()
     monkeypatch.setattr("ecapa_jax.audio.files._WAIT_SECONDS", 0.1)
-    refused(path, "nobody writes")
+    assert_refused(path, "nobody writes")
 
 
-def test_a_pipe_without_end(monkeypatch):
+def test_endless_pipe_is_refused(monkeypatch):
     monkeypatch.setattr("ecapa_jax.audio.files.MAX_STREAM_BYTES", 1 << 16)
     output, feed = os.pipe()
 
@@ -173,19 +175,19 @@ def test_a_pipe_without_end(monkeypatch):
 
     writer = threading.Thread(target=write)
     writer.start()
-    refused(f"/dev/fd/{output}", "has no end")
+    assert_refused(f"/dev/fd/{output}", "has no end")
     os.close(output)
     writer.join()
 
 
-def test_standard_input(monkeypatch, tmp_path):
+def test_standard_input_is_read(monkeypatch, tmp_path):
     (tmp_path / "a.wav").write_bytes(encode(LONGER))
     with (tmp_path / "a.wav").open() as file:
         monkeypatch.setattr("sys.stdin", file)
         np.testing.assert_array_equal(load("-"), load(encode(LONGER)))
-    refused("-", "standard input is closed")
+    assert_refused("-", "standard input is closed")
 
 
-def test_a_stream_of_bytes_is_no_mapping():
+def test_stream_of_bytes_is_not_a_mapping():
     np.testing.assert_array_equal(load(io.BytesIO(encode(LONGER))), load(encode(LONGER)))
-    refuse_unchecked({"sampling_rate": RATE}, "can't take audio from dict")
+    assert_refused_without_type_checks({"sampling_rate": RATE}, "can't take audio from dict")

@@ -1,4 +1,4 @@
-"""Recordings that a seeded generator makes by kind: the right samples, or one line that says what is wrong."""
+"""Tests of generated recordings of each kind: loading gives the right samples or an error in one line."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from helpers.fault_sounds import KINDS, RATE, Sound, sounds
 SAMPLE, ALL = 8, 60
 
 
-def judge(case: Sound) -> str:
-    """What is wrong with what loading gives; empty if nothing is."""
+def find_error(case: Sound) -> str:
+    """Loads a recording and returns a description of the wrong result, or an empty string."""
     options = {"sample_rate": RATE, "target_rate": RATE, "channel": "first", **case.options}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -36,14 +36,14 @@ def judge(case: Sound) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_sample_of_each_kind(kind):
-    assert [judge(case) for case in sounds(kind, SAMPLE)] == [""] * SAMPLE
+def test_some_recordings_of_each_kind(kind):
+    assert [find_error(case) for case in sounds(kind, SAMPLE)] == [""] * SAMPLE
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_of_each_kind(kind):
-    wrong = [reason for case in sounds(kind, ALL) if (reason := judge(case))]
+def test_all_recordings_of_each_kind(kind):
+    wrong = [reason for case in sounds(kind, ALL) if (reason := find_error(case))]
     print(f"{kind}: {ALL} tried, {len(wrong)} wrong")
     with contextlib.suppress(IndexError):
         print(wrong[0])

@@ -1,4 +1,4 @@
-"""Programs around the library: their JAX modes, their worker processes, what they pass to the pure functions."""
+"""Tests of programs that use the library: their JAX modes, their worker processes, and the arguments they pass."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def expected(encoder: ecapa_jax.SpeakerEncoder) -> np.ndarray:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_encoder_computes_the_same_in_every_mode(encoder, expected, mode, every_sound_is_speech):
-    """The loaded encoder, a new one, and what they score; float32 always."""
+def test_encoder_results_do_not_depend_on_jax_modes(encoder, expected, mode, every_sound_is_speech):
+    """A loaded and a new encoder give identical float32 embeddings and scores."""
     with MODES[mode]():
         for model in (encoder, encoder.with_dtype("float32")):
             found = model.embed([sound(0.9), sound(0.5)])
@@ -51,7 +51,7 @@ def test_an_encoder_computes_the_same_in_every_mode(encoder, expected, mode, eve
 
 
 @pytest.mark.parametrize("mode", ["rank_promotion", "x64", "disable_jit"])
-def test_the_pure_function_computes_the_same_in_every_mode(encoder, expected, mode):
+def test_pure_function_results_do_not_depend_on_jax_modes(encoder, expected, mode):
     waveforms, lengths = np.zeros((2, 14400), np.float32), np.array([14400, 8000], np.int32)
     waveforms[0], waveforms[1, :8000] = sound(0.9), sound(0.5)
     with MODES[mode]():
@@ -62,8 +62,8 @@ def test_the_pure_function_computes_the_same_in_every_mode(encoder, expected, mo
 
 
 @pytest.mark.parametrize("mode", ["x64", "dtype_promotion", "transfer_guard"])
-def test_a_model_is_float32_in_every_mode(encoder, mode):
-    """Shapes and dtypes of a bundle that is read, new variables, and variables that a program made in 64 bits."""
+def test_models_are_float32_in_every_jax_mode(encoder, mode):
+    """The test checks abstract shapes, new variables, and 64-bit variables of a host program."""
     functional._abstract_network.cache_clear()
     key = jax.random.key(0)
     with MODES[mode]():
@@ -79,7 +79,7 @@ def test_a_model_is_float32_in_every_mode(encoder, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_stores_and_trials_in_every_mode(encoder, expected, tmp_path, mode):
+def test_stores_and_trials_work_in_every_jax_mode(encoder, expected, tmp_path, mode):
     pairs = np.array([[0, 0], [0, 1]])
     with MODES[mode](), SpeakerStore.open(tmp_path / "s.db", encoder) as store:
         store.enroll_embeddings(["a", "b"], expected)
@@ -94,7 +94,7 @@ def test_stores_and_trials_in_every_mode(encoder, expected, tmp_path, mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_segmenter_computes_the_same_in_every_mode(mode):
+def test_segmenter_results_do_not_depend_on_jax_modes(mode):
     segmenter = segmentation.Segmenter()
     with MODES[mode]():
         for one in (segmenter, segmentation.Segmenter()):
@@ -109,8 +109,8 @@ def _segments() -> np.ndarray:
         return next(iter(segmentation.Segmenter()([sound(0.5)])))
 
 
-def test_pickle_and_deepcopy(encoder, expected):
-    """Weights as NumPy arrays, scoring and dtype; the copy embeds as the original does."""
+def test_pickled_and_copied_encoders_give_equal_embeddings(encoder, expected):
+    """The pickle contains weights as NumPy arrays, scoring and dtype."""
     data = pickle.dumps(encoder)
     assert b"jaxlib" not in data
     for copied in (pickle.loads(data), copy.deepcopy(encoder)):
@@ -144,7 +144,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_worker_is_told_to_spawn() -> None:
+def test_error_in_a_forked_worker_says_to_use_spawn() -> None:
     done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     read, embedded, loaded = eval(done.stdout)
@@ -188,8 +188,8 @@ WORDS = {
 }
 
 
-def test_the_pure_function_says_what_it_expects() -> None:
-    """In a process of its own, because here beartype would complain first."""
+def test_pure_function_refuses_invalid_arguments() -> None:
+    """The test runs in a separate process, because in this one beartype would raise first."""
     done = subprocess.run([sys.executable, "-c", FUNCTIONAL], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
@@ -201,7 +201,7 @@ def test_the_pure_function_says_what_it_expects() -> None:
 
 
 @pytest.mark.parametrize("threshold", ["0.3", "high", True, [0.3]], ids=["digits", "word", "bool", "list"])
-def test_a_threshold_that_is_no_number(encoder, threshold: Any) -> None:
+def test_threshold_that_is_not_a_number_is_refused(encoder, threshold: Any) -> None:
     from ecapa_jax.scoring.scorer import checked_threshold
 
     unchecked = getattr(checked_threshold, "__wrapped__", checked_threshold)
@@ -210,8 +210,8 @@ def test_a_threshold_that_is_no_number(encoder, threshold: Any) -> None:
 
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu", "nonsense"])
-def test_a_platform_that_is_not_there(platform: str) -> None:
-    """Exit 2 and one line with the variable and the remedy; `doctor` has the cause."""
+def test_missing_platform_is_reported(platform: str) -> None:
+    """The command exits with 2 and prints one line with the variable and the remedy. `doctor` prints the cause."""
     environment = {**os.environ, "JAX_PLATFORMS": platform}
     audio = str(Path(__file__).parents[2] / "examples" / "audio" / "rms_1.flac")
     done = subprocess.run([PROGRAM, "verify", audio, audio], capture_output=True, text=True, env=environment)
@@ -220,14 +220,14 @@ def test_a_platform_that_is_not_there(platform: str) -> None:
     assert line.startswith(f"ecapa-jax: JAX_PLATFORMS={platform}, but JAX finds no such device")
     assert "unset JAX_PLATFORMS" in line
     if platform == "cuda":
-        told = subprocess.run([PROGRAM, "doctor"], capture_output=True, text=True, env=environment)
-        assert told.returncode == 2
-        assert f"JAX_PLATFORMS={platform}, but" in told.stdout
+        doctor = subprocess.run([PROGRAM, "doctor"], capture_output=True, text=True, env=environment)
+        assert doctor.returncode == 2
+        assert f"JAX_PLATFORMS={platform}, but" in doctor.stdout
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 @pytest.mark.parametrize("command", [["info"], ["info", "--json"], ["convert", "--list"]], ids=["info", "json", "list"])
-def test_a_full_disk_behind_standard_output(command: list[str]) -> None:
+def test_full_disk_for_standard_output_is_reported(command: list[str]) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run([PROGRAM, *command], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
@@ -235,7 +235,7 @@ def test_a_full_disk_behind_standard_output(command: list[str]) -> None:
 
 
 @pytest.mark.parametrize("command", [["convert", "--list"], ["info"]], ids=["list", "info"])
-def test_a_reader_that_has_gone(command: list[str]) -> None:
+def test_closed_pipe_exits_with_141(command: list[str]) -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "wb") as pipe:
@@ -245,7 +245,7 @@ def test_a_reader_that_has_gone(command: list[str]) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs /proc")
 @pytest.mark.parametrize("path", ["/proc/self/mem", "/proc/self/pagemap", "/dev/null"])
-def test_files_of_the_system_are_no_recordings(capsys, path: str) -> None:
+def test_system_files_are_refused(capsys, path: str) -> None:
     result = run(capsys, "verify", path, path)
     assert (result.code, result.out) == (2, "")
     assert path in result.err

@@ -1,4 +1,4 @@
-"""Outputs of killed and of competing commands, names of models and speakers, stores that other hosts wrote."""
+"""Tests of outputs of killed and concurrent commands, names of models and speakers, and stores of other hosts."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> SpeakerEncoder:
     return ecapa_jax.load(small_bundle(tmp_path_factory.mktemp("model") / "bundle"))
 
 
-# Outputs.
+# Outputs
 
 
-def _dies_while_writing(path: str, *, folder: bool) -> None:
+def _exit_while_writing(path: str, *, folder: bool) -> None:
     with (replacing_folder if folder else replacing_file)(Path(path)):
         os._exit(9)
 
 
 @pytest.mark.parametrize("folder", [True, False])
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, folder: bool) -> None:
+def test_partial_output_of_a_killed_writer_is_removed_by_the_next_writer(tmp_path: Path, folder: bool) -> None:
     path = tmp_path / "out put.npz"
     process = multiprocessing.get_context("spawn").Process(
-        target=_dies_while_writing, args=(str(path),), kwargs={"folder": folder}
+        target=_exit_while_writing, args=(str(path),), kwargs={"folder": folder}
     )
     process.start()
     process.join()
     left = os.listdir(tmp_path)
     assert [name.startswith(".out put.npz.partial-") for name in left] == [True]
-    with replacing_file(path) as other:  # a living writer's stays
+    with replacing_file(path) as other:  # the partial file of a running writer is kept
         write_whole(path, lambda to: to.write_text("new"))
         assert sorted(os.listdir(tmp_path)) == sorted([other.name, path.name])
     assert os.listdir(tmp_path) == [path.name]
 
 
 @pytest.mark.parametrize("before", [None, "old"])
-def test_of_two_writers_the_slower_says_so(tmp_path: Path, before: str | None) -> None:
+def test_slower_of_two_file_writers_fails(tmp_path: Path, before: str | None) -> None:
     path = tmp_path / "out"
     if before:
         path.write_text(before)
@@ -67,7 +67,7 @@ def test_of_two_writers_the_slower_says_so(tmp_path: Path, before: str | None) -
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_of_two_writers_of_a_folder_the_slower_says_so(tmp_path: Path) -> None:
+def test_slower_of_two_folder_writers_fails(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
     seen = identity(path)
     with (
@@ -80,8 +80,8 @@ def test_of_two_writers_of_a_folder_the_slower_says_so(tmp_path: Path) -> None:
     assert os.listdir(path) == ["a"]
 
 
-def test_a_folder_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
-    """A process killed between the two renames of an exchange."""
+def test_folder_that_was_moved_aside_is_restored(tmp_path: Path) -> None:
+    """A process was killed between the two renames that replace a folder."""
     (tmp_path / ".bundle.old-12ab").mkdir()
     (tmp_path / ".bundle.old-12ab" / "model.json").touch()
     write_whole(tmp_path / "another", lambda to: to.touch())
@@ -95,7 +95,7 @@ def test_a_folder_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
     assert (tmp_path / "bundle" / "model.json").exists()
 
 
-def test_a_folder_is_written_by_one_command_at_a_time(tmp_path: Path) -> None:
+def test_folder_is_claimed_by_one_command_at_a_time(tmp_path: Path) -> None:
     with (
         claimed(tmp_path),
         pytest.raises(TrainingError, match="in use by another command"),
@@ -107,13 +107,13 @@ def test_a_folder_is_written_by_one_command_at_a_time(tmp_path: Path) -> None:
         pass
 
 
-def test_a_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
+def test_file_name_of_255_bytes_is_written(tmp_path: Path) -> None:
     path = tmp_path / ("ü" * 125 + ".npz")
     write_whole(path, lambda to: to.write_text("x"))
     assert path.read_text() == "x"
 
 
-# Names.
+# Names
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_name_of_255_bytes_can_be_written(tmp_path: Path) -> None:
         ("run", "is a training run and no bundle; its bundle is run/best_bundle"),
     ],
 )
-def test_a_name_that_is_no_bundle_says_what_to_type(
+def test_error_for_an_unknown_name_says_what_to_type(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -148,7 +148,7 @@ def test_default_names_the_packaged_model() -> None:
     assert api.resolve("default") == api.resolve(None)
 
 
-def test_modelscopes_revision_is_taken() -> None:
+def test_pipeline_accepts_a_modelscope_revision() -> None:
     name = "iic/speech_ecapa-tdnn_sv_en_voxceleb_16k"
     with pytest.raises(BundleError, match=f"write modelscope:{name}@v1.0.1"):
         ecapa_jax.pipeline(task="speaker-verification", model=name, model_revision="v1.0.1")
@@ -156,7 +156,7 @@ def test_modelscopes_revision_is_taken() -> None:
         ecapa_jax.pipeline("speaker-verification", model_revision="v1.0.1")
 
 
-def test_help_lists_the_recipes_that_there_are() -> None:
+def test_help_lists_the_packaged_recipes() -> None:
     assert packaged_recipes() == sorted(packaged_configs())
     assert "mini_channels" in packaged_recipes()
 
@@ -164,17 +164,17 @@ def test_help_lists_the_recipes_that_there_are() -> None:
 @pytest.mark.parametrize(
     "name", ["\u202ennA", "An\u200bn", "A\u2066nn", "\ufeffAnn", "Ann\u2028", "An\u00adn", "An\u200dn", "a\tb"]
 )
-def test_names_with_characters_that_are_not_seen_are_refused(name: str) -> None:
+def test_names_with_invisible_characters_are_refused(name: str) -> None:
     with pytest.raises(StoreError, match="which is not text"):
         check_name(name + "x")
 
 
 @pytest.mark.parametrize("name", ["\u0646\u0627\u0645\u200c\u0647\u0627", "👩\u200d🔬", "Zoë", "שלום", "李 明"])
-def test_names_of_all_scripts_are_names(name: str) -> None:
+def test_names_in_all_scripts_are_accepted(name: str) -> None:
     assert check_name(name) == shown_name(name) == name
 
 
-def test_an_older_stores_name_is_shown_and_can_be_removed(tmp_path: Path) -> None:
+def test_invalid_name_in_an_older_store_is_shown_escaped_and_can_be_removed(tmp_path: Path) -> None:
     with Database.open(tmp_path / "s.db", create=True) as database:
         with database.writing() as connection:
             connection.execute("INSERT INTO speaker (name) VALUES (?)", ("\u202ennA",))
@@ -182,29 +182,29 @@ def test_an_older_stores_name_is_shown_and_can_be_removed(tmp_path: Path) -> Non
         assert database.remove("\u202ennA") == 0
 
 
-# Stores.
+# Stores
 
 
-def change(path: Path, blob: bytes) -> None:
+def replace_embedding(path: Path, blob: bytes) -> None:
     connection = sqlite3.connect(path)
     connection.execute("UPDATE utterance SET embedding = ? WHERE id = 1", (blob,))
     connection.commit()
     connection.close()
 
 
-def test_a_store_that_a_64_bit_host_wrote_is_read(tmp_path: Path, encoder: SpeakerEncoder) -> None:
+def test_store_with_64_bit_embeddings_is_read(tmp_path: Path, encoder: SpeakerEncoder) -> None:
     embedding = encoder.embed([speech(0.9)])[0]
     with SpeakerStore.open(tmp_path / "s.db", encoder) as store:
         store.enroll_embeddings(["Ann"], embedding[None].astype(np.float64))
-        change(tmp_path / "s.db", embedding.astype("<f8").tobytes())
+        replace_embedding(tmp_path / "s.db", embedding.astype("<f8").tobytes())
         assert store.identify_embedding(embedding).speaker == "Ann"
 
 
 @pytest.mark.parametrize("blob", [b"", b"\0" * 7, np.full(192, np.nan, "<f4").tobytes(), np.full(192, 1e300).tobytes()])
-def test_a_damaged_row_is_named(tmp_path: Path, encoder: SpeakerEncoder, blob: bytes) -> None:
+def test_error_names_the_damaged_row(tmp_path: Path, encoder: SpeakerEncoder, blob: bytes) -> None:
     with SpeakerStore.open(tmp_path / "s.db", encoder) as store:
         store.enroll_embeddings(["Ann"], np.ones((1, 192), np.float32), source="ann_1.wav")
-        change(tmp_path / "s.db", blob)
+        replace_embedding(tmp_path / "s.db", blob)
         with pytest.raises(StoreError, match=r"'ann_1.wav' of the speaker 'Ann' .*ecapa-jax remove"):
             store.gallery()
 
@@ -212,7 +212,7 @@ def test_a_damaged_row_is_named(tmp_path: Path, encoder: SpeakerEncoder, blob: b
 @pytest.mark.parametrize(
     "wrong", [np.ones(191, np.float32), np.full(192, np.inf, np.float32), np.ones((2, 96), np.float32)]
 )
-def test_what_identify_could_not_read_is_not_stored(tmp_path: Path, encoder: SpeakerEncoder, wrong: np.ndarray) -> None:
+def test_invalid_embeddings_are_not_stored(tmp_path: Path, encoder: SpeakerEncoder, wrong: np.ndarray) -> None:
     from ecapa_jax.identify.database import blob_of
 
     assert blob_of(np.ones(192), 192, "a.wav") == np.ones(192, "<f4").tobytes()
@@ -220,10 +220,10 @@ def test_what_identify_could_not_read_is_not_stored(tmp_path: Path, encoder: Spe
         blob_of(wrong, 192, "a.wav")
 
 
-# Rows of manifests.
+# Rows of manifests
 
 
-def test_no_row_stops_a_run(tmp_path: Path, encoder: SpeakerEncoder) -> None:
+def test_invalid_rows_do_not_stop_a_run(tmp_path: Path, encoder: SpeakerEncoder) -> None:
     good = write_speech(tmp_path / "good.wav", 2.0)
     os.mkfifo(tmp_path / "pipe.wav")
     rows = [
@@ -243,27 +243,27 @@ def test_no_row_stops_a_run(tmp_path: Path, encoder: SpeakerEncoder) -> None:
     assert done.seconds[5] == 1.0
 
 
-# Plans.
+# Plans
 
 
 @pytest.mark.parametrize(("per_batch", "largest"), [(0, 16 * 256), (1, 16 * 256), (-5, 16 * 256), (2**22, 1024)])
-def test_the_largest_batch_of_memory_that_hardly_grows(
+def test_largest_batch_if_memory_hardly_depends_on_the_batch(
     monkeypatch: pytest.MonkeyPatch, per_batch: int, largest: int
 ) -> None:
-    """A classifier of a million speakers takes all the memory, and the batch next to none."""
+    """A classifier of a million speakers needs nearly all of the memory, and the batch needs little."""
 
-    def program(batch: int) -> plan.Program:
+    def make_program(batch: int) -> plan.Program:
         return plan.Program(batch, 4, 0, 0, 12 * plan.GIB + per_batch * batch, 1.0, 1.0, (), {})
 
     tried: list[int] = []
 
-    def compiled(config: object, devices: object, n_speakers: int, batch: int) -> plan.Program:
+    def compile_batch(config: object, devices: object, n_speakers: int, batch: int) -> plan.Program:
         tried.append(batch)
-        return program(batch)
+        return make_program(batch)
 
-    monkeypatch.setattr(plan, "_compile_batch", compiled)
+    monkeypatch.setattr(plan, "_compile_batch", compile_batch)
     config = plan.TrainConfig()
-    found = plan.largest_batch(config, plan.CHIPS["v5e"], (None,) * 4, 10**6, program(256))
+    found = plan.largest_batch(config, plan.CHIPS["v5e"], (None,) * 4, 10**6, make_program(256))
     assert found.confirmed
     assert found.batch == largest if per_batch < 2**22 else found.batch >= 256
     assert max(tried) <= 16 * 256

@@ -1,4 +1,4 @@
-"""Checkpoints with something beside their weights: heads, counters, plain data, unusual keys."""
+"""Tests of checkpoints that contain more than weights: heads, counters, plain data, unusual keys."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROW = np.zeros(5, np.float32)
         {"spk_classifier.linear.weight": HEAD, "step": np.array(3)},
     ],
 )
-def test_heads_of_any_name_stand_beside_a_network(beside: dict[str, Any]) -> None:
+def test_heads_with_any_name_are_accepted(beside: dict[str, Any]) -> None:
     found = find_network({**prefixed("backbone.", tensors()), **beside})
     check_beside(found.unknown, 192, found.prefix)
     assert found.tensors.keys() == tensors().keys()
@@ -47,13 +47,13 @@ def test_heads_of_any_name_stand_beside_a_network(beside: dict[str, Any]) -> Non
         {"extra.bias": np.zeros(192, np.float32)},
     ],
 )
-def test_what_is_no_head_is_refused(beside: dict[str, Any]) -> None:
+def test_other_tensors_beside_the_network_are_refused(beside: dict[str, Any]) -> None:
     found = find_network({**prefixed("backbone.", tensors()), **beside})
     with pytest.raises(ConversionError, match=r"unexpected tensor .* beside the network"):
         check_beside(found.unknown | found.beside, 192, found.prefix)
 
 
-def test_a_head_under_the_networks_own_prefix_is_kept_beside_it(tmp_path: Path) -> None:
+def test_head_with_the_prefix_of_the_network_is_stored(tmp_path: Path) -> None:
     content = {"epoch": 3, "weights": {**tensors(), "speaker_fc.weight": HEAD, "speaker_fc.bias": ROW}}
     (tmp_path / "x.bin").write_bytes(torch_zip_bytes(content))
     bundle = convert(tmp_path / "x.bin", family="3dspeaker")
@@ -62,7 +62,7 @@ def test_a_head_under_the_networks_own_prefix_is_kept_beside_it(tmp_path: Path) 
     assert bundle.parity["tensors_bit_identical"] == bundle.parity["tensors"]
 
 
-def test_of_several_dicts_that_fit_one_is_named() -> None:
+def test_several_matching_dicts_ask_for_a_choice() -> None:
     network = tensors()
     content = {"model_a": network, "averaged": {"b": network}, "discriminator": {"w": HEAD}, "lr": 0.1}
     with pytest.raises(ConversionError, match=r"several .* fit \(model_a, averaged\.b\): name one with --key"):
@@ -97,7 +97,7 @@ SCALAR = name("numpy.core.multiarray", "scalar").opcodes + name("numpy", "dtype"
         name("collections", "defaultdict").opcodes + name("builtins", "list").opcodes + b"\x85R" + ARGUMENT + b"]s",
     ],
 )
-def test_plain_data_beside_weights_is_left_out(tmp_path: Path, opcodes: bytes) -> None:
+def test_plain_data_beside_weights_is_ignored(tmp_path: Path, opcodes: bytes) -> None:
     content = {"best": Raw(opcodes), "state_dict": {"w": HEAD}, "history": [Raw(opcodes), 1.5]}
     (tmp_path / "x.pt").write_bytes(torch_zip_bytes(content))
     found, key = find_tensors(read_checkpoint(tmp_path / "x.pt").content)
@@ -107,7 +107,7 @@ def test_plain_data_beside_weights_is_left_out(tmp_path: Path, opcodes: bytes) -
 @pytest.mark.parametrize(
     ("module", "attribute"), [("os", "system"), ("builtins", "eval"), ("numpy", "load"), ("torch", "load")]
 )
-def test_what_is_code_stays_refused(tmp_path: Path, module: str, attribute: str) -> None:
+def test_code_beside_weights_is_refused(tmp_path: Path, module: str, attribute: str) -> None:
     for end in (ARGUMENT + b"\x85R", b")\x81", b""):
         content = {"best": Raw(name(module, attribute).opcodes + end), "state_dict": {"w": HEAD}}
         (tmp_path / "x.pt").write_bytes(torch_zip_bytes(content))
@@ -116,6 +116,6 @@ def test_what_is_code_stays_refused(tmp_path: Path, module: str, attribute: str)
     assert os.listdir(tmp_path) == ["x.pt"]
 
 
-def test_names_are_judged_by_shape_and_place() -> None:
+def test_heads_are_recognized_by_shape_and_position() -> None:
     found = is_of_training({"a.weight": HEAD, "a.bias": ROW, "b.bias": ROW, "c": np.array(1)}, 192)
     assert found == {"a.weight": True, "a.bias": True, "b.bias": False, "c": True}

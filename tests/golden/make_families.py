@@ -1,10 +1,10 @@
-"""Makes families.npz: features and embeddings of the families that bring their front end, by independent code.
+"""Makes families.npz: features and embeddings of the families with their own front end, from independent code.
 
     python tests/golden/make_families.py
 
-By their own PyTorch modules (requirements-peers.txt), float32 on a CPU; TaoRuijie's, whose code is no package, by the
-float64 oracle of the tests. Names are as
-in make_golden.py, with every 16th frame of the features.
+The values are outputs of the publishers' PyTorch modules (requirements-peers.txt), float32 on a CPU. The code of
+TaoRuijie is not a package, so the float64 oracle of the tests computes the values of that family. Names are those of
+make_golden.py, with every 16th frame of the features.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def by_oracle(family: str) -> originals.Original:
     return run
 
 
-def of_family(family: str) -> dict[str, Any]:
+def family_arrays(family: str) -> dict[str, Any]:
     weights = families.tensors(family)
     make = originals.ORIGINALS.get(family)
     run = make(families.config(family), weights) if make else by_oracle(family)
@@ -55,7 +55,7 @@ def of_family(family: str) -> dict[str, Any]:
 
 def main() -> None:
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
-    arrays = {name: array for family in families.SEEDS for name, array in of_family(family).items()}
+    arrays = {name: array for family in families.SEEDS for name, array in family_arrays(family).items()}
     np.savez_compressed(families.GOLDEN, versions=json.dumps(versions), **arrays)
     print(f"{families.GOLDEN}: {families.GOLDEN.stat().st_size / 1e6:.2f} MB, {versions}")
 

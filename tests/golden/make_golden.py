@@ -1,11 +1,11 @@
-"""Makes golden.npz: features and embeddings by the original PyTorch code, for tests that run where torch is not.
+"""Makes golden.npz: features and embeddings of the original PyTorch code, for tests without torch.
 
     python tests/golden/make_golden.py
 
-Needs torch, torchaudio (its pure-Python parts), speakerlab and speechbrain; their versions go into the file. For each
-family: `speakerlab` (its FBank with mean_nor, its ECAPA_TDNN) or `speechbrain` (Fbank, InputNormalization by sentence
-without std, its ECAPA_TDNN), one utterance at a time, float32 on a CPU, C = 64. Weights are not stored: they are remade
-from a seed, and a hash of them is kept, so that a changed generator is noticed and not mistaken for a broken model.
+The script needs torch, torchaudio (its pure-Python parts), speakerlab and speechbrain, and stores their versions. It
+runs `speakerlab` (its FBank with mean_nor, its ECAPA_TDNN) or `speechbrain` (Fbank, InputNormalization by sentence
+without std, its ECAPA_TDNN), one utterance at a time, in float32 on a CPU with C = 64. The weights are generated from a
+seed and not stored. Their hash is stored, so that a changed generator is not mistaken for a broken model.
 
 Contents of golden.npz, by family and signal:
   versions                        JSON of the packages' versions
@@ -50,7 +50,7 @@ def speechbrain(waveform: torch.Tensor) -> torch.Tensor:
 FAMILIES = {"3dspeaker": (three_d_speaker, SpeakerlabEcapa), "speechbrain": (speechbrain, SpeechbrainEcapa)}
 
 
-def of_family(family: str) -> dict[str, Any]:
+def family_arrays(family: str) -> dict[str, Any]:
     extract, network_class = FAMILIES[family]
     config, tensors = parity.golden_model(family)
     network = network_class(80, channels=[*config.ecapa.channels, config.ecapa.mfa_channels]).eval()
@@ -67,7 +67,7 @@ def of_family(family: str) -> dict[str, Any]:
 def main() -> None:
     versions = {package: importlib.metadata.version(package) for package in PACKAGES}
     with torch.no_grad():
-        arrays = {name: array for family in FAMILIES for name, array in of_family(family).items()}
+        arrays = {name: array for family in FAMILIES for name, array in family_arrays(family).items()}
     np.savez_compressed(parity.GOLDEN, versions=json.dumps(versions), **arrays)
     print(f"{parity.GOLDEN}: {parity.GOLDEN.stat().st_size / 1e6:.2f} MB, {versions}")
 

@@ -1,10 +1,11 @@
-"""Makes convert/golden.npz, the small golden values that `ecapa-jax convert` compares with, for every family.
+"""Makes convert/golden.npz, the small golden values that `ecapa-jax convert` uses, for every family.
 
     python tests/golden/make_packaged_golden.py
 
-Of a family whose PyTorch code is importable (`convert.live.ORIGINALS`) the values are that code's; of the others those
-of the float64 oracle in tests/helpers/oracle.py, which other tests compare with golden values of the original code.
-Weights are remade from a seed; their hash is kept, as is who computed the values.
+If a family's PyTorch code can be imported (`convert.live.ORIGINALS`), that code computes the values. Otherwise the
+float64 oracle in tests/helpers/oracle.py computes them; other tests compare the oracle with golden values of the
+original code. The weights are generated from a seed. The file contains their hash and the name of the code that
+computed the values.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from helpers.weights import torch_name
 TARGET = Path(__file__).parents[2] / "convert" / "golden.npz"
 
 
-class Tapped(oracle.Oracle):
-    """The oracle, with what each stage gives."""
+class RecordingOracle(oracle.Oracle):
+    """The oracle, which also records the output of each stage."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
@@ -54,7 +55,9 @@ class Tapped(oracle.Oracle):
 
 def by_oracle(config: Any, variables: dict[str, Any], sound: np.ndarray) -> dict[str, np.ndarray]:
     leaves = {path: leaf for path, leaf in flatten(variables).items() if not path.startswith("constants/")}
-    network = Tapped(config.ecapa, {torch_name(path): np.ascontiguousarray(leaf.T) for path, leaf in leaves.items()})
+    network = RecordingOracle(
+        config.ecapa, {torch_name(path): np.ascontiguousarray(leaf.T) for path, leaf in leaves.items()}
+    )
     features = oracle.fbank(config.fbank, sound)
     network.real = len(features)
     features = np.pad(features, ((0, seen_count(config.fbank, len(features)) - len(features)), (0, 0)))
@@ -62,7 +65,7 @@ def by_oracle(config: Any, variables: dict[str, Any], sound: np.ndarray) -> dict
     return {"features": features, **network.stages, "embedding": embedding}
 
 
-def of_family(family: Family) -> dict[str, Any]:
+def family_arrays(family: Family) -> dict[str, Any]:
     config, variables = parity.golden_model(family)
     sound = parity.waveform(config.fbank.sample_rate)
     if code := live.available(family.name, config.ecapa):
@@ -78,7 +81,7 @@ def of_family(family: Family) -> dict[str, Any]:
 
 
 def main() -> None:
-    arrays = {name: array for family in FAMILIES.values() for name, array in of_family(family).items()}
+    arrays = {name: array for family in FAMILIES.values() for name, array in family_arrays(family).items()}
     np.savez_compressed(TARGET, **arrays)
     print(f"{TARGET}: {TARGET.stat().st_size} bytes")
 

@@ -1,8 +1,8 @@
-"""Makes silero.npz: what silero-vad's own code gives, for tests that run where its wheel is not installed.
+"""Makes silero.npz: outputs of silero-vad's own code, for tests without its wheel.
 
     python tests/golden/make_silero.py
 
-Needs the wheel of silero-vad with torch and onnxruntime; the version goes into the file.
+The script needs the wheel of silero-vad with torch and onnxruntime, and stores the versions.
 
 Contents of silero.npz:
   versions                        JSON of the packages' versions

@@ -1,4 +1,4 @@
-"""Models by address, for tests: what the server has, and what resolving gives."""
+"""Helpers for tests of models by address: contents of the server, and results of resolving a name."""
 
 import subprocess
 import sys
@@ -20,30 +20,32 @@ SPEECHBRAIN = "speechbrain/spkrec-ecapa-voxceleb"
 POLICY = Policy(timeout=5.0, attempts=3, pause=0.01, longest_pause=0.5)
 
 
-def files_of(folder):
+def repository_files(folder):
     return {name.as_posix(): content for name, content in contents(folder).items()}
 
 
-def folder_of(name, root):
+def resolve(name, root):
     return api.resolve(name, cache_dir=root)
 
 
-def refused(name, root):
+def resolve_error(name, root):
+    """Checks that resolving fails with one line and makes no bundle; returns the message."""
     with pytest.raises((DownloadError, ConversionError)) as error:
-        folder_of(name, root)
+        resolve(name, root)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 600
     assert not list(root.glob("bundles/*/model.json"))
     return str(error.value)
 
 
-def refused_more(name, root):
+def resolve_error_keeping_cache(name, root):
+    """Checks that resolving fails, in a cache that may already contain bundles; returns the message."""
     with pytest.raises((DownloadError, ConversionError)) as error:
-        folder_of(name, root)
+        resolve(name, root)
     return str(error.value)
 
 
-def zipped(files):
+def zip_bytes(files):
     import io
 
     file = io.BytesIO()
@@ -74,6 +76,6 @@ print(remote.bundle_folder(name, cache_dir=root, patience=60.0))
 """
 
 
-def start(hub, root, pause=0.0):
+def start_resolving(hub, root, pause=0.0):
     command = [sys.executable, "-c", SCRIPT, hub.url, f"modelscope:{SPEAKERLAB}", str(root), str(pause), f"{root}.log"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""Files that libsndfile does not read, made by PyAV."""
+"""Files in formats that libsndfile can't read, written by PyAV."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bundles made without a conversion."""
+"""Bundles for tests, made without converting a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POINT = {"threshold": 0.25, "far": 0.01, "frr": 0.02, "trials": "dev", "n_trials
 
 
 def make(seed: int = 0, **changes: Any) -> Bundle:
-    """A bundle with every part."""
+    """Returns a bundle with every optional part."""
     parts = {
         "config": CONFIG,
         "variables": variables_of(CONFIG.ecapa, tensors(seed)),
@@ -33,5 +33,5 @@ def make(seed: int = 0, **changes: Any) -> Bundle:
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    """Every file below a folder."""
+    """Returns the content of every file below a folder, by relative path."""
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

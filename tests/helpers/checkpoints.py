@@ -1,4 +1,4 @@
-"""Published directories made by the tests, and what a model says to a sound."""
+"""Checkpoint directories in the publishers' layouts, and the embedding of a fixed sound."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from helpers.torch_zip_writer import write_torch_zip
 from helpers.weights import random_tensors, small_config
 
 CONFIG = small_config(width=16)
-"""One small shape for all that compiles: each distinct one costs seconds."""
+"""All models have this one small shape, because compiling another shape takes seconds."""
 
 SB_CONFIG = small_config("speechbrain", width=16)
 
 
-# In the shape of the published file: the same objects and tags, other sizes.
+# The file has the objects and tags of the published file, with other sizes.
 HYPERPARAMS = """\
 # ################################
 # Model: ECAPA for speaker verification
@@ -83,17 +83,20 @@ def _tensors(seed: int) -> dict[str, np.ndarray]:
 
 
 def tensors(seed: int = 0) -> dict[str, np.ndarray]:
-    """A checkpoint of the small network; both families' are alike."""
+    """Returns a checkpoint of the small network, in the layout that both families share."""
     return {name: tensor.copy() for name, tensor in _tensors(seed).items()}
 
 
 def prefixed(prefix: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Every name with a prefix."""
+    """Adds a prefix to every name."""
     return {prefix + name: value for name, value in content.items()}
 
 
 def modelscope(directory: Path, content: object = None, name: str = "ecapa_tdnn.bin", **model: Any) -> Path:
-    """A directory as ModelScope publishes it; `model` is added to configuration.json, None removes a key."""
+    """Writes a directory as ModelScope publishes it.
+
+    `model` is added to configuration.json; a value of None removes the key.
+    """
     directory.mkdir(exist_ok=True)
     write_torch_zip(directory / name, tensors() if content is None else content)
     described = {
@@ -114,7 +117,10 @@ def modelscope(directory: Path, content: object = None, name: str = "ecapa_tdnn.
 
 
 def speechbrain(directory: Path, *changes: tuple[str, str], content: object = None, mean: object = None) -> Path:
-    """A directory as SpeechBrain publishes it; each change replaces a text that hyperparams.yaml holds once."""
+    """Writes a directory as SpeechBrain publishes it.
+
+    Each change replaces a text that hyperparams.yaml contains exactly once.
+    """
     text = HYPERPARAMS
     for old, new in changes:
         assert text.count(old) == 1
@@ -130,6 +136,6 @@ _embed = jax.jit(functional.embed, static_argnums=0)
 
 
 def embedding(config: ModelConfig, variables: dict[str, Any]) -> np.ndarray:
-    """Of a fixed sound, compiled once a config."""
+    """Returns the embedding of a fixed sound; each config compiles once."""
     waveform = sound(1.0)[None]
     return np.asarray(_embed(config, variables, waveform, np.array([RATE], np.int32)))[0]

@@ -1,4 +1,4 @@
-"""Chromium for the tests of pages: where it is, its options, the looks to try, and axe-core."""
+"""Chromium for the tests of pages: its path, its options, the screen settings to test, and axe-core."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOOKS = [
 
 
 def violations(page: Page) -> list[str]:
-    """Returns what axe-core finds on the page as it stands that is serious or critical."""
+    """Returns the serious and critical violations that axe-core finds on the page."""
     page.evaluate(AXE.read_text("utf-8"))
     found = page.evaluate("() => axe.run().then((result) => result.violations)")
     return [f"{one['id']}: {one['nodes'][0]['html']}" for one in found if one["impact"] in ("serious", "critical")]

@@ -1,4 +1,4 @@
-"""The command line, in process and as a program."""
+"""Helpers that run the command line in this process, and the path of the installed program."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PROGRAM = Path(sys.executable).with_name("ecapa-jax")
 
 @dataclasses.dataclass
 class Result:
-    """What a command left behind."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -28,13 +28,13 @@ class Result:
 
     @property
     def json(self) -> Any:
-        """The one line on stdout."""
+        """Parses the only line on stdout as JSON."""
         assert self.out.count("\n") == 1
         return json.loads(self.out)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Result:
-    """One command; a usage error's SystemExit counts as its exit code."""
+    """Runs one command. The SystemExit of a usage error becomes the exit code."""
     capsys.readouterr()
     try:
         code = main([str(argument) for argument in arguments])
@@ -43,8 +43,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> Result:
     return Result(code, *capsys.readouterr())
 
 
-def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: object) -> str:
-    """A command that must fail as for a wrong input, without a trace in `folder`; returns its line on stderr."""
+def run_refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: object) -> str:
+    """Runs a command that must refuse its input and write nothing to `folder`; returns its line on stderr."""
     before = contents(folder)
     result = run(capsys, *arguments)
     assert (result.code, result.out) == (2, "")
@@ -56,6 +56,6 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: object
 
 
 def write_wav(path: Path, samples: np.ndarray | None = None, **options: Any) -> Path:
-    """0.9 s, so that a codec's padding does not take it to another bucket."""
+    """Writes a file of 0.9 s, so that a codec's padding does not move it to the next length bucket."""
     path.write_bytes(encode(sound(0.9) if samples is None else samples, **options))
     return path

@@ -1,4 +1,4 @@
-"""Conversations of made-up voices, and an encoder that tells them apart without a trained model."""
+"""Conversations of synthetic voices, and an encoder that distinguishes them without a trained model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RATE = 16000
 
 
 def voice(seconds: float, pitch: float, seed: int = 0) -> np.ndarray:
-    """A buzz with the pitch of a voice, syllables and three formants: speech to both detectors, more or less."""
+    """Generates a buzz with pitch, syllables and three formants, which both speech detectors mostly accept."""
     rng = np.random.default_rng(seed)
     time = np.arange(round(seconds * RATE)) / RATE
     bend = pitch * (1 + 0.04 * np.sin(2 * np.pi * 0.7 * time + rng.uniform(0, 6)))
@@ -28,7 +28,7 @@ def voice(seconds: float, pitch: float, seed: int = 0) -> np.ndarray:
 
 
 class PitchEncoder:
-    """Stands for a `SpeakerEncoder`: an embedding that follows the pitch of a window, 100 to 200 Hz."""
+    """Replaces a `SpeakerEncoder`: its embedding depends only on the pitch of a window, from 100 to 200 Hz."""
 
     sample_rate, minimum_samples = RATE, 400
     scorer = SimpleNamespace(embedding_mean=None)
@@ -45,7 +45,7 @@ class PitchEncoder:
     def _row(self, waveform: np.ndarray) -> np.ndarray:
         spectrum = np.fft.rfft(waveform * np.hanning(len(waveform)), 4 * RATE)
         power = np.abs(spectrum) ** 2
-        lags = slice(RATE // 200, RATE // 100 + 1)  # 100 to 200 Hz: no lag in it is twice another
+        lags = slice(RATE // 200, RATE // 100 + 1)  # 100 to 200 Hz, so that no lag is twice another
         lag = RATE // 200 + int(np.fft.irfft(power)[lags].argmax())
         angle = 2.2 * (RATE / lag - 100) / 100
         return np.array([np.cos(angle), np.sin(angle), 0.05], np.float32)

@@ -1,4 +1,4 @@
-"""Recordings and manifests for tests of corpora and speaker stores."""
+"""Recordings and bundles for tests of corpora and speaker stores."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ BAD = {
     "a folder.wav": "is a directory",
     "nul\0byte.wav": "can't be read",
 }
-"""Bad recordings of the fixture `folder`, and what is said of them."""
+"""The bad recordings in the fixture `folder`, and words of their error messages."""
 
 
 def small_bundle(path: Path) -> Path:
-    """A bundle of random weights, 16 channels wide, with the threshold 0.5."""
+    """Saves a bundle with random weights, 16 channels and the threshold 0.5."""
     config = shallow_config(blocks=2)
     variables = variables_of(config.ecapa, random_tensors(config.ecapa))
     whole = Bundle(config=config, variables=variables, scoring=Scoring(threshold=0.5), provenance={"family": "none"})
@@ -36,13 +36,13 @@ def small_bundle(path: Path) -> Path:
 
 
 def speech(seconds: float, seed: int = 0, gain: float = 0.1) -> np.ndarray:
-    """Something that is louder at some times than at others."""
+    """Returns noise whose level changes as that of speech does."""
     time = np.arange(int(seconds * RATE)) / RATE
     noise = np.random.default_rng(seed).standard_normal(len(time))
     return (gain * noise * (1.2 + np.sin((5 + seed % 7) * time))).astype(np.float32)
 
 
 def write_speech(path: Path, seconds: float, seed: int = 0, gain: float = 0.1) -> Path:
-    """A recording in 32-bit floats."""
+    """Writes a recording of 32-bit floats."""
     soundfile.write(path, speech(seconds, seed, gain), RATE, subtype="FLOAT")
     return path

@@ -1,4 +1,4 @@
-"""What the tests of speech detection share: recordings, random probabilities, and silero-vad's own functions."""
+"""Recordings, random probabilities and options for the tests of speech detection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "silero.npz"
 
 
 def golden_waveforms() -> dict[str, np.ndarray]:
-    """Speech and other sounds; 2.5 s and a part of a frame."""
+    """Returns speech and other sounds of 2.5 s plus a part of a frame."""
     speech = {path.stem: soundfile.read(path, dtype="float32")[0] for path in sorted(AUDIO.glob("*_1.flac"))}
     sounds = {kind: nonspeech(kind, seed) for seed, kind in enumerate(("dither", "hum", "click", "beeps", "pink"))}
     mixed = {"noisy": speech["slt_1"][:48000] * 0.3 + nonspeech("white", 9)}
@@ -23,7 +23,7 @@ def golden_waveforms() -> dict[str, np.ndarray]:
 
 
 def random_probabilities(seed: int) -> np.ndarray:
-    """Speech and pauses of random lengths, with frames on both sides of the thresholds."""
+    """Returns probabilities of speech and pauses of random lengths, on both sides of the thresholds."""
     rng = np.random.default_rng(seed)
     runs = [
         np.full(rng.geometric(1 / rng.choice([2, 5, 20, 60])), level)
@@ -34,7 +34,7 @@ def random_probabilities(seed: int) -> np.ndarray:
 
 
 def random_options(seed: int) -> dict[str, Any]:
-    """Options by silero's names that both sides know."""
+    """Returns random options that silero-vad and this library have, by silero-vad's names."""
     rng = np.random.default_rng(1_000_003 + seed)
     options: dict[str, Any] = {
         "threshold": float(rng.choice([0.1, 0.3, 0.5, 0.8])),

@@ -1,4 +1,4 @@
-"""Python environments of their own, as a user has."""
+"""New Python environments, as a user has them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 def make_environment(folder: Path, *, lend: bool) -> Path:
-    """The Python of a new environment in `folder / "env"`.
+    """Creates an environment in `folder / "env"` and returns its Python.
 
     Args:
-      folder: where it is made.
-      lend: whether it finds what is installed here. A path in a .pth file is searched, but the .pth files there, one of
-        which names this checkout, are not.
+      folder: the folder that will contain the environment.
+      lend: whether the environment sees the packages that are installed here. It does not read the .pth files among
+        them, so it does not see this checkout.
     """
     venv.create(folder / "env", with_pip=True)
     if lend:

@@ -1,4 +1,4 @@
-"""Small checkpoints of the families that bring their front end, with random weights in their own layouts."""
+"""Small checkpoints of the families with their own front end, with random weights in the families' layouts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ WIDTH = 16
 
 
 def config(family: str) -> ModelConfig:
-    """The published configuration at 16 channels."""
+    """Returns the published configuration with 16 channels."""
     preset = PRESETS["wespeaker-c1024" if family == "wespeaker" else family]
     return ModelConfig(
         fbank=preset.fbank,
@@ -41,7 +41,7 @@ def config(family: str) -> ModelConfig:
 
 
 def signals() -> dict[str, np.ndarray]:
-    """Short sounds on which floors, clamps and blank frames show; one fills the last blank frame."""
+    """Returns short sounds that reveal floors, clamps and blank frames; one of them fills the last blank frame."""
     every = parity.golden_signals()
     return {
         "speech": every["awb_1"][10000:30321],
@@ -52,7 +52,7 @@ def signals() -> dict[str, np.ndarray]:
 
 
 def leaves(family: str) -> dict[str, np.ndarray]:
-    """Random weights by our paths, [K, I, O] kernels; float32."""
+    """Returns random float32 weights by this library's paths, with [K, I, O] kernels."""
     model = config(family)
     generator = np.random.default_rng(SEEDS[family])
     found = {
@@ -67,14 +67,14 @@ def leaves(family: str) -> dict[str, np.ndarray]:
 
 
 def tensors(family: str) -> dict[str, np.ndarray]:
-    """A checkpoint as the family's own code would load it, less its counters; float32."""
+    """Returns a float32 checkpoint that the family's own code can load, without counters."""
     own = leaves(family)
     rules = FAMILIES[family].rules(config(family).ecapa)
     return {rule.source: np.ascontiguousarray(rule.op.inverse(own[rule.target])) for rule in rules}
 
 
 def _add_dead_channels(leaves: dict[str, np.ndarray], floor: float) -> None:
-    """Channels of the MFA that are constant: their deviations are the floor itself, and made to matter."""
+    """Makes some MFA channels constant, so that their deviations equal the floor, and gives them large weights."""
     channels = leaves["params/mfa/conv/bias"].shape[0]
     dead = slice(0, channels // 4)
     leaves["params/mfa/conv/kernel"][..., dead] = 0
@@ -86,7 +86,7 @@ def _add_dead_channels(leaves: dict[str, np.ndarray], floor: float) -> None:
 
 
 def _add_faint_channels(leaves: dict[str, np.ndarray], floor: float) -> None:
-    """Channels of the MFA that vary by about the floor, which is added to some and clamps others."""
+    """Makes some MFA channels vary by about the floor, so that adding the floor differs from clamping to it."""
     channels = leaves["params/mfa/conv/bias"].shape[0]
     faint = slice(channels // 4, channels // 4 + 6)
     leaves["params/mfa/conv/kernel"][..., faint] *= floor
@@ -98,7 +98,7 @@ def _add_faint_channels(leaves: dict[str, np.ndarray], floor: float) -> None:
 
 
 def variables(family: str) -> dict[str, Any]:
-    """The same through the real converter."""
+    """Returns the variables that the converter makes from `tensors`."""
     model, chosen = config(family), FAMILIES[family]
     rules = chosen.rules(model.ecapa)
     return apply_rules(rules, chosen.ignored, tensors(family), functional.abstract(model))[0]

@@ -1,4 +1,4 @@
-"""Seeded inputs by kind, as users' and other programs' files have them, each with what must come of it."""
+"""Seeded text inputs of several kinds, like the files of users and other programs, each with its expected result."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ NONTARGETS = ["0", "nontarget", "non-target", "non_target", "imp", "imposter", "
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A file and what is read from it.
+    """A file and the expected result of reading it.
 
     Attributes:
-      kind: of the table in the closing note.
-      name: of the file.
-      text: its content.
-      expected: what the reader gives.
+      kind: the kind of input.
+      name: the file name.
+      text: the content of the file.
+      expected: the expected result of the reader.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Case:
 
 
 def tab_separated(draw: random.Random) -> Case:
-    """Common Voice's: any text between the columns that count."""
+    """Makes a table like those of Common Voice, with arbitrary text between the columns that are read."""
     columns = ["client_id", "path", "sentence", "up_votes", "speaker"]
     draw.shuffle(columns)
     rows = []
@@ -62,7 +62,7 @@ def tab_separated(draw: random.Random) -> Case:
 
 
 def comma_separated(draw: random.Random) -> Case:
-    """CSV with quoted cells over several lines."""
+    """Makes a CSV file with quoted cells that span several lines."""
     rows = [(f"a,{number}.wav", f"s{number}", draw.choice(WORDS) + "\n" * draw.randint(0, 2)) for number in range(3)]
     quoted = [",".join('"' + cell.replace('"', '""') + '"' for cell in row) for row in rows]
     expected = [(path, speaker) for path, speaker, _ in rows]
@@ -70,7 +70,7 @@ def comma_separated(draw: random.Random) -> Case:
 
 
 def trial_list(draw: random.Random) -> Case:
-    """Trials without scores: two columns of names and a label, in any of the usual orders and separators."""
+    """Makes trials without scores: two names and a label, in any of the usual orders and separators."""
     target, nontarget = draw.choice(TARGETS), draw.choice(NONTARGETS)
     trials = [
         (f"e{number}", f"t{draw.randint(0, 99)}-{number}", number % 2 == 0) for number in range(draw.randint(2, 9))
@@ -91,7 +91,7 @@ def trial_list(draw: random.Random) -> Case:
 
 
 def score_file(draw: random.Random) -> Case:
-    """Trials with scores, the label before or behind."""
+    """Makes trials with scores, with the label in the first or last column."""
     target, nontarget = draw.choice(TARGETS), draw.choice(NONTARGETS)
     trials = [
         (f"e{number}.wav", f"t{number}.wav", number % 2 == 0, round(draw.uniform(-0.9, 0.9), 5) + 1e-7)
@@ -107,7 +107,10 @@ def score_file(draw: random.Random) -> Case:
 
 
 def peer_manifest(draw: random.Random) -> Case:
-    """NeMo, WeSpeaker, SpeechBrain and 3D-Speaker; expected are path, start and stop in seconds at 16 kHz, speaker."""
+    """Makes a manifest of NeMo, WeSpeaker, SpeechBrain or 3D-Speaker.
+
+    The expected rows contain path, start and stop in seconds, and speaker.
+    """
     rows = []
     for number in range(draw.randint(1, 5)):
         start = draw.choice([0, 1.5, 12.25])
@@ -157,6 +160,6 @@ KINDS: dict[str, Callable[[random.Random], Case]] = {
 
 
 def cases(kind: str, n: int, seed: int = 17) -> list[Case]:
-    """The first n inputs of a kind."""
+    """Returns the first n inputs of a kind."""
     draw = random.Random(f"{kind} {seed}")
     return [KINDS[kind](draw) for _ in range(n)]

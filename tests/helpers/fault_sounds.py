@@ -1,4 +1,4 @@
-"""Seeded recordings by kind, as recorders, programs and users' arrays have them, each with what must come of it."""
+"""Seeded recordings of several kinds, like those of recorders, programs and users, each with its expected result."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ RATE = 16000
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """A recording and what loading it gives.
+    """A recording and the expected result of loading it.
 
     Attributes:
-      kind: of the table of kinds.
+      kind: the kind of recording.
       source: the bytes of a file, or an array.
-      expected: the samples, or words of the message that refuses it.
-      options: for `load_audio`.
-      warns: words of the warning that comes with it.
+      expected: the samples, or words of the error message.
+      options: options for `load_audio`.
+      warns: words of the expected warning.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Sound:
 
 
 def voice(draw: random.Random, seconds: float | None = None) -> np.ndarray:
-    """16-bit samples of a tone that swells, with some noise."""
+    """Returns 16-bit samples of a tone with a changing level and some noise."""
     n = int(RATE * (seconds or draw.uniform(0.2, 0.6)))
     rng = np.random.default_rng(draw.randrange(1 << 30))
     wave = np.sin(np.arange(n) * draw.uniform(0.05, 0.5)) * np.linspace(0.2, 0.8, n) + rng.normal(size=n) / 50
@@ -43,19 +43,19 @@ def voice(draw: random.Random, seconds: float | None = None) -> np.ndarray:
 
 
 def as_file(samples: np.ndarray, kind: str = "WAV", rate: int = RATE) -> bytes:
-    """A file of 16-bit samples, or of Vorbis."""
+    """Encodes samples as a file with 16-bit samples, or as Vorbis."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=kind, subtype="VORBIS" if kind == "OGG" else "PCM_16")
     return file.getvalue()
 
 
 def floats(samples: np.ndarray) -> np.ndarray:
-    """What 16-bit samples mean."""
+    """Converts 16-bit samples to floats in [-1, 1)."""
     return (samples / 32768).astype(np.float32)
 
 
 def unfinished_header(draw: random.Random) -> Sound:
-    """A WAV whose recorder was stopped before it wrote the sizes."""
+    """Makes a WAV file whose recorder was stopped before it wrote the sizes."""
     samples = voice(draw)
     content = bytearray(as_file(samples))
     at = content.index(b"data") + 4
@@ -65,7 +65,7 @@ def unfinished_header(draw: random.Random) -> Sound:
 
 
 def several_streams(draw: random.Random) -> Sound:
-    """Recordings that were joined by `cat`."""
+    """Makes a file of several recordings that `cat` has joined."""
     kind = draw.choice(["WAV", "FLAC"])
     parts = [voice(draw) for _ in range(draw.randint(2, 4))]
     joined = b"".join(as_file(part, kind) for part in parts)
@@ -75,13 +75,13 @@ def several_streams(draw: random.Random) -> Sound:
 
 
 def cut_file(draw: random.Random) -> Sound:
-    """A file that ends too early."""
+    """Makes a truncated file."""
     content = as_file(voice(draw, 1.0), draw.choice(["WAV", "FLAC"]))
     return Sound("file cut short", content[: int(len(content) * draw.uniform(0.2, 0.9))], "truncated")
 
 
 def wrong_amplitude(draw: random.Random) -> Sound:
-    """Samples in a dtype that does not fit their size."""
+    """Makes samples whose dtype does not fit their amplitude."""
     samples = voice(draw)
     form = draw.randrange(5)
     if form == 0:
@@ -96,7 +96,7 @@ def wrong_amplitude(draw: random.Random) -> Sound:
 
 
 def several_axes(draw: random.Random) -> Sound:
-    """Arrays with two axes: one recording with channels, or a batch, which is none."""
+    """Makes arrays with two axes: a recording with channels, or a batch, which must be refused."""
     samples = floats(voice(draw))
     form = draw.randrange(4)
     if form == 0:
@@ -110,14 +110,14 @@ def several_axes(draw: random.Random) -> Sound:
 
 
 def not_finite(draw: random.Random) -> Sound:
-    """One sample that is no number."""
+    """Makes a recording with one sample that is NaN or infinite."""
     samples = floats(voice(draw))
     samples[draw.randrange(len(samples))] = draw.choice([np.nan, np.inf, -np.inf])
     return Sound("not finite", samples, "finite")
 
 
 def no_sound(draw: random.Random) -> Sound:
-    """What is no recording."""
+    """Makes an input that is not a recording."""
     rng = np.random.default_rng(draw.randrange(1 << 30))
     content = draw.choice([b"", rng.bytes(draw.randint(1, 3000)), b"<html>404</html>" * 9, b"RIFF" + rng.bytes(60)])
     return Sound("no sound", content, "")
@@ -138,6 +138,6 @@ KINDS: dict[str, Callable[[random.Random], Sound]] = {
 
 
 def sounds(kind: str, n: int, seed: int = 17) -> list[Sound]:
-    """The first `n` of a kind: the same for the same seed."""
+    """Returns the first `n` recordings of a kind, which depend only on the seed."""
     draw = random.Random(f"{kind} {seed}")
     return [KINDS[kind](draw) for _ in range(n)]

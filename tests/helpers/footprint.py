@@ -1,8 +1,8 @@
-"""Converts a checkpoint in this process alone and prints what that took, as JSON.
+"""Converts a checkpoint in this process and prints time and memory as JSON.
 
     python footprint.py SOURCE OUT
 
-Memory counts from what the process has once it has imported all that it needs and JAX has run one operation.
+Memory is counted above that of the process after all imports and one JAX operation.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from typing import Any
 
 
 def measure_footprint(source: Path, out: Path) -> dict[str, Any]:
-    """Runs this file in a new interpreter; Linux only.
+    """Runs this file in a new interpreter (Linux only).
 
     Returns:
-      convert_seconds, save_seconds; base_bytes, peak_bytes (above the base); torch: whether it was imported.
+      A dict with convert_seconds, save_seconds, base_bytes, peak_bytes (above base_bytes), and torch, which says
+      whether torch was imported.
     """
     command = [sys.executable, __file__, str(source), str(out)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
@@ -50,7 +51,7 @@ def _convert(source: str, out: str) -> dict[str, Any]:
 
 
 def _memory(field: str) -> int:
-    """Bytes, by Linux; getrusage's maximum would be that of the parent as well."""
+    """Returns a memory field of /proc in bytes; the maximum of getrusage would include the parent process."""
     lines = Path("/proc/self/status").read_text("ascii").splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:"))
 

@@ -1,4 +1,4 @@
-"""Reads files in a process that may take little memory, and says what came of each."""
+"""Reads files in a separate process with a memory limit, and reports the outcome of each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ALLOWED = 64 << 20
-"""Bytes above twice what a file declares of tensors."""
+"""Bytes that a reader may use in addition to twice the size of the tensors that the file declares."""
 
 WORKER = """
 import base64, gc, json, os, sys, tempfile, time, warnings
@@ -83,7 +83,7 @@ for line in sys.stdin:
 
 
 class Reader:
-    """A process that reads one file after another; its death or silence is a failure of the file it was given."""
+    """A process that reads one file after another. If it dies or does not answer, the current file has failed."""
 
     def __init__(self, cwd: Path) -> None:
         self._cwd = cwd
@@ -95,10 +95,11 @@ class Reader:
         self.slowest = 0.0
 
     def read(self, data: bytes) -> str:
-        """`read` or `refused`; anything else fails here.
+        """Reads a file and returns `read` or `refused`.
 
         Raises:
-          AssertionError: another exception than ours, a crash, code run, a file written, or too much memory.
+          AssertionError: if the process raises another exception, crashes, runs code, writes a file, or uses too much
+            memory.
         """
         if self._process is None or self._process.poll() is not None:
             command = [sys.executable, "-c", WORKER]
@@ -124,7 +125,7 @@ class Reader:
         return outcome
 
     def summary(self) -> dict[str, Any]:
-        """What was measured."""
+        """Returns the number of examples by outcome, and the worst memory and time."""
         return {
             "examples": self.examples,
             **self.outcomes,

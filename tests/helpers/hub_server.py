@@ -1,4 +1,4 @@
-"""A local server that answers as the Hugging Face hub, ModelScope and plain file servers do, and fails on request."""
+"""A local server that imitates the Hugging Face hub, ModelScope and plain file servers, with optional faults."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclasses.dataclass
 class Fault:
-    """What goes wrong with a request, once.
+    """A fault of a single response.
 
     Attributes:
-      status: answered instead of the file.
-      headers: added to the answer; None removes one.
-      cut: bytes of the body that are sent before the connection closes.
-      location: redirect there.
+      status: the status code that replaces the file.
+      headers: headers to add to the response; None removes a header.
+      cut: the number of bytes to send before the connection closes.
+      location: the target of a redirect.
       slow: seconds to wait after `cut` bytes.
     """
 
@@ -37,25 +37,25 @@ class Fault:
 
 
 class QuietServer(http.server.ThreadingHTTPServer):
-    """A server that does not print a trace when a client has hung up, which some tests do on purpose."""
+    """A server that prints no traceback if a client closes the connection, which some tests do intentionally."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Prints what is no broken connection."""
+        """Prints errors other than closed connections."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
 
 @dataclasses.dataclass
 class Server:
-    """What is served, what shall go wrong, and what was asked for.
+    """The contents of the server, its planned faults, and the requests that it has received.
 
     Attributes:
-      repositories: `org/name` to its files, on both hubs.
-      plain: path to content.
-      faults: part of a path to what goes wrong with the next requests of it, in order.
-      etags: path to ETag, where not the sha256.
-      ranges: whether parts of files may be asked for.
-      revisions: that exist, beside the commit.
+      repositories: the files of each `org/name`, on both hubs.
+      plain: the content of each plain path.
+      faults: the faults of the next requests whose path contains the key, in order.
+      etags: the ETag of each path whose ETag is not the sha256.
+      ranges: whether the server supports range requests.
+      revisions: the revisions that exist in addition to the commit.
     """
 
     url: str = ""
@@ -67,8 +67,8 @@ class Server:
     revisions: tuple[str, ...] = ("main", "master", "v1.0.1", "v1.0.0")
     requests: list[tuple[str, str, dict[str, str]]] = dataclasses.field(default_factory=list)
 
-    def asked(self, part: str, method: str = "GET") -> list[dict[str, str]]:
-        """Headers of the requests whose path holds `part`."""
+    def requests_to(self, part: str, method: str = "GET") -> list[dict[str, str]]:
+        """Returns the headers of the requests whose path contains `part`."""
         return [headers for verb, path, headers in self.requests if part in path and verb == method]
 
     def fault(self, path: str, method: str) -> Fault:
@@ -155,7 +155,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return None if rest != ["repo"] or content is None else (content, {})
 
     def _missing(self, path: str) -> dict[str, str | None]:
-        """How the Hugging Face hub says what it is that is missing."""
+        """Returns the error headers with which the Hugging Face hub says what is missing."""
         known = any(name in path for name in self.hub.repositories)
         return {"X-Error-Code": "RevisionNotFound" if known else "RepoNotFound"}
 
@@ -187,7 +187,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, *args: object) -> None:
-        """Nothing."""
+        """Prints nothing."""
 
 
 def _sha256(content: bytes) -> str:
@@ -200,7 +200,7 @@ def _large(name: str) -> bool:
 
 @contextlib.contextmanager
 def serving() -> Iterator[Server]:
-    """A server in a thread, on a free port of this machine."""
+    """Runs a server in a thread on a free port of this machine."""
     hub = Server()
     handler = type("Handler", (_Handler,), {"hub": hub})
     with QuietServer(("127.0.0.1", 0), handler) as running:

@@ -1,4 +1,4 @@
-"""Models that compile quickly, and speech for them."""
+"""Small models that compile quickly, and speech for them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def small_mels(blocks: int = 1, framing: str = "kaldi_reflect", pad_to: int = 1,
 
 
 def random_variables(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
-    """Random weights, with channels of the MFA that never change."""
+    """Returns random weights with some constant MFA channels."""
     generator = np.random.default_rng(seed)
     leaves = {
         path: np.ascontiguousarray(random_values(generator, path, leaf.shape).T)
@@ -53,7 +53,7 @@ def random_variables(config: ModelConfig, seed: int = 0) -> dict[str, Any]:
 
 @functools.cache
 def sound(seconds: float) -> np.ndarray:
-    """Speech of three voices with a silence and a faint part in it: a range of more than 80 dB."""
+    """Returns speech of three voices with a silent and a faint part, whose dynamic range exceeds 80 dB."""
     speech = np.concatenate(list(parity.recordings().values()))
     waveform = np.resize(speech, round(seconds * RATE)).copy()
     waveform[RATE : RATE + 8000] = 0

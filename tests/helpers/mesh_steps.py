@@ -1,6 +1,6 @@
-"""Steps on meshes of fake CPU devices, in a process of its own: `python mesh_steps.py CASES` prints a line for each.
+"""Training steps on meshes of simulated CPU devices: `python mesh_steps.py CASES` prints a line for each case.
 
-XLA must hear of the devices before jax is imported, so the tests start this file.
+The number of devices must be set before jax is imported, so the tests run this file as a separate process.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ DOCUMENT: dict[str, Any] = {
 
 
 def config_of(changes: dict[str, dict[str, Any]]) -> TrainConfig:
-    """The tiny run with some values of its sections changed."""
+    """Returns the tiny run with some values of its sections changed."""
     sections = DOCUMENT.keys() | changes.keys()
     return build_config({name: {**DOCUMENT.get(name, {}), **changes.get(name, {})} for name in sections})
 
 
 def host_batches(with_targets: bool = False) -> list[dict[str, np.ndarray]]:
-    """The same batches each time, rows in their own order; with a teacher's embeddings where one is wanted."""
+    """Returns the same batches on every call, optionally with a teacher's embeddings."""
     generator, teacher = np.random.default_rng(0), np.random.default_rng(2)
     batches = [
         {
@@ -66,7 +66,7 @@ def host_batches(with_targets: bool = False) -> list[dict[str, np.ndarray]]:
 
 @dataclasses.dataclass
 class Run:
-    """States after the first and the last step by the names of their arrays, padding taken off; and what made them."""
+    """The states after the first and the last step, as arrays by name without padding, and the objects of the run."""
 
     config: TrainConfig
     taken: list[dict[str, np.ndarray]]
@@ -96,13 +96,13 @@ def run(changes: dict[str, dict[str, Any]]) -> Run:
 
 
 def arrays(state: Any) -> dict[str, np.ndarray]:
-    """Every array by its name; of the classifier the rows of speakers."""
+    """Returns every array by its name; classifier arrays have only the rows of real speakers."""
     named = {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
     return {name: array[:SPEAKERS] if "centres" in name else array for name, array in named.items()}
 
 
 def differences(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, float]:
-    """Largest difference in each part of a state, relative to the part's largest value."""
+    """Returns the largest difference in each part of a state, relative to the part's largest value."""
     assert one.keys() == other.keys()
     parts = {name.split("]")[0][2:-1] for name in one} - {"step", "bad_step", "constants"}
     found = {}
@@ -114,7 +114,7 @@ def differences(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dic
 
 
 def restored(run: Run, meshes: list[dict[str, int]]) -> list[bool]:
-    """Whether a state comes back with every bit on other devices than it was saved on."""
+    """Returns, for each mesh, whether a saved state is restored bit for bit on it."""
     found = []
     with tempfile.TemporaryDirectory() as folder, RunCheckpoints(Path(folder), 1) as checkpoints:
         checkpoints.save(STEPS, run.state, {})
@@ -130,7 +130,7 @@ def restored(run: Run, meshes: list[dict[str, int]]) -> list[bool]:
 
 
 def pieces(state: Any) -> dict[str, list[int]]:
-    """Rows that each device has of the arrays with a row for each speaker: weights, and what the optimizer keeps."""
+    """Returns the number of rows per device of the classifier weights and of their optimizer states."""
     named = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
     return {
         name: sorted({shard.data.shape[0] for shard in leaf.addressable_shards})
@@ -140,7 +140,7 @@ def pieces(state: Any) -> dict[str, list[int]]:
 
 
 def report(case: dict[str, Any], alone: Run) -> dict[str, Any]:
-    """What a case shows against one device."""
+    """Compares a case with the run on one device."""
     spread = run(case)
     return {
         "differences": [differences(*pair) for pair in zip(alone.taken, spread.taken, strict=True)],

@@ -1,4 +1,4 @@
-"""Modes of JAX that a program around the library may set."""
+"""Modes of JAX that a program that uses the library may set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sounds without a voice, at 16 kHz: what muted microphones, devices and rooms give."""
+"""Sounds without a voice at 16 kHz, such as those of muted microphones, devices and rooms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ RATE = 16_000
 
 
 def _noise(rng: np.random.Generator, n: int, slope: float) -> np.ndarray:
-    """Noise whose spectrum falls with frequency to this power; largest value 1."""
+    """Returns noise whose spectrum falls with this power of the frequency; its largest value is 1."""
     spectrum = np.fft.rfft(rng.standard_normal(n))
     spectrum *= np.maximum(np.fft.rfftfreq(n, 1 / RATE), 20.0) ** slope
     noise = np.fft.irfft(spectrum, n)
@@ -99,7 +99,7 @@ def breath(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def keypad(rng: np.random.Generator, n: int) -> np.ndarray:
-    """A telephone's keys."""
+    """Returns the tones of a telephone keypad."""
     samples, time, start = np.zeros(n), np.arange(n) / RATE, 0
     while start < n:
         size = min(int(rng.uniform(0.06, 0.3) * RATE), n - start)
@@ -123,7 +123,7 @@ def engine(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def _notes(rng: np.random.Generator, n: int, seconds: float, chord: tuple[float, ...], partials: int) -> np.ndarray:
-    """Notes of a minor scale one after the other, each with its chord above it."""
+    """Returns successive notes of a minor scale, each with a chord above it."""
     samples, steps = np.zeros(n), np.array([0, 2, 3, 5, 7, 8, 10, 12, 14, 15])
     size, key, steep = int(seconds * RATE), rng.uniform(110, 260), rng.uniform(0.8, 2)
     time = np.arange(size) / RATE
@@ -155,6 +155,6 @@ SOUNDS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 
 
 def nonspeech(kind: str, seed: int, seconds: float = 3.0) -> np.ndarray:
-    """A sound of a kind: float32 [samples] in [-1, 1]."""
+    """Returns a sound of a kind as float32 [samples] in [-1, 1]."""
     samples = SOUNDS[kind](np.random.default_rng(seed), int(seconds * RATE))
     return np.clip(samples, -1, 1).astype(np.float32)

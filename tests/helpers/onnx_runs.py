@@ -1,4 +1,4 @@
-"""Exported models in the runtimes that read them."""
+"""Runs exported models in ONNX Runtime and OpenVINO."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Feed = Mapping[str, np.ndarray]
 
 
 def onnx_runtime(model: onnx.ModelProto, feed: Feed) -> np.ndarray:
-    """The first output in ONNX Runtime; its log would be a warning."""
+    """Returns the first output of ONNX Runtime, with logging disabled."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -23,7 +23,7 @@ def onnx_runtime(model: onnx.ModelProto, feed: Feed) -> np.ndarray:
 
 
 def openvino(model: onnx.ModelProto, feed: Feed) -> np.ndarray:
-    """The first output in OpenVINO, in float32."""
+    """Returns the first output of OpenVINO in float32."""
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:

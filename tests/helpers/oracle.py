@@ -1,6 +1,6 @@
 """ECAPA-TDNN and its front ends in float64 NumPy, one utterance at a time, written from the published formulas.
 
-Independent of the library: loops, no masks, no batches. Weights come in the shared PyTorch layout.
+The code is independent of the library: it has loops, but no masks or batches. Weights have the shared PyTorch layout.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def fbank(config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
-    """[S] -> [T, M] in float64."""
+    """Computes features [T, M] of a waveform [S] in float64."""
     x = waveform.astype(np.float64) * config.waveform_scale
     n, size, shift = len(x), config.frame_length, config.frame_shift
     if config.preemphasis and config.preemphasis_mode != "frame":
@@ -24,7 +24,7 @@ def fbank(config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
     if config.framing == "snip_edges":
         starts, source = range(0, n - size + 1, shift), x
     elif config.framing == "kaldi_reflect":
-        # Kaldi mirrors with the edge sample repeated, as often as it takes.
+        # Kaldi reflects repeatedly, and repeats the edge sample each time.
         source = np.pad(x, size, mode="symmetric")
         starts = [size + shift * t + shift // 2 - size // 2 for t in range((n + shift // 2) // shift)]
     else:
@@ -72,7 +72,7 @@ def _mel(config: FbankConfig) -> np.ndarray:
     scale = {
         "kaldi": lambda f: 1127 * np.log(1 + f / 700),
         "htk": lambda f: 2595 * np.log10(1 + f / 700),
-        # Linear to 1 kHz, three mels to 200 Hz; then 27 to each factor of 6.4.
+        # The scale is linear up to 1 kHz (3 mels per 200 Hz), then has 27 mels per factor of 6.4.
         "slaney": lambda f: f / (200 / 3) if f < 1000 else 15 + np.log(f / 1000) / (np.log(6.4) / 27),
     }
     unscale = {
@@ -103,13 +103,13 @@ def _mel(config: FbankConfig) -> np.ndarray:
 
 
 class Oracle:
-    """The network for one utterance: [T, M] features to [D], float64; every flag of `EcapaConfig`."""
+    """The network for one utterance, from features [T, M] to the embedding [D], with every flag of `EcapaConfig`."""
 
     def __init__(self, config: EcapaConfig, tensors: Tensors):
         self.config = config
         self.tensors = {name: tensor.astype(np.float64) for name, tensor in tensors.items()}
         self.real: int | None = None
-        """Frames that statistics are taken of, where a front end adds blank ones that convolutions see."""
+        """The frames that enter the statistics, if a front end adds blank frames that only convolutions use."""
 
     def conv(self, name: str, x: np.ndarray, dilation: int = 1, groups: int = 1) -> np.ndarray:
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]

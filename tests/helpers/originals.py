@@ -1,4 +1,4 @@
-"""The publishers' own PyTorch modules, where their wheels are installed without what they depend on."""
+"""The publishers' PyTorch modules, loaded from wheels that are installed without their dependencies."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import torch
 from ecapa_jax.config import ModelConfig
 
 Original = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""[S] waveform -> [T, M] features and [D] embedding."""
+"""A function from a waveform [S] to features [T, M] and an embedding [D]."""
 
 
 class _Anything(types.ModuleType):
-    """Stands for a module of which only names are needed."""
+    """A replacement for a module of which only names are needed."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -38,7 +38,7 @@ def _same_padding(kernel_size: int, stride: int, dilation: int) -> int:
 
 
 def _load(package: str, path: str, *absent: str) -> Any:
-    """One file of an installed package, without the package's own start."""
+    """Imports one file of an installed package without running the package's `__init__`."""
     root = Path(importlib.util.find_spec(package).origin or "").parent
     spec = importlib.util.spec_from_file_location(f"original_{Path(path).stem}", root / path)
     before = dict(sys.modules)
@@ -66,7 +66,7 @@ def _nemo() -> tuple[Any, Any]:
 
 
 class _NemoNetwork(torch.nn.Module):
-    """NeMo's ECAPAEncoder and the embedding of its SpeakerDecoder, of NeMo's own layers."""
+    """NeMo's ECAPAEncoder and the embedding part of its SpeakerDecoder, built from NeMo's layers."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -102,7 +102,7 @@ class _NemoNetwork(torch.nn.Module):
 
 
 def nemo(config: ModelConfig, tensors: dict[str, np.ndarray], dtype: torch.dtype = torch.float32) -> Original:
-    """NeMo of today; before 2.5 its featurizer padded by reflection and counted the last frame."""
+    """Runs the current NeMo; before version 2.5, its featurizer padded by reflection and counted the last frame."""
     network = _NemoNetwork(config).eval()
     _load_strictly(network, tensors)
     network.to(dtype)
@@ -127,7 +127,7 @@ def nemo(config: ModelConfig, tensors: dict[str, np.ndarray], dtype: torch.dtype
 
 
 def espnet(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
-    """ESPnet-SPK's front end, encoder, pooling and projector."""
+    """Runs ESPnet-SPK's front end, encoder, pooling and projector."""
     encoder = _espnet("espnet2/spk/encoder/ecapa_tdnn_encoder.py")
     network, net = torch.nn.Module(), config.ecapa
     network.frontend = _espnet("espnet2/asr/frontend/melspec_torch.py").MelSpectrogramTorch(log=True, normalize="mn")
@@ -155,10 +155,12 @@ def _espnet(path: str) -> Any:
 
 @functools.cache
 def wespeaker_class() -> Any:
-    """WeSpeaker's ECAPA_TDNN. Its package imports its command line, which needs a voice detector; its models do not.
+    """Returns WeSpeaker's ECAPA_TDNN class.
+
+    The package imports its command line, which needs a voice detector. The models do not need it.
 
     Raises:
-      ImportError: it is not installed.
+      ImportError: if WeSpeaker is not installed.
     """
     if "wespeaker" not in sys.modules:
         spec = importlib.util.find_spec("wespeaker")
@@ -171,13 +173,15 @@ def wespeaker_class() -> Any:
 
 
 def wespeaker(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
-    """WeSpeaker's class, on the fbank of its command line: 16-bit range, hamming, no dither, the mean subtracted."""
+    """Runs WeSpeaker's class on the fbank of its command line: 16-bit range, hamming, no dither, mean subtracted."""
     kaldi = importlib.import_module("torchaudio.compliance.kaldi")
     net = config.ecapa
     network = wespeaker_class()(
         channels=net.channels[0], embed_dim=net.embedding_dim, pooling_func="ASTP", global_context_att=True
     )
-    network.conv = torch.nn.Conv1d(3 * net.channels[0], net.mfa_channels, 1)  # 1536 at any width otherwise
+    network.conv = torch.nn.Conv1d(
+        3 * net.channels[0], net.mfa_channels, 1
+    )  # the class has 1536 channels here at any width
     network.pool = type(network.pool)(net.mfa_channels, global_context_att=True)
     network.bn = torch.nn.BatchNorm1d(2 * net.mfa_channels)
     network.linear = torch.nn.Linear(2 * net.mfa_channels, net.embedding_dim)
@@ -194,7 +198,7 @@ def wespeaker(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
 
 
 def language_identification(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
-    """SpeechBrain's modules with the arguments of its VoxLingua107 model."""
+    """Runs SpeechBrain's modules with the arguments of its VoxLingua107 model."""
     net = config.ecapa
     network = _shared_layout("speechbrain.lobes.models.ECAPA_TDNN", config, activation=torch.nn.LeakyReLU)
     extract = importlib.import_module("speechbrain.lobes.features").Fbank(n_mels=net.n_mels)
@@ -211,7 +215,7 @@ def language_identification(config: ModelConfig, tensors: dict[str, np.ndarray])
 
 
 def rdino(config: ModelConfig, tensors: dict[str, np.ndarray], dtype: torch.dtype = torch.float32) -> Original:
-    """3D-Speaker's self-supervised network: it takes mel energies, and normalises their logarithm itself."""
+    """Runs 3D-Speaker's self-supervised network, which takes mel energies and normalizes their logarithm itself."""
     mel = importlib.import_module("torchaudio.transforms").MelSpectrogram(
         sample_rate=16000, n_fft=512, win_length=400, hop_length=160, f_min=0.0, f_max=8000, n_mels=80
     )
@@ -230,9 +234,9 @@ def rdino(config: ModelConfig, tensors: dict[str, np.ndarray], dtype: torch.dtyp
 
 
 def mvector(config: ModelConfig, tensors: dict[str, np.ndarray]) -> Original:
-    """mvector's featurizer and network, after its gain to -20 dB, which is no part of either."""
+    """Runs mvector's featurizer and network, after mvector's gain to -20 dB, which belongs to neither."""
     root = Path(importlib.util.find_spec("mvector").origin or "").parent
-    models = types.ModuleType("mvector.models")  # its start imports other networks
+    models = types.ModuleType("mvector.models")  # the package's __init__ imports other networks
     models.__path__ = [str(root / "models")]
     sys.modules["mvector.models"] = models
     featurizer = _load("mvector", "data_utils/featurizer.py", "loguru").AudioFeaturizer(

@@ -1,4 +1,4 @@
-"""The service that a page starts, so that the page's requests reach it."""
+"""The service that a documentation page starts, and to which the page's requests go."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import urllib.request
 from types import TracebackType
 
 ADDRESS = "http://127.0.0.1:8000"
-"""What pages say; the service of a test takes a free port."""
+"""The address in the pages; the service of a test uses a free port instead."""
 
 FOUND = re.compile(r"http://127\.0\.0\.1:\d+")
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAXTYPING_DISABLE": "1"}
 
 
 class PageService:
-    """At most one `ecapa-jax serve`, stopped at the page's end.
+    """At most one running `ecapa-jax serve`, which is stopped at the end of the page.
 
     Attributes:
-      address: of the running service; None before one is started.
+      address: the address of the running service, or None before a service is started.
     """
 
     def __init__(self) -> None:
@@ -36,11 +36,11 @@ class PageService:
         self.stop()
 
     def addressed(self, text: str) -> str:
-        """A block's text with the running service's address."""
+        """Replaces the address in a block's text by that of the running service."""
         return text.replace(ADDRESS, self.address) if self.address else text
 
     def start(self, arguments: list[str]) -> None:
-        """Starts `ecapa-jax serve` in the place of the one before; returns when it listens."""
+        """Stops the previous service, starts `ecapa-jax serve`, and returns when it accepts requests."""
         self.stop()
         command = [sys.executable, "-m", "ecapa_jax.cli.main", *arguments, "--port", "0"]
         self._process = subprocess.Popen(command, env={**os.environ, **QUICK}, stderr=subprocess.PIPE, text=True)
@@ -49,13 +49,13 @@ class PageService:
             said.append(line)
             if found := FOUND.search(line):
                 self.address = found[0]
-                with urllib.request.urlopen(f"{self.address}/healthz", timeout=60):  # waits until it takes requests
+                with urllib.request.urlopen(f"{self.address}/healthz", timeout=60):  # waits for the first response
                     return
         self._process = None
         raise AssertionError(f"the service ended before it listened: {''.join(said)[-2000:]}")
 
     def stop(self) -> None:
-        """Stops it as a user does; it must end by itself, without a fault."""
+        """Stops the service as a user does, and checks that it exits without an error."""
         if self._process is None:
             return
         process, self._process, self.address = self._process, None, None

@@ -1,4 +1,7 @@
-"""Code blocks of Markdown pages: found, executed, and where they can't be, held against the command line."""
+"""Finds and executes the code blocks of Markdown pages.
+
+A block that can't be executed is checked against the command line's options.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,15 @@ OPTION = re.compile(r"(?<![\w-])--?[a-z][\w-]*")
 EXTRAS = re.compile(r"\[([a-z0-9,]+)\]")
 
 LANGUAGES = ("sh", "python", "toml", "json", "text")
-"""`sh`, `python`: executed; `toml`: a training configuration; `json`: parsed; `text`: shown, its options checked."""
+"""Languages of blocks.
+
+`sh` and `python` are executed, `toml` is checked as a training configuration, `json` is parsed, and in `text` only the
+options of commands are checked.
+"""
 
 
 class PageError(AssertionError):
-    """A block that does not do what its page says."""
+    """An error for a block that does not do what its page says."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +49,12 @@ class Block:
     """A fenced block.
 
     Attributes:
-      page: its file.
-      line: of its first line of content, from 1.
-      language: as the fence says.
+      page: the file of the page.
+      line: the number of its first line of content, from 1.
+      language: the language that the fence names.
       text: the content.
-      needs: what it needs that is not here, from a first line `# needs ...`; None where it can be executed.
+      needs: a requirement that is not available here, from a first line `# needs ...`; None if the block can be
+        executed.
     """
 
     page: Path
@@ -57,12 +65,12 @@ class Block:
 
     @property
     def where(self) -> str:
-        """For messages."""
+        """The page and line for error messages."""
         return f"{self.page.name}:{self.line}"
 
 
 def blocks(page: Path) -> list[Block]:
-    """The fenced blocks of a page, in order."""
+    """Returns the fenced blocks of a page, in order."""
     source, found = page.read_text("utf-8"), []
     for match in FENCE.finditer(source):
         text = textwrap.dedent(match["text"])
@@ -76,7 +84,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> Iterator[tuple[int, list[str]]]:
-    """Each command of a shell block with its line; a backslash at the end joins lines."""
+    """Yields each command of a shell block with its line number; a backslash at the end joins lines."""
     first, joined = block.line, ""
     for number, line in enumerate(block.text.splitlines(), block.line):
         first = first if joined else number
@@ -90,19 +98,19 @@ def commands(block: Block) -> Iterator[tuple[int, list[str]]]:
 
 
 def inline_commands(page: Path) -> Iterator[str]:
-    """Commands of ours in running text and tables."""
+    """Yields the commands of this library in running text and tables."""
     without = FENCE.sub("", page.read_text("utf-8"))
     for match in INLINE.finditer(without):
         yield match[1].replace("\\|", "|")
 
 
 def run_page(page: Path, setting: dict[str, Any]) -> int:
-    """Executes a page from top to bottom in the working directory; returns how many commands and Python blocks ran.
+    """Executes a page in the working directory and returns the number of commands and Python blocks that ran.
 
-    Python blocks share one namespace, which begins as `setting`.
+    Python blocks share one namespace, which initially contains `setting`.
 
     Raises:
-      PageError: a block is not executable, not marked, or fails.
+      PageError: if a block fails, or can't be executed and is not marked.
     """
     with PageService() as service:
         executed = _run_blocks(page, setting, service)
@@ -161,7 +169,7 @@ def _run_shell(block: Block, service: PageService) -> int:
 
 
 def _ecapa_jax(words: list[str], where: str, run: bool) -> int:
-    """Runs a command in this process; where that is impossible, parses it completely."""
+    """Runs a command in this process, or only parses its arguments if it can't run here."""
     arguments = [name for word in words for name in _expanded(word)]
     if not run:
         _parsed(arguments, where)
@@ -205,7 +213,7 @@ def _expanded(word: str) -> list[str]:
 
 
 def _python(words: list[str], where: str, run: bool) -> int:
-    """A script of the repository: run; or held against its own help."""
+    """Runs a script of the repository, or checks its options against its help."""
     script = ROOT / words[0]
     if not script.is_file() or ROOT not in script.resolve().parents:
         raise PageError(f"{where}: {words[0]} is no script of this repository")
@@ -222,7 +230,7 @@ def _python(words: list[str], where: str, run: bool) -> int:
 
 
 def _make(words: list[str], where: str, run: bool) -> int:
-    """A target: .ci/run runs them, a page's block must only name one that exists."""
+    """Checks that a make target exists; .ci/run runs the targets."""
     for target in words:
         if "=" not in target and not re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.M):
             raise PageError(f"{where}: the Makefile has no target {target}")
@@ -230,7 +238,7 @@ def _make(words: list[str], where: str, run: bool) -> int:
 
 
 def _pip(words: list[str], where: str, run: bool) -> int:
-    """An installation: its extras must exist."""
+    """Checks that the extras of an installation exist."""
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     for group in EXTRAS.findall(" ".join(words)):
         if unknown := [name for name in group.split(",") if name not in known]:
@@ -239,7 +247,7 @@ def _pip(words: list[str], where: str, run: bool) -> int:
 
 
 def _curl(words: list[str], where: str, run: bool) -> int:
-    """A request to the page's own service; it must be answered with success."""
+    """Sends a request to the page's service, which must respond with success."""
     if not run:
         return 0
     if not any(FOUND.match(word) for word in words):
@@ -260,7 +268,7 @@ PROGRAMS: dict[str, Callable[[list[str], str, bool], int]] = {
 
 
 def check_options(line: str, where: str) -> None:
-    """The verbs and options of a command that is only shown must exist, placeholders in capitals or not."""
+    """Checks that the verb and options of a command that is only shown exist."""
     match = re.match(r"\s*(?:\S*/)?ecapa-jax ([a-z]+)\b(.*)", line)
     if not match:
         return
@@ -273,7 +281,7 @@ def check_options(line: str, where: str) -> None:
 
 @functools.cache
 def options_of(verb: str) -> frozenset[str] | None:
-    """What `ecapa-jax VERB --help` lists; None where there is no such verb."""
+    """Returns the options that `ecapa-jax VERB --help` lists, or None if the verb does not exist."""
     from ecapa_jax.cli.main import main
 
     code, text = _called(lambda: main([verb, "--help"]))

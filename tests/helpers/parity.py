@@ -31,7 +31,7 @@ DECIBELS_PER_NEPER = 10 / np.log(10)
 
 @functools.cache
 def recordings() -> dict[str, np.ndarray]:
-    """The six recordings of the examples, whole."""
+    """Returns the six complete recordings of the examples."""
     paths = sorted(AUDIO.glob("*.flac"))
     return {path.stem: soundfile.read(path, dtype="float32")[0] for path in paths}
 
@@ -41,13 +41,13 @@ def clipped(speech: np.ndarray) -> np.ndarray:
 
 
 def zeros_inside(speech: np.ndarray) -> np.ndarray:
-    """The middle third is digital silence."""
+    """Replaces the middle third by digital silence."""
     third = len(speech) // 3
     return np.concatenate([speech[:third], np.zeros(third, np.float32), speech[2 * third :]])
 
 
 def wide_range(n_samples: int) -> np.ndarray:
-    """A tone that falls by 120 dB, over noise at -140 dB."""
+    """Returns a tone that falls by 120 dB, with noise at -140 dB."""
     time = np.arange(n_samples) / RATE
     tone = np.sin(2 * np.pi * 440 * time) * 10 ** -np.linspace(0, 6, n_samples)
     return (tone + 1e-7 * np.random.default_rng(0).standard_normal(n_samples)).astype(np.float32)
@@ -65,7 +65,7 @@ def impulse(n_samples: int) -> np.ndarray:
 
 @functools.cache
 def speech() -> list[np.ndarray]:
-    """Half a minute of each of three speakers: real where the corpus is at hand, else the voices of the examples."""
+    """Returns half a minute of each of three speakers: real speech if the corpus is available, else the examples."""
     speakers = sorted(CORPUS.iterdir())[:3] if CORPUS.is_dir() else []
     real = [[soundfile.read(path, dtype="float32")[0] for path in sorted(s.glob("*.flac"))[:8]] for s in speakers]
     made = [[recordings()[f"{voice}_1"], recordings()[f"{voice}_2"]] for voice in ("awb", "rms", "slt")]
@@ -73,7 +73,7 @@ def speech() -> list[np.ndarray]:
 
 
 def sound(name: str, n_samples: int) -> np.ndarray:
-    """A sound of this length by its name in the parity tables."""
+    """Returns a sound of this length by its name in the parity tables."""
     first, second, third = (samples[:n_samples] for samples in speech())
     makers = {
         "speech_1": lambda: first,
@@ -89,7 +89,7 @@ def sound(name: str, n_samples: int) -> np.ndarray:
 
 
 def pad_batch(waveforms: Iterable[np.ndarray], size: int = 0, padding: float = np.nan) -> tuple[np.ndarray, np.ndarray]:
-    """Right-padded [B, S], S at least `size`, and the true lengths."""
+    """Pads waveforms on the right to [B, S], with S at least `size`, and returns them with the true lengths."""
     rows = list(waveforms)
     lengths = np.array([len(row) for row in rows], np.int32)
     batch = np.full((len(rows), max(size, *lengths)), padding, np.float32)
@@ -99,13 +99,13 @@ def pad_batch(waveforms: Iterable[np.ndarray], size: int = 0, padding: float = n
 
 
 def in_nepers(config: FbankConfig, error: float) -> float:
-    """A difference of log energies, on the natural scale on which the bounds are stated."""
+    """Converts a difference of log energies to nepers, the unit of the bounds."""
     return float(error / DECIBELS_PER_NEPER if config.log == "db" else error)
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureError:
-    """Distance from the float64 oracle, in nepers: worst, worst where the energy is above the floor, and RMS."""
+    """The distance from the float64 oracle in nepers: worst, worst where the energy is above the floor, and RMS."""
 
     worst: float
     above_floor: float
@@ -113,7 +113,7 @@ class FeatureError:
 
 
 def feature_error(config: FbankConfig, features: np.ndarray, waveform: np.ndarray) -> FeatureError:
-    """Features of one utterance, [T, M], against the oracle."""
+    """Compares the features [T, M] of one utterance with the oracle."""
     raw = oracle.fbank(dataclasses.replace(config, normalization="none", top_db=None), waveform)
     floor = np.log(config.floor) * (DECIBELS_PER_NEPER if config.log == "db" else 1)
     error = np.abs(np.asarray(features, np.float64) - oracle.fbank(config, waveform))
@@ -123,7 +123,7 @@ def feature_error(config: FbankConfig, features: np.ndarray, waveform: np.ndarra
 
 
 def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Worst error over the largest value."""
+    """Returns the worst error divided by the largest value."""
     wide = np.asarray(theirs, np.float64)
     assert ours.shape == wide.shape, f"{ours.shape} is not {wide.shape}"
     return float(np.abs(np.asarray(ours, np.float64) - wide).max() / np.abs(wide).max())
@@ -135,31 +135,34 @@ def cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def same_embedding(ours: np.ndarray, theirs: np.ndarray) -> bool:
-    """Whether an embedding is within the bounds; NaN is not."""
+    """Returns whether an embedding is within the bounds; NaN is not."""
     return relative_error(ours, theirs) <= EMBEDDING_BOUND and cosine(ours, theirs) >= COSINE_BOUND
 
 
 def same_embeddings(ours: ArrayLike, theirs: ArrayLike) -> bool:
-    """Whether every row of [N, E] is within the bounds: in another batch a processor adds up in another order."""
+    """Returns whether every row of [N, E] is within the bounds.
+
+    Rows are not identical in another batch, because the order of additions differs.
+    """
     pairs = list(zip(np.asarray(ours), np.asarray(theirs), strict=True))
     worst = max(relative_error(a, b) for a, b in pairs)
     print(f"largest difference of {len(pairs)} embeddings: {worst:.1e} of the largest value")
     return all(same_embedding(a, b) for a, b in pairs)
 
 
-# Golden values: what the original PyTorch code gave
+# Golden values: outputs of the original PyTorch code
 
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "golden.npz"
 GOLDEN_WIDTH = 64
 GOLDEN_SEEDS = {"3dspeaker": 11, "speechbrain": 12}
 GOLDEN_STEP = 16
-"""Every so many frames of the features are kept."""
+"""The golden values contain only every n-th frame of the features."""
 
 
 @functools.cache
 def golden_signals() -> dict[str, np.ndarray]:
-    """The six recordings, and four short sounds on which floors and clamps show."""
+    """Returns the six recordings and four short sounds that reveal floors and clamps."""
     speech = recordings()
     return {
         **speech,
@@ -171,7 +174,7 @@ def golden_signals() -> dict[str, np.ndarray]:
 
 
 def golden_model(family: str) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-    """A family's configuration and checkpoint, remade from the seed."""
+    """Returns a family's configuration and checkpoint, generated from the seed."""
     config = small_config(family, GOLDEN_WIDTH)
     return config, random_tensors(config.ecapa, GOLDEN_SEEDS[family])
 
@@ -190,7 +193,7 @@ def golden() -> dict[str, np.ndarray]:
 
 
 def golden_feature_error(config: FbankConfig, family: str, signal: str, features: np.ndarray) -> float:
-    """Worst distance of one utterance's features, [T, M], from the original's, in nepers; infinite if T differs."""
+    """Returns the worst distance in nepers of features [T, M] from the golden values, or infinity if T differs."""
     theirs = golden()[f"{family}/{signal}/features"]
     if len(features) != golden()[f"{family}/{signal}/frames"]:
         return float("inf")

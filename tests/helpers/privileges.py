@@ -1,4 +1,4 @@
-"""Root may write anywhere; a test of access rights must be someone else for a while."""
+"""Drops root's rights temporarily, because root may write anywhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOBODY = 65534
 
 @contextlib.contextmanager
 def unprivileged() -> Iterator[None]:
-    """Drops root's rights; nothing changes for anyone else. What is imported inside must have been imported before."""
+    """Runs the body without root's rights if the user is root. Modules that it needs must be imported before."""
     if os.geteuid() != 0:
         yield
         return

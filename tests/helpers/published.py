@@ -1,4 +1,4 @@
-"""Checkpoints in the layouts of other publishers, made by the tests: names and shapes as their classes have them."""
+"""Checkpoints in WeSpeaker's layout, with the names and shapes of WeSpeaker's classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.torch_zip_writer import write_torch_zip
 
 
 def wespeaker_shapes(config: EcapaConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of `wespeaker.models.ecapa_tdnn.ECAPA_TDNN`, without counters."""
+    """Returns names and shapes of the tensors of `wespeaker.models.ecapa_tdnn.ECAPA_TDNN`, without counters."""
     channels, mfa = config.channels[0], config.mfa_channels
     width = channels // config.res2_scale
     shapes = conv("layer1.conv", channels, config.n_mels, 5) | batch_norm("layer1.bn", channels)
@@ -36,7 +36,7 @@ def wespeaker_shapes(config: EcapaConfig) -> dict[str, tuple[int, ...]]:
 
 
 def wespeaker_pooling_shapes(config: EcapaConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of MHASTP, MQMHASTP and XI."""
+    """Returns names and shapes of the tensors of MHASTP, MQMHASTP and XI."""
     mfa, bottleneck = config.mfa_channels, config.attention_channels
     if config.pooling == "posterior":
         priors = {f"pool.{name}": (1, mfa) for name in ("prior_mean", "prior_logprec")}
@@ -63,7 +63,7 @@ def batch_norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def random_values(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights under which no layer dies or drowns another, with a counter for each batch norm."""
+    """Returns random weights that keep every layer's output in a useful range, with a counter for each batch norm."""
     generator = np.random.default_rng(seed)
     tensors = {}
     for name, shape in shapes.items():
@@ -81,7 +81,7 @@ def random_values(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str
 
 
 def wespeaker_document(**model_args: Any) -> dict[str, Any]:
-    """config.yaml as WeSpeaker writes it; a value of None removes its key."""
+    """Returns config.yaml as WeSpeaker writes it; a value of None removes its key."""
     given = {"embed_dim": 192, "feat_dim": 80, "pooling_func": "ASTP", **model_args}
     return {
         "model": "ECAPA_TDNN_GLOB_c512",
@@ -96,7 +96,7 @@ def wespeaker_document(**model_args: Any) -> dict[str, Any]:
 
 
 def wespeaker(directory: Path, content: object, document: object = None) -> Path:
-    """A directory as WeSpeaker publishes it."""
+    """Writes a directory as WeSpeaker publishes it."""
     directory.mkdir(exist_ok=True)
     write_torch_zip(directory / "avg_model.pt", content)
     text = document if isinstance(document, str) else yaml.safe_dump(document)

@@ -1,7 +1,7 @@
-"""A folder with what README and docs take for the reader's own: recordings, lists, a checkpoint, a bundle.
+"""Makes a folder with the files that README and docs assume: recordings, lists, a checkpoint, a bundle.
 
-All of it is made from the demo's six recordings, clips of one length so that few programs are compiled; a change of
-speed stands for another speaker.
+The files are made from the demo's six recordings. All clips have one length, so that few programs are compiled. A
+recording with changed speed serves as another speaker.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ RECORDINGS = {
 }
 
 
-def furnish(folder: Path) -> Path:
-    """Fills a folder."""
+def fill_sandbox(folder: Path) -> Path:
+    """Fills a folder and returns it."""
     (folder / "examples" / "audio").mkdir(parents=True)
     for recording in sorted((ROOT / "examples" / "audio").glob("*.flac")):
         soundfile.write(folder / "examples" / "audio" / recording.name, _clip(recording.stem, 1.0, 0), RATE)
@@ -63,7 +63,7 @@ def furnish(folder: Path) -> Path:
 
 
 def _save_tiny_bundle(path: Path) -> None:
-    """One SE-Res2 block, random weights: for what is about calls, not about scores, and compiles often."""
+    """Saves a bundle with one SE-Res2 block and random weights, for blocks that compile often and do not use scores."""
     network = EcapaConfig(
         channels=(16, 16),
         kernel_sizes=(5, 3),
@@ -78,8 +78,8 @@ def _save_tiny_bundle(path: Path) -> None:
     save_bundle(Bundle(config=config, variables=variables, scoring=Scoring(threshold=0.5), provenance={}), path)
 
 
-def setting() -> dict[str, Any]:
-    """Names that pages take for the reader's own data."""
+def page_namespace() -> dict[str, Any]:
+    """Returns the variables that pages assume to exist."""
     rows = np.random.default_rng(0).standard_normal((316, 192)).astype(np.float32)
     return {
         "waveform": _clip("slt_1", 1.0, 0),
@@ -97,7 +97,7 @@ def setting() -> dict[str, Any]:
 
 
 def _voices() -> dict[str, list[Float32[np.ndarray, " samples"]]]:
-    """Nine voices, two clips of each sentence."""
+    """Returns two clips of each sentence for nine voices."""
     named = {}
     for speed, voice in itertools.product(SPEEDS, ("slt", "rms", "awb")):
         named[f"{voice}{round(100 * speed)}"] = [

@@ -1,4 +1,4 @@
-"""pyannote's segmentation-3.0 as its publisher lays it out, from the packaged weights and random filters."""
+"""Files in the layout of pyannote's segmentation-3.0, from the packaged weights and random filters."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from ecapa_jax.diarization import segmentation
 from helpers.torch_zip_writer import Raw
 
 
-def state_of(weights: segmentation.Weights) -> dict[str, np.ndarray]:
-    """PyTorch's state dict, from weights in this library's layout; without the filter bank."""
+def pytorch_state(weights: segmentation.Weights) -> dict[str, np.ndarray]:
+    """Converts weights to PyTorch's state dict, without the filter bank."""
     state = {}
     for ours, theirs in (("wave_norm", "wav_norm1d"), *((("norm", i), f"norm1d.{i}") for i in range(3))):
         norm = weights[ours] if isinstance(ours, str) else weights[ours[0]][ours[1]]
@@ -40,7 +40,7 @@ def state_of(weights: segmentation.Weights) -> dict[str, np.ndarray]:
 
 
 def with_filters(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The state dict with a random filter bank."""
+    """Adds a random filter bank to the state dict."""
     rng = np.random.default_rng(0)
     bank = "sincnet.conv1d.0.filterbank."
     return state | {
@@ -52,7 +52,7 @@ def with_filters(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def published(state: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """The content of `pytorch_model.bin`: weights, hyperparameters, and objects of pyannote's classes."""
+    """Returns the content of `pytorch_model.bin`: weights, hyperparameters, and objects of pyannote's classes."""
     task = ModuleType("pyannote.audio.core.task")
     problem = enum.Enum("Problem", {"MONO_LABEL_CLASSIFICATION": 1}, module=task.__name__)
     resolution = enum.Enum("Resolution", {"FRAME": 1}, module=task.__name__)
@@ -86,5 +86,5 @@ def published(state: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def opcodes(value: object) -> Raw:
-    """What the standard pickler writes for a value."""
+    """Returns the opcodes that the standard pickler writes for a value."""
     return Raw(pickle.dumps(value, protocol=2)[2:-1])

@@ -1,4 +1,4 @@
-"""Services to talk to: in process, or on a port of this machine."""
+"""Services for tests, in this process or on a port of this machine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from helpers.bundles import POINT
 
 @contextlib.contextmanager
 def client(encoder: SpeakerEncoder, *, store: SpeakerStore | None = None, **settings: Any) -> Iterator[TestClient]:
-    """A client of an app in this process; every fault of the app is raised."""
+    """Yields a client of an app in this process; errors of the app are raised."""
     service = Service(encoder, Settings(**settings), name="small", points=[POINT], store=store)
     with TestClient(create_app(service), base_url="http://127.0.0.1") as talking:
         yield talking
@@ -35,7 +35,7 @@ def client(encoder: SpeakerEncoder, *, store: SpeakerStore | None = None, **sett
 
 @dataclasses.dataclass(frozen=True)
 class Running:
-    """A server in a thread."""
+    """A server that runs in a thread."""
 
     url: str
     port: int
@@ -47,7 +47,7 @@ class Running:
 def running(
     encoder: SpeakerEncoder, *, stop_seconds: float = 5.0, store: SpeakerStore | None = None, **settings: Any
 ) -> Iterator[Running]:
-    """A real server on a free port of this machine, stopped at the end."""
+    """Runs a server on a free port of this machine, and stops it at the end."""
     points = [POINT, POINT | {"threshold": 0.5, "far": 0.001, "frr": 0.1}]
     service = Service(encoder, Settings(**settings), name="small", points=points, store=store)
     server = make_server(create_app(service), stop_seconds=stop_seconds)

@@ -1,4 +1,4 @@
-"""Sounds made for the tests, and the files they are in."""
+"""Synthetic sounds, encoded files of them, and helpers that load them."""
 
 import inspect
 import io
@@ -14,7 +14,7 @@ RATE = 16000
 
 
 def sound(seconds=1.0, rate=RATE, channels=1):
-    """A chord with a little noise, not louder than 0.5: float32 [samples] or [samples, channels]."""
+    """Returns a chord with a little noise, at most 0.5, as float32 [samples] or [samples, channels]."""
     time = np.arange(int(seconds * rate)) / rate
     rng = np.random.default_rng(0)
     parts = [
@@ -34,15 +34,15 @@ def load(source, sample_rate=None, target_rate=RATE, channel="first", **options)
     return load_audio(source, sample_rate=sample_rate, target_rate=target_rate, channel=channel, **options)
 
 
-def refused(source, match, **options):
+def assert_refused(source, match, **options):
     with pytest.raises(AudioError, match=match) as caught:
         load(source, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def refuse_unchecked(source, match):
-    """Past the type checker of the test run."""
+def assert_refused_without_type_checks(source, match):
+    """Checks that `load_audio` refuses a source, without the run-time type checks of the tests."""
     with pytest.raises(AudioError, match=match):
         inspect.unwrap(load_audio)(source, sample_rate=None, target_rate=RATE, channel="first")
 

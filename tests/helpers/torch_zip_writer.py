@@ -1,4 +1,4 @@
-"""Writes PyTorch zip checkpoints without PyTorch, well-formed ones and, through `View` and `Raw`, any others."""
+"""Writes PyTorch zip checkpoints without PyTorch; `View` and `Raw` allow malformed ones."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _STORAGES = {
 
 @dataclasses.dataclass(eq=False)
 class View:
-    """A tensor over a one-dimensional array, in its elements; views of one array object share a storage.
+    """A tensor that is a view of a one-dimensional array. Views of the same array object share a storage.
 
-    Nothing is checked. `numel` is what the pickle claims of the storage (by default the truth), `options` follow the
-    usual arguments of the tensor.
+    Nothing is checked. `numel` is the size of the storage that the pickle states (by default the true one). `options`
+    follow the usual arguments of the tensor.
     """
 
     storage: np.ndarray
@@ -54,7 +54,7 @@ class Raw:
 
 @dataclasses.dataclass(eq=False)
 class Call:
-    """The result of a call that the reader is asked for."""
+    """The result of a call that the pickle asks the reader to make."""
 
     module: str
     attribute: str
@@ -62,7 +62,7 @@ class Call:
 
 
 def name(module: str, attribute: str) -> Raw:
-    """The opcode of a module's attribute."""
+    """Returns the opcode that loads a module's attribute."""
     return Raw(b"c" + module.encode() + b"\n" + attribute.encode() + b"\n")
 
 
@@ -76,7 +76,7 @@ def write_torch_zip(
 ) -> None:
     """Writes `obj` as `torch.save` would: each array in it becomes a tensor with its own storage.
 
-    An OrderedDict's `_metadata` attribute is written too. `members` are added to the archive, or replace its own.
+    The `_metadata` attribute of an OrderedDict is written too. `members` add or replace members of the archive.
     """
     pickler = _Pickler()
     pickler.put(obj)
@@ -89,14 +89,14 @@ def write_torch_zip(
 
 
 def torch_zip_bytes(obj: object, **options: Any) -> bytes:
-    """The bytes that `write_torch_zip` writes."""
+    """Returns the bytes that `write_torch_zip` writes."""
     file = io.BytesIO()
     write_torch_zip(file, obj, **options)
     return file.getvalue()
 
 
 def torch_legacy_bytes(obj: object, *, keys: object = None, system: object = None) -> bytes:
-    """`obj` as PyTorch before 1.6 wrote it; `keys` and `system` replace what two of the leading pickles hold."""
+    """Returns `obj` as PyTorch before 1.6 wrote it; `keys` and `system` replace two of the leading pickles."""
     pickler = _Pickler()
     pickler.put(obj)
     counts = [np.array(storage.size, "<i8").tobytes() + storage.tobytes() for storage in pickler.storages]
@@ -116,7 +116,7 @@ def _pickled(node: object) -> bytes:
 def nemo_bytes(
     config: str, obj: object, *, compressed: bool = False, members: Iterable[tuple[tarfile.TarInfo, bytes]] = ()
 ) -> bytes:
-    """A `.nemo` archive as NeMo writes it; `members` follow the two usual ones."""
+    """Returns a `.nemo` archive as NeMo writes it; `members` follow the two usual members."""
     file = io.BytesIO()
     files = [("./model_config.yaml", config.encode()), ("./model_weights.ckpt", torch_zip_bytes(obj))]
     with tarfile.open(fileobj=file, mode="w:gz" if compressed else "w") as archive:
@@ -125,7 +125,7 @@ def nemo_bytes(
         archive.addfile(folder)
         for path, data in files:
             info = tarfile.TarInfo(path)
-            info.size, info.mtime = len(data), 1700000000.25  # a fraction makes an extended header
+            info.size, info.mtime = len(data), 1700000000.25  # a fractional time needs an extended header
             archive.addfile(info, io.BytesIO(data))
         for info, data in members:
             archive.addfile(info, io.BytesIO(data))

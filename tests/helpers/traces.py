@@ -1,4 +1,4 @@
-"""What each layer of a PyTorch original takes and gives."""
+"""Records the inputs and outputs of each layer of a PyTorch original."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import numpy as np
 
 @dataclasses.dataclass
 class Trace:
-    """What went into each layer of the original and what came out, [T, C] each, in order of completion."""
+    """The inputs and outputs [T, C] of each layer of the original, in order of completion."""
 
     inputs: dict[str, np.ndarray]
     outputs: dict[str, np.ndarray]
 
 
 def traced(network: Any, features: np.ndarray, kept: Callable[[str, Any], bool]) -> tuple[np.ndarray, Trace]:
-    """The original's embedding [D] of features [T, M], and the trace of each layer (name, module) that is `kept`."""
-    import torch  # where it is missing, the tests that trace are skipped
+    """Returns the original's embedding [D] of features [T, M], and the trace of the layers that `kept` selects."""
+    import torch  # tests that trace are skipped if torch is missing
 
     trace, hooks = Trace({}, {}), []
 
     def hook(name: str) -> Callable[..., None]:
         def keep(module: Any, given: tuple[Any, ...], result: Any) -> None:
-            # Copied: the ReLU after it may work in place.
+            # The output is copied, because the following ReLU may work in place.
             trace.inputs[name], trace.outputs[name] = (np.array(x[0].detach().numpy().T) for x in (given[0], result))
 
         return keep

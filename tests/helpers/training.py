@@ -29,7 +29,7 @@ COMPILE_CACHE = (
     "jax_compilation_cache_max_size",
     "jax_persistent_cache_min_compile_time_secs",
 )
-"""The options by which a process of its own finds what the tests have compiled."""
+"""Options with which a separate process finds the programs that the tests have compiled."""
 
 PROGRAM = """
 import json, sys
@@ -42,8 +42,8 @@ with TrainProgress() as progress:
 """
 
 
-class Silent:
-    """Keeps what it is told."""
+class QuietProgress:
+    """Progress that stores the notes and prints nothing."""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -57,7 +57,10 @@ class Silent:
 
 
 def tiny_document(collection: Path, folder: Path) -> dict[str, Any]:
-    """A configuration that uses each part of the loop, as TOML would give it; its manifest and dev list in `folder`."""
+    """Returns a configuration, as parsed from TOML, that uses each part of the loop.
+
+    Its manifest and dev list are written to `folder`.
+    """
     made = prepare(collection, folder / "prepared")
     files = sorted(str(path.relative_to(collection)) for path in collection.rglob("*.flac"))
     trials = [(int(a.split("/")[0] == b.split("/")[0]), a, b) for i, a in enumerate(files[:9]) for b in files[:i]]
@@ -96,8 +99,11 @@ def assert_equal_runs(config: TrainConfig, one: Path, other: Path) -> None:
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
 
 
-def killed(config: TrainConfig, directory: Path, moment: Callable[[Path], bool]) -> bool:
-    """Trains in a process of its own, and kills it (SIGKILL) when `moment` says so; False where it ended before."""
+def train_and_kill(config: TrainConfig, directory: Path, moment: Callable[[Path], bool]) -> bool:
+    """Trains in a separate process and kills it (SIGKILL) when `moment` returns True.
+
+    Returns False if the process ended before.
+    """
     document = directory.parent / "config.json"
     document.write_text(json.dumps(config_document(config)))
     command = [sys.executable, "-c", PROGRAM, str(document), str(directory)]

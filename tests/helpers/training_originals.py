@@ -1,4 +1,4 @@
-"""A training run of speakerlab's network, classifier, margin and schedulers with torch's SGD, and ours beside it."""
+"""Trains speakerlab's network, classifier, margin and schedulers with torch's SGD, and this library's beside them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from ecapa_jax.train.step import StepSetup, compiled_step, compute_gradients
 from helpers.weights import small_config
 
 STEPS, BATCH, SPEAKERS = 20, 6, 11
-SAMPLES = 5360  # 32 frames: speakerlab weights frames by 1 / T in float32 even in a float64 network; this one is exact
+SAMPLES = (
+    5360  # 32 frames: speakerlab weights frames by 1 / T in float32 even in a float64 network, and 1 / 32 is exact
+)
 CONFIG = TrainConfig(
     model=small_config("3dspeaker", 16, embedding_dim=24, se_channels=8, attention_channels=8),
     data=DataConfig(batch_size=BATCH),
@@ -47,8 +49,8 @@ def batches() -> list[dict[str, np.ndarray]]:
     ]
 
 
-class Theirs:
-    """The same recipe of their parts."""
+class SpeakerlabTraining:
+    """The recipe with the parts of speakerlab and PyTorch."""
 
     def __init__(self, variables: dict, centres: np.ndarray, dtype: Any):
         ecapa = CONFIG.model.ecapa
@@ -101,30 +103,32 @@ def ours_by_name(state: dict) -> dict[str, np.ndarray]:
 
 
 def distance(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
-    """Worst difference of any tensor over the largest value of theirs of that kind."""
+    """Returns the worst difference of any tensor, divided by the largest value of speakerlab's tensors of that kind."""
     assert ours.keys() == theirs.keys()
     return max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs)
 
 
-def start(dtype: Any) -> tuple[dict, Theirs]:
-    """Equal states; their values are float32's, because checkpoints are."""
+def start(dtype: Any) -> tuple[dict, SpeakerlabTraining]:
+    """Returns equal initial states of both libraries; the values are float32, because checkpoints are."""
     with jax.enable_x64(False):
         state = jax.tree.map(np.asarray, init_state(CONFIG, SPEAKERS))
     state = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype if leaf.dtype == np.float32 else None), state)
     variables = {"params": state["params"]["network"], "batch_stats": state["batch_stats"]}
     torch_dtype = torch.float64 if dtype == np.float64 else torch.float32
-    theirs = Theirs(jax.tree.map(np.asarray, variables), np.asarray(state["params"]["centres"]), torch_dtype)
+    theirs = SpeakerlabTraining(
+        jax.tree.map(np.asarray, variables), np.asarray(state["params"]["centres"]), torch_dtype
+    )
     return state, theirs
 
 
 @dataclasses.dataclass(frozen=True)
-class Gap:
-    """How far apart both are after a step.
+class StepDifference:
+    """Differences between both libraries after a step.
 
     Attributes:
-      loss: difference of the losses, over the larger of theirs and 1.
-      gradients: norm of the difference of any tensor's gradient, over the largest norm of one.
-      weights, statistics: largest difference of any weight, and of any running statistic.
+      loss: the difference of the losses, divided by the larger of speakerlab's loss and 1.
+      gradients: the largest norm of the difference of a tensor's gradients, divided by the largest gradient norm.
+      weights, statistics: the largest difference of any weight, and of any running statistic.
     """
 
     loss: float
@@ -133,8 +137,8 @@ class Gap:
     statistics: float
 
 
-def gaps(dtype: Any) -> Iterator[Gap]:
-    """Both frameworks through the same batches, in this dtype on both sides; x64 must be on for float64."""
+def step_differences(dtype: Any) -> Iterator[StepDifference]:
+    """Trains both libraries on the same batches in this dtype; float64 needs JAX's x64 mode."""
     state, theirs = start(dtype)
     step, features_of = compiled_step(PLAN), jax.jit(fbank, static_argnums=0)
     gradients_at = jax.jit(compute_gradients, static_argnums=0)
@@ -149,7 +153,7 @@ def gaps(dtype: Any) -> Iterator[Gap]:
         assert int(state["bad_step"]) == -1
         ours, expected = ours_by_name(state), theirs.tensors()
         running = {name for name in expected if "running" in name}
-        yield Gap(
+        yield StepDifference(
             abs(float(state["sums"]["loss"]) - before - loss) / max(1, abs(loss)),
             gradient_gap(named, their_gradients),
             *(
@@ -160,6 +164,6 @@ def gaps(dtype: Any) -> Iterator[Gap]:
 
 
 def gradient_gap(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> float:
-    """Norm of the difference of any tensor's gradient, over the largest norm of theirs."""
+    """Returns the largest norm of the difference of a tensor's gradients, divided by speakerlab's largest norm."""
     largest = max(float(np.linalg.norm(gradient)) for gradient in theirs.values())
     return max(float(np.linalg.norm(ours[name] - gradient)) for name, gradient in theirs.items()) / largest

@@ -1,10 +1,10 @@
-"""Comparison of unpickled trees."""
+"""Comparisons of unpickled trees."""
 
 import numpy as np
 
 
 def assert_same(ours, theirs):
-    """Types, keys, order, shapes, dtypes and bytes are the same throughout."""
+    """Checks that types, keys, order, shapes, dtypes and bytes are equal in the whole tree."""
     assert type(ours) is type(theirs)
     if isinstance(theirs, dict):
         assert list(ours) == list(theirs)
@@ -22,7 +22,7 @@ def assert_same(ours, theirs):
 
 
 def assert_same_leaves(ours, theirs):
-    """As `assert_same`, for nested dicts in any order."""
+    """Checks the same as `assert_same` for nested dicts, but ignores the order of keys."""
     assert type(ours) is type(theirs)
     if isinstance(theirs, dict):
         assert sorted(ours) == sorted(theirs)

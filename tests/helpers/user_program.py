@@ -1,5 +1,5 @@
 # pyright: strict
-"""Every public name of ecapa_jax, used as a user's own program would."""
+"""A program that uses every public name of ecapa_jax, as a user's program would."""
 
 from __future__ import annotations
 

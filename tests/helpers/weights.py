@@ -1,4 +1,4 @@
-"""Random weights that let no mistake pass: every tensor random, with dead, near-constant and loud channels."""
+"""Random weights that reveal mistakes: every tensor is random, with dead, nearly constant and loud channels."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from ecapa_jax.presets import PRESETS
 
 
 def small_config(preset: str = "3dspeaker", width: int = 64, **ecapa: object) -> ModelConfig:
-    """A preset at another width, MFA = 3 C."""
+    """Returns a preset with another width and MFA = 3 C."""
     base = PRESETS[preset]
     network = dataclasses.replace(base.ecapa, channels=(width,) * 4, mfa_channels=3 * width, **ecapa)
     return ModelConfig(fbank=dataclasses.replace(base.fbank, n_mels=network.n_mels), ecapa=network)
 
 
 def shallow_config(preset: str = "3dspeaker", blocks: int = 1) -> ModelConfig:
-    """Few blocks of few parts: for what is about batches and shapes, where each one is compiled."""
+    """Returns a preset with few small blocks, for tests of batches and shapes that compile many programs."""
     base = small_config(preset, width=16, se_channels=8, attention_channels=8)
     network = dataclasses.replace(
         base.ecapa,
@@ -53,18 +53,18 @@ NAMES = (
     (r"^projection/", "fc.conv."),
     (r"^embedding_norm/", "embedding_norm."),
 )
-"""Our path to a name in the shared PyTorch layout, extended by names of ours for what that layout lacks."""
+"""Maps this library's paths to names of the shared PyTorch layout, with additional names for what it lacks."""
 
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
 def torch_name(path: str) -> str:
-    """`params/block_0/tdnn_in/conv/kernel` -> `blocks.1.tdnn1.conv.conv.weight`."""
+    """Converts `params/block_0/tdnn_in/conv/kernel` to `blocks.1.tdnn1.conv.conv.weight`."""
     *parts, leaf = path.split("/")[1:]
     place = "/".join(parts) + "/"
     for pattern, name in NAMES:
         if match := re.match(pattern, place):
-            # Blocks are counted from one there: the stem is number zero.
+            # That layout counts the stem as block zero.
             numbers = [int(group) + (index == 0) for index, group in enumerate(match.groups())]
             place = name.format(*numbers) + place[match.end() :]
             break
@@ -72,7 +72,7 @@ def torch_name(path: str) -> str:
 
 
 def random_tensors(config: EcapaConfig, seed: int = 0) -> dict[str, np.ndarray]:
-    """A checkpoint in the layout that SpeechBrain and 3D-Speaker share, with its counters; float32."""
+    """Returns a float32 checkpoint in the layout that SpeechBrain and 3D-Speaker share, with counters."""
     generator = np.random.default_rng(seed)
     fbank = dataclasses.replace(PRESETS["3dspeaker"].fbank, n_mels=config.n_mels)
     shapes = flatten(functional.abstract(ModelConfig(fbank=fbank, ecapa=config)))
@@ -88,7 +88,7 @@ def random_tensors(config: EcapaConfig, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def variables_of(config: EcapaConfig, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Our variables from tensors of `random_tensors`, by name and without the converter."""
+    """Converts tensors of `random_tensors` to variables by name, without the converter."""
     fbank = dataclasses.replace(PRESETS["3dspeaker"].fbank, n_mels=config.n_mels)
     shapes = flatten(functional.abstract(ModelConfig(fbank=fbank, ecapa=config)))
     leaves = {path: np.ascontiguousarray(tensors[torch_name(path)].T) for path in shapes}
@@ -110,10 +110,10 @@ def random_values(generator: np.random.Generator, path: str, shape: tuple[int, .
 
 
 def _add_hard_channels(tensors: dict[str, np.ndarray]) -> None:
-    """In the MFA: channels that are always zero, and loud channels that hardly vary.
+    """Makes some MFA channels always zero, and others loud and nearly constant.
 
-    A dead channel's standard deviation is the floor itself, and a near-constant one's is lost in the moment form; the
-    attention and the pooled normalisation are made to care about both.
+    The standard deviation of a dead channel equals the floor, and that of a nearly constant channel is lost in the
+    moment form. The attention and the pooled normalization get large weights for both.
     """
     channels = len(tensors["mfa.conv.conv.bias"])
     dead, flat = slice(0, channels // 8), slice(channels // 8, channels // 8 + 6)

@@ -1,4 +1,4 @@
-"""A small model and a store."""
+"""Fixtures: a small model and a store."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ def store(tmp_path: Path, encoder: SpeakerEncoder) -> Iterator[SpeakerStore]:
 
 
 @pytest.fixture(autouse=True)
-def _sounds_pass(every_sound_is_speech: None) -> None:
-    """These tests embed sounds that they make."""
+def _accept_synthetic_sounds(every_sound_is_speech: None) -> None:
+    """Makes the speech gate accept the synthetic sounds of these tests."""

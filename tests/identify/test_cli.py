@@ -1,4 +1,4 @@
-"""`ecapa-jax enroll`, `identify`, `list`, `remove`."""
+"""Tests of `ecapa-jax enroll`, `identify`, `list` and `remove`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ecapa_jax import api
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.scoring.config import Scoring
 from ecapa_jax.scoring.scorer import Scorer
-from helpers.cli import refused, run
+from helpers.cli import run, run_refused
 from helpers.corpora import write_speech
 
 
@@ -25,7 +25,7 @@ def clips(tmp_path: Path) -> list[Path]:
     return [write_speech(tmp_path / f"{seed}.wav", 0.8, seed) for seed in range(3)]
 
 
-def test_from_enrolment_to_removal(capsys, tmp_path, clips) -> None:
+def test_enroll_identify_list_and_remove(capsys, tmp_path, clips) -> None:
     store = ["--store", tmp_path / "team.db"]
     assert run(capsys, "enroll", "Ann", clips[0], clips[1], *store).out == "Ann: 2 recordings added\n"
     assert run(capsys, "enroll", "Ann", clips[0], *store).out == "Ann: 0 recordings added, 1 enrolled before\n"
@@ -48,7 +48,7 @@ def test_from_enrolment_to_removal(capsys, tmp_path, clips) -> None:
     assert (nobody.out, nobody.err) == ("unknown   (threshold 0.5000)\n", "nobody is enrolled in this store\n")
 
 
-def test_below_the_threshold_is_unknown(capsys, tmp_path, clips) -> None:
+def test_speaker_below_the_threshold_is_unknown(capsys, tmp_path, clips) -> None:
     store = ["--store", tmp_path / "team.db"]
     run(capsys, "enroll", "Ann", *clips, *store)
     best = run(capsys, "identify", clips[0], *store, "--json").json["candidates"][0]["score"]
@@ -60,7 +60,7 @@ def test_below_the_threshold_is_unknown(capsys, tmp_path, clips) -> None:
     assert shown.startswith("unknown   (threshold ")
 
 
-def test_without_a_threshold_nothing_is_decided(capsys, tmp_path, clips, encoder, monkeypatch) -> None:
+def test_identify_without_a_threshold_makes_no_decision(capsys, tmp_path, clips, encoder, monkeypatch) -> None:
     monkeypatch.setattr(encoder, "scorer", Scorer(Scoring()))
     store = ["--store", tmp_path / "team.db"]
     run(capsys, "enroll", "Ann", clips[0], *store)
@@ -69,7 +69,7 @@ def test_without_a_threshold_nothing_is_decided(capsys, tmp_path, clips, encoder
     assert result.err == "this model has no threshold: pass --threshold to get a decision\n"
 
 
-def test_refusals_leave_nothing(capsys, tmp_path, clips) -> None:
+def test_refused_commands_write_nothing(capsys, tmp_path, clips) -> None:
     new, full = ["--store", tmp_path / "new.db"], ["--store", tmp_path / "team.db"]
     run(capsys, "enroll", "Ann", clips[0], *full)
     silent = write_speech(tmp_path / "silent.wav", 0.5, gain=0)
@@ -89,7 +89,7 @@ def test_refusals_leave_nothing(capsys, tmp_path, clips) -> None:
         (["remove", "Bob", *full], "no speaker is named 'Bob'"),
         (["remove", "", *full], "a speaker's name is empty"),
     ):
-        assert words in refused(capsys, tmp_path, *arguments)
+        assert words in run_refused(capsys, tmp_path, *arguments)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""SpeakerStore against NumPy: centroids, exact search, decisions, names, models."""
+"""Tests of `SpeakerStore` against NumPy: centroids, exact search, decisions, names, models."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ A, B, C = (speech(0.6 + 0.1 * seed, seed) for seed in range(3))
 
 
 def random_embeddings(n: int, seed: int = 0) -> np.ndarray:
-    """Of very different lengths, as a model's are."""
+    """Returns embeddings of very different lengths, like those of a model."""
     rng = np.random.default_rng(seed)
     return (rng.standard_normal((n, 192)) * np.exp(rng.standard_normal((n, 1)))).astype(np.float32)
 
 
 def brute_force(names: list[str], embeddings: np.ndarray, query: np.ndarray) -> list[tuple[str, float]]:
-    """Centroids of length-normalised embeddings and cosines, in float64, best first."""
+    """Returns names and float64 cosines with the centroids of length-normalized embeddings, best first."""
     unit = embeddings.astype(np.float64) / np.linalg.norm(embeddings.astype(np.float64), axis=1, keepdims=True)
     scores = {}
     for name in dict.fromkeys(names):
@@ -41,8 +41,8 @@ def brute_force(names: list[str], embeddings: np.ndarray, query: np.ndarray) -> 
     return sorted(scores.items(), key=lambda item: -item[1])
 
 
-def test_search_is_brute_force(store: SpeakerStore) -> None:
-    """700 utterances of 200 speakers, enrolled in three parts, a few twice."""
+def test_search_equals_brute_force(store: SpeakerStore) -> None:
+    """The store has 700 utterances of 200 speakers, enrolled in three parts, some of them twice."""
     rng = np.random.default_rng(5)
     names = [f"speaker {index}" for index in rng.integers(0, 200, 700)]
     embeddings = random_embeddings(700)
@@ -59,7 +59,7 @@ def test_search_is_brute_force(store: SpeakerStore) -> None:
     assert len(store.search(queries, top=10**6)[0]) == len(set(names))
 
 
-def test_a_recording_is_identified(store: SpeakerStore, encoder: SpeakerEncoder) -> None:
+def test_recording_is_identified(store: SpeakerStore, encoder: SpeakerEncoder) -> None:
     assert store.identify(A).candidates == ()
     assert store.identify(A).speaker is None
     assert store.enroll("Ann", [A, B]) == Enrolment("Ann", 2, 0)
@@ -68,7 +68,7 @@ def test_a_recording_is_identified(store: SpeakerStore, encoder: SpeakerEncoder)
     assert (answer.speaker, answer.threshold) == ("Bob", 0.5)
     assert answer.candidates[0].score == pytest.approx(1, abs=1e-5)
     assert store.identify(A, top=1).candidates[0].name == "Ann"
-    # One utterance: the score is the verification's.
+    # With one enrolled utterance, the score equals that of verify.
     scores = {candidate.name: candidate.score for candidate in store.identify(A).candidates}
     assert scores["Bob"] == pytest.approx(encoder.verify(A, C).score, abs=1e-5)
     best = answer.candidates[0].score
@@ -90,7 +90,7 @@ def test_enrolling_twice_changes_nothing(store: SpeakerStore) -> None:
     assert store.search(random_embeddings(1)) != before
 
 
-def test_a_bad_recording_enrols_nothing(store: SpeakerStore) -> None:
+def test_unreadable_recording_enrols_nothing(store: SpeakerStore) -> None:
     for bad, words in ((np.zeros(RATE, np.float32), "no signal"), (A[:500], "too short"), (A * np.nan, "not finite")):
         with pytest.raises(AudioError, match=words):
             store.enroll("Ann", [A, bad])
@@ -101,7 +101,7 @@ def test_a_bad_recording_enrols_nothing(store: SpeakerStore) -> None:
     assert store.speakers() == []
 
 
-def test_what_is_asked_wrongly_is_refused(store: SpeakerStore) -> None:
+def test_invalid_arguments_are_refused(store: SpeakerStore) -> None:
     with pytest.raises(ConfigError, match="threshold"):
         store.identify(A, threshold=1.5)
     with pytest.raises(StoreError, match="ask for 1 or more"):
@@ -134,7 +134,7 @@ NAMES = [
 ]
 
 
-def test_any_text_is_a_name(store: SpeakerStore) -> None:
+def test_any_text_is_accepted_as_a_name(store: SpeakerStore) -> None:
     store.enroll_embeddings(NAMES, random_embeddings(len(NAMES)))
     assert sorted(speaker.name for speaker in store.speakers()) == sorted(NAMES)
     for name, embedding in zip(NAMES, random_embeddings(len(NAMES)), strict=True):
@@ -142,7 +142,7 @@ def test_any_text_is_a_name(store: SpeakerStore) -> None:
         assert store.remove(name) == 1
 
 
-def test_names_that_look_alike_are_one(store: SpeakerStore) -> None:
+def test_names_are_unicode_normalized(store: SpeakerStore) -> None:
     composed, decomposed = unicodedata.normalize("NFC", "Zoë"), unicodedata.normalize("NFD", "Zoë")
     assert composed != decomposed
     store.enroll_embeddings([composed, f"  {decomposed} "], random_embeddings(2))
@@ -151,7 +151,7 @@ def test_names_that_look_alike_are_one(store: SpeakerStore) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "  ", "\n", "a\nb", "a\x00b", "bell\x07", "x" * 201, "\udcff.wav"])
-def test_what_is_no_name_is_refused(name: str) -> None:
+def test_invalid_names_are_refused(name: str) -> None:
     with pytest.raises(StoreError, match="name") as caught:
         check_name(name)
     str(caught.value).encode()
@@ -160,7 +160,7 @@ def test_what_is_no_name_is_refused(name: str) -> None:
 
 @given(st.text(max_size=50))
 @settings(deadline=None)
-def test_a_name_is_stored_as_it_is_checked_or_refused(name: str) -> None:
+def test_any_name_is_stored_as_checked_or_refused(name: str) -> None:
     try:
         checked = check_name(name)
     except StoreError:
@@ -169,7 +169,7 @@ def test_a_name_is_stored_as_it_is_checked_or_refused(name: str) -> None:
     assert checked == unicodedata.normalize("NFC", name).strip()
 
 
-def test_another_model_is_refused(tmp_path: Path, encoder: SpeakerEncoder) -> None:
+def test_store_of_another_model_is_refused(tmp_path: Path, encoder: SpeakerEncoder) -> None:
     with SpeakerStore.open(tmp_path / "s.db", encoder) as store:
         store.enroll_embeddings(["Ann"], random_embeddings(1))
     other = SpeakerEncoder(encoder.config, variables_of(encoder.config.ecapa, random_tensors(encoder.config.ecapa, 1)))
@@ -182,8 +182,8 @@ def test_another_model_is_refused(tmp_path: Path, encoder: SpeakerEncoder) -> No
         assert len(store.speakers()) == 1
 
 
-def test_scores_are_the_models(tmp_path: Path, encoder: SpeakerEncoder) -> None:
-    """Where the model subtracts a mean embedding, so does the store; without a threshold nothing is decided."""
+def test_scores_use_the_scoring_of_the_model(tmp_path: Path, encoder: SpeakerEncoder) -> None:
+    """The store subtracts the mean embedding if the model does, and makes no decision without a threshold."""
     mean = random_embeddings(1, 9)[0].astype(np.float64)
     centred = SpeakerEncoder(
         encoder.config, encoder.variables, scoring=Scoring(subtract_mean=True), embedding_mean=mean
@@ -204,7 +204,7 @@ def test_scores_are_the_models(tmp_path: Path, encoder: SpeakerEncoder) -> None:
         (Scoring(threshold=0.7), 0.7),
     ],
 )
-def test_a_threshold_of_another_kind_of_score_is_not_taken_for_a_cosine(
+def test_threshold_of_another_type_of_score_is_not_used_for_cosines(
     store: SpeakerStore, encoder: SpeakerEncoder, monkeypatch, scoring: Scoring, threshold: float | None
 ) -> None:
     monkeypatch.setattr(encoder, "scorer", Scorer(scoring))
@@ -215,7 +215,7 @@ def test_a_threshold_of_another_kind_of_score_is_not_taken_for_a_cosine(
     assert answer.candidates[0].score == pytest.approx(1, abs=1e-5)
 
 
-def test_a_change_of_another_process_is_seen(tmp_path: Path, store: SpeakerStore, encoder: SpeakerEncoder) -> None:
+def test_changes_by_another_process_are_visible(tmp_path: Path, store: SpeakerStore, encoder: SpeakerEncoder) -> None:
     store.enroll_embeddings(["Ann"], random_embeddings(1))
     query = random_embeddings(1, 7)
     assert len(store.search(query)[0]) == 1
@@ -229,7 +229,7 @@ def test_a_change_of_another_process_is_seen(tmp_path: Path, store: SpeakerStore
     assert [candidate.name for candidate in store.search(query)[0]] == ["Bob"]
 
 
-def test_an_enrolment_does_not_compile_the_search_anew(store: SpeakerStore) -> None:
+def test_enrolment_does_not_recompile_the_search(store: SpeakerStore) -> None:
     from ecapa_jax.scoring.search import search
 
     query = random_embeddings(1, 7)
@@ -262,7 +262,7 @@ def test_threads_share_a_store(store: SpeakerStore) -> None:
     assert len(store.speakers()) == 40
 
 
-def test_a_copy_of_the_file_is_the_store(tmp_path: Path, store: SpeakerStore, encoder: SpeakerEncoder) -> None:
+def test_copied_file_is_a_valid_store(tmp_path: Path, store: SpeakerStore, encoder: SpeakerEncoder) -> None:
     store.enroll_embeddings(["Ann", "Bob"], random_embeddings(2))
     assert [path.name for path in tmp_path.iterdir()] == ["s.db"]
     shutil.copy(tmp_path / "s.db", tmp_path / "copy.db")
@@ -270,6 +270,6 @@ def test_a_copy_of_the_file_is_the_store(tmp_path: Path, store: SpeakerStore, en
         assert copy.search(random_embeddings(1, 4)) == store.search(random_embeddings(1, 4))
 
 
-def test_the_run_time_checks_of_the_tests_are_on() -> None:
+def test_run_time_type_checks_are_enabled() -> None:
     with pytest.raises(jaxtyping.TypeCheckError):
         check_name(3)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Stores that can't be opened, read or written: one line, nothing lost; and processes that are killed."""
+"""Tests of stores that can't be opened, read or written, and of processes that are killed."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from helpers.privileges import unprivileged
 N_SPEAKERS = 200
 
 
-def embeddings(n: int, seed: int = 0) -> np.ndarray:
+def make_embeddings(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, 192)).astype(np.float32)
 
 
 @pytest.fixture
-def full(tmp_path: Path, encoder: SpeakerEncoder) -> Path:
-    """A store of 200 speakers."""
+def full_store(tmp_path: Path, encoder: SpeakerEncoder) -> Path:
+    """A store with 200 speakers."""
     path = tmp_path / "full.db"
     with SpeakerStore.open(path, encoder) as store:
-        store.enroll_embeddings([f"speaker {index}" for index in range(N_SPEAKERS)], embeddings(N_SPEAKERS))
+        store.enroll_embeddings([f"speaker {index}" for index in range(N_SPEAKERS)], make_embeddings(N_SPEAKERS))
     return path
 
 
-def refusal(call: Callable[[], object]) -> str:
+def error_message(call: Callable[[], object]) -> str:
     with pytest.raises(StoreError) as caught:
         call()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_what_is_no_store_is_refused(tmp_path: Path, encoder: SpeakerEncoder) -> None:
+def test_file_that_is_not_a_store_is_refused(tmp_path: Path, encoder: SpeakerEncoder) -> None:
     (tmp_path / "text").write_text("no database at all " * 100)
     (tmp_path / "empty").touch()
     sqlite3.connect(tmp_path / "other").execute("CREATE TABLE mine (a)").connection.close()
@@ -56,29 +56,31 @@ def test_what_is_no_store_is_refused(tmp_path: Path, encoder: SpeakerEncoder) ->
         (".", "is a directory"),
     ):
         before = (tmp_path / name).read_bytes() if name != "." else b""
-        assert words in refusal(lambda name=name: Database.open(tmp_path / name))
-        assert words in refusal(lambda name=name: SpeakerStore.open(tmp_path / name, encoder))
+        assert words in error_message(lambda name=name: Database.open(tmp_path / name))
+        assert words in error_message(lambda name=name: SpeakerStore.open(tmp_path / name, encoder))
         assert name == "." or (tmp_path / name).read_bytes() == before
-    assert "is empty; enrol" in refusal(lambda: Database.open(tmp_path / "empty"))
-    assert "no such speaker store; make it with" in refusal(lambda: Database.open(tmp_path / "nothing"))
+    assert "is empty; enrol" in error_message(lambda: Database.open(tmp_path / "empty"))
+    assert "no such speaker store; make it with" in error_message(lambda: Database.open(tmp_path / "nothing"))
     assert not (tmp_path / "nothing").exists()
-    assert "can't be opened" in refusal(lambda: SpeakerStore.open(tmp_path / "no" / "where", encoder))
+    assert "can't be opened" in error_message(lambda: SpeakerStore.open(tmp_path / "no" / "where", encoder))
     with SpeakerStore.open(tmp_path / "empty", encoder) as store:
         assert store.speakers() == []
 
 
-def test_a_newer_schema_is_refused(full: Path) -> None:
-    sqlite3.connect(full).execute("PRAGMA user_version = 2").connection.close()
-    before = full.read_bytes()
-    assert "has schema 2, this version reads 1; use the version that wrote it" in refusal(lambda: Database.open(full))
-    assert full.read_bytes() == before
+def test_newer_schema_is_refused(full_store: Path) -> None:
+    sqlite3.connect(full_store).execute("PRAGMA user_version = 2").connection.close()
+    before = full_store.read_bytes()
+    assert "has schema 2, this version reads 1; use the version that wrote it" in error_message(
+        lambda: Database.open(full_store)
+    )
+    assert full_store.read_bytes() == before
 
 
-def test_a_damaged_store_is_refused_wherever_the_damage_is(full: Path, encoder: SpeakerEncoder) -> None:
-    """Pages overwritten or cut off: a line, or all rows as they were; never another result, never another exception."""
-    whole = full.read_bytes()
-    with SpeakerStore.open(full, encoder) as store:
-        expected = store.search(embeddings(1, 5), top=N_SPEAKERS)
+def test_damaged_store_is_refused_or_read_completely(full_store: Path, encoder: SpeakerEncoder) -> None:
+    """If pages are overwritten or cut off, reading fails with one line or returns all original rows."""
+    whole = full_store.read_bytes()
+    with SpeakerStore.open(full_store, encoder) as store:
+        expected = store.search(make_embeddings(1, 5), top=N_SPEAKERS)
     pages = len(whole) // 4096
     chance = random.Random(0)
     lines: list[str] = []
@@ -88,67 +90,67 @@ def test_a_damaged_store_is_refused_wherever_the_damage_is(full: Path, encoder: 
             whole[: 4096 * page] + chance.randbytes(4096) + whole[4096 * (page + 1) :],
             whole[: 4096 * page + 100],
         ):
-            full.write_bytes(damaged)
+            full_store.write_bytes(damaged)
             try:
-                with SpeakerStore.open(full, encoder, create=False) as store:
-                    found = store.search(embeddings(1, 5), top=N_SPEAKERS)
+                with SpeakerStore.open(full_store, encoder, create=False) as store:
+                    found = store.search(make_embeddings(1, 5), top=N_SPEAKERS)
             except StoreError as error:
                 lines.append(str(error))
             else:
                 assert found == expected
     print(f"refused {len(lines)} of 39 damaged stores")
     assert len(lines) > 25
-    assert all(line.startswith(str(full)) and "\n" not in line for line in lines)
+    assert all(line.startswith(str(full_store)) and "\n" not in line for line in lines)
 
 
-def test_an_embedding_of_another_size_is_damage(full: Path, encoder: SpeakerEncoder) -> None:
-    connection = sqlite3.connect(full)
+def test_embedding_of_another_size_is_refused(full_store: Path, encoder: SpeakerEncoder) -> None:
+    connection = sqlite3.connect(full_store)
     connection.execute("UPDATE utterance SET embedding = x'00' WHERE id = 7")
     connection.commit()
     connection.close()
-    with SpeakerStore.open(full, encoder) as store:
-        assert "has 1 bytes, 768 are right; remove the speaker" in refusal(store.gallery)
+    with SpeakerStore.open(full_store, encoder) as store:
+        assert "has 1 bytes, 768 are right; remove the speaker" in error_message(store.gallery)
 
 
-def test_a_full_disk_changes_nothing(full: Path, encoder: SpeakerEncoder) -> None:
-    with SpeakerStore.open(full, encoder) as store:
+def test_full_disk_does_not_change_the_store(full_store: Path, encoder: SpeakerEncoder) -> None:
+    with SpeakerStore.open(full_store, encoder) as store:
         connection = store.database._connection
         (pages,) = connection.execute("PRAGMA page_count").fetchone()
-        connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite's way to pretend
+        connection.execute(f"PRAGMA max_page_count = {pages}")  # SQLite simulates a full disk
         names = [f"new {index}" for index in range(50)]
-        assert "the disk is full" in refusal(lambda: store.enroll_embeddings(names, embeddings(50, 1)))
+        assert "the disk is full" in error_message(lambda: store.enroll_embeddings(names, make_embeddings(50, 1)))
         assert len(store.speakers()) == N_SPEAKERS
         connection.execute(f"PRAGMA max_page_count = {pages + 1000}")
-        assert store.enroll_embeddings(names, embeddings(50, 1)) == 50
+        assert store.enroll_embeddings(names, make_embeddings(50, 1)) == 50
 
 
-def test_a_store_that_may_not_be_written_is_read(encoder: SpeakerEncoder) -> None:
+def test_read_only_store_is_read(encoder: SpeakerEncoder) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with SpeakerStore.open(folder / "s.db", encoder) as store:
-            store.enroll_embeddings(["Ann"], embeddings(1))
-            store.search(embeddings(1))  # compiles as root, who owns the caches
+            store.enroll_embeddings(["Ann"], make_embeddings(1))
+            store.search(make_embeddings(1))  # compiles as root, who owns the compilation cache
         (folder / "s.db").chmod(0o444)
         folder.chmod(0o555)
         with unprivileged():
             with SpeakerStore.open(folder / "s.db", encoder) as store:
-                assert store.search(embeddings(1))[0][0].name == "Ann"
-                assert "read-only" in refusal(lambda: store.enroll_embeddings(["Bob"], embeddings(1, 1)))
-                assert "read-only" in refusal(lambda: store.remove("Ann"))
-            assert "can't be opened" in refusal(lambda: Database.open(folder / "new.db", create=True))
+                assert store.search(make_embeddings(1))[0][0].name == "Ann"
+                assert "read-only" in error_message(lambda: store.enroll_embeddings(["Bob"], make_embeddings(1, 1)))
+                assert "read-only" in error_message(lambda: store.remove("Ann"))
+            assert "can't be opened" in error_message(lambda: Database.open(folder / "new.db", create=True))
         folder.chmod(0o755)
         assert os.listdir(folder) == ["s.db"]
 
 
-def test_a_store_that_others_keep_busy_is_told(full: Path, encoder: SpeakerEncoder, monkeypatch) -> None:
+def test_store_locked_by_another_process_is_reported(full_store: Path, encoder: SpeakerEncoder, monkeypatch) -> None:
     monkeypatch.setattr(database, "WAIT_SECONDS", 0.1)
     with (
-        SpeakerStore.open(full, encoder) as writer,
-        SpeakerStore.open(full, encoder) as other,
-        writer.database.writing(),
+        SpeakerStore.open(full_store, encoder) as start_writer,
+        SpeakerStore.open(full_store, encoder) as other,
+        start_writer.database.writing(),
     ):
-        assert "is busy: another process" in refusal(lambda: other.remove("speaker 1"))
-        assert len(other.search(embeddings(1), top=3)[0]) == 3  # readers go on
+        assert "is busy: another process" in error_message(lambda: other.remove("speaker 1"))
+        assert len(other.search(make_embeddings(1), top=3)[0]) == 3  # reading still works
 
 
 WRITER = """
@@ -171,19 +173,19 @@ with SpeakerStore.open(path, encoder) as store:
 """
 
 
-def writer(path: Path, bundle: Path, name: int, count: int) -> subprocess.Popen:
+def start_writer(path: Path, bundle: Path, name: int, count: int) -> subprocess.Popen:
     command = [sys.executable, "-c", WRITER, str(path), str(bundle), str(name), str(count)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def acknowledged(lines: str) -> dict[str, int]:
-    """Utterances of each speaker, as far as a writer said so."""
+    """Returns the number of utterances of each speaker that a writer reported."""
     whole = [line.split() for line in lines.splitlines(keepends=True) if line.endswith("\n")]
     return {name: int(count) for name, count in whole}
 
 
-def test_two_processes_write_one_new_store(tmp_path: Path, bundle: Path) -> None:
-    processes = [writer(tmp_path / "s.db", bundle, name, 40) for name in (1, 2)]
+def test_two_processes_create_one_store(tmp_path: Path, bundle: Path) -> None:
+    processes = [start_writer(tmp_path / "s.db", bundle, name, 40) for name in (1, 2)]
     expected: dict[str, int] = {}
     for process in processes:
         expected |= acknowledged(process.communicate(timeout=300)[0])
@@ -194,16 +196,16 @@ def test_two_processes_write_one_new_store(tmp_path: Path, bundle: Path) -> None
     assert len(found) == 2 * 32
 
 
-def test_killed_writers_lose_nothing_that_was_told(tmp_path: Path, bundle: Path) -> None:
-    """Two writers, each killed in the middle of its writes; then what they said is there, and no half enrolment."""
+def test_killed_writers_lose_no_reported_enrolment(tmp_path: Path, bundle: Path) -> None:
+    """Two writers are killed while they write. All reported enrolments are stored, and no partial enrolment."""
     path, chance = tmp_path / "s.db", random.Random(1)
-    processes = [writer(path, bundle, name, 10**6) for name in (1, 2)]
+    processes = [start_writer(path, bundle, name, 10**6) for name in (1, 2)]
     expected: dict[str, int] = {}
     for process in processes:
         first = process.stdout.readline()
         time.sleep(chance.uniform(0.2, 1.0))
         process.send_signal(signal.SIGKILL)
-        # Not `communicate`, which reads past what `readline` has buffered.
+        # `communicate` would lose the lines that `readline` has buffered.
         expected |= acknowledged(first + process.stdout.read())
         assert process.wait(timeout=60) == -signal.SIGKILL
         process.stdout.close()
@@ -214,5 +216,5 @@ def test_killed_writers_lose_nothing_that_was_told(tmp_path: Path, bundle: Path)
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     differing = {name for name in {*found, *expected} if found.get(name, 0) != expected.get(name, 0)}
     print(f"{len(found)} speakers, {len(differing)} written and not told")
-    assert len(differing) <= 2  # of each writer, what it was about to tell
+    assert len(differing) <= 2  # the enrolment that each writer had not yet reported
     assert len(expected) > 2

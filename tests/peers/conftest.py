@@ -1,7 +1,7 @@
-"""Prints what the parity tests measured, one table a family, after any run that included them.
+"""Prints the results of the parity tests, in one table for each family, after any run that included them.
 
-Features: worst and RMS distance from float64 in nepers, ours and the original's. Layer and embedding: worst distance
-from the original over its largest value.
+For features, the table has the worst and the RMS distance from float64 in nepers, for this library and the original.
+For layers and embeddings, it has the worst distance from the original, divided by the original's largest value.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ COLUMNS = (
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Rows travel as the tests' properties, so that they also come back from xdist's workers."""
+    """Reads the rows from the properties of the tests, which xdist's workers transfer."""
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
     rows = [value for report in reports for name, value in report.user_properties if name == "parity"]
     for family in dict.fromkeys(row["family"] for row in rows):

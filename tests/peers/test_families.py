@@ -1,4 +1,4 @@
-"""Against the own PyTorch modules of NeMo, ESPnet-SPK, WeSpeaker, SpeechBrain and RDINO, live."""
+"""Tests against the PyTorch modules of NeMo, ESPnet-SPK, WeSpeaker, SpeechBrain and RDINO."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SIZE = 40000
 
 
 def _sounds() -> dict[str, np.ndarray]:
-    """From two frames on: odd lengths, whole hops, one hop about a multiple of 16 frames."""
+    """Returns sounds of two frames and more: odd lengths, whole hops, and one hop around a multiple of 16 frames."""
     every = parity.golden_signals()
     speech = every["slt_1"][8000:]
     lengths = (321, 479, 480, 1601, 2399, 2400, 2559, 2560, 2561, 16000, 20479, 33333)
@@ -46,7 +46,7 @@ def _original(family: str) -> originals.Original:
 
 
 def _check_features(config: FbankConfig, ours: np.ndarray, theirs: np.ndarray, waveform: np.ndarray, name: str) -> None:
-    """Ours at most twice as far from float64 as theirs, or within rounding of it."""
+    """Checks that our features are at most twice as far from float64 as theirs, or within rounding of it."""
     truth = oracle.fbank(config, waveform)
     own, original = (float(np.abs(x - truth).max()) for x in (ours, theirs))
     print(f"{name:<28} features {own:.1e}, the original's {original:.1e}", end=" ")
@@ -54,7 +54,7 @@ def _check_features(config: FbankConfig, ours: np.ndarray, theirs: np.ndarray, w
 
 
 SILENCE_IN_DOUBLE = ("nemo", "nemo-2.5", "rdino")
-"""They divide what rounding left of a constant by almost nothing."""
+"""These families divide the rounding error of a constant by a number close to zero."""
 
 
 @pytest.mark.parametrize("family", SILENCE_IN_DOUBLE)
@@ -70,10 +70,10 @@ def test_silence_equals_the_original_in_float64(family: str) -> None:
     assert parity.same_embedding(ours, theirs)
 
 
-@pytest.mark.filterwarnings("ignore:.*autocast:FutureWarning")  # espnet's, in recent torch
+@pytest.mark.filterwarnings("ignore:.*autocast:FutureWarning")  # espnet, with recent torch
 @pytest.mark.parametrize("family", originals.ORIGINALS)
 def test_equals_the_original(family: str) -> None:
-    """All in one batch, padded with NaN; the original takes them one by one."""
+    """All sounds are in one batch padded with NaN. The original embeds them one by one."""
     config, variables = families.config(family), families.variables(family)
     shortest = functional.minimum_samples(config)
     sounds = {name: waveform for name, waveform in _sounds().items() if len(waveform) >= shortest}
@@ -91,7 +91,7 @@ def test_equals_the_original(family: str) -> None:
 
 
 def test_instance_normalised_mel_equals_torchaudio() -> None:
-    """The front end of RDINO and SDPN."""
+    """This is the front end of RDINO and SDPN."""
     mel = transforms.MelSpectrogram(sample_rate=16000, n_fft=512, win_length=400, hop_length=160, n_mels=80)
     norm = torch.nn.InstanceNorm1d(80)
     sounds = _sounds()

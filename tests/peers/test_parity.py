@@ -1,4 +1,4 @@
-"""Against the PyTorch originals, live: features, every layer from the bottom up, embedding from the waveform."""
+"""Tests against the PyTorch originals: features, every layer in order, and the embedding of a waveform."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _speechbrain_front_end(n_mels: int) -> Callable[[Any], Any]:
 
 
 def their_features(family: str, config: FbankConfig, waveform: np.ndarray) -> np.ndarray:
-    """[S] -> [T, M], by the family's own code."""
+    """Computes features [T, M] of a waveform [S] with the family's own code."""
     if family == "3dspeaker":
         extract = speakerlab_processor.FBank(config.n_mels, config.sample_rate, mean_nor=True)
     else:
@@ -80,12 +80,12 @@ def their_network(family: str, config: EcapaConfig, **arguments: Any) -> Any:
     ).eval()
 
 
-def paired(family: str, config: ModelConfig) -> tuple[Any, dict]:
-    """The original with random weights, loaded strictly, and our variables, converted from the same tensors."""
+def make_pair(family: str, config: ModelConfig) -> tuple[Any, dict]:
+    """Returns the original with random weights, loaded strictly, and variables converted from the same tensors."""
     tensors = random_tensors(config.ecapa, seed=3)
     for name in tensors:
         if name.endswith("se_block.conv1.conv.weight"):
-            # Activations grow without training: unscaled, nearly all gates would be 0 or 1 and hide what is before.
+            # Without scaling, the large activations of random weights would saturate the gates and hide errors.
             tensors[name] *= np.float32(0.02)
     network = their_network(family, config.ecapa)
     network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in tensors.items()}, strict=True)
@@ -94,16 +94,16 @@ def paired(family: str, config: ModelConfig) -> tuple[Any, dict]:
 
 
 @functools.cache
-def model(family: str, width: int) -> tuple[ModelConfig, Any, dict]:
+def make_models(family: str, width: int) -> tuple[ModelConfig, Any, dict]:
     config = small_config(family, width)
-    return config, *paired(family, config)
+    return config, *make_pair(family, config)
 
 
 # Layer by layer
 
 
-def own_layer(name: str, module: Any) -> bool:
-    """Whether a layer is the original's own: torch's are inside those."""
+def is_own_layer(name: str, module: Any) -> bool:
+    """Returns whether a layer belongs to the original itself, and not to torch."""
     return not type(module).__module__.startswith("torch.") and name not in ("", "asp.tdnn")
 
 
@@ -126,8 +126,8 @@ OURS = (
 )
 
 
-def our_name(name: str) -> str:
-    """`blocks.2.tdnn1.conv` -> `block_1.tdnn_in.conv`."""
+def to_our_name(name: str) -> str:
+    """Converts `blocks.2.tdnn1.conv` to `block_1.tdnn_in.conv`."""
     if match := re.match(r"blocks\.([1-9]\d*)", name):
         name = f"block_{int(match[1]) - 1}{name[match.end() :]}"
     for pattern, ours in OURS:
@@ -136,8 +136,8 @@ def our_name(name: str) -> str:
 
 
 def run_layer(network: EcapaTdnn, name: str, x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Our layer of an original's name, on [1, T, C]; layers without time get one frame."""
-    layer = functools.reduce(getattr, our_name(name).split("."), network)
+    """Runs our layer with an original's name on [1, T, C]; layers without a time axis get one frame."""
+    layer = functools.reduce(getattr, to_our_name(name).split("."), network)
     if name == "asp":
         return layer(x, mask)[:, None]
     if name.endswith("se_block"):
@@ -145,7 +145,7 @@ def run_layer(network: EcapaTdnn, name: str, x: jax.Array, mask: jax.Array) -> j
     return layer(x, mask if x.shape[1] > 1 else jnp.ones((1, 1), bool))
 
 
-# Not optimised: these are fifty small programs in one, each of them compiled for every shape.
+# Optimization is disabled, because this program contains fifty layers and compiles for every shape.
 @functools.partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def replay(config: EcapaConfig, variables: dict, inputs: dict[str, jax.Array], mask: jax.Array) -> dict[str, jax.Array]:
     graph, _, _ = nnx.split(nnx.eval_shape(lambda: EcapaTdnn(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat)
@@ -154,7 +154,7 @@ def replay(config: EcapaConfig, variables: dict, inputs: dict[str, jax.Array], m
 
 
 def layer_errors(config: EcapaConfig, variables: dict, trace: Trace, frames: int) -> dict[str, float]:
-    """Each layer's worst error over its largest value, given the original's input, in a padded batch."""
+    """Returns each layer's worst error, divided by its largest value, for the original's input in a padded batch."""
     size = 304 if frames <= 298 else frames + 6
     inputs = {name: _padded(x, size) if len(x) > 1 else x[None] for name, x in trace.inputs.items()}
     outputs = replay(config, variables, inputs, np.arange(size)[None] < frames)
@@ -168,7 +168,7 @@ def _padded(x: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([x, np.full((size - len(x), x.shape[1]), 1e3, np.float32)])[None]
 
 
-# The tests
+# Tests
 
 
 SHORT, LONG = ("speech_1", "clipped", "silence"), ("speech_1", "speech_2", "clipped", "zeros_inside", "silence")
@@ -196,17 +196,17 @@ FAMILY_CASES = [
 
 
 @pytest.mark.parametrize(("family", "width", "frames", "signal"), FAMILY_CASES)
-def test_parity(
+def test_features_layers_and_embedding_equal_the_original(
     family: str, width: int, frames: int, signal: str, record_property: Callable[[str, object], None]
 ) -> None:
-    config, network, variables = model(family, width)
-    # Odd, and 77 samples beyond the last whole frame.
+    config, network, variables = make_models(family, width)
+    # The length is odd, and 77 samples remain after the last full frame.
     waveform = parity.sound(signal, minimum_samples(config.fbank, frames) + 77)
     given = their_features(family, config.fbank, waveform)
     assert given.shape == (frames, config.fbank.n_mels)
-    theirs, trace = traced(network, given, own_layer)
+    theirs, trace = traced(network, given, is_own_layer)
     features = _features(config.fbank, waveform, given)
-    # The longest and widest case is for the embedding: its layers take half a minute.
+    # The longest and widest case tests only the embedding, because its layers would take half a minute.
     layers = layer_errors(config.ecapa, variables, trace, frames) if width * frames < 1e6 else {"not run": 0.0}
     embeddings = _embeddings(config, variables, waveform)
     worst = max(layers, key=layers.__getitem__)
@@ -222,7 +222,7 @@ def test_parity(
 
 
 def _features(config: FbankConfig, waveform: np.ndarray, theirs: np.ndarray) -> dict[str, float]:
-    """Errors against the float64 oracle."""
+    """Returns the errors of both libraries against the float64 oracle."""
     features, _ = FBANK(config, waveform[None], np.array([len(waveform)], np.int32))
     ours, original = (parity.feature_error(config, each, waveform) for each in (np.asarray(features[0]), theirs))
     assert ours.above_floor <= parity.FEATURE_BOUND
@@ -239,8 +239,8 @@ def _embeddings(config: ModelConfig, variables: dict, waveform: np.ndarray) -> d
 
 
 @pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
-def test_features_are_as_exact_as_the_originals(family: str) -> None:
-    """Against float64. The worst cell of one recording is a matter of luck on both sides; that of many is compared."""
+def test_features_are_as_exact_as_those_of_the_original(family: str) -> None:
+    """Both are compared with float64. The worst cell of one recording is random, so many recordings are compared."""
     config = PRESETS[family].fbank
     speech = [parts[start : start + 63777] for parts in parity.speech() for start in (0, 90000, 180000)]
     others = [parity.sound(name, 63777) for name in ("clipped", "zeros_inside", "noise", "wide_range", "silence")]
@@ -277,32 +277,32 @@ BOTH = {
 }
 VARIANTS = [
     *((family, name, change) for name, change in BOTH.items() for family in parity.GOLDEN_SEEDS),
-    # SpeechBrain's needs equal ones
+    # SpeechBrain's class needs equal channels
     ("3dspeaker", "uneven_blocks", {"channels": (48, 64, 32, 96), "mfa_channels": 192}),
-    ("speechbrain", "free_mfa", {"mfa_channels": 100}),  # 3D-Speaker's needs 3 C
+    ("speechbrain", "free_mfa", {"mfa_channels": 100}),  # 3D-Speaker's class needs 3 C
 ]
 
 
 @pytest.mark.parametrize(("family", "change"), [pytest.param(f, c, id=f"{f}-{n}") for f, n, c in VARIANTS])
-def test_variants(family: str, change: dict[str, Any]) -> None:
-    """Networks of other shapes: the embedding, the layers that the published networks lack, and the inferred config."""
+def test_networks_of_other_shapes_equal_the_original(family: str, change: dict[str, Any]) -> None:
+    """The test compares embedding, layers and inferred config of networks with other shapes than the published ones."""
     base = small_config(family, 64).ecapa
     network_config = dataclasses.replace(base, **change)
     front_end = dataclasses.replace(PRESETS[family].fbank, n_mels=network_config.n_mels)
-    network, variables = paired(family, ModelConfig(fbank=front_end, ecapa=network_config))
+    network, variables = make_pair(family, ModelConfig(fbank=front_end, ecapa=network_config))
     features = 3 * parity.noise(45 * network_config.n_mels, seed=1).reshape(45, -1)
-    theirs, trace = traced(network, features, own_layer)
+    theirs, trace = traced(network, features, is_own_layer)
     ours, _ = APPLY(network_config, variables, features[None], np.ones((1, 45), bool))
     print(f"error {parity.relative_error(ours[0], theirs):.1e}")
     assert parity.same_embedding(ours[0], theirs)
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-    assert sb_layout.infer(tensors, _untold(network_config)) == network_config
+    assert sb_layout.infer(tensors, _without_inferred_fields(network_config)) == network_config
     if change.keys() & {"global_context", "mfa_kernel_size"} or len(set(network_config.channels)) > 1:
         assert max(layer_errors(network_config, variables, trace, 45).values()) <= parity.LAYER_BOUND
 
 
-def _untold(config: EcapaConfig) -> EcapaConfig:
-    """The config without what shapes tell."""
+def _without_inferred_fields(config: EcapaConfig) -> EcapaConfig:
+    """Resets the fields of a config that the tensors' shapes determine."""
     ones = (1,) * len(config.channels)
     names = ("n_mels", "res2_scale", "se_channels", "attention_channels", "mfa_channels", "embedding_dim")
     sizes = dict.fromkeys((*names, "mfa_kernel_size"), 1)
@@ -311,7 +311,7 @@ def _untold(config: EcapaConfig) -> EcapaConfig:
 
 @pytest.mark.parametrize("family", parity.GOLDEN_SEEDS)
 def test_grouped_convolutions_are_refused(family: str) -> None:
-    """The originals' `groups` is not in the paper nor in any published model: an error, never a wrong embedding."""
+    """The originals have `groups`, which neither the paper nor any published model uses, so converting must fail."""
     config = small_config(family, 64)
     network = their_network(family, config.ecapa, groups=[1, 2, 2, 2, 1])
     tensors = {name: tensor.numpy() for name, tensor in network.state_dict().items()}

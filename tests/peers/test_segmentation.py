@@ -1,4 +1,4 @@
-"""Overlap detection beside the same network in PyTorch, from the packaged weights."""
+"""Tests of overlap detection against the same network in PyTorch, with the packaged weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import soundfile
 from ecapa_jax.convert.segmentation import read_segmentation, sinc_filters
 from ecapa_jax.diarization import segmentation
 from ecapa_jax.errors import ConversionError
-from helpers.segmentation_files import state_of, with_filters
+from helpers.segmentation_files import pytorch_state, with_filters
 
 pytestmark = pytest.mark.peers
 torch = pytest.importorskip("torch", reason="needs PyTorch (make peers installs it)")
@@ -25,7 +25,7 @@ def tensors_of(arrays):
 
 
 class PyanNet(torch.nn.Module):
-    """pyannote's network of layers of PyTorch; the filters of its first layer are given."""
+    """pyannote's network, built from PyTorch layers; the filters of its first layer are an argument."""
 
     def __init__(self, filters):
         super().__init__()
@@ -53,13 +53,13 @@ class PyanNet(torch.nn.Module):
 
 def original(weights, dtype):
     network = PyanNet(weights["sinc"]["kernel"])
-    network.load_state_dict(tensors_of(state_of(weights)))
+    network.load_state_dict(tensors_of(pytorch_state(weights)))
     network.filters = network.filters.to(dtype)
     return network.to(dtype).eval()
 
 
 @pytest.mark.shared
-def test_log_probabilities_of_real_speech():
+def test_log_probabilities_of_real_speech_equal_pytorch():
     if not SHARED.is_dir():
         pytest.skip("needs ../shared/conversations")
     names = sorted(SHARED.glob("*.flac"))
@@ -70,15 +70,15 @@ def test_log_probabilities_of_real_speech():
         single = original(weights, torch.float32)(torch.from_numpy(sounds)).numpy()
     found = np.asarray(jax.jit(segmentation.log_probabilities)(weights, sounds))
     assert (found.argmax(axis=-1) == single.argmax(axis=-1)).all()
-    heard = double > np.log(0.01)  # the logarithm of what is next to impossible is next to arbitrary in float32
+    probable = double > np.log(0.01)  # in float32, the logarithm of a tiny probability is almost arbitrary
     error, theirs = np.abs(found - double), np.abs(single - double)
-    print(f"float32: {error[heard].max():.1e} (PyTorch {theirs[heard].max():.1e}); all classes {error.max():.1e} "
+    print(f"float32: {error[probable].max():.1e} (PyTorch {theirs[probable].max():.1e}); all classes {error.max():.1e} "
           f"({theirs.max():.1e}); probabilities {np.abs(np.exp(found) - np.exp(double)).max():.1e}")  # fmt: skip
     assert np.abs(np.exp(found) - np.exp(double)).max() <= 1e-4
     assert error.max() <= max(2 * theirs.max(), 1e-3)
 
 
-def test_float64_is_exact():
+def test_log_probabilities_in_float64_equal_pytorch():
     rng = np.random.default_rng(0)
     sounds = 0.1 * rng.standard_normal((2, 48000)) * np.linspace(0, 1, 48000)
     weights = segmentation.load_weights()
@@ -92,14 +92,14 @@ def test_float64_is_exact():
 
 
 def checkpoint(path, **changes):
-    """A file as pyannote has it, with random filters."""
-    state = tensors_of(with_filters(state_of(segmentation.load_weights())))
+    """Writes a file in pyannote's layout, with random filters."""
+    state = tensors_of(with_filters(pytorch_state(segmentation.load_weights())))
     state.update(changes)
     torch.save({"state_dict": {name: value for name, value in state.items() if value is not None}}, path)
     return state
 
 
-def test_a_checkpoint_is_read(tmp_path):
+def test_checkpoint_is_converted(tmp_path):
     state = checkpoint(tmp_path / "a.bin")
     weights = segmentation.nested(read_segmentation(tmp_path / "a.bin"))
     packaged = segmentation.load_weights()
@@ -109,7 +109,7 @@ def test_a_checkpoint_is_read(tmp_path):
     np.testing.assert_array_equal(weights["sinc"]["kernel"], sinc_filters(*bank))
 
 
-def test_the_filters_are_those_of_asteroid(tmp_path):
+def test_filters_equal_asteroid(tmp_path):
     filterbanks = pytest.importorskip("asteroid_filterbanks", reason="needs asteroid-filterbanks")
     theirs = filterbanks.ParamSincFB(80, 251, stride=10, sample_rate=16000, min_low_hz=50, min_band_hz=50)
     state = theirs.state_dict()
@@ -117,7 +117,7 @@ def test_the_filters_are_those_of_asteroid(tmp_path):
     np.testing.assert_allclose(ours, theirs.filters().detach().numpy()[:, 0].T, atol=2e-6)
 
 
-def test_another_network_is_refused(tmp_path):
+def test_other_network_is_refused(tmp_path):
     checkpoint(tmp_path / "a.bin", **{"classifier.weight": None})
     with pytest.raises(ConversionError, match=r"classifier\.weight"):
         read_segmentation(tmp_path / "a.bin")

@@ -1,4 +1,4 @@
-"""A trained checkpoint on real speech: the bundle against the PyTorch pipeline it was trained with, file by file."""
+"""Tests of a trained checkpoint on real speech against the PyTorch pipeline with which it was trained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ N_UTTERANCES = 50
 
 @pytest.fixture(scope="module")
 def files() -> list[Path]:
-    """Whole files of many speakers and several corpora, the same ones each time."""
+    """The same complete files of many speakers and several corpora in every run."""
     if not CHECKPOINT.is_file():
         pytest.skip(f"needs {CHECKPOINT.relative_to(SHARED.parent)}, which is not here")
     corpora = ("librispeech_test_other", "speechocean762", "csukuangfj_sr_data")
@@ -34,11 +34,11 @@ def files() -> list[Path]:
 
 @pytest.fixture(scope="module")
 def theirs(files: list[Path]) -> np.ndarray:
-    return by_pytorch(CHECKPOINT, files)
+    return embed_with_pytorch(CHECKPOINT, files)
 
 
-def by_pytorch(checkpoint: Path, files: list[Path]) -> np.ndarray:
-    """Embeddings of 3D-Speaker's own class and front end, one call a file."""
+def embed_with_pytorch(checkpoint: Path, files: list[Path]) -> np.ndarray:
+    """Returns embeddings of 3D-Speaker's class and front end, with one call per file."""
     torch = pytest.importorskip("torch", reason="make peers installs it")
     model_module = pytest.importorskip("speakerlab.models.ecapa_tdnn.ECAPA_TDNN", reason="make peers installs it")
     processor = pytest.importorskip("speakerlab.process.processor", reason="make peers installs it")
@@ -52,7 +52,7 @@ def by_pytorch(checkpoint: Path, files: list[Path]) -> np.ndarray:
 
 
 def test_bundle_equals_pytorch_on_50_utterances(files: list[Path], theirs: np.ndarray) -> None:
-    """Padded batches of all files, against one PyTorch call a file."""
+    """The bundle embeds padded batches of all files, and PyTorch embeds one file per call."""
     ours = SpeakerEncoder.from_bundle(convert(CHECKPOINT, family="3dspeaker")).embed(files)
     errors = np.abs(ours - theirs).max(1) / np.abs(theirs).max(1)
     cosines = np.asarray(ecapa_jax.cosine(ours, theirs))
@@ -61,10 +61,10 @@ def test_bundle_equals_pytorch_on_50_utterances(files: list[Path], theirs: np.nd
     assert cosines.min() >= COSINE_BOUND
 
 
-def test_packaged_model_is_the_same_in_pytorch(files: list[Path], tmp_path: Path) -> None:
-    """What training made here, exported to 3D-Speaker's layout."""
+def test_packaged_model_gives_equal_embeddings_in_pytorch(files: list[Path], tmp_path: Path) -> None:
+    """The packaged model, which this library trained, is exported to 3D-Speaker's layout."""
     write_torch(tmp_path / "ecapa_tdnn.bin", source_tensors(default_bundle()))
-    theirs = by_pytorch(tmp_path / "ecapa_tdnn.bin", files)
+    theirs = embed_with_pytorch(tmp_path / "ecapa_tdnn.bin", files)
     errors = np.abs(ecapa_jax.load().embed(files) - theirs).max(1) / np.abs(theirs).max(1)
     print(f"{len(files)} utterances: worst error {errors.max():.1e}")
     assert errors.max() <= EMBEDDING_BOUND

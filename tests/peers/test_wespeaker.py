@@ -1,4 +1,4 @@
-"""Against WeSpeaker's classes, live: features, every layer from the bottom up, embedding from the waveform."""
+"""Tests against WeSpeaker's classes: features, every layer in order, and the embedding of a waveform."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ EMBED = jax.jit(functional.embed, static_argnums=0, compiler_options=QUICK)
 FBANK = jax.jit(fbank, static_argnums=0)
 APPLY = jax.jit(functional.apply, static_argnums=0, compiler_options=QUICK)
 SIZE = 304
-"""Frames of a padded batch."""
+"""Number of frames of a padded batch."""
 
 
 def their_features(waveform: np.ndarray) -> np.ndarray:
-    """As `wespeaker.cli.speaker` extracts them: the 16-bit range, hamming, no dither, the mean subtracted."""
+    """Computes features like `wespeaker.cli.speaker`: 16-bit range, hamming, no dither, mean subtracted."""
     samples = torch.from_numpy(waveform)[None] * (1 << 15)
     features = kaldi.fbank(
         samples, num_mel_bins=80, frame_length=25, frame_shift=10, sample_frequency=16000, window_type="hamming"
@@ -69,13 +69,13 @@ NAMES = {
 }
 POOLINGS = {"attentive": "ASTP", "mean": "TAP", "std": "TSDP", "mean_std": "TSTP"}
 CALM, LOUD = 0.05, 5.0
-"""What nearly constant channels are: below and far above the deviations of the others."""
+"""Values of nearly constant channels, below and far above the deviations of the other channels."""
 
 
 def hard_tensors(config: EcapaConfig, loudness: float) -> dict[str, np.ndarray]:
-    """Random weights with MFA channels that are always zero, or nearly constant: clamps and floors show.
+    """Returns random weights with MFA channels that are zero or nearly constant, to reveal clamps and floors.
 
-    Of a constant that is loud, the moment form leaves rounding alone, in the original as here.
+    If a constant is large, the moment form of its deviation is only rounding error, here and in the original.
     """
     tensors = random_values(wespeaker_shapes(config), seed=5)
     dead, flat = slice(0, 64), slice(64, 70)
@@ -89,13 +89,13 @@ def hard_tensors(config: EcapaConfig, loudness: float) -> dict[str, np.ndarray]:
             tensors["bn.running_var"][start : start + 6] = 1e-4
     for name in tensors:
         if name.endswith("3.linear1.weight"):
-            tensors[name] *= np.float32(0.05)  # or nearly all gates would be 0 or 1
+            tensors[name] *= np.float32(0.05)  # unscaled gates would saturate
     return tensors
 
 
 @functools.cache
-def model(width: int, kind: str, loudness: float = CALM) -> tuple:
-    """Configuration, the original with random weights, and our variables from the same tensors."""
+def make_models(width: int, kind: str, loudness: float = CALM) -> tuple:
+    """Returns a configuration, the original with random weights, and variables converted from the same tensors."""
     pooling, glob, emb_bn = NAMES[kind]
     ecapa = dataclasses.replace(
         PRESET.ecapa, channels=(width,) * 4, pooling=pooling, global_context=glob, embedding_norm=emb_bn
@@ -116,13 +116,13 @@ def model(width: int, kind: str, loudness: float = CALM) -> tuple:
     return config, network, variables
 
 
-def own_layer(name: str, module: Any) -> bool:
-    """Whether a layer has a counterpart of ours."""
+def has_counterpart(name: str, module: Any) -> bool:
+    """Returns whether this library has a corresponding layer."""
     return bool(re.fullmatch(r"layer1|layer\d|layer\d\.se_res2block\.\d|pool|conv", name))
 
 
 def run_layer(network: EcapaTdnn, name: str, x: jax.Array, mask: jax.Array) -> jax.Array:
-    """Our layer of an original's name, on [1, T, C]."""
+    """Runs our layer with an original's name on [1, T, C]."""
     if name == "layer1":
         return network.stem(x, mask)
     if name == "conv":
@@ -144,14 +144,14 @@ def replay(config: EcapaConfig, variables: dict, inputs: dict[str, jax.Array], m
     return {name: run_layer(network, name, x, mask) for name, x in inputs.items()}
 
 
-def padded(x: np.ndarray) -> np.ndarray:
-    """[T, C] -> [1, SIZE, C]."""
+def pad_frames(x: np.ndarray) -> np.ndarray:
+    """Pads [T, C] to [1, SIZE, C]."""
     return np.concatenate([x, np.full((SIZE - len(x), x.shape[1]), 1e3, x.dtype)])[None]
 
 
 def layer_errors(config: EcapaConfig, variables: dict, trace: Trace, frames: int) -> dict[str, float]:
-    """Each layer's worst error over its largest value, given the original's input, in a padded batch."""
-    inputs = {name: padded(x) for name, x in trace.inputs.items()}
+    """Returns each layer's worst error, divided by its largest value, for the original's input in a padded batch."""
+    inputs = {name: pad_frames(x) for name, x in trace.inputs.items()}
     outputs = replay(config, variables, inputs, np.arange(SIZE)[None] < frames)
     errors = {}
     for name, theirs in trace.outputs.items():
@@ -169,20 +169,20 @@ CASES = [
     ("ASTP GLOB", 512, 298, "speech_1"),
     ("ASTP GLOB", 1024, 298, "speech_3"),
 ]
-"""Two frames and silence leave the attention's moment form rounding alone: they are compared in float64 below."""
+"""For two frames and for silence, the attention's moment form is only rounding error; the test below uses float64."""
 
 
 @pytest.mark.parametrize(("kind", "width", "frames", "signal"), CASES)
-def test_parity(
+def test_features_layers_and_embedding_equal_wespeaker(
     kind: str, width: int, frames: int, signal: str, record_property: Callable[[str, object], None]
 ) -> None:
-    config, network, variables = model(width, kind)
+    config, network, variables = make_models(width, kind)
     waveform = parity.sound(signal, minimum_samples(config.fbank, frames) + 77)
     given = their_features(waveform)
     assert given.shape == (frames, 80)
     features, _ = FBANK(config.fbank, waveform[None], np.array([len(waveform)], np.int32))
     ours, original = (parity.feature_error(config.fbank, each, waveform) for each in (np.asarray(features[0]), given))
-    theirs, trace = traced(network, given, own_layer)
+    theirs, trace = traced(network, given, has_counterpart)
     layers = layer_errors(config.ecapa, variables, trace, frames)
     worst = max(layers, key=layers.__getitem__)
     embeddings = embedded(config, variables, waveform)
@@ -202,8 +202,8 @@ def test_parity(
 def embedded(config: ModelConfig, variables: dict, waveform: np.ndarray) -> dict[str, np.ndarray]:
     alone = EMBED(config, variables, waveform[None], np.array([len(waveform)], np.int32))
     mates = [parity.noise(functional.minimum_samples(config)), waveform, parity.sound("speech_3", 20000)]
-    padded = EMBED(config, variables, *parity.pad_batch(mates, 50000))
-    return {"alone": np.asarray(alone[0]), "padded": np.asarray(padded[1])}
+    pad_frames = EMBED(config, variables, *parity.pad_batch(mates, 50000))
+    return {"alone": np.asarray(alone[0]), "padded": np.asarray(pad_frames[1])}
 
 
 HARD = [
@@ -215,25 +215,25 @@ DOUBLE_BOUND = 1e-9
 
 
 @pytest.mark.parametrize("kind", ["ASTP GLOB", "ASTP"])
-def test_rounding_is_all_that_differs(kind: str) -> None:
-    """With loud constant channels, two frames and silence: exact where both sides compute in float64.
+def test_difference_to_the_original_is_only_rounding(kind: str) -> None:
+    """Tests loud constant channels, two frames and silence, where both sides are equal in float64.
 
-    In float32 both leave much rounding there, each its own; over all these inputs ours is no more than twice theirs.
+    In float32, both sides have large and different rounding errors. Over all inputs, ours are at most twice theirs.
     """
-    config, network, variables = model(64, kind, LOUD)
+    config, network, variables = make_models(64, kind, LOUD)
     double = copy.deepcopy(network).double()
     wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
     errors = []
     for frames, signal in HARD:
         given = their_features(parity.sound(signal, minimum_samples(config.fbank, frames) + 77))
-        theirs, _ = traced(network, given, own_layer)
-        truth, trace = traced(double, given.astype(np.float64), own_layer)
+        theirs, _ = traced(network, given, has_counterpart)
+        truth, trace = traced(double, given.astype(np.float64), has_counterpart)
         mask = np.arange(SIZE)[None] < frames
         with jax.enable_x64(True):
             layers = layer_errors(config.ecapa, wide, trace, frames)
-            exact, _ = APPLY(config.ecapa, wide, padded(given.astype(np.float64)), mask)
+            exact, _ = APPLY(config.ecapa, wide, pad_frames(given.astype(np.float64)), mask)
         assert exact.dtype == truth.dtype == np.float64
-        ours, _ = APPLY(config.ecapa, variables, padded(given), mask)
+        ours, _ = APPLY(config.ecapa, variables, pad_frames(given), mask)
         errors.append([parity.relative_error(np.asarray(each), truth) for each in (ours[0], theirs)])
         worst = max(layers, key=layers.__getitem__)
         embedding = parity.relative_error(np.asarray(exact[0]), truth)
@@ -246,8 +246,8 @@ def test_rounding_is_all_that_differs(kind: str) -> None:
     assert mine <= 2 * original
 
 
-def test_shapes_are_those_of_the_class() -> None:
-    """The helper's table against the original's own state dict, at the published sizes."""
+def test_helper_shapes_equal_those_of_the_class() -> None:
+    """Compares the helper's table with the original's state dict at the published sizes."""
     for changes in ({}, {"embedding_norm": True}, {"global_context": False}):
         config = dataclasses.replace(PRESET.ecapa, **changes)
         with torch.device("meta"):
@@ -258,8 +258,8 @@ def test_shapes_are_those_of_the_class() -> None:
         assert wespeaker_shapes(config) == {n: s for n, s in theirs.items() if not n.endswith("num_batches_tracked")}
 
 
-def test_every_pooling_that_ecapa_can_have_is_built() -> None:
-    """Every pooling that WeSpeaker ships is built, or impossible in its ECAPA_TDNN."""
+def test_every_possible_pooling_is_supported() -> None:
+    """This library supports every pooling of WeSpeaker that its ECAPA_TDNN can use."""
     network = wespeaker_class()
     layers = pytest.importorskip("wespeaker.models.pooling_layers")
     shipped = {
@@ -270,16 +270,16 @@ def test_every_pooling_that_ecapa_can_have_is_built() -> None:
         network(channels=16, pooling_func="ASP")
 
 
-def test_trained_files_of_the_class_convert(tmp_path: Path) -> None:
-    """A file that PyTorch itself wrote, as WeSpeaker's trainer does."""
+def test_files_written_by_the_trainer_are_converted(tmp_path: Path) -> None:
+    """PyTorch writes the file, as in WeSpeaker's trainer."""
     from ecapa_jax.convert.run import convert
 
-    config, network, _ = model(64, "ASTP GLOB")
+    config, network, _ = make_models(64, "ASTP GLOB")
     state = {**network.state_dict(), "projection.weight": torch.ones(6, 192)}
     torch.save(state, tmp_path / "avg_model.pt")
     bundle = convert(tmp_path)
     assert bundle.config == config
     waveform = parity.sound("speech_1", 48000)
-    theirs, _ = traced(network, their_features(waveform), own_layer)
+    theirs, _ = traced(network, their_features(waveform), has_counterpart)
     assert parity.same_embedding(embedded(config, bundle.variables, waveform)["alone"], theirs)
     assert jnp.asarray(bundle.variables["params"]["projection"]["bias"]).shape == (192,)

@@ -1,4 +1,4 @@
-"""WeSpeaker's poolings with several heads or a posterior, live: the layer, and the embedding behind it."""
+"""Tests of WeSpeaker's poolings with several heads or a posterior: the layer and the embedding."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ APPLY = jax.jit(functional.apply, static_argnums=0)
 
 
 @functools.cache
-def model(name: str) -> tuple[ModelConfig, Any, dict[str, Any]]:
+def make_models(name: str) -> tuple[ModelConfig, Any, dict[str, Any]]:
     pooling, bottleneck = CASES[name]
     preset = PRESETS["wespeaker-c512"]
     changes = {"channels": (32,) * 4, "pooling": pooling, "attention_channels": bottleneck, "global_context": False}
@@ -57,9 +57,12 @@ def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_layer_and_embedding(name: str) -> None:
-    """Alone and in a padded batch, from one frame on: the layer to 1e-5, the embedding to 1e-4 and 1 - cosine 1e-6."""
-    config, network, variables = model(name)
+def test_layer_and_embedding_equal_wespeaker(name: str) -> None:
+    """Tests single utterances and padded batches of one or more frames.
+
+    The bounds are 1e-5 for the layer, 1e-4 for the embedding, and 1e-6 for 1 - cosine.
+    """
+    config, network, variables = make_models(name)
     lengths = (1, 2, 30, 200)
     generator = np.random.default_rng(1)
     features = np.zeros((len(lengths), max(lengths), 80), np.float32)
@@ -75,7 +78,7 @@ def test_layer_and_embedding(name: str) -> None:
             theirs.append(network(torch.from_numpy(own))[-1].numpy()[0])
         handle.remove()
         pooled = ours.pooling(jnp.asarray(seen["x"].numpy().transpose(0, 2, 1)), jnp.ones((1, length), bool))
-        if length > 2:  # of one or two frames the moment form leaves rounding alone, in the original too
+        if length > 2:  # for one or two frames, the moment form is only rounding error
             worst_layer = max(worst_layer, relative(np.asarray(pooled), seen["y"].numpy()))
     features = np.where(np.arange(200)[None, :, None] < np.array(lengths)[:, None, None], features, 7.0)
     mask = np.arange(200) < np.array(lengths)[:, None]
@@ -92,8 +95,8 @@ def test_layer_and_embedding(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_in_float64_one_and_two_frames_are_exact_too(name: str) -> None:
-    config, network, variables = model(name)
+def test_one_and_two_frames_in_float64_equal_wespeaker(name: str) -> None:
+    config, network, variables = make_models(name)
     double = network.double()
     try:
         with jax.enable_x64(True):
@@ -110,9 +113,9 @@ def test_in_float64_one_and_two_frames_are_exact_too(name: str) -> None:
         network.float()
 
 
-def test_every_module_of_ours_is_reached() -> None:
-    """Each way of pooling is the network's own."""
+def test_every_pooling_module_is_tested() -> None:
+    """Every case builds a pooling module with parameters."""
     for name in CASES:
-        config, _, variables = model(name)
+        config, _, variables = make_models(name)
         assert EcapaTdnn(config.ecapa, rngs=nnx.Rngs(0)).pooling is not None
         assert variables["params"]["pooling"]

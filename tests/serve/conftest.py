@@ -1,4 +1,4 @@
-"""A small model."""
+"""Fixtures: a small model, and a speech gate that accepts synthetic sounds."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def encoder() -> SpeakerEncoder:
 
 
 @pytest.fixture(autouse=True)
-def _sounds_pass(every_sound_is_speech: None) -> None:
-    """These tests embed sounds that they make."""
+def _accept_synthetic_sounds(every_sound_is_speech: None) -> None:
+    """Makes the speech gate accept the synthetic sounds of these tests."""

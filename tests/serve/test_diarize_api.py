@@ -1,4 +1,4 @@
-"""POST /v1/diarize: the library's turns as JSON or text, names of the store, and the service's limits."""
+"""Tests of POST /v1/diarize: turns as JSON or text, names from the store, and the limits of the service."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from helpers.sounds import encode
 
 AUDIO = Path(__file__).parents[2] / "examples" / "audio"
 RATE = 16000
-diarize = functools.partial(module.diarize, overlap=False)  # the overlap network takes long to compile
+diarize = functools.partial(module.diarize, overlap=False)  # the overlap network compiles slowly
 
 
 @pytest.fixture(autouse=True)
@@ -45,14 +45,14 @@ def api(encoder: SpeakerEncoder) -> Iterator[TestClient]:
         yield talking
 
 
-def detail(response, status: int) -> str:
+def error_detail(response, status: int) -> str:
     assert response.status_code == status, response.text
     (text,) = response.json().values()
     assert "\n" not in text
     return text
 
 
-def test_json_is_the_librarys(api, encoder, talk, wav) -> None:
+def test_json_equals_the_library(api, encoder, talk, wav) -> None:
     answer = api.post("/v1/diarize", files={"file": wav}, data={"speakers": "2"}).json()
     expected = diarize(encoder, talk, 2)
     assert (answer["recording"], answer["model"]) == ("talk", "small")
@@ -67,18 +67,18 @@ def test_json_is_the_librarys(api, encoder, talk, wav) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(set(SUFFIXES) - {"json"}))
-def test_text_is_the_librarys(api, encoder, talk, wav, kind) -> None:
+def test_text_formats_equal_the_library(api, encoder, talk, wav, kind) -> None:
     answer = api.post("/v1/diarize", files={"file": wav}, data={"speakers": "2", "format": kind, "exclusive": "true"})
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert answer.text == as_text(diarize(encoder, talk, 2), "talk", kind, exclusive=True)
 
 
 @pytest.mark.parametrize(("bounds", "count"), [({"speakers": 1}, 1), ({"speakers": 3}, 3), ({"min_speakers": 4}, 4)])
-def test_the_number_of_speakers(api, wav, bounds, count) -> None:
+def test_number_of_speakers_is_respected(api, wav, bounds, count) -> None:
     assert len(api.post("/v1/diarize", files={"file": wav}, data=bounds).json()["speakers"]) >= count
 
 
-def test_enrolled_people_are_named(encoder, talk, wav, tmp_path) -> None:
+def test_enrolled_speakers_are_named(encoder, talk, wav, tmp_path) -> None:
     with SpeakerStore.open(tmp_path / "team.db", encoder) as store, client(encoder, store=store) as api:
         found = diarize(encoder, talk, 1).speakers[0]
         store.enroll_embeddings(["Ann"], found.embedding[None])
@@ -90,10 +90,10 @@ def test_enrolled_people_are_named(encoder, talk, wav, tmp_path) -> None:
         strict = {"speakers": "2", "threshold": "1", "format": "csv"}
         assert "Ann" not in api.post("/v1/diarize", files={"file": wav}, data=strict).text
         wrong = api.post("/v1/diarize", files={"file": wav}, data={"threshold": "7"})
-        assert "[-1, 1]" in detail(wrong, 422)
+        assert "[-1, 1]" in error_detail(wrong, 422)
 
 
-def test_nobody_speaks(api) -> None:
+def test_recording_without_speech_has_no_turns(api) -> None:
     time = np.arange(3 * RATE) / RATE
     music = encode(np.float32(0.2) * sum(np.sin(2 * np.pi * f * time) for f in (220, 277.2, 329.6)).astype(np.float32))
     answer = api.post("/v1/diarize", files={"file": ("hum.wav", music)}).json()
@@ -112,11 +112,11 @@ def test_nobody_speaks(api) -> None:
         ({"exclusive": "perhaps"}, "exclusive: "),
     ],
 )
-def test_values_that_can_not_be_used(api, wav, fields, why) -> None:
-    assert why in detail(api.post("/v1/diarize", files={"file": wav}, data=fields), 422)
+def test_invalid_values_are_refused(api, wav, fields, why) -> None:
+    assert why in error_detail(api.post("/v1/diarize", files={"file": wav}, data=fields), 422)
 
 
-def test_recordings_that_can_not_be_used(api, talk) -> None:
+def test_invalid_recordings_are_refused(api, talk) -> None:
     loud = np.resize(talk, 61 * RATE)
     broken = talk.copy()
     broken[50] = np.nan
@@ -126,5 +126,5 @@ def test_recordings_that_can_not_be_used(api, talk) -> None:
         (encode(loud), 413, "longer than 60 seconds"),
         (encode(broken, subtype="FLOAT"), 422, "not finite"),
     ):
-        assert why in detail(api.post("/v1/diarize", files={"file": ("x.wav", content)}), status)
-    assert "no recording" in detail(api.post("/v1/diarize", data={"speakers": "2"}, files={"other": b"x"}), 422)
+        assert why in error_detail(api.post("/v1/diarize", files={"file": ("x.wav", content)}), status)
+    assert "no recording" in error_detail(api.post("/v1/diarize", data={"speakers": "2"}, files={"other": b"x"}), 422)

@@ -1,4 +1,4 @@
-"""Recordings by address: public hosts only, and what was checked is what is connected to."""
+"""Tests of recordings by URL: only public hosts are contacted, at exactly the address that was checked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def hub() -> Iterator[Server]:
         yield running
 
 
-def get(url: str, **options):
+def fetch_bytes(url: str, **options):
     return fetch.fetch_public(url, **{"max_bytes": 10**6, "seconds": 5.0, "allowed": lambda _: True, **options})
 
 
@@ -40,26 +40,26 @@ def get(url: str, **options):
         "2001:db8::1",
     ],
 )  # fmt: skip
-def test_private_addresses(address) -> None:
+def test_private_addresses_are_not_public(address) -> None:
     assert not fetch.is_public(address)
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8"])
-def test_public_addresses(address) -> None:
+def test_public_addresses_are_public(address) -> None:
     assert fetch.is_public(address)
 
 
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "127.1", "0x7f000001", "2130706433", "0"]
 )
-def test_private_hosts_are_never_connected_to(host, monkeypatch, hub) -> None:
+def test_private_hosts_are_never_contacted(host, monkeypatch, hub) -> None:
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
     with pytest.raises(DownloadError, match=r"no public address|can't be downloaded"):
         fetch.fetch_public(f"http://{host}:{hub.url.rpartition(':')[2]}/a.wav", max_bytes=10**6, seconds=5.0)
 
 
-def test_the_checked_address_is_the_one_connected_to(monkeypatch, hub) -> None:
-    """A name that resolves to a public address first and to a private one afterwards is asked for once."""
+def test_connection_uses_the_checked_address(monkeypatch, hub) -> None:
+    """The name resolves to a public address first and to a private one afterwards, so it must be resolved only once."""
     answers = iter(["93.184.216.34", "127.0.0.1"])
     port = int(hub.url.rpartition(":")[2])
     real, connected = socket.create_connection, []
@@ -75,31 +75,33 @@ def test_the_checked_address_is_the_one_connected_to(monkeypatch, hub) -> None:
     monkeypatch.setattr(socket, "create_connection", connect)
     assert fetch.fetch_public(f"http://rebind.example:{port}/a.wav", max_bytes=10**6, seconds=5.0) == WAV
     assert connected == [("93.184.216.34", port)]
-    assert hub.asked("/a.wav")[0]["Host"] == f"rebind.example:{port}"
+    assert hub.requests_to("/a.wav")[0]["Host"] == f"rebind.example:{port}"
 
 
-def test_one_private_address_among_public_ones_is_enough(monkeypatch) -> None:
+def test_host_with_one_private_address_is_refused(monkeypatch) -> None:
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("8.8.8.8", "10.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(DownloadError, match="no public address"):
         fetch.fetch_public("http://both.example/a.wav", max_bytes=10**6, seconds=5.0)
 
 
-def test_a_redirect_is_checked_too(hub) -> None:
+def test_redirect_target_is_checked(hub) -> None:
     hub.plain["/b.wav"] = WAV
     hub.faults["/a.wav"] = [Fault(location="/b.wav")]
-    assert get(f"{hub.url}/a.wav?key=s3cret") == WAV
+    assert fetch_bytes(f"{hub.url}/a.wav?key=s3cret") == WAV
     hub.faults["/a.wav"] = [Fault(location=hub.url.replace("127.0.0.1", "localhost") + "/b.wav")]
     checked = []
     with pytest.raises(DownloadError, match="no public") as caught:
-        get(f"{hub.url}/a.wav?key=s3cret", allowed=lambda address: not checked.append(address) and len(checked) == 1)
+        fetch_bytes(
+            f"{hub.url}/a.wav?key=s3cret", allowed=lambda address: not checked.append(address) and len(checked) == 1
+        )
     assert len(checked) == 2
     assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_the_body_of_a_redirect_is_not_read(packed) -> None:
-    """An endless or packed one would fill the memory, whatever `max_bytes` says."""
+def test_body_of_a_redirect_is_not_read(packed) -> None:
+    """An endless or compressed body would fill the memory in spite of `max_bytes`."""
     sent = 0
 
     def redirect(listener: socket.socket) -> None:
@@ -116,7 +118,7 @@ def test_the_body_of_a_redirect_is_not_read(packed) -> None:
         thread.start()
         checked = iter([True, False])
         with pytest.raises(DownloadError, match="no public address"):
-            get(f"http://127.0.0.1:{listener.getsockname()[1]}/", allowed=lambda _: next(checked))
+            fetch_bytes(f"http://127.0.0.1:{listener.getsockname()[1]}/", allowed=lambda _: next(checked))
         thread.join()
     assert sent < 20_000_000
 
@@ -131,10 +133,10 @@ def test_the_body_of_a_redirect_is_not_read(packed) -> None:
         (Fault(cut=100), "closed after 100"),
     ],
 )
-def test_faults(hub, fault, why) -> None:
+def test_server_errors_are_reported(hub, fault, why) -> None:
     hub.faults["/a.wav"] = [fault] * 9
     with pytest.raises(DownloadError, match=why):
-        get(f"{hub.url}/a.wav")
+        fetch_bytes(f"{hub.url}/a.wav")
 
 
 @pytest.mark.parametrize(
@@ -150,25 +152,25 @@ def test_faults(hub, fault, why) -> None:
         "http://a\r\nX: y/",
     ],
 )
-def test_other_addresses(url, monkeypatch) -> None:
+def test_invalid_urls_are_refused(url, monkeypatch) -> None:
     monkeypatch.setattr(socket, "create_connection", lambda *_, **__: pytest.fail("connected"))
     with pytest.raises(DownloadError):
         fetch.fetch_public(url, max_bytes=10, seconds=1.0)
 
 
-def test_too_large(hub) -> None:
+def test_too_large_response_is_refused(hub) -> None:
     with pytest.raises(fetch.TooLargeError):
-        get(f"{hub.url}/a.wav", max_bytes=1000)
+        fetch_bytes(f"{hub.url}/a.wav", max_bytes=1000)
     hub.faults["/a.wav"] = [Fault(headers={"Content-Length": None})]
     with pytest.raises(fetch.TooLargeError):
-        get(f"{hub.url}/a.wav", max_bytes=1000)
+        fetch_bytes(f"{hub.url}/a.wav", max_bytes=1000)
 
 
 @pytest.mark.parametrize("first", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
-def test_a_server_that_drips_is_cut_off(first) -> None:
+def test_slow_response_times_out(first) -> None:
     done = threading.Event()
 
-    def drip(listener: socket.socket) -> None:
+    def respond_slowly(listener: socket.socket) -> None:
         peer, _ = listener.accept()
         with peer:
             try:
@@ -179,19 +181,19 @@ def test_a_server_that_drips_is_cut_off(first) -> None:
                 pass
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=drip, args=[listener])
+        thread = threading.Thread(target=respond_slowly, args=[listener])
         thread.start()
         start = time.monotonic()
         try:
             with pytest.raises(DownloadError, match="not there after"):
-                get(f"http://127.0.0.1:{listener.getsockname()[1]}/", seconds=0.5)
+                fetch_bytes(f"http://127.0.0.1:{listener.getsockname()[1]}/", seconds=0.5)
             assert time.monotonic() - start < 3
         finally:
             done.set()
             thread.join()
 
 
-def test_through_the_api(hub, encoder, monkeypatch) -> None:
+def test_api_accepts_urls(hub, encoder, monkeypatch) -> None:
     with client(encoder, allow_urls=True) as api:
         hub.plain["/a.wav?key=s3cret"] = WAV
         url = f"{hub.url}/a.wav?key=s3cret"
@@ -199,7 +201,7 @@ def test_through_the_api(hub, encoder, monkeypatch) -> None:
         assert answer.status_code == 422
         assert "no public address" in answer.json()["detail"]
         assert "s3cret" not in answer.text
-        monkeypatch.setattr(service, "fetch_public", lambda url, **options: get(url, **options))
+        monkeypatch.setattr(service, "fetch_public", lambda url, **options: fetch_bytes(url, **options))
         answer = api.post("/v1/verify", files={"a": ("a.wav", WAV)}, data={"b_url": url})
         assert answer.status_code == 200, answer.text
         assert answer.json()["score"] == pytest.approx(1, abs=1e-5)

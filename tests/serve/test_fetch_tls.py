@@ -1,4 +1,4 @@
-"""Recordings by https address: the certificate must be the host's, from an authority that this machine trusts."""
+"""Tests of recordings by https URL: the certificate must be valid for the host and signed by a trusted authority."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HOST = "recordings.example"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """A recording, and a way out of the encryption."""
+    """Serves a recording, and redirects to http."""
 
     def do_GET(self) -> None:
         self.send_response(200 if self.path == "/a.wav" else 302)
@@ -34,16 +34,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(WAV)
 
     def log_message(self, *_: object) -> None:
-        """Silent."""
+        """Prints nothing."""
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Over TLS; a client that leaves in the handshake is what some tests are about."""
+    """A server over TLS that ignores clients which close the connection during the handshake."""
 
     daemon_threads = True
 
     def handle_error(self, *_: object) -> None:
-        """Silent."""
+        """Prints nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def port(authority: trustme.CA) -> Iterator[int]:
 
 @pytest.fixture
 def trusted(authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This machine trusts the authority, and every name is the loopback's."""
+    """Makes this machine trust the authority, and resolves every name to the loopback address."""
     authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
 
@@ -79,33 +79,33 @@ def _names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
 
 
-def get(url: str, seconds: float = 5.0) -> bytes:
+def fetch_bytes(url: str, seconds: float = 5.0) -> bytes:
     return fetch.fetch_public(url, max_bytes=10**6, seconds=seconds, allowed=lambda _: True)
 
 
-def test_a_recording(trusted: None, port: int) -> None:
-    assert get(f"https://{HOST}:{port}/a.wav") == WAV
-    assert get(f"https://{HOST}:{port}/https") == WAV  # by a redirect
+def test_recording_is_fetched_over_tls(trusted: None, port: int) -> None:
+    assert fetch_bytes(f"https://{HOST}:{port}/a.wav") == WAV
+    assert fetch_bytes(f"https://{HOST}:{port}/https") == WAV  # through a redirect
 
 
-def test_the_certificate_of_another_host(trusted: None, port: int) -> None:
+def test_certificate_of_another_host_is_refused(trusted: None, port: int) -> None:
     with pytest.raises(DownloadError, match=r"can't be downloaded .*Hostname mismatch"):
-        get(f"https://other.example:{port}/a.wav")
+        fetch_bytes(f"https://other.example:{port}/a.wav")
 
 
-def test_an_authority_that_nobody_trusts(port: int) -> None:
+def test_untrusted_authority_is_refused(port: int) -> None:
     with pytest.raises(DownloadError, match=r"can't be downloaded .*self-signed|unable to get local issuer"):
-        get(f"https://{HOST}:{port}/a.wav")
+        fetch_bytes(f"https://{HOST}:{port}/a.wav")
 
 
-def test_no_way_out_of_the_encryption(trusted: None, port: int) -> None:
+def test_redirect_from_https_to_http_is_refused(trusted: None, port: int) -> None:
     with pytest.raises(DownloadError, match="not encrypted"):
-        get(f"https://{HOST}:{port}/http")
+        fetch_bytes(f"https://{HOST}:{port}/http")
 
 
-def test_a_handshake_that_is_never_answered_is_cut_off() -> None:
+def test_unanswered_handshake_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
         start = time.monotonic()
         with pytest.raises(DownloadError, match=r"is not there after 0\.5 s"):
-            get(f"https://{HOST}:{mute.getsockname()[1]}/a.wav", seconds=0.5)
+            fetch_bytes(f"https://{HOST}:{mute.getsockname()[1]}/a.wav", seconds=0.5)
         assert time.monotonic() - start < 5

@@ -1,6 +1,6 @@
-"""Sixty-four clients, two minutes: nothing but the answers that the limits allow, exact scores, memory that stays.
+"""Load test with 64 clients for two minutes: only allowed responses, exact scores, constant memory.
 
-pytest -s -m slow tests/serve/test_load.py; LOAD_SECONDS=20 for a short look.
+Run `pytest -s -m slow tests/serve/test_load.py`, with LOAD_SECONDS=20 for a short test.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/statm").
 
 
 @dataclasses.dataclass
-class Seen:
-    """What the clients saw."""
+class Observations:
+    """Responses that the clients received, and memory of the service."""
 
     statuses: dict[int, int] = dataclasses.field(default_factory=dict)
     seconds: list[float] = dataclasses.field(default_factory=list)
@@ -60,14 +60,14 @@ def scores(clips) -> np.ndarray:
 
 @pytest.fixture(params=[64, 24], ids=["room for all", "room for 24"])
 def service(request) -> Iterator[tuple[str, int, int]]:
-    """Address, process and number of requests allowed."""
+    """The address, process id and request limit of the service."""
     flags = ["--max-requests", str(request.param), "--max-seconds", "20", "--max-mb", "1", "--warm-up", "4"]
     command = [str(PROGRAM), "serve", "--port", "0", *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
             process.stderr.readline()
             url = process.stderr.readline().split()[0].rstrip("/")
-            httpx2.get(f"{url}/healthz", timeout=600)  # answered after the warm-up
+            httpx2.get(f"{url}/healthz", timeout=600)  # responds after the warm-up
             yield url, process.pid, request.param
             process.send_signal(signal.SIGTERM)
             assert (process.stderr.read(), process.wait(60)) == ("", 0)
@@ -75,7 +75,9 @@ def service(request) -> Iterator[tuple[str, int, int]]:
             process.kill()
 
 
-async def one_client(number: int, url: str, end: float, clips: list[bytes], scores: np.ndarray, seen: Seen) -> None:
+async def one_client(
+    number: int, url: str, end: float, clips: list[bytes], scores: np.ndarray, seen: Observations
+) -> None:
     pick = random.Random(number)
     async with httpx2.AsyncClient(base_url=url, timeout=60) as client:
         while time.monotonic() < end:
@@ -93,21 +95,21 @@ async def one_client(number: int, url: str, end: float, clips: list[bytes], scor
                 assert second is not clips[b]
 
 
-async def watch(pid: int, end: float, seen: Seen) -> None:
+async def watch(pid: int, end: float, seen: Observations) -> None:
     while time.monotonic() < end:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         seen.memory.append(pages * os.sysconf("SC_PAGE_SIZE") / 2**20)
         await asyncio.sleep(0.5)
 
 
-async def load(url: str, pid: int, clips: list[bytes], scores: np.ndarray) -> Seen:
-    seen, end = Seen(), time.monotonic() + SECONDS
+async def load(url: str, pid: int, clips: list[bytes], scores: np.ndarray) -> Observations:
+    seen, end = Observations(), time.monotonic() + SECONDS
     clients = [one_client(number, url, end, clips, scores, seen) for number in range(CLIENTS)]
     await asyncio.gather(watch(pid, end, seen), *clients)
     return seen
 
 
-def test_load(service, clips, scores, capsys) -> None:
+def test_service_under_load(service, clips, scores, capsys) -> None:
     url, pid, room = service
     before = httpx2.get(f"{url}/healthz").json()
     seen = asyncio.run(load(url, pid, clips, scores))

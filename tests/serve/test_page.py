@@ -1,4 +1,4 @@
-"""The page in Chromium: samples, uploads, a dropped file, microphone, threshold, keyboard, phone, dark mode, axe."""
+"""Tests of the page in Chromium: samples, uploads, drag and drop, microphone, threshold, keyboard, accessibility."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from helpers.sounds import encode, sound
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
 ROOT = Path(__file__).parents[2]
-SHOTS = os.environ.get("SCREENSHOTS")  # a folder: what the tests see is kept there, to be looked at
+SHOTS = os.environ.get("SCREENSHOTS")  # a folder in which the tests keep screenshots
 SPEECH = ROOT / "examples" / "audio"
-SPEAKS = gate._speaks  # before the fixture of all these tests replaces it
-WAIT = 60_000  # the first of each length compiles
+SPEAKS = gate._speaks  # the original, which a fixture replaces
+WAIT = 60_000  # the first request of each length compiles
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def server() -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory) -> Path:
-    """What the fake microphone hears, in a loop."""
+    """The recording that the simulated microphone repeats."""
     path = tmp_path_factory.mktemp("microphone") / "spoken.wav"
     samples = ecapa_jax.load().read(SPEECH / "slt_2.flac")
     path.write_bytes(encode(np.repeat(samples, 3), rate=48000))
@@ -56,7 +56,7 @@ def browser(spoken) -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser, server, request) -> Iterator[Page]:
-    """The page, with what a marker or parameter asks of the context; nothing may be left on its console."""
+    """The open page, in a context with the options of the parameter; its console must be empty at the end."""
     options = {"viewport": {"width": 1100, "height": 1000}, "reduced_motion": "reduce", **getattr(request, "param", {})}
     context: BrowserContext = browser.new_context(**options)
     context.grant_permissions(["microphone"], origin=server.url)
@@ -73,11 +73,11 @@ def opened(browser, server, request) -> Iterator[Page]:
             path=Path(SHOTS) / f"{re.sub('[^a-z0-9]+', '-', request.node.name.lower())}.png", full_page=True
         )
     context.close()
-    assert [text for text in said if "status of 4" not in text] == []  # Chromium notes refusals, which the page shows
+    assert [text for text in said if "status of 4" not in text] == []  # Chromium logs the 4xx responses
     assert all(url.startswith((server.url, "blob:", "data:")) for url in asked), asked
 
 
-def choose(page: Page, a: str = "slt_1.flac", b: str = "slt_2.flac") -> None:
+def choose_samples(page: Page, a: str = "slt_1.flac", b: str = "slt_2.flac") -> None:
     page.select_option("#sample-A", a)
     page.select_option("#sample-B", b)
     expect(page.locator("#compare")).to_be_enabled(timeout=WAIT)
@@ -92,8 +92,8 @@ def slot(page: Page, letter: str):
     return page.locator(f"#slot-{letter}")
 
 
-def test_two_samples_are_compared_as_the_library_does(opened) -> None:
-    choose(opened)
+def test_comparison_of_two_samples_equals_the_library(opened) -> None:
+    choose_samples(opened)
     compare(opened)
     encoder = ecapa_jax.load()
     expected = encoder.verify(SPEECH / "slt_1.flac", SPEECH / "slt_2.flac")
@@ -113,8 +113,8 @@ def test_two_samples_are_compared_as_the_library_does(opened) -> None:
         assert painted > 20
 
 
-def test_play(opened) -> None:
-    choose(opened)
+def test_sample_can_be_played(opened) -> None:
+    choose_samples(opened)
     audio = slot(opened, "a").locator("audio")
     audio.evaluate("sound => sound.play()")
     opened.wait_for_timeout(300)
@@ -122,8 +122,8 @@ def test_play(opened) -> None:
     assert audio.evaluate("sound => sound.duration") == pytest.approx(4.94, abs=0.1)
 
 
-def test_the_threshold_moves_decision_and_error_rates(opened) -> None:
-    choose(opened)
+def test_threshold_changes_decision_and_error_rates(opened) -> None:
+    choose_samples(opened)
     compare(opened)
     row = opened.locator("#rates tbody tr").first
     assert row.locator("td").all_text_contents() == ["11 %", "9.0 %"]
@@ -137,7 +137,7 @@ def test_the_threshold_moves_decision_and_error_rates(opened) -> None:
     assert opened.text_content("#threshold-value") == "0.487"
 
 
-def test_the_mark_on_the_dial_is_dragged(opened) -> None:
+def test_threshold_mark_can_be_dragged(opened) -> None:
     box = opened.locator("#dial").bounding_box()
     at = lambda x, y: (box["x"] + x * box["width"] / 320, box["y"] + y * box["height"] / 190)  # noqa: E731
     mark = opened.locator("#dial .mark .line").bounding_box()
@@ -150,7 +150,7 @@ def test_the_mark_on_the_dial_is_dragged(opened) -> None:
     assert opened.text_content("#threshold-value") == "\N{MINUS SIGN}0.500"
 
 
-def test_keyboard_alone(opened) -> None:
+def test_page_can_be_used_with_the_keyboard(opened) -> None:
     for letter in "AB":
         opened.locator(f"#sample-{letter}").focus()
         opened.keyboard.press("ArrowDown")
@@ -169,7 +169,7 @@ def test_keyboard_alone(opened) -> None:
 
 
 @pytest.mark.parametrize("kind", ["FLAC", "MP3", "WAV"])
-def test_upload(opened, kind, tmp_path) -> None:
+def test_uploaded_files_are_compared(opened, kind, tmp_path) -> None:
     path = tmp_path / f"one.{kind.lower()}"
     path.write_bytes(encode(sound(4.2, rate=44100, channels=2), kind, rate=44100))
     slot(opened, "a").locator("input[type=file]").set_input_files(path)
@@ -188,8 +188,8 @@ DROP = """(target, [name, text]) => {
 }"""
 
 
-def test_a_dropped_text_file(opened) -> None:
-    choose(opened)
+def test_dropped_text_file_is_refused(opened) -> None:
+    choose_samples(opened)
     slot(opened, "b").evaluate(DROP, ["<b>notes.txt", "dear diary\n" * 99])
     expect(slot(opened, "b").locator(".message")).to_have_text(re.compile("notes.txt: is not audio"))
     expect(opened.locator("#compare")).to_be_disabled()
@@ -208,16 +208,16 @@ def test_a_dropped_text_file(opened) -> None:
         (sound(40), "too large: 1.3 MB, this service accepts 1.0 MB"),
     ],
 )
-def test_clear_messages(opened, samples, why, tmp_path) -> None:
+def test_invalid_recordings_show_a_message(opened, samples, why, tmp_path) -> None:
     path = tmp_path / "one.wav"
     path.write_bytes(encode(samples))
     slot(opened, "a").locator("input[type=file]").set_input_files(path)
     expect(slot(opened, "a").locator(".message")).to_contain_text(why, timeout=WAIT)
 
 
-def test_a_recording_without_speech_is_named_beside_the_score(opened, monkeypatch, tmp_path) -> None:
+def test_recording_without_speech_is_named_beside_the_score(opened, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(gate, "_speaks", SPEAKS)
-    choose(opened)
+    choose_samples(opened)
     compare(opened)
     expect(opened.locator("#warning")).to_be_hidden()
     path = tmp_path / "hum.wav"
@@ -232,7 +232,7 @@ def test_a_recording_without_speech_is_named_beside_the_score(opened, monkeypatc
     expect(opened.locator("#warning")).to_be_hidden()
 
 
-def test_the_microphone(opened, server, monkeypatch) -> None:
+def test_microphone_recording_is_compared(opened, server, monkeypatch) -> None:
     heard = []
     decoded = type(server.service)._decode
     monkeypatch.setattr(
@@ -262,7 +262,7 @@ def test_the_microphone(opened, server, monkeypatch) -> None:
     assert opened.text_content("#decision") == "Same speaker"
 
 
-def test_the_microphone_refused(browser, server) -> None:
+def test_refused_microphone_shows_a_message(browser, server) -> None:
     with browser.new_context() as context:
         page = context.new_page()
         page.add_init_script(
@@ -275,7 +275,7 @@ def test_the_microphone_refused(browser, server) -> None:
         expect(slot(page, "a").locator(".record")).to_have_text("Record")
 
 
-def test_a_token_is_asked_for(browser, server, monkeypatch) -> None:
+def test_page_asks_for_the_token(browser, server, monkeypatch) -> None:
     monkeypatch.setattr(type(server.service.settings), "admits", lambda _, given: given == "Bearer s3cret")
     with browser.new_context() as context:
         page = context.new_page()
@@ -284,14 +284,14 @@ def test_a_token_is_asked_for(browser, server, monkeypatch) -> None:
         page.keyboard.press("Enter")
         page.fill("#token", "s3cret")
         page.keyboard.press("Enter")
-        choose(page)
+        choose_samples(page)
         compare(page)
         expect(page.locator("#access")).to_be_hidden()
 
 
 @pytest.mark.parametrize("opened", LOOKS, indirect=True)
-def test_looks(opened, request) -> None:
-    choose(opened)
+def test_layouts(opened, request) -> None:
+    choose_samples(opened)
     compare(opened)
     assert opened.evaluate("() => document.documentElement.scrollWidth <= window.innerWidth")
     dark = "dark" in request.node.name
@@ -307,16 +307,16 @@ def test_looks(opened, request) -> None:
 
 @pytest.mark.skipif(not AXE.exists(), reason="needs axe-core (npm install --prefix .venv/axe axe-core)")
 @pytest.mark.parametrize("opened", LOOKS, indirect=True)
-def test_axe_finds_nothing_serious(opened) -> None:
+def test_axe_finds_no_serious_violation(opened) -> None:
     assert violations(opened) == []
-    choose(opened)
+    choose_samples(opened)
     compare(opened)
     slot(opened, "b").evaluate(DROP, ["notes.txt", "dear diary"])
     expect(slot(opened, "b").locator(".message")).to_contain_text("is not audio")
     assert violations(opened) == []
 
 
-def test_the_documentation_works_without_a_network(browser, server) -> None:
+def test_documentation_works_without_a_network(browser, server) -> None:
     with browser.new_context() as context:
         page, said = context.new_page(), []
         page.on("console", lambda message: said.append(message.text))

@@ -1,4 +1,4 @@
-"""The page's other tabs in Chromium: who spoke when, and the people of a store."""
+"""Tests of the page's other tabs in Chromium: diarization, and the speakers of a store."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from helpers.sounds import encode
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
-SHOTS = os.environ.get("SCREENSHOTS")  # a folder: what the tests see is kept there, to be looked at
-SPEAKS = gate._speaks  # before the fixture of all these tests replaces it
+SHOTS = os.environ.get("SCREENSHOTS")  # a folder in which the tests keep screenshots
+SPEAKS = gate._speaks  # the original, which a fixture replaces
 SPEECH = Path(__file__).parents[2] / "examples" / "audio"
 ORDER = ("slt_1", "awb_1", "slt_2", "awb_2")
-WAIT = 120_000  # the first one compiles
-diarize = functools.partial(diarization.diarize, overlap=False)  # the overlap network takes long to compile
+WAIT = 120_000  # the first request compiles
+diarize = functools.partial(diarization.diarize, overlap=False)  # the overlap network compiles slowly
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def browser(recording) -> Iterator[Browser]:
 
 @pytest.fixture
 def opened(browser, server, request) -> Iterator[Page]:
-    """The page at the tab of conversations; nothing may be left on its console."""
+    """The page, opened at the tab of conversations; its console must be empty at the end."""
     options = {"viewport": {"width": 1100, "height": 1000}, "reduced_motion": "reduce", **getattr(request, "param", {})}
     context = browser.new_context(**options)
     context.grant_permissions(["microphone"], origin=server.url)
@@ -107,22 +107,22 @@ def search(page: Page, count: str = "2") -> None:
     expect(page.locator("#found")).to_contain_text("speaker", timeout=WAIT)
 
 
-def downloaded(page: Page, kind: str) -> tuple[str, str]:
+def download(page: Page, kind: str) -> tuple[str, str]:
     with page.expect_download() as waiting:
         page.click(f"button.download[value={kind}]")
     return waiting.value.suggested_filename, Path(waiting.value.path()).read_text("utf-8")
 
 
-def test_turns_names_and_downloads(opened, packaged, recording, tmp_path) -> None:
+def test_turns_are_shown_renamed_and_downloaded(opened, packaged, recording, tmp_path) -> None:
     upload(opened, recording)
     search(opened)
     expected = diarize(packaged, recording, 2)
     assert opened.text_content("#found") == f"2 speakers, {len(expected.turns)} turns"
     assert opened.locator("#timeline .turn").count() == len(expected.turns)
     assert opened.locator("#turns tbody tr").count() == len(expected.turns)
-    assert downloaded(opened, "rttm") == ("a talk.rttm", as_text(expected, "a talk", "rttm"))
-    assert downloaded(opened, "srt") == ("a talk.srt", as_text(expected, "a talk", "srt"))
-    name, text = downloaded(opened, "json")
+    assert download(opened, "rttm") == ("a talk.rttm", as_text(expected, "a talk", "rttm"))
+    assert download(opened, "srt") == ("a talk.srt", as_text(expected, "a talk", "srt"))
+    name, text = download(opened, "json")
     assert (name, json.loads(text)) == ("a talk.json", as_dict(expected, "a talk"))
 
     names = opened.locator("#timeline input")
@@ -138,14 +138,14 @@ def test_turns_names_and_downloads(opened, packaged, recording, tmp_path) -> Non
     names.nth(1).press("Enter")
     assert names.nth(1).input_value() == "speaker_2"
     renamed = expected.renamed({"speaker_1": "Ann <b>O'Neil</b>"})
-    rttm = downloaded(opened, "rttm")[1]
+    rttm = download(opened, "rttm")[1]
     assert rttm == as_text(renamed, "a talk", "rttm")
     (tmp_path / "a.rttm").write_text(rttm)
     assert {turn.speaker for turn in read_rttm(tmp_path / "a.rttm")["a_talk"]} == {"Ann_<b>O'Neil</b>", "speaker_2"}
-    assert json.loads(downloaded(opened, "json")[1])["speakers"][0]["name"] == "Ann <b>O'Neil</b>"
+    assert json.loads(download(opened, "json")[1])["speakers"][0]["name"] == "Ann <b>O'Neil</b>"
 
 
-def test_the_time_line(opened, recording) -> None:
+def test_timeline_shows_and_plays_turns(opened, recording) -> None:
     upload(opened, recording)
     search(opened)
     titles = opened.locator("#timeline .turn").evaluate_all(
@@ -187,7 +187,7 @@ def test_the_time_line(opened, recording) -> None:
     expect(opened.locator("#stop-turn")).to_be_enabled()
 
 
-def test_a_turn_ends_by_itself(opened, recording) -> None:
+def test_playback_stops_at_the_end_of_a_turn(opened, recording) -> None:
     upload(opened, recording)
     search(opened)
     audio, last = opened.locator("#slot-talk audio"), opened.locator("#turns tbody tr").last
@@ -199,7 +199,7 @@ def test_a_turn_ends_by_itself(opened, recording) -> None:
     assert last.locator("button").get_attribute("aria-label").startswith("Play ")
 
 
-def test_the_sample_and_another_recording(opened) -> None:
+def test_sample_is_replaced_by_another_recording(opened) -> None:
     opened.select_option("#sample-talk", "two")
     expect(opened.locator("#slot-talk .name")).to_have_text(re.compile(r"Two people in turn · 2\d\.\d s"), timeout=WAIT)
     search(opened)
@@ -212,7 +212,7 @@ def test_the_sample_and_another_recording(opened) -> None:
     assert opened.text_content("#found") == "No turns yet"
 
 
-def test_nobody_speaks(opened, tmp_path) -> None:
+def test_recording_without_speech_shows_a_message(opened, tmp_path) -> None:
     time = np.arange(3 * 16000) / 16000
     path = tmp_path / "hum.wav"
     path.write_bytes(encode((0.2 * np.sin(2 * np.pi * 220 * time)).astype(np.float32)))
@@ -222,7 +222,7 @@ def test_nobody_speaks(opened, tmp_path) -> None:
     expect(opened.locator("#talk-answer")).to_be_hidden()
 
 
-def test_a_conversation_is_recorded(opened) -> None:
+def test_conversation_can_be_recorded(opened) -> None:
     button = opened.locator("#slot-talk .record")
     button.click()
     expect(button).to_have_text("Stop")
@@ -233,7 +233,7 @@ def test_a_conversation_is_recorded(opened) -> None:
     assert opened.locator("#timeline .turn").count() >= 1
 
 
-def test_tabs_by_keyboard_and_address(opened, server) -> None:
+def test_tabs_can_be_selected_by_keyboard_and_address(opened, server) -> None:
     assert opened.locator("[role=tabpanel]:visible").get_attribute("id") == "talk-panel"
     opened.focus("#tab-talk")
     opened.keyboard.press("ArrowRight")
@@ -248,7 +248,7 @@ def test_tabs_by_keyboard_and_address(opened, server) -> None:
     assert opened.locator("[role=tab][aria-selected=true]").get_attribute("id") == "tab-compare"
 
 
-def test_people_are_enrolled_named_and_removed(opened, server) -> None:
+def test_speakers_are_enrolled_named_and_removed(opened, server) -> None:
     opened.click("#tab-people")
     expect(opened.locator("#nobody")).to_be_visible()
     expect(opened.locator("#identify")).to_be_disabled()
@@ -283,7 +283,7 @@ def test_people_are_enrolled_named_and_removed(opened, server) -> None:
     server.service.store.remove("Bob")
 
 
-def test_a_recording_without_speech_is_refused(opened, monkeypatch, tmp_path) -> None:
+def test_enrolment_without_speech_is_refused(opened, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(gate, "_speaks", SPEAKS)
     opened.click("#tab-people")
     path = tmp_path / "hum.wav"
@@ -299,7 +299,7 @@ def test_a_recording_without_speech_is_refused(opened, monkeypatch, tmp_path) ->
     assert opened.locator("#everyone tbody tr").count() == 0
 
 
-def test_no_store_and_a_token(browser, packaged) -> None:
+def test_page_without_a_store_and_with_a_token(browser, packaged) -> None:
     with running(packaged, token="s3cret") as locked, browser.new_context() as context:
         page = context.new_page()
         page.goto(f"{locked.url}/#people")
@@ -310,7 +310,7 @@ def test_no_store_and_a_token(browser, packaged) -> None:
 
 
 @pytest.mark.parametrize("opened", LOOKS, indirect=True)
-def test_looks_and_axe(opened, recording, request) -> None:
+def test_layouts_and_accessibility(opened, recording, request) -> None:
     check = (lambda: violations(opened)) if AXE.exists() else (lambda: [])
     assert check() == []
     upload(opened, recording)

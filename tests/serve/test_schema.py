@@ -1,4 +1,4 @@
-"""Schemathesis on the OpenAPI: whatever is sent, the answer is one that the schema names, and never a 5xx."""
+"""Tests of the OpenAPI schema with schemathesis: every response is in the schema, and none is a 5xx."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from helpers.sounds import encode, sound
 def schema(encoder, tmp_path_factory) -> Iterator[schemathesis.BaseSchema]:
     store = SpeakerStore.open(tmp_path_factory.mktemp("store") / "team.db", encoder)
     with pytest.MonkeyPatch.context() as patch, running(encoder, store=store) as server:
-        # the overlap network takes long to compile
+        # the overlap network compiles slowly
         patch.setattr(service, "diarize", functools.partial(diarization.diarize, overlap=False))
         yield schemathesis.openapi.from_url(f"{server.url}/openapi.json")
 
@@ -43,7 +43,7 @@ FIELDS = {
 }  # fmt: skip
 
 
-def test_no_operation_is_left_out(schema) -> None:
+def test_every_operation_is_tested(schema) -> None:
     assert sorted((found.ok().method.upper(), found.ok().path) for found in schema.get_all_operations()) == sorted(
         OPERATIONS
     )
@@ -51,7 +51,7 @@ def test_no_operation_is_left_out(schema) -> None:
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_the_api_keeps_to_its_schema(schema, method, path, mode) -> None:
+def test_responses_conform_to_the_schema(schema, method, path, mode) -> None:
     operation = schema[path][method]
     strategy = operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode))
     statuses = set()
@@ -64,20 +64,20 @@ def test_the_api_keeps_to_its_schema(schema, method, path, mode) -> None:
         suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(case=strategy, real=hypothesis.strategies.booleans())
-    def each(case: schemathesis.Case, real: bool) -> None:
-        if real and path in FIELDS and isinstance(case.body, dict):  # reach what comes after the decoder too
+    def check_case(case: schemathesis.Case, real: bool) -> None:
+        if real and path in FIELDS and isinstance(case.body, dict):  # real recordings reach the code after the decoder
             case.body = {key: value for key, value in case.body.items() if "_url" not in key} | FIELDS[path]
-        response = case.call(timeout=120)  # the first recording of a length compiles
+        response = case.call(timeout=120)  # the first recording of each length compiles
         statuses.add(response.status_code)
-        # That random bytes are no recording, and that one of a file and an address is needed, a schema can't say.
+        # The schema can't express that random bytes are not a recording, or that a file or an address is needed.
         unsaid = [positive_data_acceptance, *([negative_data_rejection] if real else [])]
         case.validate_response(response, excluded_checks=unsaid)
 
     try:
-        each()
+        check_case()
     except hypothesis.errors.Unsatisfiable:
-        assert mode == "negative"  # nothing of a bare GET can be wrong
+        assert mode == "negative"  # a GET without parameters can't be invalid
         return
     assert all(status < 500 for status in statuses)
     if mode == "positive":
-        assert (404 if method == "DELETE" else 200) in statuses  # nobody has a name made up by chance
+        assert (404 if method == "DELETE" else 200) in statuses  # no speaker has a random name

@@ -1,4 +1,4 @@
-"""What may be asked of a service at its start, and what is told about it."""
+"""Tests of the settings of the service, and of the errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.serve.settings import Settings, is_loopback
-from helpers.cli import refused, run
+from helpers.cli import run, run_refused
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from helpers.cli import refused, run
         ({"token": "two words"}, "token"),
     ],
 )
-def test_settings_that_make_no_sense(options, why) -> None:
+def test_invalid_settings_are_refused(options, why) -> None:
     with pytest.raises(ConfigError, match=why):
         Settings(**options)
 
@@ -33,30 +33,30 @@ def test_settings_that_make_no_sense(options, why) -> None:
     [("localhost", True), ("127.0.0.1", True), ("127.8.9.1", True), ("::1", True), ("[::1]", True),
      ("0.0.0.0", False), ("::", False), ("192.168.0.2", False), ("localhost.evil.example", False), ("", False)],
 )  # fmt: skip
-def test_loopback(host, own) -> None:
+def test_is_loopback(host, own) -> None:
     assert is_loopback(host) == own
 
 
-def test_an_empty_variable_is_not_a_service_without_a_token(capsys, tmp_path, monkeypatch) -> None:
+def test_empty_token_is_refused(capsys, tmp_path, monkeypatch) -> None:
     pytest.importorskip("fastapi_offline", reason="needs the extra serve")
     monkeypatch.setenv("ECAPA_JAX_TOKEN", "")
-    assert "the token is empty" in refused(capsys, tmp_path, "serve", "--port", 0)
+    assert "the token is empty" in run_refused(capsys, tmp_path, "serve", "--port", 0)
     monkeypatch.setenv("ECAPA_JAX_TOKEN", "s3cret")
-    assert "the token is empty" in refused(capsys, tmp_path, "serve", "--port", 0, "--token", "")
+    assert "the token is empty" in run_refused(capsys, tmp_path, "serve", "--port", 0, "--token", "")
 
 
-def test_the_command_refuses_in_one_line(capsys, tmp_path) -> None:
+def test_invalid_options_are_refused_in_one_line(capsys, tmp_path) -> None:
     pytest.importorskip("fastapi_offline", reason="needs the extra serve")
-    assert "max-mb" in refused(capsys, tmp_path, "serve", "--max-mb", 0)
-    assert "choose another" in refused(capsys, tmp_path, "serve", "--host", "203.0.113.7")
-    assert "the token is empty" in refused(capsys, tmp_path, "serve", "--token", "")
-    assert "--store is empty" in refused(capsys, tmp_path, "serve", "--store", "")
-    assert "from 0 to 65535" in refused(capsys, tmp_path, "serve", "--port", 99999)
-    assert "no-model" in refused(capsys, tmp_path, "serve", "--port", 0, "--model", tmp_path / "no-model")
-    assert "directory" in refused(capsys, tmp_path, "serve", "--port", 0, "--store", tmp_path)
+    assert "max-mb" in run_refused(capsys, tmp_path, "serve", "--max-mb", 0)
+    assert "choose another" in run_refused(capsys, tmp_path, "serve", "--host", "203.0.113.7")
+    assert "the token is empty" in run_refused(capsys, tmp_path, "serve", "--token", "")
+    assert "--store is empty" in run_refused(capsys, tmp_path, "serve", "--store", "")
+    assert "from 0 to 65535" in run_refused(capsys, tmp_path, "serve", "--port", 99999)
+    assert "no-model" in run_refused(capsys, tmp_path, "serve", "--port", 0, "--model", tmp_path / "no-model")
+    assert "directory" in run_refused(capsys, tmp_path, "serve", "--port", 0, "--store", tmp_path)
 
 
-def test_without_the_extra(capsys, monkeypatch) -> None:
+def test_missing_extra_is_reported(capsys, monkeypatch) -> None:
     for name in [name for name in sys.modules if name.startswith(("ecapa_jax.serve.app", "ecapa_jax.serve.run"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "fastapi", None)

@@ -1,4 +1,4 @@
-"""A small collection of speech-like sound, and a run on it."""
+"""Fixtures: a small collection of speech-like sounds, and a training run on it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import soundfile
 from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.loop import train
 from ecapa_jax.train.settings import build_config
-from helpers.training import Silent, tiny_document
+from helpers.training import QuietProgress, tiny_document
 
 RATE = 16000
 
 
 @pytest.fixture(scope="session")
 def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five speakers, three utterances each of 0.6 to 0.8 s: `speaker/utterance.flac`."""
+    """Writes three utterances of 0.6 to 0.8 s for each of five speakers, as `speaker/utterance.flac`."""
     folder = tmp_path_factory.mktemp("speech")
     generator = np.random.default_rng(0)
     for speaker in range(5):
@@ -33,13 +33,13 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def config(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """A tiny run."""
+    """The configuration of a tiny run."""
     return build_config(tiny_document(collection, tmp_path_factory.mktemp("config")))
 
 
 @pytest.fixture(scope="session")
 def finished(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing interrupted."""
+    """The folder of a run that was not interrupted."""
     directory = tmp_path_factory.mktemp("runs") / "whole"
-    assert train(config, directory, Silent()).finished
+    assert train(config, directory, QuietProgress()).finished
     return directory

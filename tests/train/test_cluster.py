@@ -1,4 +1,4 @@
-"""How a process finds the others of its run, and what a launcher does with them."""
+"""Tests of how a process finds the other processes of its run, and of the launcher."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ GKE = {"TPU_WORKER_HOSTNAMES": "job-0.job,job-1.job", "TPU_WORKER_ID": "1"}
         ({}, None),
     ],
 )
-def test_the_environment_tells(environment, expected):
+def test_cluster_is_read_from_the_environment(environment, expected):
     assert find_cluster({"JAX_PLATFORMS": "cpu", **environment}) == expected
 
 
-def test_flags_win_and_come_together():
+def test_flags_override_the_environment_and_must_be_complete():
     assert find_cluster(SLURM, "host:1", 3, 2) == Cluster("flags", "host:1", 3, 2, 3)
     with pytest.raises(ConfigError, match="--process-index must be given too"):
         find_cluster({}, "host:1", 3, None)
@@ -60,23 +60,23 @@ def test_flags_win_and_come_together():
         find_cluster({}, "host:1", 3, 3)
 
 
-def test_a_variable_that_is_no_number_is_reported():
+def test_invalid_environment_variable_is_reported():
     with pytest.raises(ConfigError, match=r"'two'.*: correct it, or give --coordinator"):
         find_cluster({**SLURM, "SLURM_PROCID": "two"})
 
 
 @pytest.mark.parametrize("flags", [("--processes", "0"), ("--processes", "2", "--process-index", "0")])
-def test_processes_are_placed_by_the_launcher_alone(capsys, tmp_path, flags):
-    told = run(capsys, "train", "smoke", "--out", str(tmp_path / "run"), *flags)
-    assert told.code == 2
-    assert "sets its address and index" in told.err
+def test_processes_option_with_cluster_flags_is_refused(capsys, tmp_path, flags):
+    result = run(capsys, "train", "smoke", "--out", str(tmp_path / "run"), *flags)
+    assert result.code == 2
+    assert "sets its address and index" in result.err
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     "address", ["localhost:9", "127.0.0.1:9", "127.1.2.3:9", "[::1]:9", "LOCALHOST:9", "0.0.0.0:9"]
 )
-def test_a_loopback_coordinator_is_for_one_machine(address):
+def test_loopback_coordinator_is_refused_for_several_machines(address):
     with pytest.raises(ConfigError, match="other machines can't reach the coordinator"):
         find_cluster({}, address, 2, 0)
     with pytest.raises(ConfigError, match=r"\(JAX_COORDINATOR_ADDRESS\)"):
@@ -86,8 +86,8 @@ def test_a_loopback_coordinator_is_for_one_machine(address):
         find_cluster({**SLURM, "SLURM_STEP_NODELIST": "localhost"})
 
 
-def child(text: str) -> list[str]:
-    """A process whose `i` is its index; its own flags follow."""
+def child_command(text: str) -> list[str]:
+    """Returns the command of a process in which `i` is its index."""
     return [sys.executable, "-c", f"import os, signal, sys, time\ni = int(sys.argv[-1])\n{text}"]
 
 
@@ -95,31 +95,33 @@ def never() -> bool:
     return False
 
 
-def test_all_well(tmp_path: Path):
-    launch(child(f"open(r'{tmp_path}/' + str(i), 'w').write(' '.join(sys.argv[1:]))"), 3, never)
+def test_launcher_succeeds_if_all_processes_succeed(tmp_path: Path):
+    launch(child_command(f"open(r'{tmp_path}/' + str(i), 'w').write(' '.join(sys.argv[1:]))"), 3, never)
     written = [(tmp_path / str(index)).read_text().split() for index in range(3)]
     assert {tuple(words[:5]) for words in written} == {tuple(written[0][:5])}
     assert written[0][0] == "--coordinator"
     assert written[0][2:4] == ["--process-count", "3"]
 
 
-def test_one_is_lost_and_the_rest_are_stopped(monkeypatch):
-    """Whatever the rest wait for, and even where they do not listen."""
+def test_launcher_stops_all_processes_if_one_fails(monkeypatch):
+    """The other processes are stopped even if they ignore SIGTERM."""
     monkeypatch.setattr("ecapa_jax.train.scale.launch.OWN_SECONDS", 0.5)
     monkeypatch.setattr("ecapa_jax.train.scale.launch.STOP_SECONDS", 0.5)
     began = time.monotonic()
     text = "signal.signal(signal.SIGTERM, signal.SIG_IGN) if i == 0 else None\ntime.sleep(0.5)\n"
     with pytest.raises(TrainingError, match="process 1 of 3 was killed by SIGKILL; the others were stopped: run"):
-        launch(child(text + "os.kill(os.getpid(), 9) if i == 1 else time.sleep(600)"), 3, never)
+        launch(child_command(text + "os.kill(os.getpid(), 9) if i == 1 else time.sleep(600)"), 3, never)
     assert time.monotonic() - began < 30
 
 
-def test_the_last_words_of_the_lost_are_reported():
+def test_last_output_of_the_failed_process_is_reported():
     with pytest.raises(TrainingError, match=r"process 1 of 2 ended with exit code 2 \(no such file\); the others"):
-        launch(child("print('ecapa-jax: no such file', file=sys.stderr) if i else None\nsys.exit(2 * i)"), 2, never)
+        launch(
+            child_command("print('ecapa-jax: no such file', file=sys.stderr) if i else None\nsys.exit(2 * i)"), 2, never
+        )
 
 
-def test_a_stop_is_passed_on():
+def test_launcher_forwards_stop_signals():
     asked = iter([False] * 10 + [True] * 10**6)
     with pytest.raises(Stopped, match="all 2 processes"):
-        launch(child("signal.signal(15, lambda *_: sys.exit(75))\ntime.sleep(600)"), 2, lambda: next(asked))
+        launch(child_command("signal.signal(15, lambda *_: sys.exit(75))\ntime.sleep(600)"), 2, lambda: next(asked))

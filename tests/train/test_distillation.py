@@ -1,4 +1,4 @@
-"""A student that learns from a teacher: losses, tables, teacher bundles, views, and exact resumption."""
+"""Tests of distillation: losses, tables of embeddings, teacher bundles, views, and exact resumption."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from ecapa_jax.train.losses import Pairs, teacher_loss
 from ecapa_jax.train.settings import build_config, config_document
 from ecapa_jax.train.teacher import TeacherBundle, TeacherTable, compute_targets, read_teacher
 from ecapa_jax.train.views import write_views
-from helpers.training import Silent, assert_equal_runs, killed, stop_after
+from helpers.training import QuietProgress, assert_equal_runs, stop_after, train_and_kill
 
 DIMENSION = 16
 
 
-def unit(x: np.ndarray) -> np.ndarray:
+def normalize(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def expected_loss(config: TeacherConfig, student: np.ndarray, teacher: np.ndarray) -> np.ndarray:
-    """Row by row in float64."""
-    s, t = unit(student.astype(np.float64)), unit(teacher.astype(np.float64))
+    """Computes the loss row by row in float64."""
+    s, t = normalize(student.astype(np.float64)), normalize(teacher.astype(np.float64))
     losses = np.zeros(len(s))
     for i in range(len(s)):
         losses[i] += config.cosine * (1 - s[i] @ t[i])
@@ -47,21 +47,21 @@ def expected_loss(config: TeacherConfig, student: np.ndarray, teacher: np.ndarra
     return losses
 
 
-def pairs(student: np.ndarray, teacher: np.ndarray, rows: np.ndarray) -> Pairs:
+def make_pairs(student: np.ndarray, teacher: np.ndarray, rows: np.ndarray) -> Pairs:
     return Pairs(jnp.asarray(student[rows]), jnp.asarray(teacher[rows]), jnp.asarray(rows))
 
 
 @pytest.mark.parametrize("weights", [(1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 5, 0.2)])
-def test_the_loss_is_the_formula(weights):
+def test_loss_equals_the_formula(weights):
     config = TeacherConfig(**dict(zip(("cosine", "relations", "contrast"), map(float, weights), strict=True)))
     generator = np.random.default_rng(0)
     student, teacher = generator.standard_normal((2, 6, 9)).astype(np.float32)
-    every = pairs(student, teacher, np.arange(6))
+    every = make_pairs(student, teacher, np.arange(6))
     losses, agreement = teacher_loss(config, every, every)
     np.testing.assert_allclose(losses, expected_loss(config, student, teacher), atol=2e-6)
     if config.cosine or config.contrast:
-        np.testing.assert_allclose(agreement, np.sum(unit(student) * unit(teacher), axis=1), atol=1e-6)
-    part, _ = teacher_loss(config, pairs(student, teacher, np.array([4, 1])), every)
+        np.testing.assert_allclose(agreement, np.sum(normalize(student) * normalize(teacher), axis=1), atol=1e-6)
+    part, _ = teacher_loss(config, make_pairs(student, teacher, np.array([4, 1])), every)
     np.testing.assert_allclose(part, losses[np.array([4, 1])], atol=1e-6)
 
 
@@ -71,7 +71,7 @@ def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 def table_rows(config: TrainConfig) -> list[dict[str, Any]]:
-    """An embedding for each utterance that depends on its speaker."""
+    """Returns an embedding for each utterance, which depends on its speaker."""
     manifest = read_manifest(config.data.manifest)
     generator = np.random.default_rng(3)
     voices = generator.standard_normal((len(manifest.speakers), DIMENSION))
@@ -82,8 +82,8 @@ def table_rows(config: TrainConfig) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def taught(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
-    """A tiny run of which half the utterances have no speaker, taught by a table."""
+def distillation_config(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> TrainConfig:
+    """A tiny run with a table of teacher embeddings, in which half of the utterances have no speaker."""
     folder = tmp_path_factory.mktemp("taught")
     rows = read_rows(Path(config.data.manifest))
     for row in rows:
@@ -99,40 +99,44 @@ def taught(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Tra
 
 
 @pytest.fixture(scope="session")
-def taught_run(taught: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def distillation_run(distillation_config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("taught_run") / "whole"
-    assert train(taught, directory, Silent()).finished
+    assert train(distillation_config, directory, QuietProgress()).finished
     return directory
 
 
-def test_the_student_nears_its_teacher(taught_run):
-    cosines = [line["teacher_cosine"] for line in history(taught_run) if "teacher_cosine" in line]
+def test_student_approaches_its_teacher(distillation_run):
+    cosines = [line["teacher_cosine"] for line in history(distillation_run) if "teacher_cosine" in line]
     assert cosines[-1] > cosines[0] + 0.1
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(taught, taught_run, tmp_path):
-    assert not train(taught, tmp_path / "run", Silent(), stop_after(4)).finished
-    assert train(taught, tmp_path / "run", Silent()).finished
-    assert_equal_runs(taught, tmp_path / "run", taught_run)
+def test_stopped_run_resumes_bit_for_bit(distillation_config, distillation_run, tmp_path):
+    assert not train(distillation_config, tmp_path / "run", QuietProgress(), stop_after(4)).finished
+    assert train(distillation_config, tmp_path / "run", QuietProgress()).finished
+    assert_equal_runs(distillation_config, tmp_path / "run", distillation_run)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(taught, taught_run, tmp_path):
-    assert killed(taught, tmp_path / "run", lambda run: (run / "metrics.jsonl").exists() and len(history(run)) >= 2)
-    assert train(taught, tmp_path / "run", Silent()).finished
-    assert_equal_runs(taught, tmp_path / "run", taught_run)
+def test_killed_run_resumes_bit_for_bit(distillation_config, distillation_run, tmp_path):
+    assert train_and_kill(
+        distillation_config, tmp_path / "run", lambda run: (run / "metrics.jsonl").exists() and len(history(run)) >= 2
+    )
+    assert train(distillation_config, tmp_path / "run", QuietProgress()).finished
+    assert_equal_runs(distillation_config, tmp_path / "run", distillation_run)
 
 
-def test_another_table_is_refused(taught, taught_run, tmp_path):
-    rows = pq.read_table(taught.teacher.embeddings).to_pylist()
+def test_resuming_with_another_table_is_refused(distillation_config, distillation_run, tmp_path):
+    rows = pq.read_table(distillation_config.teacher.embeddings).to_pylist()
     rows[0]["embedding"][0] += 1.0
-    other = dataclasses.replace(taught.teacher, embeddings=str(write_table(tmp_path / "other.parquet", rows)))
+    other = dataclasses.replace(
+        distillation_config.teacher, embeddings=str(write_table(tmp_path / "other.parquet", rows))
+    )
     with pytest.raises(TrainingError, match="another teacher"):
-        train(dataclasses.replace(taught, teacher=other), taught_run, Silent())
+        train(dataclasses.replace(distillation_config, teacher=other), distillation_run, QuietProgress())
 
 
 @pytest.mark.parametrize("fault", ["missing", "twice", "length", "nan", "null"])
-def test_a_faulty_table_is_refused_and_its_row_named(taught, tmp_path, capsys, fault):
-    rows = pq.read_table(taught.teacher.embeddings).to_pylist()
+def test_error_names_the_invalid_row_of_the_table(distillation_config, tmp_path, capsys, fault):
+    rows = pq.read_table(distillation_config.teacher.embeddings).to_pylist()
     name = rows[3]["id"]
     if fault == "missing":
         del rows[3]
@@ -144,15 +148,15 @@ def test_a_faulty_table_is_refused_and_its_row_named(taught, tmp_path, capsys, f
         rows[3]["embedding"][2] = float("nan")
     else:
         rows[3]["embedding"] = None
-    document = config_document(taught)
+    document = config_document(distillation_config)
     document["teacher"]["embeddings"] = str(write_table(tmp_path / "faulty.parquet", rows))
     with pytest.raises(ConfigError, match="faulty") as error:
-        read_teacher(build_config(document), read_manifest(taught.data.manifest))
+        read_teacher(build_config(document), read_manifest(distillation_config.data.manifest))
     assert name in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_the_command_line_refuses_a_faulty_table_in_one_line(config, tmp_path, capsys):
+def test_command_line_refuses_an_invalid_table_in_one_line(config, tmp_path, capsys):
     table = write_table(tmp_path / "table.parquet", table_rows(config)[1:])
     changes = [f"data.manifest={config.data.manifest}", f"teacher.embeddings={table}", "model.ecapa.embedding_dim=16"]
     options = [part for change in changes for part in ("--set", change)]
@@ -162,26 +166,29 @@ def test_the_command_line_refuses_a_faulty_table_in_one_line(config, tmp_path, c
     assert "has no row for" in message
 
 
-def test_embeddings_of_another_size_need_relations_alone(taught, tmp_path):
-    rows = [{**row, "embedding": row["embedding"][:8]} for row in pq.read_table(taught.teacher.embeddings).to_pylist()]
+def test_embeddings_of_another_size_allow_only_the_relation_loss(distillation_config, tmp_path):
+    rows = [
+        {**row, "embedding": row["embedding"][:8]}
+        for row in pq.read_table(distillation_config.teacher.embeddings).to_pylist()
+    ]
     table = str(write_table(tmp_path / "small.parquet", rows))
-    manifest = read_manifest(taught.data.manifest)
-    small = dataclasses.replace(taught.teacher, embeddings=table)
+    manifest = read_manifest(distillation_config.data.manifest)
+    small = dataclasses.replace(distillation_config.teacher, embeddings=table)
     with pytest.raises(ConfigError, match="8 values"):
-        read_teacher(dataclasses.replace(taught, teacher=small), manifest)
+        read_teacher(dataclasses.replace(distillation_config, teacher=small), manifest)
     related = dataclasses.replace(small, cosine=0.0, contrast=0.0)
-    found = read_teacher(dataclasses.replace(taught, teacher=related), manifest)
+    found = read_teacher(dataclasses.replace(distillation_config, teacher=related), manifest)
     assert isinstance(found, TeacherTable)
     assert found.target(0, 0).shape == (8,)
 
 
-def test_utterances_without_a_speaker_need_a_teacher(taught, tmp_path):
-    alone = dataclasses.replace(taught, teacher=TeacherConfig())
+def test_utterances_without_a_speaker_need_a_teacher(distillation_config, tmp_path):
+    alone = dataclasses.replace(distillation_config, teacher=TeacherConfig())
     with pytest.raises(TrainingError, match="have no speaker"):
-        train(alone, tmp_path / "run", Silent())
+        train(alone, tmp_path / "run", QuietProgress())
 
 
-def test_speeds_have_rows_of_their_own(config, tmp_path):
+def test_each_speed_has_its_own_table_row(config, tmp_path):
     document = config_document(config)
     document["data"]["speeds"] = [1.0, 0.9]
     rows = table_rows(config)
@@ -195,30 +202,30 @@ def test_speeds_have_rows_of_their_own(config, tmp_path):
     np.testing.assert_array_equal(found.target(2, 0), -found.target(2, 1))
 
 
-def test_a_teacher_bundle_teaches_within_the_step(config, finished, tmp_path):
-    """Its targets are its embeddings less their mean, and a resumed run is the run that nothing stopped."""
+def test_teacher_bundle_computes_targets_within_the_step(config, finished, tmp_path):
+    """The targets are the teacher's embeddings minus their mean. A resumed run equals an uninterrupted run."""
     document = config_document(config)
     document["teacher"] = {"bundle": str(finished / "bundle"), "same_view": 0.5}
-    taught = build_config(document)
-    teacher = read_teacher(taught, read_manifest(config.data.manifest))
+    distillation_config = build_config(document)
+    teacher = read_teacher(distillation_config, read_manifest(config.data.manifest))
     assert isinstance(teacher, TeacherBundle)
     waveforms = 0.1 * np.random.default_rng(0).standard_normal((3, 8000)).astype(np.float32)
     targets = compute_targets(teacher.config, teacher.arrays, jnp.asarray(waveforms), jnp.full(3, 8000))
     expected = load(finished / "bundle").embed(list(waveforms), sample_rate=16000) - teacher.arrays["centre"]
     np.testing.assert_allclose(targets, expected, atol=1e-4 * np.abs(expected).max())
     assert np.abs(teacher.arrays["centre"]).max() > 0
-    assert train(taught, tmp_path / "whole", Silent()).finished
-    assert not train(taught, tmp_path / "stopped", Silent(), stop_after(5)).finished
-    assert train(taught, tmp_path / "stopped", Silent()).finished
-    assert_equal_runs(taught, tmp_path / "stopped", tmp_path / "whole")
+    assert train(distillation_config, tmp_path / "whole", QuietProgress()).finished
+    assert not train(distillation_config, tmp_path / "stopped", QuietProgress(), stop_after(5)).finished
+    assert train(distillation_config, tmp_path / "stopped", QuietProgress()).finished
+    assert_equal_runs(distillation_config, tmp_path / "stopped", tmp_path / "whole")
 
 
-def test_views_are_what_training_hears_and_go_on_where_they_stopped(config, tmp_path, monkeypatch):
+def test_views_equal_the_training_batches_and_resume(config, tmp_path, monkeypatch):
     document = config_document(config)
     document["augment"] |= {"mixture": 1.0, "probability": 1.0}
     config = build_config(document)
     made = write_views(config, tmp_path / "whole", 18)
-    assert made.views == 20  # whole batches of 4
+    assert made.views == 20  # only full batches of 4
     assert 12 <= made.utterances <= 15
     manifest = read_manifest(made.manifest)
     assert len(set(zip(manifest.ids, manifest.variants, strict=True))) == 20
@@ -240,7 +247,7 @@ def test_views_are_what_training_hears_and_go_on_where_they_stopped(config, tmp_
         write_views(config, tmp_path / "stopped", 18)
 
 
-def test_the_views_command_says_what_it_wrote(config, tmp_path, capsys):
+def test_views_command_prints_what_it_wrote(config, tmp_path, capsys):
     changes = [f"data.manifest={config.data.manifest}", "data.batch_size=4", "data.crop_seconds=0.5"]
     options = [part for change in changes for part in ("--set", change)]
     assert main(["views", "distil", "-o", str(tmp_path / "views"), "-n", "4", "--json", *options]) == 0

@@ -1,4 +1,4 @@
-"""Margin softmax against plain NumPy in float64, and its limits."""
+"""Tests of margin softmax losses against NumPy in float64, and of their limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS, SPEAKERS = 5, 7
 
 
 def expected_logits(config: LossConfig, cosine: np.ndarray, labels: np.ndarray, margin: float) -> np.ndarray:
-    """Element by element, with the angle itself."""
+    """Computes logits element by element from the angle."""
     logits = cosine.astype(np.float64).copy()
     for row, label in enumerate(labels):
         others = [k for k in range(cosine.shape[1]) if k != label]
@@ -38,19 +38,19 @@ def expected_logits(config: LossConfig, cosine: np.ndarray, labels: np.ndarray, 
 @pytest.mark.parametrize("kind", ["aam", "am", "softmax"])
 @pytest.mark.parametrize("fallback", ["continuous", "sine"])
 @pytest.mark.parametrize("top_k", [0, 3])
-def test_logits_are_the_formula(kind, fallback, top_k):
+def test_logits_equal_the_formula(kind, fallback, top_k):
     top_k = top_k if kind != "softmax" else 0
     config = LossConfig(kind=kind, fallback=fallback, top_k=top_k, scale=30.0)
     generator = np.random.default_rng(0)
     cosine = generator.uniform(-0.999, 0.999, (ROWS, SPEAKERS)).astype(np.float32)
     labels = generator.integers(0, SPEAKERS, ROWS).astype(np.int32)
-    cosine[0, labels[0]] = -0.999  # beyond the turn
+    cosine[0, labels[0]] = -0.999  # beyond the angle where the margin would exceed pi
     ours = margin_logits(config, jnp.asarray(cosine), jnp.asarray(labels), jnp.float32(0.3))
     np.testing.assert_allclose(ours, expected_logits(config, cosine, labels, 0.3), atol=1e-4)
 
 
-def test_the_continuous_fallback_meets_the_curve():
-    """At the turn both branches agree, so that the loss has no step; the sine fallback has one."""
+def test_continuous_fallback_has_no_step():
+    """Both branches are equal at the angle where they meet. The sine fallback has a step there."""
     turn = np.float32(np.cos(np.pi - 0.3))
     around = jnp.array([[turn - 1e-5], [turn + 1e-5]])
     steps = {
@@ -62,7 +62,7 @@ def test_the_continuous_fallback_meets_the_curve():
     assert steps["continuous"] < 1e-3 < steps["sine"]
 
 
-def test_the_nearest_sub_centre_counts():
+def test_nearest_sub_centre_is_used():
     generator = np.random.default_rng(1)
     embeddings = generator.standard_normal((ROWS, 6)).astype(np.float32)
     centres = generator.standard_normal((SPEAKERS, 3, 6)).astype(np.float32)
@@ -73,7 +73,7 @@ def test_the_nearest_sub_centre_counts():
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**31 - 1), st.floats(1.0, 64.0))
-def test_cross_entropy_is_minus_log_probability(seed, scale):
+def test_cross_entropy_equals_negative_log_probability(seed, scale):
     generator = np.random.default_rng(seed)
     logits = (scale * generator.uniform(-1, 1, (ROWS, SPEAKERS))).astype(np.float32)
     labels = generator.integers(0, SPEAKERS, ROWS).astype(np.int32)
@@ -84,7 +84,7 @@ def test_cross_entropy_is_minus_log_probability(seed, scale):
 
 @pytest.mark.parametrize("top_k", [0, 2])
 def test_gradients_are_finite_where_vectors_coincide_or_vanish(top_k):
-    """A cosine of exactly 1, and an embedding of length zero."""
+    """The test has a cosine of exactly 1 and an embedding of length zero."""
     config = LossConfig(top_k=top_k)
     centres = jnp.eye(SPEAKERS)[:, None]
     embeddings = jnp.concatenate([jnp.eye(SPEAKERS)[:1], jnp.zeros((1, SPEAKERS))])
@@ -97,7 +97,7 @@ def test_gradients_are_finite_where_vectors_coincide_or_vanish(top_k):
         assert np.isfinite(gradient).all()
 
 
-def test_a_larger_margin_is_a_larger_loss():
+def test_loss_grows_with_the_margin():
     config = LossConfig()
     cosine = jnp.asarray(np.random.default_rng(2).uniform(-0.9, 0.9, (ROWS, SPEAKERS)), jnp.float32)
     labels = jnp.arange(ROWS)

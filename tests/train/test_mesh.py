@@ -1,4 +1,4 @@
-"""A step on a mesh of fake devices equals the step on one."""
+"""Tests that a step on a mesh of simulated devices equals the step on one device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PROGRAM = Path(__file__).parents[1] / "helpers" / "mesh_steps.py"
 
 
 def on_eight_devices(*cases: dict[str, Any]) -> list[dict[str, Any]]:
-    """The report of each case; unoptimised code, because compiling is what takes the time."""
+    """Returns the report of each case, from unoptimized programs, because compiling takes most of the time."""
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(PROGRAM), json.dumps(cases)]
@@ -40,7 +40,7 @@ def on_eight_devices(*cases: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_equal(report: dict[str, Any]) -> None:
-    """1e-5 after a step, 1e-4 after twenty, of the largest value of each part of the state."""
+    """Checks the differences: 1e-5 after one step and 1e-4 after 20, relative to the largest value of each part."""
     first, last = report["differences"]
     print(f"after 1 step {max(first.values()):.1e}, after 20 {max(last.values()):.1e}")
     assert max(first.values()) <= 1e-5
@@ -50,15 +50,15 @@ def check_equal(report: dict[str, Any]) -> None:
 
 
 def check_program(report: dict[str, Any], data: int, model: int) -> None:
-    """Embeddings travel along the model axis, the classifier never does, and no device repeats another's backbone."""
-    assert len(report["pieces"]) >= 2  # the classifier and its momentum
+    """Checks that embeddings, but not the classifier, are sent along the model axis, and that no work is repeated."""
+    assert len(report["pieces"]) >= 2  # classifier and its momentum
     assert set(map(tuple, report["pieces"].values())) == {(report["rows"][0] // model,)}
-    shares = 16 // data  # rows that one part of the classifier sees
+    shares = 16 // data  # rows of one part of the classifier
     gathered = [tuple(shape) for kind, shape in report["collectives"] if kind == "all-gather"]
     if model > 1:
         assert (shares, 16) in gathered
         assert any(kind == "reduce-scatter" for kind, _ in report["collectives"])
-    # Labels, embeddings, and each part's three nearest speakers.
+    # These are labels, embeddings, and the three nearest speakers of each part.
     assert set(gathered) <= {(shares,), (shares, 16), (shares, min(3, report["rows"][0] // model) * model)}
     assert any(kind == "all-reduce" for kind, _ in report["collectives"])
     alone, each = report["flops"]
@@ -66,8 +66,8 @@ def check_program(report: dict[str, Any], data: int, model: int) -> None:
     assert 8 * each <= 1.05 * alone
 
 
-def test_two_by_four_is_one_device() -> None:
-    """Sub-centres, inter-top-K, augmentation, clipping, moving average; 13 speakers and three rows of padding."""
+def test_two_by_four_mesh_equals_one_device() -> None:
+    """The run has sub-centres, inter-top-K, augmentation, clipping, moving average, 13 speakers and 3 padding rows."""
     (report,) = on_eight_devices({"mesh": {"data": 2, "model": 4}})
     assert report["rows"] == [16, 2, 16]
     check_equal(report)
@@ -75,15 +75,15 @@ def test_two_by_four_is_one_device() -> None:
 
 
 @pytest.mark.slow
-def test_distillation_on_two_by_four_is_one_device() -> None:
-    """Every loss against a table's embeddings, and the speakers of those rows that have one."""
+def test_distillation_on_two_by_four_mesh_equals_one_device() -> None:
+    """The run has every loss against a table's embeddings, and the classifier loss of rows with a speaker."""
     teacher = {"embeddings": "table", "relations": 5.0, "contrast": 0.2, "labels": 0.5}
     (report,) = on_eight_devices({"mesh": {"data": 2, "model": 4}, "teacher": teacher})
     check_equal(report)
 
 
 @pytest.mark.slow
-def test_other_grids_are_one_device() -> None:
+def test_other_meshes_equal_one_device() -> None:
     grids = ((8, 1), (2, 4), (1, 8))
     for grid, report in zip(
         grids, on_eight_devices(*({"mesh": {"data": data, "model": model}} for data, model in grids)), strict=True
@@ -94,8 +94,8 @@ def test_other_grids_are_one_device() -> None:
 
 
 @pytest.mark.slow
-def test_other_ways_of_a_step_are_one_device() -> None:
-    """Micro-batches hold the same examples; losses without sub-centres; recomputed activations; AdamW."""
+def test_other_step_settings_on_a_mesh_equal_one_device() -> None:
+    """The cases have micro-batches, losses without sub-centres, recomputed activations, and AdamW."""
     grid = {"data": 2, "model": 4}
     plain = {"sub_centres": 1, "top_k": 0}
     cases = [
@@ -103,8 +103,8 @@ def test_other_ways_of_a_step_are_one_device() -> None:
         {"mesh": grid, "step": {"rematerialize": True}, "loss": plain},
         {"mesh": grid, "loss": {"kind": "am", "sub_centres": 1}},
         {"mesh": grid, "loss": {"kind": "softmax", "sub_centres": 3, "top_k": 0}},
-        # Unclipped steps are large: at the others' rate, or a quarter of it, one device drifts as far from itself (0.1)
-        # when its weights change by 1e-7, at the same step, where a rectifier turns over.
+        # Unclipped steps are large. At the learning rate of the other cases, or a quarter of it, a change of the
+        # weights by 1e-7 changes even the run on one device by 0.1, at a step where the input of a ReLU changes sign.
         {"mesh": grid, "loss": {**plain, "fallback": "sine"}, "optim": {"clip_norm": 0.0, "ema": 0.0, "peak": 1e-4}},
     ]
     for case, report in zip(cases, on_eight_devices(*cases), strict=True):
@@ -113,8 +113,8 @@ def test_other_ways_of_a_step_are_one_device() -> None:
 
 
 @pytest.mark.slow
-def test_statistics_of_each_replica() -> None:
-    """Another training, with fewer messages; it must not diverge."""
+def test_batch_statistics_per_replica() -> None:
+    """Statistics per replica give another training with fewer messages, which must not diverge."""
     every, own = on_eight_devices(
         {"mesh": {"data": 8, "model": 1}}, {"mesh": {"data": 8, "model": 1, "batch_norm": "replica"}}
     )
@@ -142,7 +142,7 @@ def test_each_device_has_a_share_of_each_micro_batch(n_devices: int, n_parts: in
         (MeshConfig(model=3), 256, "are 3 devices"),
     ],
 )
-def test_what_does_not_fit_is_reported(mesh: MeshConfig, batch: int, words: str) -> None:
+def test_invalid_mesh_or_batch_is_reported(mesh: MeshConfig, batch: int, words: str) -> None:
     config = TrainConfig()
     config = dataclasses.replace(config, mesh=mesh, data=dataclasses.replace(config.data, batch_size=batch))
     with pytest.raises(TrainingError, match=words):
@@ -151,8 +151,8 @@ def test_what_does_not_fit_is_reported(mesh: MeshConfig, batch: int, words: str)
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("rematerialize", [False, True])
-def test_every_dtype_can_be_spread(dtype: str, rematerialize: bool) -> None:
-    """JAX checks, without computing, that what differs between devices is summed where it must not."""
+def test_every_dtype_can_be_sharded(dtype: str, rematerialize: bool) -> None:
+    """JAX checks without computing that values which differ between devices are summed if they must be equal."""
     config = config_of({"step": {"dtype": dtype, "rematerialize": rematerialize}})
     kinds = (AxisType.Auto, AxisType.Auto)
     mesh = jax.make_mesh((1, 1), (DATA, MODEL), kinds, devices=jax.devices()[:1])
@@ -168,8 +168,8 @@ def test_every_dtype_can_be_spread(dtype: str, rematerialize: bool) -> None:
 
 
 @pytest.mark.slow
-def test_bfloat16_is_one_device_but_for_its_rounding() -> None:
-    """Rounding differs where sums are split: 1e-2 of the largest value after a step; the same number of messages."""
+def test_bfloat16_on_a_mesh_equals_one_device_within_rounding() -> None:
+    """Split sums round differently: the bound is 1e-2 of the largest value. The number of messages is equal."""
     (report,) = on_eight_devices({"mesh": {"data": 2, "model": 4}, "step": {"dtype": "bfloat16"}})
     first, last = report["differences"]
     print(f"after 1 step {first}, after 20 {last}")
@@ -178,6 +178,6 @@ def test_bfloat16_is_one_device_but_for_its_rounding() -> None:
     check_program(report, 2, 4)
 
 
-def test_one_device_is_no_mesh() -> None:
+def test_one_device_needs_no_mesh() -> None:
     assert make_mesh(TrainConfig()) is None
     assert count_padded_speakers(None, 13) == 13

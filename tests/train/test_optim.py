@@ -1,4 +1,4 @@
-"""The optimizer's parts; the whole is compared with PyTorch in tests/peers."""
+"""Tests of the optimizer's parts; tests/peers compares the whole optimizer with PyTorch."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,15 +8,15 @@ from ecapa_jax.train.config import OptimConfig
 from ecapa_jax.train.optim import apply_updates, move_average, optimizer
 
 
-def test_a_moving_average_forgets_the_first_weights_soon():
-    """After 200 steps at a decay of 0.999 the start still counted 82 % without the growing memory."""
+def test_moving_average_forgets_the_initial_weights_quickly():
+    """With a constant decay of 0.999, the initial weights would still have a share of 82 % after 200 steps."""
     average = {"w": jnp.full(3, 100.0)}
     for step in range(200):
         average = move_average(average, {"w": jnp.ones(3)}, 0.999, jnp.asarray(step))
     assert float(jnp.abs(average["w"] - 1).max()) < 1e-3
 
 
-def test_a_moving_average_is_the_sum_of_its_weights():
+def test_moving_average_equals_the_weighted_sum():
     values = np.random.default_rng(0).standard_normal(50).astype(np.float32)
     average, expected = jnp.zeros(()), 0.0
     for step, value in enumerate(values):
@@ -27,8 +27,8 @@ def test_a_moving_average_is_the_sum_of_its_weights():
 
 
 @pytest.mark.parametrize("decay", ["all", "kernels"])
-def test_decay_leaves_biases_and_norms_alone_where_asked(decay):
-    """A gradient of zero moves what decays, and nothing else."""
+def test_weight_decay_can_exclude_biases_and_norms(decay):
+    """With zero gradients, a step changes only the parameters that decay."""
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
     update = optimizer(OptimConfig(name="adamw", weight_decay=0.5, decay=decay))
     zeros = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros(2)}

@@ -1,4 +1,4 @@
-"""Plans for TPUs: what is read out of a program, and the compiler itself where it is installed."""
+"""Tests of plans for TPUs: analysis of a program's text, and the TPU compiler if it is installed."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_messages_are_read_from_a_program():
     )
 
 
-def test_products_are_distinguished_by_what_goes_in():
+def test_products_are_distinguished_by_their_operand_dtypes():
     assert count_products(HLO) == {"bfloat16": 1, "mixed": 1, "float32": 1}
 
 
-def test_a_step_is_as_fast_as_the_slower_of_products_and_memory_and_then_the_links():
+def test_step_time_is_the_maximum_of_products_and_memory_plus_links():
     sent = Traffic("all-reduce", 4, 2, 400_000_000)
     assert sent.seconds(200e9) == pytest.approx(2 * 400e6 * 0.75 / 200e9 + 2 * 2 * 2e-6)
     program = Program(64, 4, 0, 0, 0, 197e9, 819e6, (sent,), {})
@@ -69,20 +69,20 @@ def test_a_step_is_as_fast_as_the_slower_of_products_and_memory_and_then_the_lin
         (("plan", "smoke", "--topology", "v5e:2x4", "--speakers", "1"), "needs two or more"),
     ],
 )
-def test_what_can_not_be_planned_is_reported(capsys, arguments, words):
-    told = run(capsys, *arguments)
-    assert told.code == 2
-    assert words in told.err
+def test_invalid_plans_are_reported(capsys, arguments, words):
+    result = run(capsys, *arguments)
+    assert result.code == 2
+    assert words in result.err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the TPU compiler is installed")
-def test_without_the_compiler_it_says_what_to_install(capsys):
-    told = run(capsys, "plan", "smoke", "--topology", "v5e:2x4", "--speakers", "9")
-    assert told.code == 2
-    assert "pip install 'ecapa-jax[tpu]'" in told.err
+def test_error_without_the_compiler_says_what_to_install(capsys):
+    result = run(capsys, "plan", "smoke", "--topology", "v5e:2x4", "--speakers", "9")
+    assert result.code == 2
+    assert "pip install 'ecapa-jax[tpu]'" in result.err
 
 
-def planned(*arguments: str) -> Any:
+def run_plan(*arguments: str) -> Any:
     command = [sys.executable, "-m", "ecapa_jax.cli.main", "plan", "smoke", "--speakers", "1001", "--json", *arguments]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
@@ -92,10 +92,10 @@ def planned(*arguments: str) -> Any:
 @pytest.mark.tpu_aot
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: ecapa-jax[tpu]")
-def test_the_tpu_compiler_plans_a_step():
-    """Eight chips, the classifier over two; bfloat16 goes into the network's products; twice as much batch fits."""
+def test_tpu_compiler_plans_a_step():
+    """The plan has eight chips, the classifier on two, bfloat16 products, and room for twice the batch."""
     changes = ("mesh.model=2", "step.dtype=bfloat16", "data.batch_size=64")
-    plan = planned("--topology", "v5e:2x4", *(part for change in changes for part in ("--set", change)), "--quick")
+    plan = run_plan("--topology", "v5e:2x4", *(part for change in changes for part in ("--set", change)), "--quick")
     assert (plan["chips"], plan["mesh"]) == (8, {"data": 4, "model": 2})
     assert plan["memory"]["arguments"] + plan["memory"]["temporaries"] <= plan["memory"]["total"] * 1.01
     assert plan["memory"]["total"] < plan["memory"]["available"]
@@ -103,9 +103,9 @@ def test_the_tpu_compiler_plans_a_step():
     kinds = {(kind["kind"], kind["group"]) for kind in plan["collectives"]}
     assert {("all-gather", 2), ("reduce-scatter", 2), ("all-reduce", 8)} <= kinds
     gathered = sum(kind["n_bytes"] for kind in plan["collectives"] if kind["kind"] == "all-gather")
-    assert gathered < 1001 * 192 * 4  # the classifier is not among it
-    alone = planned("--topology", "v5e:1x1", "--quick")
+    assert gathered < 1001 * 192 * 4  # the classifier is not gathered
+    alone = run_plan("--topology", "v5e:1x1", "--quick")
     assert (alone["chips"], alone["collectives"]) == (1, [])
-    refused = planned("--topology", "v5e:2x4", "--set", "mesh.model=3")
+    refused = run_plan("--topology", "v5e:2x4", "--set", "mesh.model=3")
     assert refused.returncode == 2
     assert "8 chips can't be divided by mesh.model 3" in refused.stderr

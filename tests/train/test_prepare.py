@@ -1,4 +1,4 @@
-"""Collections to manifests: layouts, checks, shards; nothing is lost without being listed."""
+"""Tests of preparing collections: layouts, checks, shards, and the list of unusable files."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ecapa_jax.train.data.prepare import prepare
 RATE = 16000
 
 
-def problems(folder: Path) -> dict[str, str]:
+def read_problems(folder: Path) -> dict[str, str]:
     with (folder / "problems.csv").open() as file:
         return {row["id"]: row["problem"] for row in csv.DictReader(file)}
 
 
-def test_what_can_not_be_used_is_listed(collection, tmp_path):
+def test_unusable_files_are_listed(collection, tmp_path):
     source = shutil.copytree(collection, tmp_path / "source")
     (source / "s0" / "broken.flac").write_bytes(b"fLaC of no use")
     soundfile.write(source / "s1" / "silent.wav", np.zeros(RATE), RATE)
@@ -38,13 +38,13 @@ def test_what_can_not_be_used_is_listed(collection, tmp_path):
     assert made.utterances == len(manifest) == 16
     assert manifest.speakers == ("s0", "s1", "s2", "s3", "s4")
     assert made.problems == {"broken": 1, "duplicate": 1, "short": 1, "silent": 1}
-    found = problems(tmp_path / "out")
+    found = read_problems(tmp_path / "out")
     assert set(found) == {"s0/broken.flac", "s1/silent.wav", "s2/short.wav", "s4/again.flac"}
     assert found["s4/again.flac"] == "duplicate: the samples of s3/u0.flac"
     assert manifest.samples[manifest.ids.index("s4/other_rate.wav")] == 18000
 
 
-def test_shards_hold_the_same_samples(collection, tmp_path):
+def test_shards_contain_the_same_samples(collection, tmp_path):
     pytest.importorskip("array_record")
     from array_record.python.array_record_module import ArrayRecordReader
 
@@ -85,7 +85,7 @@ def test_kaldi_and_csv_name_the_same_recordings(collection, tmp_path):
         ({}, "holds no recording"),
     ],
 )
-def test_a_bad_folder_is_reported(tmp_path, files, message):
+def test_invalid_folder_is_reported(tmp_path, files, message):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(TrainingError, match=message):
@@ -100,13 +100,13 @@ def test_a_bad_folder_is_reported(tmp_path, files, message):
         ("path,spk\nx.wav,\n", ":2: its speaker is missing"),
     ],
 )
-def test_a_bad_table_is_reported(tmp_path, text, message):
+def test_invalid_table_is_reported(tmp_path, text, message):
     (tmp_path / "x.csv").write_text(text)
     with pytest.raises(TrainingError, match=message):
         find_utterances(tmp_path / "x.csv")
 
 
-def test_nothing_is_overwritten_or_taken_for_a_manifest(collection, tmp_path):
+def test_existing_output_and_invalid_manifest_are_refused(collection, tmp_path):
     prepare(collection, tmp_path / "out")
     with pytest.raises(TrainingError, match="exists"):
         prepare(collection, tmp_path / "out")
@@ -119,7 +119,7 @@ def test_nothing_is_overwritten_or_taken_for_a_manifest(collection, tmp_path):
         prepare(tmp_path / "nowhere", tmp_path / "other")
 
 
-def test_segments_are_parts_of_the_whole(collection):
+def test_segments_equal_slices_of_the_recording(collection):
     path = next(collection.rglob("*.flac"))
     whole = read_segment(path, 0, 10**9, rate=RATE)
     np.testing.assert_array_equal(read_segment(path, 1234, 500, rate=RATE), whole[1234:1734])
@@ -130,8 +130,8 @@ def test_segments_are_parts_of_the_whole(collection):
 
 
 @pytest.mark.parametrize("factor", [0.9, 1.1])
-def test_a_changed_speed_moves_tones(factor):
-    """Length by 1 / factor, a tone's frequency by factor."""
+def test_speed_change_scales_length_and_frequency(factor):
+    """The length changes by 1 / factor, and the frequency of a tone by factor."""
     time = np.arange(RATE) / RATE
     tone = (8000 * np.sin(2 * np.pi * 1000 * time)).astype(np.int16)
     changed = change_speed(tone, factor)
@@ -141,7 +141,7 @@ def test_a_changed_speed_moves_tones(factor):
     assert change_speed(tone, 1.0) is tone
 
 
-def test_without_the_extra_it_is_said_what_to_install(monkeypatch, collection, tmp_path):
+def test_error_without_the_extra_says_what_to_install(monkeypatch, collection, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TrainingError, match=r"needs pyarrow and array_record: pip install 'ecapa-jax\[train\]'"):
         prepare(collection, tmp_path / "out", shard_utterances=2)

@@ -1,4 +1,4 @@
-"""Real processes on one machine, over the loopback interface."""
+"""Tests of training with several processes on one machine, over the loopback interface."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ecapa_jax.train.config import TrainConfig
 from ecapa_jax.train.loop import history, train
 from ecapa_jax.train.settings import build_config
 from ecapa_jax.train.start import CHECKPOINTS
-from helpers.training import STEPS, Silent, state_of, tiny_document
+from helpers.training import STEPS, QuietProgress, state_of, tiny_document
 
 NETWORK = {
     "channels": [8, 8], "kernel_sizes": [5, 3], "dilations": [2], "res2_scale": 2, "mfa_channels": 8,
@@ -29,20 +29,20 @@ NETWORK = {
 
 @pytest.fixture(scope="module")
 def document(collection: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A run on five speakers, calm enough that rounding does not grow."""
+    """A run on five speakers with small steps, so that rounding differences do not grow."""
     made = tiny_document(collection, tmp_path_factory.mktemp("processes"))
     made["model"]["ecapa"] = NETWORK
     made["optim"]["peak"] = 0.002
     return made
 
 
-def alone(document: dict[str, Any], directory: Path) -> list[dict[str, Any]]:
-    assert train(build_config(document), directory, Silent()).finished
+def train_alone(document: dict[str, Any], directory: Path) -> list[dict[str, Any]]:
+    assert train(build_config(document), directory, QuietProgress()).finished
     return history(directory)
 
 
 def write_toml(path: Path, document: dict[str, Any]) -> Path:
-    """Tables of plain values, as TOML."""
+    """Writes tables of plain values as TOML."""
 
     def lines(table: dict[str, Any], name: str) -> list[str]:
         inner = [key for key, value in table.items() if isinstance(value, dict)]
@@ -54,7 +54,7 @@ def write_toml(path: Path, document: dict[str, Any]) -> Path:
 
 
 def start_processes(document: dict[str, Any], directory: Path, number: int) -> subprocess.Popen[str]:
-    """`ecapa-jax train --processes`, each process with one device; unoptimised code compiles faster."""
+    """Starts `ecapa-jax train --processes` with one device per process and without optimization, to compile faster."""
     config = write_toml(directory.with_suffix(".toml"), document)
     command = [sys.executable, "-m", "ecapa_jax.cli.main", "train", str(config), "--out", str(directory)]
     command += ["--processes", str(number), "--set", "mesh.data=0"]
@@ -63,13 +63,13 @@ def start_processes(document: dict[str, Any], directory: Path, number: int) -> s
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    """What it said on stderr; it must end with this code, and leave no process behind."""
+    """Waits for the process, checks its exit code and that no child remains, and returns its stderr."""
     _, said = process.communicate(timeout=900)
     assert process.returncode == code, said[-3000:]
     return said
 
 
-def children(process: subprocess.Popen[str]) -> list[int]:
+def child_processes(process: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
@@ -90,10 +90,10 @@ def check_same_losses(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) 
 
 
 @pytest.mark.slow
-def test_two_processes_are_one(document, tmp_path):
+def test_two_processes_equal_one_process(document, tmp_path):
     short = {**document, "augment": {}, "run": {"length": 4, "log_every": 2, "save_every": 100}}
     two = start_processes(short, tmp_path / "two", 2)
-    expected = alone(short, tmp_path / "one")
+    expected = train_alone(short, tmp_path / "one")
     finish(two)
     check_same_losses(history(tmp_path / "two"), expected)
     assert (tmp_path / "two" / "bundle" / "model.json").exists()
@@ -108,14 +108,17 @@ def assert_same_runs(config: TrainConfig, one: Path, other: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "model"), [(2, 1), (4, 2)])
-def test_a_lost_process_ends_the_run_and_it_goes_on(document, tmp_path, number, model):
-    """The losses of one process; the others end within a minute; run again, every bit is as if nothing had been."""
+def test_killed_process_ends_the_run_and_the_run_resumes(document, tmp_path, number, model):
+    """The losses equal those of a run with one process.
+
+    If a process is killed, the other processes end within a minute, and the resumed run is identical.
+    """
     document = {**document, "mesh": {"model": model}}
     finish(start_processes(document, tmp_path / "whole", number))
-    check_same_losses(history(tmp_path / "whole"), alone({**document, "mesh": {}}, tmp_path / "one"))
+    check_same_losses(history(tmp_path / "whole"), train_alone({**document, "mesh": {}}, tmp_path / "one"))
     killed = start_processes(document, tmp_path / "killed", number)
     wait_for(killed, lambda: (tmp_path / "killed" / CHECKPOINTS / "5").exists())
-    lost = children(killed)
+    lost = child_processes(killed)
     os.kill(lost[-1], signal.SIGKILL)
     began = time.monotonic()
     said = finish(killed, 2)
@@ -129,8 +132,8 @@ def test_a_lost_process_ends_the_run_and_it_goes_on(document, tmp_path, number, 
 
 
 @pytest.mark.slow
-def test_a_stop_is_agreed_on(document, tmp_path):
-    """SIGTERM to the launcher: all save the same step, 75; then the run goes on, also in one process."""
+def test_all_processes_stop_at_the_same_step(document, tmp_path):
+    """After SIGTERM to the launcher, all processes save the same step and exit with 75; one process resumes the run."""
     often = {"length": 5000, "dev_every": 0, "save_every": 10_000}
     long = {**document, "run": {**document["run"], **often}, "mesh": {"model": 2}}
     asked = start_processes(long, tmp_path / "run", 2)
@@ -140,15 +143,15 @@ def test_a_stop_is_agreed_on(document, tmp_path):
     print(said.splitlines()[-1])
     (step,) = (int(path.name) for path in (tmp_path / "run" / CHECKPOINTS).iterdir())
     assert step % 10 == 0
-    again = Silent()
+    again = QuietProgress()
     asked_again = iter(range(10**6))
-    alone = build_config({**long, "mesh": {}})
-    assert not train(alone, tmp_path / "run", again, lambda: next(asked_again) >= 1).finished
+    train_alone = build_config({**long, "mesh": {}})
+    assert not train(train_alone, tmp_path / "run", again, lambda: next(asked_again) >= 1).finished
     assert f"resumed at step {step}" in again.notes
 
 
 @pytest.mark.slow
-def test_what_one_process_finds_wrong_all_tell_once(document, tmp_path):
+def test_error_of_one_process_is_reported_once(document, tmp_path):
     wrong = {**document, "run": {**document["run"], "dev_trials": str(tmp_path / "none.txt")}}
     said = finish(start_processes(wrong, tmp_path / "run", 2), 2)
     assert "none.txt" in said

@@ -1,4 +1,4 @@
-"""Configurations: packaged recipes, changes, and what is wrong with a bad one."""
+"""Tests of training configurations: packaged recipes, changes by options, and errors."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from ecapa_jax.train.settings import build_config, config_document, load_config,
 
 
 @pytest.mark.parametrize("name", sorted(packaged_configs()))
-def test_packaged_recipes_are_valid_and_come_back(name):
+def test_packaged_recipes_are_valid_and_survive_a_round_trip(name):
     config = load_config(name)
     assert isinstance(config, TrainConfig)
     assert build_config(config_document(config)) == config
 
 
-def test_the_recipes_are_the_published_ones():
-    """Figures of the publishers' recipes."""
+def test_recipes_equal_the_published_ones():
+    """The test compares the numbers in the publishers' recipes."""
     reference = load_config("voxceleb2_3dspeaker")
     assert (reference.data.batch_size, reference.data.speeds, reference.optim.peak) == (256, (1.0, 0.9, 1.1), 0.2)
     assert (reference.loss.scale, reference.loss.margin, reference.run.length) == (32.0, 0.3, 70.0)
@@ -27,7 +27,7 @@ def test_the_recipes_are_the_published_ones():
     assert large.model == load_config("voxceleb2_wespeaker").model
 
 
-def test_values_are_changed_in_order(tmp_path):
+def test_changes_are_applied_in_order(tmp_path):
     path = tmp_path / "run.toml"
     path.write_text("[data]\nbatch_size = 8\n[model.ecapa]\nchannels = [16, 16, 16, 16]\nmfa_channels = 48\n")
     config = load_config(
@@ -57,13 +57,13 @@ def test_values_are_changed_in_order(tmp_path):
         ("data=3", "must be a table"),
     ],
 )
-def test_a_bad_change_is_reported(change, message, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # what a user has: no run-time type checks
+def test_invalid_change_is_reported(change, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # users have no run-time type checks
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         load_config("smoke", [change])
 
 
-def test_a_missing_or_broken_file_is_reported(tmp_path):
+def test_missing_or_invalid_file_is_reported(tmp_path):
     with pytest.raises(ConfigError, match="no such file, nor a packaged"):
         load_config(str(tmp_path / "none.toml"))
     (tmp_path / "broken.toml").write_text("[data\n")

@@ -1,4 +1,4 @@
-"""Whether somebody speaks: the rule, and what verify, enroll and identify make of it, everywhere."""
+"""Tests of the speech gate, and of its use by verify, enroll and identify in all interfaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ecapa_jax.identify.store import SpeakerStore
 from ecapa_jax.vad import holds_speech, speech_seconds
 from ecapa_jax.vad import recordings as vad_recordings
 from helpers.bundles import make
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 from helpers.detector import AUDIO
 from helpers.nonspeech import RATE, SOUNDS, nonspeech
 from helpers.sounds import encode
@@ -47,45 +47,45 @@ def hum(tmp_path):
 
 @pytest.mark.parametrize("path", SPEECH, ids=lambda path: path.stem)
 @pytest.mark.parametrize("gain", [0, -20, -50, 15])
-def test_speech_at_any_level_is_speech(path, gain):
+def test_speech_at_any_level_is_accepted(path, gain):
     assert holds_speech(np.clip(samples_of(path) * 10 ** (gain / 20), -1, 1).astype(np.float32), RATE)
 
 
 @pytest.mark.parametrize("rate", [8000, 44100])
-def test_speech_at_other_rates_is_speech(rate):
+def test_speech_at_other_sample_rates_is_accepted(rate):
     import soxr
 
     assert holds_speech(soxr.resample(samples_of(FILE), RATE, rate), rate)
 
 
 @pytest.mark.parametrize("kind", sorted(SOUNDS))
-def test_other_sounds_are_none(kind):
+def test_other_sounds_are_rejected(kind):
     assert [seed for seed in range(100, 104) if holds_speech(nonspeech(kind, seed), RATE)] == []
 
 
 @pytest.mark.parametrize("gain", [0, -30, 20])
-def test_other_sounds_are_none_at_any_level(gain):
+def test_other_sounds_are_rejected_at_any_level(gain):
     heard = {kind: holds_speech(np.clip(nonspeech(kind, 7) * 10 ** (gain / 20), -1, 1), RATE) for kind in SOUNDS}
     assert [kind for kind, answer in heard.items() if answer] == []
 
 
 @pytest.mark.parametrize("n_samples", [1, 300, 511, 512, 513, 1100, 1600])
-def test_a_moment_is_no_speech(n_samples):
+def test_very_short_sound_is_rejected(n_samples):
     assert not holds_speech(samples_of(FILE)[8000 : 8000 + n_samples], RATE)
     assert not holds_speech(np.zeros(n_samples, np.float32), RATE)
 
 
-def test_half_a_second_is_enough_wherever_it_is(monkeypatch):
+def test_half_a_second_of_speech_at_any_position_is_accepted(monkeypatch):
     word = samples_of(FILE)[8000:19000]
     for before in (0.0, 3.9, 20.0):
         quiet = nonspeech("white", 1, before + 1) * 0.01
         assert holds_speech(np.concatenate([quiet, word, quiet]), RATE)
-    monkeypatch.setattr(vad_recordings, "LONGEST_IN_NUMPY", 200)  # the rest runs in JAX
+    monkeypatch.setattr(vad_recordings, "LONGEST_IN_NUMPY", 200)  # longer recordings run in JAX
     assert holds_speech(np.concatenate([nonspeech("pink", 1, 20.0), word]), RATE)
     assert not holds_speech(nonspeech("pink", 1, 20.0), RATE)
 
 
-def test_seconds_are_those_of_the_frames_that_sound_like_speech():
+def test_speech_seconds_count_the_speech_frames():
     seconds = speech_seconds(FILE)
     assert 3.5 < seconds < 4.925
     assert speech_seconds(samples_of(FILE)) == seconds
@@ -93,17 +93,17 @@ def test_seconds_are_those_of_the_frames_that_sound_like_speech():
     assert speech_seconds(nonspeech("hum", 1)) == 0
 
 
-def test_the_question_costs_little():
+def test_gate_is_fast():
     holds_speech(samples_of(FILE), RATE)
     times = []
     for _ in range(5):
         start = time.perf_counter()
         holds_speech(nonspeech("tone", 1, 5.0), RATE)
         times.append(time.perf_counter() - start)
-    assert min(times) < 0.15  # measured: 0.01 s
+    assert min(times) < 0.15  # measured 0.01 s
 
 
-def test_verify_warns_and_says_so(encoder):
+def test_verify_warns_and_reports_missing_speech(encoder):
     hum = nonspeech("hum", 3)
     with pytest.warns(ecapa_jax.NoSpeechWarning, match="array holds hardly any speech") as caught:
         answer = encoder.verify(samples_of(FILE), hum)
@@ -114,15 +114,15 @@ def test_verify_warns_and_says_so(encoder):
         assert encoder.verify(SPEECH[0], SPEECH[1]).speech == (True, True)
 
 
-def test_digital_silence_is_warned_of_once(encoder):
+def test_digital_silence_warns_once(encoder):
     with pytest.warns(ecapa_jax.SilenceWarning, match="no signal") as caught:
         answer = encoder.verify(np.zeros(RATE, np.float32), samples_of(FILE))
     assert [one.category for one in caught] == [ecapa_jax.SilenceWarning]
     assert answer.speech == (False, True)
 
 
-def test_two_muted_microphones_are_no_speakers(encoder, tmp_path):
-    """Dither of one bit, and one click in digital silence."""
+def test_muted_microphones_are_rejected(encoder, tmp_path):
+    """The sounds are dither of one bit, and one click in digital silence."""
     for kind in ("dither", "click"):
         with pytest.warns(ecapa_jax.NoSpeechWarning, match="array"):
             assert encoder.verify(nonspeech(kind, 0), nonspeech(kind, 1)).speech == (False, False)
@@ -139,16 +139,16 @@ def test_two_muted_microphones_are_no_speakers(encoder, tmp_path):
 
 
 @pytest.mark.usefixtures("one_encoder")
-def test_the_command_line_warns_or_refuses(capsys, tmp_path, hum):
+def test_command_line_warns_or_refuses(capsys, tmp_path, hum):
     verified = run(capsys, "verify", FILE, hum)
     assert verified.code == 0
     assert verified.err.startswith(f"ecapa-jax: warning: {hum} holds hardly any speech")
     assert verified.err.count("\n") == 1
     assert run(capsys, "verify", FILE, hum, "--json", "--quiet").json["speech"] == [True, False]
     store = ["--store", tmp_path / "team.db"]
-    assert "half a second of speech" in refused(capsys, tmp_path, "enroll", "Ann", FILE, hum, *store)
+    assert "half a second of speech" in run_refused(capsys, tmp_path, "enroll", "Ann", FILE, hum, *store)
     assert run(capsys, "enroll", "Ann", FILE, *store).code == 0
-    assert "half a second of speech" in refused(capsys, tmp_path, "identify", hum, *store)
+    assert "half a second of speech" in run_refused(capsys, tmp_path, "identify", hum, *store)
     assert run(capsys, "enroll", "Hum", hum, *store, "--any-sound").out == "Hum: 1 recording added\n"
     assert run(capsys, "identify", hum, *store, "--any-sound", "--json").json["candidates"][0]["name"] == "Hum"
 

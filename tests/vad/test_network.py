@@ -1,4 +1,4 @@
-"""The speech detector's network: silero-vad's values, in any batch, in parts, in NumPy."""
+"""Tests of the speech detection network against silero-vad, in batches, in parts, and in NumPy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BOUND = 1e-5
 ADVANCE = jax.jit(network.advance)
 
 
-def batch(rows: list[np.ndarray], padding: float = 0.0, extra: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def make_batch(rows: list[np.ndarray], padding: float = 0.0, extra: int = 0) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.array([len(row) for row in rows], np.int32)
     padded = np.full((len(rows), lengths.max() + extra), padding, np.float32)
     for index, row in enumerate(rows):
@@ -35,19 +35,19 @@ def golden():
         return dict(stored)
 
 
-def test_probabilities_are_those_of_silero(golden):
-    found = np.asarray(speech_probabilities(*batch(list(WAVEFORMS.values()))))
+def test_probabilities_equal_silero(golden):
+    found = np.asarray(speech_probabilities(*make_batch(list(WAVEFORMS.values()))))
     expected = np.stack([golden[f"{name}/probabilities"] for name in WAVEFORMS])
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() <= BOUND
-    assert expected.max() > 0.9  # there is speech in it
+    assert expected.max() > 0.9  # the recording contains speech
     assert expected.min() < 0.01
 
 
 @pytest.mark.parametrize("padding", [0.0, 0.7, np.nan, np.inf])
-def test_a_recording_in_a_padded_batch_has_the_probabilities_it_has_alone(padding):
+def test_padded_batch_does_not_change_the_probabilities(padding):
     rows = [WAVEFORMS["slt_1"][:n] for n in (40123, 20000, 512, 511, 1, 513)]
-    together = np.asarray(speech_probabilities(*batch(rows, padding, extra=700)))
+    together = np.asarray(speech_probabilities(*make_batch(rows, padding, extra=700)))
     assert np.isfinite(together).all()
     for row, found in zip(rows, together, strict=True):
         alone = np.asarray(speech_probabilities(row[None], np.array([len(row)])))[0]
@@ -55,7 +55,7 @@ def test_a_recording_in_a_padded_batch_has_the_probabilities_it_has_alone(paddin
         assert (found[len(alone) :] == 0).all()
 
 
-def test_numpy_gives_the_values_of_jax():
+def test_numpy_equals_jax():
     for samples in WAVEFORMS.values():
         whole = np.pad(samples, (0, -len(samples) % FRAME))
         found, state = in_numpy.advance(packaged_weights(), whole, initial_state(1))
@@ -66,7 +66,7 @@ def test_numpy_gives_the_values_of_jax():
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40])
-def test_parts_give_what_the_whole_gives(cut):
+def test_recording_in_two_parts_equals_the_whole(cut):
     samples = WAVEFORMS["awb_1"][: 78 * FRAME]
     whole, _ = ADVANCE(packaged_weights(), jnp.asarray(samples[None]), initial_state(1))
     first, state = ADVANCE(packaged_weights(), jnp.asarray(samples[None, : cut * FRAME]), initial_state(1))
@@ -77,18 +77,18 @@ def test_parts_give_what_the_whole_gives(cut):
     np.testing.assert_allclose(np.concatenate([first, second]), np.asarray(whole)[0], atol=BOUND)
 
 
-def test_many_frames_are_computed_in_groups(monkeypatch):
+def test_computation_in_groups_of_frames_equals_the_whole(monkeypatch):
     waveforms = np.stack([WAVEFORMS["slt_1"][:20480], WAVEFORMS["rms_1"][:20480]])
     whole, _ = ADVANCE(packaged_weights(), jnp.asarray(waveforms), initial_state(2))
     monkeypatch.setattr(network, "_FRAMES_AT_ONCE", 32)
-    in_groups = jax.jit(lambda *arguments: network.advance(*arguments))  # traced anew
+    in_groups = jax.jit(lambda *arguments: network.advance(*arguments))  # traced again
     grouped, _ = in_groups(packaged_weights(), jnp.asarray(waveforms), initial_state(2))
     np.testing.assert_allclose(grouped, whole, atol=1e-6)
 
 
-def test_jit_vmap_and_grad_go_through():
+def test_jit_vmap_and_grad_work():
     silence = np.zeros(1024, np.float32)
-    waveforms, lengths = batch([np.append(silence, WAVEFORMS["slt_1"][:6000]), WAVEFORMS["rms_1"][:4000]])
+    waveforms, lengths = make_batch([np.append(silence, WAVEFORMS["slt_1"][:6000]), WAVEFORMS["rms_1"][:4000]])
     eager = speech_probabilities(waveforms, lengths)
     np.testing.assert_allclose(jax.jit(speech_probabilities)(waveforms, lengths), eager, atol=1e-6)
     each = jax.vmap(lambda row, length: speech_probabilities(row[None], length[None])[0])(waveforms, lengths)
@@ -100,8 +100,8 @@ def test_jit_vmap_and_grad_go_through():
 
 
 @pytest.mark.parametrize("mode", ["rank", "x64", "guard"])
-def test_modes_of_the_host_program_change_nothing(mode):
-    waveforms, lengths = batch([WAVEFORMS["slt_1"][:9000]])
+def test_jax_modes_do_not_change_the_result(mode):
+    waveforms, lengths = make_batch([WAVEFORMS["slt_1"][:9000]])
     expected = np.asarray(speech_probabilities(waveforms, lengths))
     context = {
         "rank": lambda: jax.numpy_rank_promotion("raise"),
@@ -120,8 +120,8 @@ def test_empty_input_has_no_frames():
     assert (np.asarray(speech_probabilities(np.ones((1, 600), np.float32), np.zeros(1, np.int32))) == 0).all()
 
 
-def test_wrong_arguments_are_told_when_traced():
-    function = inspect.unwrap(speech_probabilities)  # past the type checker of the test run
+def test_invalid_arguments_are_refused_while_tracing():
+    function = inspect.unwrap(speech_probabilities)  # without the run-time type checks of the tests
     with pytest.raises(TypeError, match="int16"):
         function(np.zeros((1, 600), np.int16), np.ones(1, np.int32))
     with pytest.raises(TypeError, match="lengths float32"):
@@ -132,7 +132,7 @@ def test_wrong_arguments_are_told_when_traced():
         function(np.zeros((1, 600), np.float32), np.ones(2, np.int32))
 
 
-def test_weights_have_309633_numbers_and_a_licence_beside_them():
+def test_weights_have_309633_parameters_and_a_licence_file():
     assert sum(array.size for array in packaged_weights().values()) == 309_633
     assert {name: array.shape for name, array in packaged_weights().items()} == SHAPES
     folder = GOLDEN.parents[2] / "ecapa_jax" / "vad"
@@ -152,7 +152,7 @@ def damage(content: bytes, kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "no header", "other names", "not finite", "a list"])
-def test_a_damaged_file_of_weights_is_refused_in_one_line(tmp_path, kind):
+def test_damaged_weights_file_is_refused_in_one_line(tmp_path, kind):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(damage((GOLDEN.parents[2] / "ecapa_jax" / "vad" / PACKAGED).read_bytes(), kind))
     with pytest.raises(BundleError, match=r"weights\.safetensors: ") as error:
@@ -160,6 +160,6 @@ def test_a_damaged_file_of_weights_is_refused_in_one_line(tmp_path, kind):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_file_of_weights_is_named(tmp_path):
+def test_error_names_the_missing_weights_file(tmp_path):
     with pytest.raises(BundleError, match="no_such"):
         vad.load_weights(tmp_path / "no_such")

@@ -1,4 +1,4 @@
-"""speech_segments of every kind of input, and of recordings too long to be held."""
+"""Tests of `speech_segments` with every kind of input, and with recordings that are read as a stream."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def expected():
     return vad.speech_segments(FILE)
 
 
-def test_segments_are_those_of_silero():
+def test_segments_equal_silero():
     with np.load(GOLDEN) as stored:
         for name, waveform in golden_waveforms().items():
             found = [(round(one.start * RATE), round(one.end * RATE)) for one in vad.speech_segments(waveform)]
             np.testing.assert_array_equal(np.array(found).reshape(-1, 2), stored[f"{name}/timestamps"])
 
 
-def test_every_kind_of_input_gives_the_same(samples, expected):
+def test_all_kinds_of_input_give_the_same_segments(samples, expected):
     assert len(expected) >= 1
     stereo = np.stack([samples, samples], axis=1)
     integers = np.round(samples * 32768).astype(np.int16)
@@ -51,18 +51,18 @@ def test_other_rates_are_resampled(tmp_path, samples, expected):
         np.testing.assert_allclose(np.array(found), np.array(expected), atol=0.2)
 
 
-def test_channel_says_which_of_several(samples):
+def test_channel_option_selects_the_channel(samples):
     stereo = np.stack([np.zeros_like(samples), samples], axis=1)
     assert vad.speech_segments(stereo, channel="first") == []
     assert vad.speech_segments(stereo) != []
 
 
 @pytest.mark.parametrize("kind", sorted(set(SOUNDS) - {"melody", "chords"}))
-def test_what_is_no_voice_has_no_segments(kind):
+def test_sounds_without_a_voice_have_no_segments(kind):
     assert vad.speech_segments(nonspeech(kind, 5)) == []
 
 
-def test_a_threshold_and_options_reach_the_segments(samples, expected):
+def test_threshold_and_options_change_the_segments(samples, expected):
     assert vad.speech_segments(samples, 0.5, min_speech_duration_ms=10_000.0) == []
     cut = vad.speech_segments(samples, max_speech_duration_s=1.0)
     assert len(cut) > len(expected)
@@ -70,14 +70,14 @@ def test_a_threshold_and_options_reach_the_segments(samples, expected):
         vad.speech_segments(samples, 2.0)
 
 
-def test_what_cannot_be_read_is_an_audio_error(tmp_path):
+def test_unreadable_input_raises_audio_error(tmp_path):
     with pytest.raises(AudioError, match="no such file"):
         vad.speech_segments(tmp_path / "missing.wav")
     with pytest.raises(AudioError, match="not finite"):
         vad.speech_segments(np.full(16000, np.nan, np.float32))
 
 
-def test_a_long_recording_is_a_stream_with_the_values_of_the_whole(tmp_path, monkeypatch, samples):
+def test_long_recording_as_a_stream_has_the_same_segments(tmp_path, monkeypatch, samples):
     monkeypatch.setattr(recordings, "LONGEST_IN_NUMPY", 64)
     monkeypatch.setattr(recordings, "_FRAMES", 32)
     long = np.concatenate([samples, nonspeech("white", 1, 1.3), samples])[: 300 * FRAME + 77]
@@ -90,7 +90,7 @@ def test_a_long_recording_is_a_stream_with_the_values_of_the_whole(tmp_path, mon
         np.testing.assert_allclose(found, whole, atol=1e-5)
 
 
-def test_blocks_of_any_length_are_one_recording(monkeypatch, samples):
+def test_block_size_does_not_change_the_segments(monkeypatch, samples):
     monkeypatch.setattr(recordings, "LONGEST_IN_NUMPY", 20)
     monkeypatch.setattr(recordings, "_FRAMES", 16)
     expected, _ = recordings.stream_probabilities([samples])

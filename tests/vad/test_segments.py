@@ -1,4 +1,4 @@
-"""Probabilities to segments, as silero-vad's get_speech_timestamps does it."""
+"""Tests of the conversion of probabilities to segments, as in silero-vad's get_speech_timestamps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def samples_of(segments) -> np.ndarray:
     return np.array([(round(one.start * RATE), round(one.end * RATE)) for one in segments], np.int64).reshape(-1, 2)
 
 
-def runs(*pairs: tuple[float, int]) -> np.ndarray:
+def probability_runs(*pairs: tuple[float, int]) -> np.ndarray:
     return np.concatenate([np.full(count, level, np.float32) for level, count in pairs])
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_random_probabilities_give_the_spans_of_silero(seed):
+def test_segments_of_random_probabilities_equal_silero(seed):
     with np.load(GOLDEN) as stored:
         expected = stored[f"{seed}/spans"]
     options = SegmentOptions(**random_options(seed))
@@ -29,30 +29,30 @@ def test_random_probabilities_give_the_spans_of_silero(seed):
     np.testing.assert_array_equal(samples_of(found), expected)
 
 
-def test_speech_between_pauses_is_a_segment_with_its_padding():
-    (found,) = segments_from_probabilities(runs((0.1, 10), (0.9, 20), (0.1, 20)))
+def test_speech_between_pauses_gives_a_padded_segment():
+    (found,) = segments_from_probabilities(probability_runs((0.1, 10), (0.9, 20), (0.1, 20)))
     assert found.start == pytest.approx(10 * FRAME / RATE - 0.03)
     assert found.end == pytest.approx(30 * FRAME / RATE + 0.03)
 
 
-def test_short_speech_is_left_out_and_short_pauses_are_bridged():
-    assert segments_from_probabilities(runs((0.1, 10), (0.9, 7), (0.1, 20))) == []
-    assert len(segments_from_probabilities(runs((0.9, 20), (0.1, 3), (0.9, 20), (0.1, 9)))) == 1
-    assert len(segments_from_probabilities(runs((0.9, 20), (0.1, 9), (0.9, 20), (0.1, 9)))) == 2
+def test_short_speech_is_dropped_and_short_pauses_are_filled():
+    assert segments_from_probabilities(probability_runs((0.1, 10), (0.9, 7), (0.1, 20))) == []
+    assert len(segments_from_probabilities(probability_runs((0.9, 20), (0.1, 3), (0.9, 20), (0.1, 9)))) == 1
+    assert len(segments_from_probabilities(probability_runs((0.9, 20), (0.1, 9), (0.9, 20), (0.1, 9)))) == 2
 
 
-def test_between_the_thresholds_speech_goes_on_but_does_not_begin():
-    assert segments_from_probabilities(runs((0.4, 50))) == []
-    (found,) = segments_from_probabilities(runs((0.9, 10), (0.4, 50)))
+def test_speech_continues_but_does_not_start_between_the_thresholds():
+    assert segments_from_probabilities(probability_runs((0.4, 50))) == []
+    (found,) = segments_from_probabilities(probability_runs((0.9, 10), (0.4, 50)))
     assert found.end == 60 * FRAME / RATE
 
 
-def test_speech_up_to_the_end_ends_with_the_recording():
-    (found,) = segments_from_probabilities(runs((0.1, 10), (0.9, 20)), 30 * FRAME - 100)
+def test_speech_at_the_end_ends_with_the_recording():
+    (found,) = segments_from_probabilities(probability_runs((0.1, 10), (0.9, 20)), 30 * FRAME - 100)
     assert found.end == (30 * FRAME - 100) / RATE
 
 
-def test_nothing_and_no_speech_have_no_segments():
+def test_empty_input_and_silence_have_no_segments():
     assert segments_from_probabilities(np.zeros(0, np.float32)) == []
     assert segments_from_probabilities(np.zeros(50, np.float32)) == []
 
@@ -71,6 +71,6 @@ def test_nothing_and_no_speech_have_no_segments():
         ("min_silence_at_max_speech_ms", -3.0),
     ],
 )
-def test_an_option_out_of_range_is_named(name, value):
+def test_error_names_the_option_out_of_range(name, value):
     with pytest.raises(ConfigError, match=name):
         SegmentOptions(**{name: value})

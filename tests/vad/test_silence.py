@@ -1,4 +1,4 @@
-"""Recordings without their silence: cut_silence, and `vad` of embed, verify, evaluate, prepare and corpora."""
+"""Tests of `cut_silence`, and of the `vad` option of embed, verify, evaluate, prepare and corpora."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ecapa_jax.train.data.manifest import read_manifest
 from ecapa_jax.train.data.prepare import prepare
 from ecapa_jax.vad import recordings as vad_recordings
 from helpers.bundles import make
-from helpers.cli import refused, run, write_wav
+from helpers.cli import run, run_refused, write_wav
 from helpers.detector import AUDIO
 from helpers.nonspeech import RATE, nonspeech
 
@@ -36,14 +36,14 @@ def voice() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def paused(voice) -> np.ndarray:
-    """Half of a sentence, two seconds of faint noise, and the other half."""
+def voice_with_pause(voice) -> np.ndarray:
+    """Half of a sentence, two seconds of faint noise, and the other half of the sentence."""
     return np.concatenate([voice[:40000], 0.002 * nonspeech("white", 1, 2.0), voice[40000:]])
 
 
 @pytest.fixture
-def wav(tmp_path, paused):
-    return write_wav(tmp_path / "paused.wav", paused)
+def wav(tmp_path, voice_with_pause):
+    return write_wav(tmp_path / "paused.wav", voice_with_pause)
 
 
 def expected(samples: np.ndarray) -> np.ndarray:
@@ -51,42 +51,42 @@ def expected(samples: np.ndarray) -> np.ndarray:
     return np.concatenate([samples[round(one.start * RATE) : round(one.end * RATE)] for one in spans])
 
 
-def test_what_lies_between_segments_is_cut(voice, paused):
-    cut = vad.cut_silence(paused, RATE)
-    np.testing.assert_array_equal(cut, expected(paused))
-    assert len(cut) < len(paused) - 1.5 * RATE
+def test_audio_between_segments_is_removed(voice, voice_with_pause):
+    cut = vad.cut_silence(voice_with_pause, RATE)
+    np.testing.assert_array_equal(cut, expected(voice_with_pause))
+    assert len(cut) < len(voice_with_pause) - 1.5 * RATE
     assert vad.cut_silence(nonspeech("hum", 1), RATE) is None
 
 
-def test_other_rates_are_cut_at_the_same_times(paused):
-    slow = paused[::2].copy()
+def test_other_rates_are_cut_at_the_same_times(voice_with_pause):
+    slow = voice_with_pause[::2].copy()
     cut = vad.cut_silence(slow, RATE // 2)
     assert len(slow) - len(cut) > 1.5 * RATE / 2
 
 
-def test_a_long_recording_stays_a_stream(wav, paused, monkeypatch):
+def test_long_recording_stays_a_stream(wav, voice_with_pause, monkeypatch):
     monkeypatch.setattr(vad_recordings, "LONGEST_IN_NUMPY", 50)
     audio = open_audio(wav, sample_rate=None, target_rate=RATE, channel="first", longest=1.0)
     assert isinstance(audio, LongAudio)
     cut = vad.cut_silence(audio, RATE)
     assert isinstance(cut, LongAudio)
     whole = soundfile.read(wav, dtype="float32")[0]
-    for _ in range(2):  # each iteration reads it anew
+    for _ in range(2):  # each iteration reads the file again
         np.testing.assert_allclose(np.concatenate(list(cut)), expected(whole), atol=1e-4)
 
 
-def test_blocks_are_cut_where_they_meet(paused):
-    """A reader with small blocks, some wholly speech, some wholly silence."""
+def test_silence_is_cut_across_block_boundaries(voice_with_pause):
+    """The reader has small blocks, some of which are completely speech or completely silence."""
 
     def reader():
-        for start in range(0, len(paused), 700):
-            yield RATE, paused[start : start + 700]
+        for start in range(0, len(voice_with_pause), 700):
+            yield RATE, voice_with_pause[start : start + 700]
 
     cut = vad.cut_silence(LongAudio("made", RATE, reader), RATE)
-    np.testing.assert_array_equal(np.concatenate(list(cut)), expected(paused))
+    np.testing.assert_array_equal(np.concatenate(list(cut)), expected(voice_with_pause))
 
 
-def test_embeddings_are_those_of_what_was_cut(encoder, wav):
+def test_embeddings_equal_those_of_the_cut_recording(encoder, wav):
     whole = soundfile.read(wav, dtype="float32")[0]
     reference = encoder.embed(expected(whole))
     np.testing.assert_allclose(encoder.embed(wav, vad=True), reference, atol=1e-5)
@@ -96,7 +96,7 @@ def test_embeddings_are_those_of_what_was_cut(encoder, wav):
     assert same.score == pytest.approx(encoder.verify(expected(whole), vad.cut_silence(encoder.read(FILE), RATE)).score)
 
 
-def test_without_speech_all_is_embedded_with_a_warning(encoder):
+def test_recording_without_speech_is_embedded_completely_with_a_warning(encoder):
     hum = nonspeech("hum", 1)
     with pytest.warns(ecapa_jax.NoSpeechWarning, match="array holds hardly any speech"):
         found = encoder.embed(hum, vad=True)
@@ -105,7 +105,7 @@ def test_without_speech_all_is_embedded_with_a_warning(encoder):
         np.testing.assert_array_equal(encoder.read(hum, vad=True), hum)
 
 
-def test_a_corpus_gets_an_error_for_what_holds_no_speech(encoder, wav):
+def test_corpus_row_without_speech_is_an_error(encoder, wav):
     found = embed_recordings(encoder, [str(wav), nonspeech("hum", 1)], vad=True)
     np.testing.assert_allclose(found.embeddings[:1], encoder.embed(wav, vad=True), atol=1e-5)
     assert found.errors[0] is None
@@ -125,11 +125,11 @@ def test_embed_and_verify_have_the_option(capsys, tmp_path, wav, encoder):
     np.testing.assert_array_equal(np.load(out)["embeddings"], encoder.embed(wav, vad=True))
     answer = run(capsys, "verify", wav, FILE, "--vad", "--json").json
     assert answer["score"] == pytest.approx(encoder.verify(wav, FILE, vad=True).score)
-    assert "--vad" in refused(capsys, tmp_path, "embed", wav, "-o", tmp_path / "w.npz", "--vad", "--window", "1")
+    assert "--vad" in run_refused(capsys, tmp_path, "embed", wav, "-o", tmp_path / "w.npz", "--vad", "--window", "1")
 
 
 @pytest.mark.usefixtures("one_encoder")
-def test_a_corpus_with_and_without_it_do_not_share_a_folder(capsys, tmp_path, wav):
+def test_corpus_with_and_without_vad_need_different_folders(capsys, tmp_path, wav):
     pytest.importorskip("pyarrow")
     (tmp_path / "list.txt").write_text(f"{wav}\n")
     corpus = ["embed", "--manifest", tmp_path / "list.txt", "--output", tmp_path / "corpus"]
@@ -138,11 +138,11 @@ def test_a_corpus_with_and_without_it_do_not_share_a_folder(capsys, tmp_path, wa
     assert "one of the two runs has --vad" in run(capsys, *corpus, "--quiet").err
     other = [*corpus[:-1], tmp_path / "other"]
     assert run(capsys, *other, "--quiet").code == 0
-    assert '"vad"' not in (tmp_path / "other" / "_corpus.json").read_text()  # as versions before wrote it
+    assert '"vad"' not in (tmp_path / "other" / "_corpus.json").read_text()  # the same as written by earlier versions
     assert "one of the two runs has --vad" in run(capsys, *other, "--vad", "--quiet").err
 
 
-def test_an_evaluation_keeps_both_kinds_apart(encoder, tmp_path, wav):
+def test_evaluation_caches_both_kinds_separately(encoder, tmp_path, wav):
     (tmp_path / "trials.txt").write_text(f"1 {wav.name} b.wav\n")
     write_wav(tmp_path / "b.wav", soundfile.read(FILE, dtype="float32")[0])
     trials = [read_trials(tmp_path / "trials.txt")]
@@ -154,9 +154,13 @@ def test_an_evaluation_keeps_both_kinds_apart(encoder, tmp_path, wav):
     assert cut != plain
 
 
-def test_prepare_writes_files_without_silence(tmp_path, paused):
+def test_prepare_writes_files_without_silence(tmp_path, voice_with_pause):
     pytest.importorskip("array_record")
-    for name, samples in {"a/1": paused, "a/2": paused[::-1].copy(), "b/1": nonspeech("hum", 1)}.items():
+    for name, samples in {
+        "a/1": voice_with_pause,
+        "a/2": voice_with_pause[::-1].copy(),
+        "b/1": nonspeech("hum", 1),
+    }.items():
         path = tmp_path / "source" / f"{name}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, samples, RATE, subtype="FLOAT")
@@ -165,4 +169,4 @@ def test_prepare_writes_files_without_silence(tmp_path, paused):
     made = prepare(tmp_path / "source", tmp_path / "cut", shard_utterances=10, vad=True)
     manifest = read_manifest(made.manifest)
     assert made.problems == {"no speech": 1}
-    assert manifest.samples[manifest.ids.index("a/1.wav")] == len(expected(paused))
+    assert manifest.samples[manifest.ids.index("a/1.wav")] == len(expected(voice_with_pause))

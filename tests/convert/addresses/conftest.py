@@ -1,4 +1,4 @@
-"""A server with published repositories, and a cache of its own for each test."""
+"""Fixtures: a server with published repositories, and a separate cache for each test."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from ecapa_jax.bundle.bundle import save_bundle
 from ecapa_jax.convert import run
 from ecapa_jax.hub import repository
-from helpers.addresses import POLICY, SPEAKERLAB, SPEECHBRAIN, files_of
+from helpers.addresses import POLICY, SPEAKERLAB, SPEECHBRAIN, repository_files
 from helpers.bundles import make
 from helpers.checkpoints import modelscope, speechbrain
 from helpers.hub_server import serving
@@ -18,9 +18,9 @@ def repositories(tmp_path_factory):
     save_bundle(make(), root / "bundle")
     (root / "b").mkdir()
     return {
-        SPEAKERLAB: files_of(modelscope(root / "a", name="ecapa_tdnn.bin")) | {"examples/a.wav": b"a"},
-        SPEECHBRAIN: files_of(speechbrain(root / "b")) | {"classifier.ckpt": b"c", "README.md": b"r"},
-        "me/bundle": files_of(root / "bundle") | {".gitattributes": b"", "extra/x": b"x"},
+        SPEAKERLAB: repository_files(modelscope(root / "a", name="ecapa_tdnn.bin")) | {"examples/a.wav": b"a"},
+        SPEECHBRAIN: repository_files(speechbrain(root / "b")) | {"classifier.ckpt": b"c", "README.md": b"r"},
+        "me/bundle": repository_files(root / "bundle") | {".gitattributes": b"", "extra/x": b"x"},
         "me/none": {"README.md": b"r"},
     }
 
@@ -37,8 +37,8 @@ def hub(repositories, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def no_probe(monkeypatch):
-    """What is proven of a conversion is tested elsewhere; compiling for it takes seconds."""
+def skip_probe(monkeypatch):
+    """Replaces the check of the converted model, which other tests cover and which compiles for seconds."""
     monkeypatch.setattr(run, "_probe", lambda *_: np.ones(192, np.float32))
 
 

@@ -1,4 +1,4 @@
-"""From a server in the layouts of the hubs to a bundle in the cache."""
+"""Tests of fetching models from a server with the layouts of the hubs, and converting them into the cache."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from ecapa_jax.convert.sources import FAMILIES, wespeaker
 from ecapa_jax.errors import ConversionError
 from ecapa_jax.presets import PRESETS
 from helpers import families
-from helpers.addresses import SPEAKERLAB, SPEECHBRAIN, folder_of, refused_more, zipped
+from helpers.addresses import SPEAKERLAB, SPEECHBRAIN, resolve, resolve_error_keeping_cache, zip_bytes
 from helpers.bundles import contents, make
 from helpers.checkpoints import CONFIG, tensors
 from helpers.hub_server import COMMIT
@@ -27,8 +27,8 @@ from helpers.trees import assert_same, assert_same_leaves
 from helpers.weights import variables_of
 
 
-def test_modelscope_by_name(hub, root):
-    folder = folder_of(f"modelscope:{SPEAKERLAB}", root)
+def test_modelscope_model_is_fetched_and_converted(hub, root):
+    folder = resolve(f"modelscope:{SPEAKERLAB}", root)
     bundle = load_bundle(folder)
     assert bundle.config == CONFIG
     assert_same_leaves(jax.tree.map(np.asarray, bundle.variables), variables_of(CONFIG.ecapa, tensors()))
@@ -45,77 +45,79 @@ def test_modelscope_by_name(hub, root):
     assert record["address"] == provenance["address"]
     assert {name: file["sha256"] for name, file in record["files"].items()} == provenance["files"]
     assert len(hub.requests) == 3  # the listing and two files
-    assert not hub.asked("examples")
+    assert not hub.requests_to("examples")
     assert all("Revision=v1.0.1" in path for _, path, _ in hub.requests)
-    assert folder_of(f"modelscope:{SPEAKERLAB}", root) == folder
+    assert resolve(f"modelscope:{SPEAKERLAB}", root) == folder
     assert len(hub.requests) == 3
 
 
-def test_hugging_face_by_name(hub, root):
-    bundle = load_bundle(folder_of(f"hf:{SPEECHBRAIN}", root))
+def test_hugging_face_model_is_fetched_and_converted(hub, root):
+    bundle = load_bundle(resolve(f"hf:{SPEECHBRAIN}", root))
     assert bundle.provenance["family"] == "speechbrain"
     assert bundle.provenance["address"] == f"hf:{SPEECHBRAIN}"
     assert bundle.provenance["revision"] == COMMIT
     assert set(bundle.provenance["files"]) == {"embedding_model.ckpt", "hyperparams.yaml"}
-    assert not hub.asked("classifier")
+    assert not hub.requests_to("classifier")
     asked = len(hub.requests)
-    folder_of(f"hf:{SPEECHBRAIN}", root)
+    resolve(f"hf:{SPEECHBRAIN}", root)
     assert len(hub.requests) == asked
-    folder_of(f"hf:{SPEECHBRAIN}@{COMMIT}", root)
+    resolve(f"hf:{SPEECHBRAIN}@{COMMIT}", root)
     assert len(list(root.glob("bundles/*/model.json"))) == 2
 
 
-def test_a_bundle_is_read_from_the_hub(hub, root):
+def test_bundle_is_fetched_from_the_hub(hub, root):
     encoder = ecapa_jax.load("hf:me/bundle", cache_dir=root)
     assert encoder.scorer.scoring.threshold == 0.25
-    variables = load_bundle(folder_of("hf:me/bundle", root)).variables
+    variables = load_bundle(resolve("hf:me/bundle", root)).variables
     assert_same_leaves(jax.tree.map(np.asarray, variables), make().variables)
-    assert not hub.asked("extra/")
+    assert not hub.requests_to("extra/")
     assert not list(root.glob("bundles/*"))
-    assert load_bundle(folder_of("modelscope:me/bundle", root)).config == CONFIG
+    assert load_bundle(resolve("modelscope:me/bundle", root)).config == CONFIG
     with pytest.raises(ConversionError, match="hf:me/bundle already holds a bundle"):
         remote.convert_source("hf:me/bundle", cache_dir=root)
 
 
-def test_plain_addresses(hub, root):
+def test_plain_url_is_fetched_and_converted(hub, root):
     hub.plain["/x/ecapa_tdnn.bin?key=secret"] = torch_zip_bytes(tensors())
-    bundle = load_bundle(folder_of(f"{hub.url}/x/ecapa_tdnn.bin?key=secret", root))
+    bundle = load_bundle(resolve(f"{hub.url}/x/ecapa_tdnn.bin?key=secret", root))
     assert bundle.config == CONFIG
     assert bundle.provenance["address"] == f"{hub.url}/x/ecapa_tdnn.bin"
     assert not any(b"secret" in content for content in contents(root).values())
 
 
-def test_archives(hub, root):
-    hub.plain["/get?model=x.zip"] = zipped(hub.repositories[SPEAKERLAB])
-    bundle = load_bundle(folder_of(f"{hub.url}/get?model=x.zip", root))
+def test_zip_archive_is_fetched_and_converted(hub, root):
+    hub.plain["/get?model=x.zip"] = zip_bytes(hub.repositories[SPEAKERLAB])
+    bundle = load_bundle(resolve(f"{hub.url}/get?model=x.zip", root))
     assert bundle.scoring.threshold == 0.36
     assert set(bundle.provenance["files"]) == {"ecapa_tdnn.bin", "configuration.json"}
-    hub.plain["/none.zip"] = zipped({"README.md": b"r"})
-    assert "holds no model that this version knows (it holds: README.md)" in refused_more(f"{hub.url}/none.zip", root)
+    hub.plain["/none.zip"] = zip_bytes({"README.md": b"r"})
+    assert "holds no model that this version knows (it holds: README.md)" in resolve_error_keeping_cache(
+        f"{hub.url}/none.zip", root
+    )
 
 
-def test_a_wespeaker_archive(hub, root, monkeypatch):
-    monkeypatch.setattr(wespeaker, "MODEL", re.compile(r"ECAPA_TDNN_(GLOB_)?c(16)"))  # the published ones are large
+def test_wespeaker_archive_is_fetched_and_converted(hub, root, monkeypatch):
+    monkeypatch.setattr(wespeaker, "MODEL", re.compile(r"ECAPA_TDNN_(GLOB_)?c(16)"))  # the published models are large
     ecapa = dataclasses.replace(PRESETS["wespeaker-c1024"].ecapa, channels=(16,) * 4, mfa_channels=48)
     weights = random_values(wespeaker_shapes(ecapa))
     document = {**wespeaker_document(), "model": "ECAPA_TDNN_GLOB_c16"}
     files = {"avg_model.pt": torch_zip_bytes(weights), "config.yaml": yaml.safe_dump(document).encode()}
-    hub.plain["/downloads?version=ecapa.zip"] = zipped({**files, "readme.md": b"r"})
-    bundle = load_bundle(folder_of(f"{hub.url}/downloads?version=ecapa.zip", root))
+    hub.plain["/downloads?version=ecapa.zip"] = zip_bytes({**files, "readme.md": b"r"})
+    bundle = load_bundle(resolve(f"{hub.url}/downloads?version=ecapa.zip", root))
     assert bundle.config == dataclasses.replace(PRESETS["wespeaker-c1024"], ecapa=ecapa)
     assert bundle.provenance["family"] == "wespeaker"
     assert set(bundle.provenance["files"]) == set(files)
     back = invert_rules(FAMILIES["wespeaker"].rules(ecapa), bundle.variables)
     assert_same(back, {name: weights[name] for name in back})
     other = yaml.safe_dump({**document, "model": "ECAPA_TDNN_c16"}).encode()
-    hub.plain["/other.zip"] = zipped({**files, "config.yaml": other})
-    assert "config.yaml describes another network" in refused_more(f"{hub.url}/other.zip", root)
+    hub.plain["/other.zip"] = zip_bytes({**files, "config.yaml": other})
+    assert "config.yaml describes another network" in resolve_error_keeping_cache(f"{hub.url}/other.zip", root)
 
 
-def test_a_nemo_archive(hub, root):
+def test_nemo_archive_is_fetched_and_converted(hub, root):
     config = families.config("nemo")
     hub.plain["/files/ecapa_tdnn.nemo"] = nemo_bytes(nemo_document(config.ecapa), families.tensors("nemo"))
-    bundle = load_bundle(folder_of(f"{hub.url}/files/ecapa_tdnn.nemo", root))
+    bundle = load_bundle(resolve(f"{hub.url}/files/ecapa_tdnn.nemo", root))
     assert bundle.config == config
     assert bundle.provenance["family"] == "nemo"
     assert bundle.provenance["address"] == f"{hub.url}/files/ecapa_tdnn.nemo"
@@ -123,7 +125,7 @@ def test_a_nemo_archive(hub, root):
 
 
 def nemo_document(ecapa):
-    """model_config.yaml as NeMo writes it."""
+    """Returns model_config.yaml as NeMo writes it."""
     modules = "nemo.collections.asr.modules"
     preprocessor = {"normalize": "per_feature", "window_size": 0.025, "window_stride": 0.01, "window": "hann"}
     encoder = {
@@ -143,14 +145,14 @@ def nemo_document(ecapa):
     return yaml.safe_dump(parts)
 
 
-def test_a_repository_outside_the_table(hub, root):
+def test_unlisted_repository_is_converted_or_refused(hub, root):
     hub.repositories["you/yours"] = hub.repositories[SPEAKERLAB]
     for scheme in ("hf", "modelscope"):
-        bundle = load_bundle(folder_of(f"{scheme}:you/yours", root))
+        bundle = load_bundle(resolve(f"{scheme}:you/yours", root))
         assert bundle.provenance["family"] == "3dspeaker"
         assert bundle.provenance["address"] == f"{scheme}:you/yours"
     hub.repositories["you/unclear"] = {"embedding_model.ckpt": hub.repositories[SPEAKERLAB]["ecapa_tdnn.bin"]}
-    message = refused_more("hf:you/unclear", root)
+    message = resolve_error_keeping_cache("hf:you/unclear", root)
     assert message.startswith("hf:you/unclear: ")
     assert "pass --family" in message
     bundle = remote.convert_source("hf:you/unclear", family="speechbrain", cache_dir=root)

@@ -1,4 +1,4 @@
-"""What is an address, what is none, and what of a repository is wanted."""
+"""Tests of parsing addresses, and of choosing the files of a repository."""
 
 import contextlib
 
@@ -13,7 +13,7 @@ from ecapa_jax.convert import published, remote
 from ecapa_jax.errors import BundleError, DownloadError
 from ecapa_jax.hub import cache
 from ecapa_jax.hub.address import Address, is_address, parse
-from helpers.addresses import refused
+from helpers.addresses import resolve_error
 from helpers.bundles import make
 
 
@@ -28,7 +28,7 @@ from helpers.bundles import make
         ("http://host:80/x", Address("http", "http://host:80/x")),
     ],
 )
-def test_addresses(text, address):
+def test_addresses_are_parsed(text, address):
     assert is_address(text)
     assert parse(text) == address
 
@@ -67,9 +67,9 @@ def test_addresses(text, address):
         ("https://www.modelscope.cn/models/iic/x/", "its address is modelscope:iic/x"),
     ],
 )
-def test_wrong_addresses(text, words, root):
+def test_invalid_addresses_are_refused(text, words, root):
     assert is_address(text)
-    message = refused(text, root)
+    message = resolve_error(text, root)
     assert words in message
     assert "word@" not in message
     assert not root.exists()
@@ -78,7 +78,7 @@ def test_wrong_addresses(text, words, root):
 @given(
     st.text(st.characters(codec="utf-8"), max_size=30), st.sampled_from(["hf:", "modelscope:", "https://", "x:", ""])
 )
-def test_any_text_is_an_address_or_one_line(text, scheme):
+def test_any_text_is_parsed_or_refused_in_one_line(text, scheme):
     address = None
     with contextlib.suppress(DownloadError):
         address = parse(scheme + text)
@@ -94,19 +94,19 @@ def test_any_text_is_an_address_or_one_line(text, scheme):
 
 
 @pytest.mark.parametrize("text", ["org/name", "a/b.bin", "C:/x", "./hf:a/b", ""])
-def test_paths_are_no_addresses(text):
+def test_paths_are_not_addresses(text):
     assert not is_address(text)
 
 
-def test_addresses_have_folders_of_their_own():
+def test_each_address_has_its_own_cache_folder():
     texts = ["hf:a/b", "hf:a/b@x", "hf:a/b-x", "hf:a-b/x", "modelscope:a/b", "https://h/a/b?x=1", "https://h/a/b?x=2"]
     folders = {parse(text).folder() for text in texts} | {parse("hf:a/b").folder(2)}
     assert len(folders) == len(texts) + 1
     assert all(name.replace("-", "").replace(".", "").isalnum() for name in folders)
 
 
-def test_the_files_of_an_entry():
-    """Weights first; companions only beside weights."""
+def test_chooser_selects_weights_and_their_companions():
+    """Companion files are selected only if the repository has weights."""
     espnet = remote._make_chooser(published.find_published("hf:espnet/voxcelebs12_ecapa_mel"))
     names = ["README.md", "exp/spk/config.yaml", "exp/spk/10epoch.pth", "exp/spk/images/eer.png"]
     assert list(espnet(names)) == ["exp/spk/config.yaml", "exp/spk/10epoch.pth"]
@@ -119,7 +119,7 @@ def test_the_files_of_an_entry():
     assert not wespeaker(["voxceleb_ECAPA512_LM.onnx"])
 
 
-def test_a_path_that_exists_is_no_address(hub, tmp_path, monkeypatch):
+def test_existing_path_is_not_an_address(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_bundle(make(), tmp_path / "hf:x")
     assert str(api.resolve("hf:x")) == "hf:x"
@@ -128,6 +128,6 @@ def test_a_path_that_exists_is_no_address(hub, tmp_path, monkeypatch):
     assert not hub.requests
 
 
-def test_the_cache_is_the_users(monkeypatch, tmp_path):
+def test_default_cache_folder_is_in_xdg_cache_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache.default_folder() == tmp_path / "ecapa-jax"

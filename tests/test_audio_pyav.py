@@ -1,4 +1,4 @@
-"""Formats that libsndfile does not read: real files, made here by PyAV, and what is said where none can decode."""
+"""Tests of formats that libsndfile can't read: PyAV makes the files, and PyAV or librosa decodes them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def load(content: bytes | Path, **options) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("container", "codec"), [("ipod", "aac"), ("adts", "aac"), ("matroska", "aac")])
-def test_what_was_encoded_comes_back(container, codec):
-    """As long and as loud as it was, up to the frames that the coding adds; the very samples are compared below."""
+def test_decoded_file_has_the_duration_and_level_of_the_original(container, codec):
+    """The codec may add frames. Another test compares the samples with those of ffmpeg."""
     original = tone()
     decoded = load(encoded(original, container, codec))
     n = min(len(decoded), original.shape[1])
@@ -37,7 +37,7 @@ def test_what_was_encoded_comes_back(container, codec):
     assert energy == pytest.approx(0.3 / np.sqrt(2), rel=0.02)
 
 
-def test_the_channel_that_is_asked_for():
+def test_channel_option_selects_or_averages_channels():
     content = encoded(tone(channels=2), "ipod", "aac")
     first, mean = load(content), load(content, channel="mean")
     power = np.abs(np.fft.rfft(first[8000:24000]))
@@ -46,8 +46,8 @@ def test_the_channel_that_is_asked_for():
     assert both[660] == pytest.approx(both[440], rel=0.1)
 
 
-def test_wav_with_g722():
-    """What telephone systems record; libsndfile does not decode it."""
+def test_wav_with_g722_is_decoded():
+    """Telephone systems record G.722, which libsndfile can't decode."""
     waveform = load(encoded(tone(), "wav", "g722"))
     assert abs(len(waveform) - len(load(encoded(tone(), "ipod", "aac")))) < 4000
     power = np.abs(np.fft.rfft(waveform[8000:24000]))
@@ -57,8 +57,8 @@ def test_wav_with_g722():
 needs_ffmpeg = pytest.mark.skipif(not shutil.which("ffmpeg"), reason="ffmpeg is not installed")
 
 
-def by_ffmpeg(path: Path) -> np.ndarray:
-    """Its own samples, of 16 bits."""
+def decode_with_ffmpeg(path: Path) -> np.ndarray:
+    """Returns the 16-bit samples that ffmpeg decodes, divided by 32768."""
     command = ["ffmpeg", "-v", "error", "-i", str(path), "-f", "s16le", "-"]
     return np.frombuffer(subprocess.run(command, capture_output=True, check=True).stdout, np.int16) / 32768
 
@@ -67,7 +67,7 @@ def by_ffmpeg(path: Path) -> np.ndarray:
 def test_samples_equal_ffmpeg(tmp_path):
     path = tmp_path / "a.m4a"
     path.write_bytes(encoded(tone(), "ipod", "aac"))
-    np.testing.assert_allclose(load(path), by_ffmpeg(path), atol=2 / 32768)
+    np.testing.assert_allclose(load(path), decode_with_ffmpeg(path), atol=2 / 32768)
 
 
 @needs_ffmpeg
@@ -77,8 +77,8 @@ def test_samples_of_librosa_equal_ffmpeg(tmp_path, monkeypatch):
     path.write_bytes(encoded(tone(), "ipod", "aac"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # audioread's, of modules that go in Python 3.13
-        np.testing.assert_allclose(load(path), by_ffmpeg(path), atol=2 / 32768)
+        warnings.simplefilter("ignore")  # audioread imports modules that Python 3.13 removes
+        np.testing.assert_allclose(load(path), decode_with_ffmpeg(path), atol=2 / 32768)
 
 
 def test_too_long_and_damaged_files_are_refused():
@@ -89,7 +89,7 @@ def test_too_long_and_damaged_files_are_refused():
         load(content[: len(content) // 4])
 
 
-def test_without_pyav_librosa_decodes(monkeypatch):
+def test_librosa_decodes_if_pyav_is_not_installed(monkeypatch):
     samples = tone(channels=2)
 
     def decode(path, *, sr, mono, duration):
@@ -104,7 +104,7 @@ def test_without_pyav_librosa_decodes(monkeypatch):
         load(MP4, max_seconds=0.5)
 
 
-def test_without_any_decoder_it_is_said_what_to_install(monkeypatch):
+def test_error_without_a_decoder_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "librosa", None)
     for content, kind in ((MP4, "MP4/M4A"), (b"\x1aE\xdf\xa3" + bytes(100), "WebM/Matroska")):
@@ -112,7 +112,7 @@ def test_without_any_decoder_it_is_said_what_to_install(monkeypatch):
             load(content)
 
 
-def test_text_is_not_shown_to_a_decoder(monkeypatch):
+def test_text_files_are_not_passed_to_the_decoder(monkeypatch):
     monkeypatch.setattr(ffmpeg, "decode", lambda *args: pytest.fail("was asked"))
     with pytest.raises(AudioError, match="is not audio"):
         load(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n")
