@@ -1,6 +1,8 @@
-"""Runs the original PyTorch code of a family. Only this module imports torch, and only `convert --verify` imports it.
+"""Runs the original PyTorch code of a family.
 
-Stages have our names: features, stem, block_0.., mfa, pooled, embedding; arrays are [T, C], or [C] without time.
+Only this module of the library imports torch, and only `convert --verify` imports this module. Stages have the names of
+this library: features, stem, block_0 and further blocks, mfa, pooled, embedding. Arrays have the shape [T, C], or [C]
+without a time axis.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ class Original:
     """The original code of a family.
 
     Attributes:
-      package: package to import.
-      distribution: distribution to install.
-      fits: function that says whether the original class supports this configuration.
-      features: function from waveform [S] to features [T, M].
+      package: name of the package to import.
+      distribution: name of the distribution to install.
+      fits: function that returns whether the original class supports a configuration.
+      features: function that computes features [T, M] from a waveform [S].
       network: function that makes the module in eval mode, without weights.
-      stages: our stage names by names of submodules.
+      stages: function that returns our stage names by the names of submodules.
     """
 
     package: str
@@ -97,7 +99,7 @@ def _wespeaker_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Te
 
 def _wespeaker_network(config: EcapaConfig) -> torch.nn.Module:
     if "wespeaker" not in sys.modules:
-        # Its package imports its command line, which needs a voice detector; its models do not.
+        # The package imports its command line, which needs a voice detector. This stub avoids that import.
         spec = importlib.util.find_spec("wespeaker")
         package = types.ModuleType("wespeaker")
         package.__path__ = list(spec.submodule_search_locations or []) if spec else []
@@ -154,11 +156,11 @@ ORIGINALS: dict[str, Original] = {
     ),
 }
 ORIGINALS["speechbrain-langid"] = ORIGINALS["speechbrain"]
-"""The code of each family; the code of other families can't be installed from a package index."""
+"""Original code of each family whose code can be installed from a package index."""
 
 
 def available(family: str, config: EcapaConfig | None = None) -> str | None:
-    """Returns package and version of the code of a family; "" unless it is installed and supports `config`."""
+    """Returns package and version of the code of a family; None if it is not installed or does not support `config`."""
     original = ORIGINALS.get(family)
     if original is None or (config is not None and not original.fits(config)):
         return None
@@ -199,7 +201,7 @@ def stages(family: str, config: ModelConfig, tensors: dict[str, np.ndarray], wav
         names = original.stages(config.ecapa)
         for name, submodule in module.named_modules():
             if name in names:
-                # Of WeSpeaker's aggregation only the convolution is a module, the ReLU after it is none.
+                # WeSpeaker's aggregation is a convolution and a ReLU, but only the convolution is a module.
                 submodule.register_forward_hook(keep(names[name], relu=name == "conv"))
         features = original.features(config, torch.from_numpy(waveform))
         embedding: Any = module(features[None])

@@ -1,8 +1,9 @@
-"""Table of the published ECAPA-TDNN models that this version converts, with the figures of their publishers.
+"""Table of the published ECAPA-TDNN models that this version converts, with the figures of the publishers.
 
-Data only. The figures are those of the publishers, on the lists and with the scoring given beside them; none was
-measured here. Digests are None, because no file could be downloaded where this table was written. A downloaded file is
-compared with the digest that the hub lists, and its digest is recorded in the bundle.
+This module contains only data. The publishers measured the figures, on the trial lists and with the scoring given
+beside them; this project measured none of them. Digests are None, because no file could be downloaded where this table
+was written. The library compares a downloaded file with the digest that the hub lists, and records the digest of the
+file in the bundle.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class PublishedErrorRate:
       eer: equal error rate in percent.
       min_dcf: minimum detection cost at prior `p_target`, if published.
       p_target: prior of a target trial.
-      scoring: how trials were scored; cosine of the embeddings by default.
+      scoring: scoring of the trials; by default the cosine of the embeddings.
     """
 
     trials: str
@@ -44,8 +45,8 @@ class PublishedModel:
       revision: default revision; None is the newest.
       sha256: digest of the weights, if known.
       figures: error rates on trial lists.
-      confirmed: whether address and file names were read in the publisher's own source or documents.
-      note: what a user should know.
+      confirmed: whether address and file names come from the publisher's own source or documents.
+      note: information for the user.
     """
 
     family: str
@@ -139,14 +140,14 @@ PUBLISHED: tuple[PublishedModel, ...] = (
             PublishedErrorRate(trials="VoxCeleb1-O", eer=0.90),
             PublishedErrorRate(trials="VoxCeleb1-O", eer=0.80, scoring="s-norm"),
         ),
-        note="trained on VoxCeleb 1 too, so E and H are no test of it",
+        note="also trained on VoxCeleb 1, so the lists E and H don't test it",
     ),
     PublishedModel(
         family="speechbrain-langid",
         address="hf:speechbrain/lang-id-voxlingua107-ecapa",
         files=_SPEECHBRAIN_FILES,
         licence="Apache-2.0",
-        note="tells languages, not speakers: no trial list applies",
+        note="recognises languages, not speakers, so no trial list applies",
     ),
     _wespeaker(
         "voxceleb_ECAPA512", "wespeaker-voxceleb-ecapa-tdnn512",
@@ -179,7 +180,7 @@ PUBLISHED: tuple[PublishedModel, ...] = (
             PublishedErrorRate(trials="VoxCeleb1-H", eer=2.17, min_dcf=0.1295, p_target=0.05, scoring="AS-norm"),
         ),
         confirmed=False,
-        note="the file's place in the repository is known, its address is derived from that",
+        note="the path of the file in the repository is known, and the address is derived from this path",
     ),
     PublishedModel(
         family="nemo",
@@ -199,12 +200,12 @@ PUBLISHED: tuple[PublishedModel, ...] = (
             ),
         ),
         confirmed=False,
-        note="the repository is known, the names of its files are not",
+        note="the repository is known, but the names of its files are not",
     ),
 )  # fmt: skip
-"""One entry per model. The weights of mvector are missing, because they have no public address."""
+"""One entry for each model. The weights of mvector are missing, because they have no public address."""
 
 
 def find_published(address: str) -> PublishedModel | None:
-    """Finds the entry of an address (without revision) in the table; None if there is none."""
+    """Finds the entry of an address (without revision) in the table; returns None if the table has no such entry."""
     return next((entry for entry in PUBLISHED if address in (entry.address, *entry.mirrors)), None)

@@ -28,7 +28,7 @@ STORAGES = {
     np.dtype(np.bool_): "BoolStorage",
 }
 _FOLDER = "archive/"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's first day: the same tensors give the same file
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date of zip, so that the same tensors give the same file
 
 
 def write_torch_zip(file: Path | io.BytesIO, tensors: Mapping[str, np.ndarray], wrapper: str = "") -> None:
@@ -57,7 +57,7 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
 
 
 def _tensor(key: int, tensor: np.ndarray) -> bytes:
-    """The opcodes of `torch._utils._rebuild_tensor_v2` on a storage of its own."""
+    """Encodes a call of `torch._utils._rebuild_tensor_v2` on a storage that no other tensor uses."""
     numel = tensor.size
     strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.ndim)]
     storage = b"(" + _text("storage") + _name("torch", STORAGES[tensor.dtype]) + _text(str(key)) + _text("cpu")

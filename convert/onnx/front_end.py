@@ -1,7 +1,8 @@
-"""The front end in ONNX: waveforms and lengths to features, as `ecapa_jax.features` computes them.
+"""Writes the front end as ONNX nodes, which compute the features of `ecapa_jax.features` from waveforms and lengths.
 
-The spectrum is a product with a cosine and sine matrix: ONNX's STFT knows no window shorter than its FFT, and OpenVINO
-and ONNX Runtime differ in what they take of it. Letters: B batch, S samples, T frames, M mel bands.
+The spectrum is a product with a matrix of cosines and sines, because the STFT operator of ONNX does not support a
+window shorter than the FFT, and OpenVINO and ONNX Runtime support different parts of this operator. Letters in shapes:
+B batch, S samples, T frames, M mel bands.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from ecapa_jax.features.fbank import STD_EPSILON, dynamic_range
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """Waveforms [B, S] and what is known of them.
+    """Names of the values in the graph that describe a batch of waveforms.
 
     Attributes:
-      samples: [B, S] float32.
-      lengths: [B, 1] int64, at most S.
-      is_real: [B, S] bool.
+      samples: waveforms, [B, S] float32.
+      lengths: lengths of the waveforms, [B, 1] int64, at most S.
+      is_real: whether each sample is not padding, [B, S] bool.
     """
 
     samples: str
@@ -41,14 +42,14 @@ def write_front_end(
     """Writes the front end.
 
     Args:
-      graph: to write into.
-      config: which front end.
-      constants: window and mel matrix, where the checkpoint stores them.
-      waveforms, lengths: [B, S] float32 and [B] int64; padding may hold anything.
-      minimum: fewest samples that the model takes; the batch is padded to them.
+      graph: graph to which the nodes are added.
+      config: configuration of the front end.
+      constants: window and mel matrix, if the checkpoint stores them.
+      waveforms, lengths: names of the inputs, [B, S] float32 and [B] int64; the padding may contain any values.
+      minimum: smallest number of samples that the model accepts; shorter batches are padded to it.
 
     Returns:
-      Features [B, M, T], zero beyond the real frames, and the utterances that they belong to.
+      Features [B, M, T], which are zero beyond the real frames, and their utterances.
     """
     with graph.scope("front_end"):
         sound = _clean(graph, config, waveforms, lengths, minimum)
@@ -62,7 +63,7 @@ def write_front_end(
 
 
 def with_blank_frames(graph: Graph, config: FbankConfig, x: str) -> tuple[str, Utterances]:
-    """Features [B, M, T] of utterances that fill their batch, with the blank frames that the front end appends."""
+    """Appends the blank frames of the front end to features [B, M, T] of utterances that are as long as their batch."""
     with graph.scope("front_end"):
         size = graph.size(x, 2)
         real = graph.op("Reshape", size, graph.constant([1, 1]))
@@ -70,7 +71,7 @@ def with_blank_frames(graph: Graph, config: FbankConfig, x: str) -> tuple[str, U
 
 
 def has_blank_frames(config: FbankConfig) -> bool:
-    """Whether the front end appends frames that convolutions see and statistics do not."""
+    """Whether the front end appends frames that convolutions see and statistics ignore."""
     return config.pad_to > 1 or config.framing == "center_zeros_floor"
 
 
@@ -102,7 +103,7 @@ def _frame_count(graph: Graph, config: FbankConfig, samples: str) -> str:
 
 
 def _clean(graph: Graph, config: FbankConfig, waveforms: str, lengths: str, minimum: int) -> Sound:
-    """Zeros in the padding, at least `minimum` samples, and pre-emphasis of the whole signal."""
+    """Sets the padding to zero, pads to at least `minimum` samples, and applies pre-emphasis to the whole signal."""
     missing = graph.op("Sub", graph.constant([minimum]), graph.size(waveforms, 1))
     missing = graph.op("Max", missing, graph.constant([0]))
     ends = graph.op("Min", lengths, graph.size(waveforms, 1))
@@ -125,7 +126,7 @@ def _clean(graph: Graph, config: FbankConfig, waveforms: str, lengths: str, mini
 
 
 def _frames(graph: Graph, config: FbankConfig, sound: Sound, size: str) -> str:
-    """Overlapping frames [B, T, frame_size], by slices of whole hops."""
+    """Cuts overlapping frames [B, T, frame_size] by slices of whole hops."""
     shift, centred = config.frame_shift, config.framing.startswith("center")
     width = config.fft_size if centred else config.frame_length
     left = {"snip_edges": 0, "kaldi_reflect": config.frame_length // 2 - shift // 2}.get(
@@ -149,7 +150,7 @@ def _frames(graph: Graph, config: FbankConfig, sound: Sound, size: str) -> str:
 
 
 def _mirror_ends(graph: Graph, config: FbankConfig, sound: Sound, x: str, left: int, right: int) -> str:
-    """Writes the mirrored samples before the first and after each utterance's last."""
+    """Writes the mirrored samples before the first sample and after the last sample of each utterance."""
     repeats = config.framing == "kaldi_reflect"
     once, one = graph.constant([0 if repeats else 2]), graph.constant([1])
     period = graph.op("Sub", graph.op("Mul", sound.lengths, graph.constant([2])), once)
@@ -170,7 +171,7 @@ def _mirror_ends(graph: Graph, config: FbankConfig, sound: Sound, x: str, left: 
 
 
 def _log_mels(graph: Graph, config: FbankConfig, constants: dict[str, Any], frames: str) -> str:
-    """Log energies [B, M, T]."""
+    """Computes the log energies [B, M, T] of the mel bands."""
     if config.remove_dc:
         mean = graph.op("ReduceMean", frames, name="dc", axes=[2], keepdims=1)
         frames = graph.op("Sub", frames, mean, name="without_dc")
@@ -182,7 +183,7 @@ def _log_mels(graph: Graph, config: FbankConfig, constants: dict[str, Any], fram
         frames = graph.op("Sub", frames, before, name="preemphasis")
     spectrum = graph.op("MatMul", frames, graph.weight("dft", dft(config, constants)), name="spectrum")
     mel = np.asarray(constants["mel_matrix"] if config.mel_source == "constants" else mel_matrix(config), np.float64)
-    # Squares of the cosine and of the sine parts lie side by side; one product adds them up band by band.
+    # The squares of the cosine parts and of the sine parts lie side by side. One product adds both up in each band.
     power = graph.op("Mul", spectrum, spectrum, name="power")
     energy = graph.op("MatMul", power, graph.weight("mel", np.concatenate([mel, mel])), name="energy")
     floor = graph.constant(config.floor)
@@ -194,7 +195,7 @@ def _log_mels(graph: Graph, config: FbankConfig, constants: dict[str, Any], fram
 
 
 def dft(config: FbankConfig, constants: dict[str, Any]) -> Float64[np.ndarray, "frame_size bins"]:
-    """Window and DFT as one matrix: real parts, then imaginary parts, of each FFT bin."""
+    """Makes one matrix of window and DFT, with the real parts of all FFT bins before the imaginary parts."""
     shape = np.asarray(constants["window"] if config.mel_source == "constants" else window(config), np.float64)
     if config.framing.startswith("center"):
         left = (config.fft_size - config.frame_length) // 2
@@ -205,7 +206,7 @@ def dft(config: FbankConfig, constants: dict[str, Any]) -> Float64[np.ndarray, "
 
 
 def normalized(graph: Graph, config: FbankConfig, utterances: Utterances, x: str) -> str:
-    """Dynamic range and normalisation of features [B, M, T]."""
+    """Limits the dynamic range of features [B, M, T] and normalises them."""
     if config.top_db is not None:
         peak = graph.op("ReduceMax", utterances.real(x, LOWEST), name="peak", axes=[1, 2], keepdims=1)
         x = graph.op("Max", x, graph.op("Sub", peak, graph.constant(dynamic_range(config))), name="dynamic_range")
@@ -214,7 +215,7 @@ def normalized(graph: Graph, config: FbankConfig, utterances: Utterances, x: str
     x = graph.op("Sub", x, utterances.mean(x), name="normalized")
     if config.normalization == "mean":
         return x
-    # Once more: what rounding left of a constant band is divided by little more than 1e-5.
+    # Subtract the mean again: the rounding error that is left of a constant band is divided by little more than 1e-5.
     x = graph.op("Sub", x, utterances.mean(x), name="centred")
     variance = utterances.mean(graph.op("Mul", x, x), "variance")
     epsilon = graph.constant(STD_EPSILON)

@@ -1,4 +1,4 @@
-"""Pooling over time and the projection in ONNX, with the names of `ecapa_jax.nn`."""
+"""Writes pooling over time and the projection as ONNX nodes with the names of `ecapa_jax.nn`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ def write_pooling(graph: Graph, config: EcapaConfig, variables: Leaves, x: str, 
     """Writes pooling and projection.
 
     Args:
-      graph: to write into.
-      config: which network.
-      variables: as from `ecapa_jax.folding.fold`: the normalisations about the projection are part of it.
-      x: output of the MFA, [batch, mfa_channels, time].
-      utterances: where they end.
+      graph: graph to which the nodes are added.
+      config: configuration of the network.
+      variables: variables, as `ecapa_jax.folding.fold` returns them. Their projection includes the normalisations before
+        and after it.
+      x: name of the output of the MFA, [batch, mfa_channels, time].
+      utterances: utterances of the batch, which determine where each of them ends.
 
     Returns:
-      Embeddings, [batch, embedding_dim].
+      Name of the embeddings, [batch, embedding_dim].
     """
     layers = Layers(graph, config, utterances)
     weights = Weights(variables["params"], variables["batch_stats"])
@@ -52,7 +53,7 @@ def _floored(graph: Graph, config: StdConfig, variance: str) -> str:
 
 
 def _context(layers: Layers, x: str) -> tuple[str, str]:
-    """Mean and standard deviation over real frames, each [batch, channels, 1]."""
+    """Writes mean and standard deviation over the real frames, both [batch, channels, 1]."""
     graph, utterances, config = layers.graph, layers.utterances, layers.config.context_std
     with graph.scope("context"):
         mean = utterances.mean(x)
@@ -69,7 +70,7 @@ def _context(layers: Layers, x: str) -> tuple[str, str]:
 
 
 def _weighted(layers: Layers, x: str, weights: str) -> str:
-    """Mean and standard deviation under weights that sum to one over time, [batch, 2 channels, 1]."""
+    """Writes mean and standard deviation with weights that sum to one over time, [batch, 2 channels, 1]."""
     graph, config = layers.graph, layers.config.pooled_std
     mean = graph.sum(graph.op("Mul", weights, x, name="weighted"), 2, "mean")
     if config.form == "central":
@@ -83,7 +84,7 @@ def _weighted(layers: Layers, x: str, weights: str) -> str:
 
 
 def _attentive(layers: Layers, x: str, weights: Weights) -> str:
-    """Attentive statistics; mean and deviation enter the attention once per utterance, not once per frame."""
+    """Writes attentive statistics. Mean and deviation enter the attention once per utterance, not once per frame."""
     graph, config = layers.graph, layers.config
     kernel, bias = weights["hidden"].array("kernel"), weights["hidden"].array("bias")
     channels = config.mfa_channels
@@ -97,20 +98,20 @@ def _attentive(layers: Layers, x: str, weights: Weights) -> str:
     if "relu" in config.attention_hidden:
         hidden = layers.activation(hidden, outer=False)
     logits = weights["logits"].array("kernel")
-    if config.attention_hidden == "relu_bn":  # its shift is the same at every frame: a softmax over time cancels it
+    if config.attention_hidden == "relu_bn":  # the shift is equal at every frame, so the softmax over time cancels it
         factor, _ = weights["norm"].affine(config.norm_epsilon)
         logits = logits * factor[:, None]
     elif "norm" in weights:
         hidden = layers.norm(hidden, weights["norm"])
     if "tanh" in config.attention_hidden:
         hidden = graph.op("Tanh", hidden)
-    with graph.scope("logits"):  # a bias is the same at every frame too
+    with graph.scope("logits"):  # a bias is also equal at every frame
         attention = layers.conv(hidden, logits, None)
     return _weighted(layers, x, layers.utterances.softmax(attention))
 
 
 def _multi_head(layers: Layers, x: str, weights: Weights) -> str:
-    """Attentive statistics of each head's share of the channels, for each query."""
+    """Writes attentive statistics for each query and head; each head has a part of the channels."""
     graph = layers.graph
     queries, heads, _ = SHAPES[layers.config.pooling]
     shares = graph.split(x, heads, axis=1)
@@ -130,7 +131,7 @@ def _multi_head(layers: Layers, x: str, weights: Weights) -> str:
 
 
 def _posterior(layers: Layers, x: str, weights: Weights) -> str:
-    """The posterior mean of a Gaussian whose frames have a precision each, with one more frame, the prior's."""
+    """Writes the posterior mean of a Gaussian. Each frame has its own precision, and the prior is one more frame."""
     graph, utterances, epsilon = layers.graph, layers.utterances, layers.config.norm_epsilon
     with graph.scope("hidden"):
         hidden = layers.conv(x, weights["hidden"].array("kernel"), weights["hidden"].array("bias"))

@@ -1,8 +1,7 @@
-"""Reads HyperPyYAML as data. The usual loader calls whatever its tags name; here a tag is only text.
+"""Reads HyperPyYAML as data. The usual loader calls the objects that tags name; this reader treats a tag as text.
 
-Only the parse tree is made, and values are read from it when they are asked for. So nothing is constructed, an anchor
-costs nothing however often it is repeated, and content that this reader does not know is no problem as long as the
-model does not need it.
+The reader makes only the parse tree and reads values from it on request. It constructs nothing, an anchor costs nothing
+however often it is repeated, and unknown content does no harm as long as the model does not need it.
 """
 
 from __future__ import annotations
@@ -43,21 +42,21 @@ Value: TypeAlias = Any
 
 
 class Hyperparams:
-    """A HyperPyYAML file. Every error message starts with its path."""
+    """A HyperPyYAML file. Every error message starts with the path of the file."""
 
     def __init__(self, path: Path):
         """Parses the file.
 
         Raises:
-          ConversionError: it can't be read, or is not a YAML mapping.
+          ConversionError: the file can't be read, or is not a YAML mapping.
         """
         self.path = path
         try:
             with path.open("rb") as file:
                 text = file.read(_MAX_BYTES + 1)
             if len(text) > _MAX_BYTES:
-                raise self.error(f"it is larger than {_MAX_BYTES >> 10} kB, so it is no hyperparams.yaml")
-            # BaseLoader gives no meaning to any scalar, and composing calls no constructor.
+                raise self.error(f"it is larger than {_MAX_BYTES >> 10} kB, so it is not a hyperparams.yaml")
+            # BaseLoader does not interpret scalars, and composing calls no constructor.
             self._top = yaml.compose(text.decode("utf-8-sig"), Loader=yaml.BaseLoader)
         except yaml.MarkedYAMLError as error:
             line = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -76,10 +75,10 @@ class Hyperparams:
         return ConversionError(f"{self.path}: {message}")
 
     def part(self, name: str) -> tuple[str, dict[str, Value]] | None:
-        """Returns tag and keyword arguments of the object of a name, from `modules` or the top level.
+        """Returns tag and keyword arguments of a named object in `modules` or at the top level; None if there is none.
 
         Raises:
-          ConversionError: its arguments are not a mapping of names to values.
+          ConversionError: the arguments of the object are not a mapping of names to values.
         """
         modules = self._child(self._top, "modules")
         node = self._child(modules, name) if isinstance(modules, yaml.MappingNode) else None
@@ -93,8 +92,10 @@ class Hyperparams:
         arguments: dict[str, Value] = {}
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.value == "<<" or key.value in arguments:
-                shown = show(str(key.value)) if isinstance(key, yaml.ScalarNode) else "a key that is no text"
-                raise self.error(f"{name} has {shown}, a merge, a repeated or a nameless argument: write each out once")
+                shown = show(str(key.value)) if isinstance(key, yaml.ScalarNode) else "a key that is not text"
+                raise self.error(
+                    f"{name} has {shown}, a merge, a repeated or a nameless argument: write each argument once"
+                )
             arguments[key.value] = self._value(value)
         return node.tag, arguments
 
@@ -105,7 +106,7 @@ class Hyperparams:
         return self._follow(found[0]) if found else None
 
     def _follow(self, node: yaml.Node) -> yaml.Node:
-        """Returns the node that `!ref <name>` refers to; returns a path or an expression unchanged."""
+        """Returns the node to which `!ref <name>` refers; returns a path or an expression unchanged."""
         for _ in range(_MAX_HOPS):
             if node.tag not in ("!ref", "!copy") or not isinstance(node, yaml.ScalarNode):
                 return node
@@ -114,7 +115,7 @@ class Hyperparams:
             if len(named) != 1:
                 return node
             node = named[0]
-        raise self.error(f"the reference {show(node.value)} goes in a circle")
+        raise self.error(f"the reference {show(node.value)} is circular")
 
     def _value(self, node: yaml.Node) -> Value:
         node = self._follow(node)

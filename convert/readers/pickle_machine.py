@@ -1,8 +1,8 @@
-"""A pickle machine for weights, which builds plain containers and descriptions of tensors, and imports or runs nothing.
+"""Pickle machine for weights, which builds plain containers and descriptions of tensors and never imports or runs code.
 
-The pickle is interpreted here, opcode by opcode, rather than by a subclass of `pickle.Unpickler`: the standard one
-reserves whatever memory an opcode asks for, hashes tuples of any depth, and applies BUILD to any object it finds. This
-one knows a few opcodes and a few names, and refuses the rest.
+This module interprets the pickle itself, opcode by opcode, and does not use a subclass of `pickle.Unpickler`. The
+standard unpickler reserves as much memory as an opcode asks for, hashes tuples of any depth, and applies BUILD to any
+object. This machine knows a few opcodes and a few names, and refuses all others.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 from ecapa_jax.errors import ConversionError
 
 MAX_PICKLE = 16 << 20
-"""Largest pickle in bytes; that of a large training checkpoint has 5 MB."""
+"""Largest allowed pickle in bytes; the pickle of a large training checkpoint has 5 MB."""
 
-_MAX_OPCODES = 250_000  # a one-byte opcode can make a 64-byte object; a large training checkpoint has 200 000
+_MAX_OPCODES = 250_000  # an opcode of one byte can make an object of 64 bytes; a large training checkpoint has 200 000
 _MAX_RANK = 32
 
 _DTYPES: dict[str, np.dtype] = {
@@ -41,7 +41,7 @@ _DTYPES: dict[str, np.dtype] = {
 
 
 def show(text: str) -> str:
-    """Makes text from a file fit for an error message: one printable line of at most 100 characters."""
+    """Formats text from a file for an error message, as one printable line of at most 100 characters."""
     short = text if len(text) <= 100 else text[:97] + "..."
     return short if short.isascii() and short.isprintable() else ascii(short)
 
@@ -55,7 +55,7 @@ class Global:
 
 @dataclasses.dataclass(frozen=True)
 class Storage:
-    """The values of one or more tensors, as they lie in the file."""
+    """The values of one or more tensors, as the file stores them."""
 
     key: str
     dtype: np.dtype
@@ -64,7 +64,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-    """A tensor, in elements of its storage."""
+    """A tensor as a view of its storage; offset and strides count elements."""
 
     storage: Storage
     offset: int
@@ -74,13 +74,13 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class Skipped:
-    """An object in a checkpoint that is not a weight, such as a NumPy scalar or a device; its content is not kept."""
+    """An object that is not a weight, such as a NumPy scalar or a device. Its content is not kept."""
 
     name: str
 
 
 def is_beside(value: object) -> bool:
-    """Whether a value of the tree is not a weight and contains none, so that it is left out."""
+    """Whether a value of the tree is not a weight and contains no weights, so that it is left out."""
     return isinstance(value, Skipped) or (isinstance(value, Global) and value.name in _BESIDE)
 
 
@@ -108,8 +108,8 @@ _BESIDE = (
     | {"pytorch_lightning.utilities.parsing.AttributeDict", "lightning.fabric.utilities.data.AttributeDict"}
     | {"_codecs.encode", "argparse.Namespace", "types.SimpleNamespace", "typing.Any", "decimal.Decimal", "uuid.UUID"}
 )
-"""Types and constructors of plain data that training programs save beside weights. Only their names are known, and
-calling them does nothing. Everything that can name code is refused."""
+"""Types and constructors of plain data that training programs save beside weights. The machine knows only their names,
+and calling them does nothing. It refuses everything that can name code."""
 
 
 def _is_count(value: object) -> bool:
@@ -121,14 +121,14 @@ def _rebuild_tensor(args: tuple[object, ...]) -> object:
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
         raise ConversionError("a tensor is described wrongly; the file is damaged")
     if not all(map(_is_count, (offset, *shape, *strides))) or len(shape) != len(strides) or len(shape) > _MAX_RANK:
-        raise ConversionError("a tensor's offset, shape or strides are negative or no counts; the file is damaged")
+        raise ConversionError("a tensor's offset, shape or strides are negative or not integers; the file is damaged")
     if any(rest):
         raise ConversionError("a tensor is a lazy negative or conjugate; save it again after .resolve_neg()")
     return View(storage, offset, shape, strides)  # type: ignore[arg-type]
 
 
 def _rebuild_old_tensor(args: tuple[object, ...]) -> object:
-    storage, offset, shape, strides = args  # PyTorch before 0.4
+    storage, offset, shape, strides = args  # PyTorch before 0.4 writes four arguments
     return _rebuild_tensor((storage, offset, shape, strides, False, None))
 
 
@@ -177,15 +177,17 @@ SCALARS = (str, int, float, bool, bytes, type(None))
 
 
 class PickleMachine:
-    """Interprets one pickle."""
+    """Interpreter of one pickle."""
 
     def __init__(self) -> None:
         self._stack: list[object] = []
-        self._outer: list[list[object]] = []  # the stacks below each open mark
+        self._outer: list[list[object]] = []  # the stack below each open mark
         self._memo: dict[int, object] = {}
 
     def run(self, data: bytes | io.BytesIO) -> object:
-        """The pickled object: containers, scalars, and a `View` for each tensor; a file is read up to its end.
+        """Returns the pickled object as containers, scalars, and a `View` for each tensor.
+
+        A file is read up to the end of the pickle.
 
         A damaged pickle may also raise ValueError, IndexError or KeyError.
 
@@ -262,7 +264,7 @@ class PickleMachine:
                 stack.append(_storage(stack.pop()))
             case _:
                 if name == "INST":
-                    _global(*argument.split(" ", 1))  # a refusal by name says more
+                    _global(*argument.split(" ", 1))  # an error about the name says more
                 raise ConversionError(
                     f"its pickle uses the opcode {name}, which plain weights don't need, and nothing of it was run; "
                     "save the state dict alone"
@@ -278,7 +280,7 @@ class PickleMachine:
         if isinstance(target, Skipped):
             return
         if not isinstance(target, list):
-            raise ConversionError("its pickle appends to what is no list; the file is damaged")
+            raise ConversionError("its pickle appends to an object that is not a list; the file is damaged")
         target.extend(items)
 
     def _set(self, items: list[object]) -> None:
@@ -286,7 +288,7 @@ class PickleMachine:
         if isinstance(target, Skipped):
             return
         if not isinstance(target, dict) or len(items) % 2:
-            raise ConversionError("its pickle sets items of what is no dict; the file is damaged")
+            raise ConversionError("its pickle sets items of an object that is not a dict; the file is damaged")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, Skipped):
                 continue
@@ -297,7 +299,7 @@ class PickleMachine:
 
 def _global(module: object, attribute: object) -> Global:
     if not isinstance(module, str) or not isinstance(attribute, str):
-        raise ConversionError("its pickle names a type by what is no text; the file is damaged")
+        raise ConversionError("its pickle names a type by a value that is not text; the file is damaged")
     name = f"{module}.{attribute}"
     if name not in _FUNCTIONS and name not in _DTYPES and name not in _BESIDE:
         raise ConversionError(
@@ -311,7 +313,7 @@ def _call(function: object, arguments: object) -> object:
     if isinstance(function, Global) and function.name in _BESIDE and isinstance(arguments, tuple):
         return {} if function.name == "collections.defaultdict" else Skipped(function.name)
     if not isinstance(function, Global) or function.name not in _FUNCTIONS or not isinstance(arguments, tuple):
-        raise ConversionError("its pickle calls what is no function; nothing of it was run")
+        raise ConversionError("its pickle calls an object that is not a function; nothing of it was run")
     return _FUNCTIONS[function.name](arguments)
 
 
@@ -326,14 +328,14 @@ def _new(kind: object) -> Skipped:
 def _check_state(target: object, state: object) -> None:
     if isinstance(target, Skipped):
         return
-    # state_dict() hangs its version numbers on the OrderedDict as `_metadata`; they carry no weights.
+    # state_dict() attaches its version numbers to the OrderedDict as `_metadata`, which contains no weights.
     if not isinstance(target, OrderedDict) or not isinstance(state, dict) or set(state) - {"_metadata"}:
         raise ConversionError(f"its pickle sets attributes of a {type(target).__name__}; save the state dict alone")
 
 
 def _storage(identifier: object) -> Storage:
     if isinstance(identifier, tuple) and len(identifier) == 6 and identifier[5] is None:
-        identifier = identifier[:5]  # before 1.6 there is a sixth part, for a storage that is part of another
+        identifier = identifier[:5]  # PyTorch before 1.6 adds a sixth part for a storage inside another storage
     match identifier:
         case ("storage", Global(name=name), str() as key, str(), int() as numel) if name in _DTYPES and _is_count(
             numel

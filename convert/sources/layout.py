@@ -1,4 +1,4 @@
-"""A layout as a table of names: from it come the rules and what the shapes tell."""
+"""Describes a layout as a table of names, from which it makes the rules and infers the sizes of the network."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ecapa_jax.convert.sources.shapes import Layer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What the layers of a network are called in a checkpoint; each is a convolution and the batch norm after it.
+    """Names of the layers of a network in a checkpoint. A `Layer` is a convolution and the batch norm after it.
 
     Attributes:
       stem, mfa, hidden: first convolution, multi-layer feature aggregation, bottleneck of the attention.
-      block_in, block_out: the 1x1 layers of a block, `{block}` counted from one.
-      res2: a chunk of a block's Res2 convolution, `{chunk}` counted from zero; or the grouped one.
-      squeeze, excite: of a block's squeeze-excitation.
+      block_in, block_out: 1x1 layers of a block, where `{block}` counts from one.
+      res2: chunk of the Res2 convolution of a block, where `{chunk}` counts from zero, or its grouped convolution.
+      squeeze, excite: convolutions of the squeeze-excitation of a block.
       logits: second convolution of the attention.
-      pooled_norm, embedding_norm: batch norms on the pooled statistics and, where there is one, on the embedding.
-      projection, projection_op: the last layer, and how its weight is laid out.
-      mel_matrix, mel_matrix_op, window: of the stored front end.
+      pooled_norm, embedding_norm: batch norms of the pooled statistics and of the embedding, if it has one.
+      projection, projection_op: last layer, and the change of layout of its weight.
+      mel_matrix, mel_matrix_op, window: mel matrix of the stored front end, its change of layout, and the window.
     """
 
     stem: Layer
@@ -74,7 +74,7 @@ class Layout:
         return table + _layer(_at((self.excite, None), index + 1), f"{target}/se/excite")
 
     def infer(self, tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
-        """Reads from the shapes what they show; the rest (dilations, padding, maths) comes from `base`.
+        """Infers sizes from the shapes of the tensors; dilations, padding and maths come from `base`.
 
         Raises:
           ConversionError: the number of blocks is not the number of dilations in `base`.
@@ -107,7 +107,7 @@ class Layout:
         )
 
     def _n_blocks(self, tensors: Tensors) -> int:
-        """Blocks in a row that have most of what a block is made of."""
+        """Counts consecutive blocks that have most of the layers of a block."""
         for block in itertools.count(1):
             layers = (_at(self.block_in, block), _at(self.block_out, block), _at(self.squeeze, block))
             if sum(any(name.startswith(f"{layer}.") for name in tensors) for layer, _ in layers) < 2:
@@ -115,7 +115,7 @@ class Layout:
         raise AssertionError
 
     def _res2(self, tensors: Tensors, block: int, channels: int, base: EcapaConfig) -> tuple[int, int]:
-        """Scale and kernel of a block's Res2 or grouped convolution; a scale of one has no tensors, and any kernel."""
+        """Infers scale and kernel of a Res2 or grouped convolution. A scale of one has no tensors and fits any kernel."""
         kernel = base.kernel_sizes[-1]
         if base.multiscale == "grouped":
             _, each, kernel = shapes.shape(tensors, _at(self.res2, block)[0], channels) or (channels, 0, kernel)

@@ -1,6 +1,6 @@
-"""NVIDIA NeMo's ECAPA-TDNN: a `.nemo` archive of `model_config.yaml` and the weights, front end included.
+"""Converts NVIDIA NeMo's ECAPA-TDNN from a `.nemo` archive of `model_config.yaml` and the weights, with its front end.
 
-The configuration is read as data; its `_target_`s are compared, never imported.
+The converter reads the configuration as data. It compares the values of `_target_` and never imports them.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     "encoder": {},
     "decoder": {"pool_mode": ("attention",), "attention_channels": (128,)},
 }
-"""What an argument may be, the first its default; anything else is another model."""
+"""Supported values of each argument, with the default first. Other values belong to another model."""
 
 FREE = {
     "preprocessor": (
@@ -78,7 +78,7 @@ FREE = {
     "encoder": ("feat_in", "filters", "kernel_sizes", "dilations", "scale", "init_mode"),
     "decoder": ("feat_in", "num_classes", "emb_sizes", "angular", "init_mode"),
 }
-"""Arguments that are read below, or that only training looks at."""
+"""Arguments that this module reads, or that only training uses."""
 
 STATED = {
     "n_mels": "encoder.feat_in",
@@ -92,7 +92,7 @@ STATED = {
 
 
 class Parts:
-    """The three parts of a model_config.yaml, each checked against what can be expressed."""
+    """The three parts of a model_config.yaml, whose arguments are checked against the supported values."""
 
     def __init__(self, path: Path, text: bytes):
         self.where = f"{path}: {CONFIG}"
@@ -110,7 +110,7 @@ class Parts:
         self.preprocessor, self.encoder, self.decoder = (document[part] for part in TARGETS)
 
     def error(self, message: str) -> ConversionError:
-        """The error, naming the file."""
+        """Makes an error whose message names the file."""
         return ConversionError(f"{self.where}: {message}")
 
     def _check(self, part: str, arguments: Mapping[Any, Any]) -> None:
@@ -118,12 +118,12 @@ class Parts:
             allowed = FIXED[part].get(name)
             if allowed is not None and value not in allowed:
                 choices = " or ".join(map(repr, allowed))
-                raise self.error(f"{part}.{name} is {show(repr(value))}; only {choices} can be expressed")
+                raise self.error(f"{part}.{name} is {show(repr(value))}; supported: {choices}")
             if allowed is None and name not in (*FREE[part], "_target_"):
                 raise self.error(f"{part}.{show(str(name))} is an argument that this version does not know")
 
     def number(self, part: Mapping[str, Any], name: str, default: float) -> float:
-        """A number; null gives the default."""
+        """Reads a number; null gives the default."""
         value = part.get(name)
         if value is None:
             return default
@@ -132,14 +132,14 @@ class Parts:
         return float(value)
 
     def whole(self, part: Mapping[str, Any], name: str, default: int) -> int:
-        """A whole number; null gives the default."""
+        """Reads a whole number; null gives the default."""
         value = self.number(part, name, float(default))
         if value != round(value):
             raise self.error(f"{name} is {value}; it must be a whole number")
         return int(value)
 
     def numbers(self, part: Mapping[str, Any], name: str) -> tuple[int, ...]:
-        """A list of whole numbers."""
+        """Reads a list of whole numbers."""
         value = part.get(name)
         if not isinstance(value, list) or not all(type(item) is int for item in value):
             raise self.error(f"{name} is {show(repr(value))}; it must be a list of whole numbers")
@@ -174,11 +174,11 @@ def _network(parts: Parts, base: EcapaConfig) -> EcapaConfig:
     if not len(filters) == len(kernels) == len(dilations) or len(filters) < 3:
         raise parts.error("encoder.filters, kernel_sizes and dilations must be lists of one length, at least 3")
     if dilations[0] != 1:
-        raise parts.error(f"the first of encoder.dilations is {dilations[0]}; only 1 can be expressed")
+        raise parts.error(f"the first of encoder.dilations is {dilations[0]}; supported: 1")
     sizes = parts.decoder.get("emb_sizes", 256)
     sizes = sizes if isinstance(sizes, list) else [sizes]
     if len(sizes) != 1 or type(sizes[0]) is not int:
-        raise parts.error(f"decoder.emb_sizes is {show(repr(sizes))}; only one embedding layer can be expressed")
+        raise parts.error(f"decoder.emb_sizes is {show(repr(sizes))}; only one embedding layer is supported")
     return dataclasses.replace(
         base,
         n_mels=parts.whole(parts.encoder, "feat_in", 80),
@@ -195,11 +195,11 @@ def _network(parts: Parts, base: EcapaConfig) -> EcapaConfig:
 
 def _family(name: str, title: str, *, default: bool, published: tuple[Published, ...]) -> Family:
     def companions(source: Source) -> Companions:
-        """Front end and network of model_config.yaml."""
+        """Reads front end and network from model_config.yaml."""
         preset = PRESETS[name]
         text = source.inside.get(CONFIG)
         if text is None:
-            raise ConversionError(f"{source.path} holds NeMo's weights without {CONFIG}: give the .nemo archive")
+            raise ConversionError(f"{source.path} contains NeMo's weights without {CONFIG}: give the .nemo archive")
         parts = Parts(source.path, text)
         try:
             config = ModelConfig(fbank=_front_end(parts, preset.fbank), ecapa=_network(parts, preset.ecapa))
@@ -216,7 +216,7 @@ def _family(name: str, title: str, *, default: bool, published: tuple[Published,
         rules=LAYOUT.rules,
         infer=LAYOUT.infer,
         companions=companions,
-        # Nothing in the archive tells which featurizer it was trained with: the published model's, unless named.
+        # The archive does not show with which featurizer it was trained, so that of the published model is the default.
         recognises=lambda source: default,
         published=published,
         scoring=Scoring(threshold=0.7, score_map="half"),  # the defaults of `verify_speakers`
@@ -232,7 +232,7 @@ FAMILY = _family(
         Published(
             preset="nemo",
             file=FILE,
-            licence="of the model card on NGC",
+            licence="see the model card on NGC",
             figures={"VoxCeleb1-O EER %": 0.92, "source": "NeMo's speaker recognition README"},
         ),
     ),

@@ -49,7 +49,7 @@ def rules(config: EcapaConfig) -> list[Rule]:
 
 
 def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
-    """Reads from the shapes what they show; the rest (dilations, padding, maths) comes from `base`.
+    """Infers sizes from the shapes of the tensors; dilations, padding and maths come from `base`.
 
     Raises:
       ConversionError: the number of blocks is not the number of dilations in `base`.
@@ -68,7 +68,7 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
     mfa = shapes.width(tensors, [("mfa.conv.conv", "mfa.norm.norm")], base.mfa_channels)
     hidden = shapes.width(tensors, [("asp.tdnn.conv.conv", "asp.tdnn.norm.norm")], base.attention_channels)
     _, n_mels, kernel = shapes.shape(tensors, "blocks.0.conv.conv", stem) or (stem, base.n_mels, base.kernel_sizes[0])
-    if kernel > n_mels:  # transposed
+    if kernel > n_mels:  # the weight is transposed
         n_mels, kernel = base.n_mels, base.kernel_sizes[0]
     _, seen, _ = shapes.shape(tensors, "asp.tdnn.conv.conv", hidden) or (hidden, 0, 1)
     return dataclasses.replace(
@@ -99,7 +99,7 @@ def _n_blocks(tensors: Tensors) -> int:
 
 
 def _res2(tensors: Tensors, block: str, channels: int) -> tuple[int, int]:
-    """Returns scale and kernel of a Res2 convolution; a scale of one has no tensors, so its kernel is arbitrary."""
+    """Infers scale and kernel of a Res2 convolution. A scale of one has no tensors, so any kernel fits."""
     pattern = re.compile(rf"({re.escape(block)}\.res2net_block\.blocks\.\d+)\.")
     chunks = sorted({match[1] for name in tensors if (match := pattern.match(name))})
     if not chunks:

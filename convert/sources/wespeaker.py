@@ -1,4 +1,4 @@
-"""WeSpeaker: `avg_model.pt` with `config.yaml`.
+"""Converts WeSpeaker's `avg_model.pt` with its `config.yaml`.
 
 Reference: `wespeaker.models.ecapa_tdnn.ECAPA_TDNN`, `wespeaker.models.pooling_layers`, `wespeaker.dataset.processor`.
 """
@@ -45,7 +45,7 @@ BOTTLENECKS: dict[Pooling, str] = {
     "posterior": "pool.lin1_relu_bn.0",
     "attentive": "pool.linear1",
 }
-"""For each pooling with weights, the tensor that shows it and the width of its bottleneck."""
+"""Name of the tensor that shows a pooling with weights and the width of its bottleneck."""
 
 STATED = {
     "channels": "model",
@@ -104,7 +104,7 @@ def _pooling_rules(pooling: Pooling) -> list[Rule]:
 
 
 def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
-    """Reads from the shapes what they show; the rest comes from `base`.
+    """Infers sizes and pooling from the tensors; everything else comes from `base`.
 
     Raises:
       ConversionError: the number of blocks is not the number of dilations in `base`, or the pooling is not supported or
@@ -154,7 +154,7 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
 
 
 def _count_chunks(tensors: Tensors, block: str) -> int:
-    """Counts the convolutions of a Res2 chain, of which the last chunk has none."""
+    """Counts the convolutions of a Res2 chain; the last chunk has no convolution."""
     return next(n for n in itertools.count() if f"{block}.1.convs.{n}.weight" not in tensors)
 
 
@@ -163,7 +163,7 @@ def _pooling(tensors: Tensors, mfa: int, base: EcapaConfig) -> Pooling:
         if f"{name}.weight" in tensors:
             return pooling
     if any(name.startswith("pool.") for name in tensors):
-        return "attentive"  # a tensor is missing: the rule table says which
+        return "attentive"  # a tensor is missing, and the rule table reports which one
     if shapes.width(tensors, [("bn", "bn")], 2 * mfa) == 2 * mfa:
         return "mean_std"
     if base.pooling in ("mean", "std"):
@@ -174,8 +174,9 @@ def _pooling(tensors: Tensors, mfa: int, base: EcapaConfig) -> Pooling:
 
 
 def companions(source: Source) -> Companions:
-    """Network and front end of config.yaml, beside the weights or above a training run's `models`; else the preset's.
+    """Reads network and front end from config.yaml, or returns the preset if there is no such file.
 
+    The file lies beside the weights, or above the folder `models` of a training run.
     The published scores subtract the mean embedding of VoxCeleb 2, which is not published with the weights.
     """
     preset = PRESETS["wespeaker-c1024"]
@@ -195,7 +196,7 @@ def companions(source: Source) -> Companions:
 
 
 def _read_document(path: Path) -> dict[str, Any]:
-    """Reads the file as plain data; safe_load makes no objects, and repeated anchors cost nothing."""
+    """Reads the file as plain data. safe_load makes no objects, and repeated anchors cost nothing."""
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
@@ -246,7 +247,7 @@ def _fbank(path: Path, document: dict[str, Any], base: FbankConfig) -> FbankConf
     n_mels = arguments.get("num_mel_bins", base.n_mels)
     stated = _get_part(path, document, "model_args").get("feat_dim", n_mels)
     if n_mels != stated:
-        raise ConversionError(f"{path}: num_mel_bins {show(repr(n_mels))} is not feat_dim {show(repr(stated))}")
+        raise ConversionError(f"{path}: num_mel_bins is {show(repr(n_mels))}, but feat_dim is {show(repr(stated))}")
     return base
 
 
@@ -289,7 +290,7 @@ FAMILY = Family(
     infer=infer,
     companions=companions,
     recognises=lambda source: source.path.name == WEIGHTS,
-    scoring=Scoring(score_map="half"),  # of `wespeaker.cli`; the published figures subtract a mean
+    scoring=Scoring(score_map="half"),  # scoring of `wespeaker.cli`; the published figures subtract a mean
     published=tuple(
         Published(
             preset=f"wespeaker-c{width}",

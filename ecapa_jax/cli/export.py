@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a bundle for other programs: the original PyTorch code, or one that runs StableHLO or ONNX."""
+    """Export a bundle for other programs: the original PyTorch code, or programs that run StableHLO or ONNX."""
 
     bundle: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle directory written by `ecapa-jax convert`; `default` is the packaged model."""
@@ -49,7 +49,7 @@ class Export:
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Writes the whole output, or nothing."""
+        """Writes the complete output, or writes nothing."""
         from ecapa_jax import api
 
         path = local_path(self.out)
@@ -68,7 +68,9 @@ class Export:
         source = source_tensors(bundle, self.family)
         write = write_torch if self.to == "torch" else write_safetensors
         write_whole(path, lambda to: write(to, source), over=before)
-        layout = "same as the source" if source.as_source else "of the family, which the model does not come from"
+        layout = (
+            "layout of the source" if source.as_source else "layout of the family, which is not the source of the model"
+        )
         return {"family": source.family, "tensors": len(source.tensors), "layout": layout}
 
     def _stablehlo(self, bundle: Path, path: Path) -> dict[str, Any]:
@@ -110,7 +112,7 @@ class Export:
         return {"bytes": len(content), **about}
 
     def _check_options(self) -> None:
-        """Refuses options of ONNX for any other output."""
+        """Raises an error if an option of ONNX was given for another output."""
         from ecapa_jax.errors import ConfigError
 
         given = {
@@ -124,7 +126,7 @@ class Export:
             raise ConfigError(f"{wrong[0]} is for --to onnx: leave it out for --to {self.to}")
 
     def _check_free(self, path: Path, *, replaceable: bool) -> Identity:
-        """Identifies what exists at the path; refuses to replace it unless that was asked for."""
+        """Identifies the existing output; raises an error if it must not be replaced."""
         from ecapa_jax.errors import EcapaError
         from ecapa_jax.files.atomic import identity
 

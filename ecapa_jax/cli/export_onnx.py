@@ -1,4 +1,4 @@
-"""`ecapa-jax export BUNDLE --to onnx -o model.onnx`: writes, quantises and measures."""
+"""`ecapa-jax export BUNDLE --to onnx -o model.onnx`: exports, quantises and measures a model."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class OnnxOptions:
     """Options of an ONNX file.
 
     Attributes:
-      takes: the input of the model.
-      quantize: smaller numbers; None is float32.
+      takes: kind of input of the model.
+      quantize: precision of the weights; None is float32.
       calibration: folder of speech for int8; None is the packaged demo speech.
-      trials: list on which the quantised model is compared with the float32 one.
-      audio_root: what the list's paths are relative to.
+      trials: trial list on which the quantised model is compared with the float32 model.
+      audio_root: folder to which the paths in the list are relative.
     """
 
     takes: Input = "waveform"
@@ -44,7 +44,7 @@ class OnnxOptions:
         """Checks what can be checked before any work.
 
         Raises:
-          ConfigError: options that exclude each other, or onnx or onnxruntime is not installed.
+          ConfigError: two options exclude each other, or onnx or onnxruntime is not installed.
         """
         if self.calibration is not None and self.quantize != "int8":
             raise ConfigError("--calibration is for --quantize int8: only int8 is calibrated")
@@ -94,7 +94,7 @@ def _quantized(bundle: Bundle, model: onnx.ModelProto, options: OnnxOptions) -> 
     if options.calibration is None:
         paths = demo_recordings()
         warnings.warn(
-            f"int8 is calibrated on the packaged demo speech, {len(paths)} recordings of synthetic voices: give speech "
+            f"int8 is calibrated on the packaged demo speech, {len(paths)} recordings of synthetic voices: pass speech "
             f"like that of your users with --calibration DIR",
             UserWarning,
             stacklevel=2,
@@ -105,7 +105,7 @@ def _quantized(bundle: Bundle, model: onnx.ModelProto, options: OnnxOptions) -> 
 
 
 def _compare(exact: onnx.ModelProto, model: onnx.ModelProto, options: OnnxOptions) -> dict[str, Any]:
-    """Measures what quantisation changes on the list."""
+    """Measures on the trial list how much quantisation changes scores and error rate."""
     from ecapa_jax.evaluation.report import list_name
     from ecapa_jax.evaluation.run import score_lists
     from ecapa_jax.evaluation.trials import read_trials
