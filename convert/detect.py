@@ -1,4 +1,4 @@
-"""Detects the family of a checkpoint from its tensors, or from file names if tensors are ambiguous, and never guesses."""
+"""Detects the family of a checkpoint from its tensors, or from file names if tensors can't decide, without a guess."""
 
 from __future__ import annotations
 
@@ -63,9 +63,9 @@ class Network:
 def find_network(tensors: Tensors) -> Network:
     """Finds the one network in a checkpoint.
 
-    The function does not know the names of wrappers, such as `module.`, `model.` or `mods.embedding_model.`, which may be
-    nested to any depth. It finds the network by the signature of a family. One tensor of the signature is enough, because
-    the rule table reports missing tensors.
+    The function does not know the names of wrappers, such as `module.`, `model.` or `mods.embedding_model.`, which may
+    be nested to any depth. It finds the network by the signature of a family. One tensor of the signature is enough,
+    because the rule table reports missing tensors.
 
     Raises:
       ConversionError: the checkpoint contains no network, an unsupported one, several networks, or unknown tensors.
@@ -103,9 +103,9 @@ def _find_prefixes(tensors: Tensors) -> set[str]:
 def is_of_training(tensors: Tensors, embedding_dim: int) -> dict[str, bool]:
     """Determines which tensors belong to the training, from their shapes.
 
-    A classifier has a matrix of speakers by embedding values, or its transpose. The other tensors of the classifier have
-    the name of the matrix except for the last part, and are at most as large as a row or column of the matrix. A counter,
-    a scale or a margin is one number.
+    A classifier has a matrix of speakers by embedding values, or its transpose. The other tensors of the classifier
+    have the name of the matrix except for the last part, and are at most as large as a row or column of the matrix. A
+    counter, a scale or a margin is one number.
 
     Returns:
       For each name, whether the tensor belongs to a classifier or a criterion, or is a counter.

@@ -112,7 +112,7 @@ def apply_rules(
 def check_rules(
     table: Sequence[Rule], ignored: Iterable[str], tensors: Tensors, abstract: Mapping[str, Any]
 ) -> list[str]:
-    """Checks that the table fits and returns the names of ignored source tensors; the arguments are as in `apply_rules`.
+    """Checks that the table fits and returns the names of ignored source tensors; arguments are as in `apply_rules`.
 
     Raises:
       ConversionError: a tensor is unused, missing, used twice, has the wrong shape, is not float, is not finite or is a

@@ -36,9 +36,7 @@ from ecapa_jax.scoring.config import Scoring
 PROBE_SECONDS = 2
 KEEP_COMPILED = 1_000_000
 """Largest number of parameters for which the compiled probe is kept; a larger model needs the memory for itself."""
-PUBLISHED_NOTE = (
-    "figures of the published model with this shape and file name; the sha256 was not compared with its file"
-)
+PUBLISHED_NOTE = "of the published model with this shape and file name; the sha256 of this file was not checked"
 
 
 def convert(

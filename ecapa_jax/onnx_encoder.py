@@ -105,8 +105,8 @@ class OnnxEncoder(SpeakerEncoder):
             if n_samples > MAX_SECONDS * rate:
                 name = blocks.name if isinstance(blocks, LongAudio) else "a recording"
                 raise AudioError(
-                    f"{name} is longer than {MAX_SECONDS:g} s, the limit of an ONNX file: cut the recording, or embed it "
-                    f"with the bundle"
+                    f"{name} is longer than {MAX_SECONDS:g} s, the limit of an ONNX file: cut the recording, or embed "
+                    f"it with the bundle"
                 )
         return np.concatenate(parts)
 
@@ -117,7 +117,9 @@ class OnnxEncoder(SpeakerEncoder):
         except Exception as error:
             raise BundleError(f"{self._name} fails in ONNX Runtime: {_first_line(error)}") from error
         if found.shape != (1, self.config.ecapa.embedding_dim):
-            raise BundleError(f"{self._name} holds another network than its metadata says: export the model again")
+            raise BundleError(
+                f"{self._name} contains a different network from the one in its metadata: export the model again"
+            )
         return np.asarray(found, np.float32)
 
 
@@ -145,7 +147,7 @@ def _check(name: str, file: OnnxFile, session: Any) -> None:
     inputs = [value.name for value in session.get_inputs()]
     outputs = [(value.name, value.shape[-1:]) for value in session.get_outputs()]
     if inputs != [WAVEFORMS, LENGTHS] or outputs != [(EMBEDDINGS, [file.config.ecapa.embedding_dim])]:
-        raise BundleError(f"{name} holds another network than its metadata says: export the model again")
+        raise BundleError(f"{name} contains a different network from the one in its metadata: export the model again")
 
 
 def _first_line(error: Exception) -> str:

@@ -17,8 +17,8 @@ def write_pooling(graph: Graph, config: EcapaConfig, variables: Leaves, x: str, 
     Args:
       graph: graph to which the nodes are added.
       config: configuration of the network.
-      variables: variables, as `ecapa_jax.folding.fold` returns them. Their projection includes the normalisations before
-        and after it.
+      variables: variables, as `ecapa_jax.folding.fold` returns them. Their projection includes the normalisations
+        before and after it.
       x: name of the output of the MFA, [batch, mfa_channels, time].
       utterances: utterances of the batch, which determine where each of them ends.
 

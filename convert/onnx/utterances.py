@@ -111,7 +111,7 @@ class PaddedUtterances(Utterances):
         )
 
     def _tail(self, width: int) -> tuple[str, str]:
-        """Returns the frames to repeat after each utterance, and their places in the padded batch, [batch, 1, width]."""
+        """Returns frames to repeat after each utterance, and their places in the padded batch; [batch, 1, width]."""
         if width not in self._tails:
             graph, steps = self.graph, np.arange(width)
             rows = graph.op("Add", self._seen, graph.constant(-2 - steps))

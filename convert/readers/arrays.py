@@ -99,18 +99,18 @@ class TreeBuilder:
         if isinstance(node, list | tuple):
             return type(node)([None if is_beside(item) else self.build(item, depth + 1) for item in node])
         what = node.name if isinstance(node, Global) else "a storage that belongs to no tensor"
-        raise ConversionError(f"it holds {what} as a value; save the state dict alone")
+        raise ConversionError(f"it holds {what} as a value; save only the state dict")
 
     def _array(self, view: View) -> np.ndarray:
         dtype, shape = view.storage.dtype, view.shape
         count = math.prod(shape)
         end = view.offset + sum((dim - 1) * stride for dim, stride in zip(shape, view.strides, strict=True)) + 1
         if count and end > view.storage.numel:
-            raise ConversionError("a tensor extends beyond its storage; the file is damaged or made to mislead")
+            raise ConversionError("a tensor extends beyond its storage; the file is damaged or malicious")
         self._total += count * dtype.itemsize
         if self._total > self._max_bytes:
             raise ConversionError(
-                f"its tensors claim over {self._max_bytes} bytes, far more than the file holds; it is made to mislead"
+                f"its tensors claim over {self._max_bytes} bytes, far more than the file holds; it is malicious"
             )
         array = check_bool(self._strided(view)) if count else np.empty(shape, dtype)
         array.flags.writeable = False

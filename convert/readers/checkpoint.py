@@ -151,7 +151,7 @@ def find_tensors(
     keys = ", ".join(show(str(key)) for key in list(content)[:8]) + (", ..." if len(content) > 8 else "")
     raise ConversionError(
         f"the checkpoint has no dict of tensors at its top level or under {', '.join(_WRAPPERS)}; "
-        f"its top level holds: {keys or 'nothing'}; save the state dict alone"
+        f"its top level holds: {keys or 'nothing'}; save only the state dict"
     )
 
 
@@ -205,7 +205,7 @@ def _format(file: io.BufferedIOBase) -> Format:
     # Check this format first, because a header length may look like the magic bytes of another: 640 is 80 02, a pickle.
     if head[8:9] == b"{" and (length := int.from_bytes(head[:8], "little")) <= _MAX_CLAIMED:
         if length > _MAX_HEADER:
-            raise ConversionError(f"its safetensors header is over {_MAX_HEADER >> 10} kB; save the state dict alone")
+            raise ConversionError(f"its safetensors header is over {_MAX_HEADER >> 10} kB; save only the state dict")
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "npz" if _first_member(head).endswith(b".npy") else "torch-zip"

@@ -117,7 +117,7 @@ def _members(stream: io.BufferedIOBase, limit: int) -> Iterator[tuple[tarfile.Ta
         if member.type == tarfile.DIRTYPE:
             continue
         if member.name in seen:
-            raise ConversionError(f"it holds {show(member.name)} twice; it is damaged or made to mislead")
+            raise ConversionError(f"it holds {show(member.name)} twice; it is damaged or malicious")
         seen.add(member.name)
         yield member, start
     raise ConversionError(f"its tar archive has over {_MAX_MEMBERS} members, so it is not a NeMo model")

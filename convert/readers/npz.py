@@ -37,9 +37,9 @@ def read_npz(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.nd
             members = archive.infolist()
             names = [member.filename for member in members]
             if len(set(names)) != len(names):
-                raise ConversionError("it holds two members of the same name; it is damaged or made to mislead")
+                raise ConversionError("it holds two members of the same name; it is damaged or malicious")
             if sum(member.file_size for member in members) > 4 * size + (64 << 20):
-                raise ConversionError("its members claim far more bytes than the file has; it is made to mislead")
+                raise ConversionError("its members claim far more bytes than the file has; it is malicious")
             return {member.filename.removesuffix(".npy"): _member(archive, member) for member in members}
 
 

@@ -119,9 +119,11 @@ def _is_count(value: object) -> bool:
 def _rebuild_tensor(args: tuple[object, ...]) -> object:
     storage, offset, shape, strides, _grad, _hooks, *rest = args
     if not isinstance(storage, Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
-        raise ConversionError("a tensor is described wrongly; the file is damaged")
+        raise ConversionError("the description of a tensor is wrong; the file is damaged")
     if not all(map(_is_count, (offset, *shape, *strides))) or len(shape) != len(strides) or len(shape) > _MAX_RANK:
-        raise ConversionError("a tensor's offset, shape or strides are negative or not integers; the file is damaged")
+        raise ConversionError(
+            "a tensor's offset, shape or strides are negative or otherwise invalid; the file is damaged"
+        )
     if any(rest):
         raise ConversionError("a tensor is a lazy negative or conjugate; save it again after .resolve_neg()")
     return View(storage, offset, shape, strides)  # type: ignore[arg-type]
@@ -135,14 +137,14 @@ def _rebuild_old_tensor(args: tuple[object, ...]) -> object:
 def _rebuild_parameter(args: tuple[object, ...]) -> object:
     data, _grad, _hooks = args
     if not isinstance(data, View):
-        raise ConversionError("a parameter is described wrongly; the file is damaged")
+        raise ConversionError("the description of a parameter is wrong; the file is damaged")
     return data
 
 
 def _size(args: tuple[object, ...]) -> object:
     (dims,) = args
     if not isinstance(dims, tuple) or not all(map(_is_count, dims)):
-        raise ConversionError("a torch.Size is described wrongly; the file is damaged")
+        raise ConversionError("the description of a torch.Size is wrong; the file is damaged")
     return dims
 
 
@@ -155,7 +157,7 @@ def _layout(args: tuple[object, ...]) -> object:
 
 def _ordered_dict(args: tuple[object, ...]) -> object:
     if args:
-        raise ConversionError("an OrderedDict is described wrongly; the file is damaged")
+        raise ConversionError("the description of an OrderedDict is wrong; the file is damaged")
     return OrderedDict()
 
 
@@ -198,7 +200,7 @@ class PickleMachine:
             if opcode.name == "STOP":
                 return self._stack.pop()
             if count >= _MAX_OPCODES:
-                raise ConversionError("it holds too many objects for weights; save the state dict alone")
+                raise ConversionError("it holds too many objects for weights; save only the state dict")
             if opcode.name in _PUSH_ARGUMENT:
                 self._stack.append(argument)
             elif opcode.name in _CONSTANTS:
@@ -266,8 +268,8 @@ class PickleMachine:
                 if name == "INST":
                     _global(*argument.split(" ", 1))  # an error about the name says more
                 raise ConversionError(
-                    f"its pickle uses the opcode {name}, which plain weights don't need, and nothing of it was run; "
-                    "save the state dict alone"
+                    f"its pickle uses the opcode {name}, which plain weights don't need, and none of it was run; "
+                    "save only the state dict"
                 )
 
     def _to_mark(self) -> list[object]:
@@ -293,7 +295,7 @@ class PickleMachine:
             if isinstance(key, Skipped):
                 continue
             if not isinstance(key, SCALARS):
-                raise ConversionError(f"a dict has a {type(key).__name__} as key; save the state dict alone")
+                raise ConversionError(f"a dict has a {type(key).__name__} as key; save only the state dict")
             target[key] = value
 
 
@@ -303,8 +305,8 @@ def _global(module: object, attribute: object) -> Global:
     name = f"{module}.{attribute}"
     if name not in _FUNCTIONS and name not in _DTYPES and name not in _BESIDE:
         raise ConversionError(
-            f"its pickle names {show(name)}, which plain weights don't need, and nothing of it was run; "
-            "save the state dict alone: torch.save(model.state_dict(), f)"
+            f"its pickle names {show(name)}, which plain weights don't need, and none of it was run; "
+            "save only the state dict: torch.save(model.state_dict(), f)"
         )
     return Global(name)
 
@@ -313,14 +315,14 @@ def _call(function: object, arguments: object) -> object:
     if isinstance(function, Global) and function.name in _BESIDE and isinstance(arguments, tuple):
         return {} if function.name == "collections.defaultdict" else Skipped(function.name)
     if not isinstance(function, Global) or function.name not in _FUNCTIONS or not isinstance(arguments, tuple):
-        raise ConversionError("its pickle calls an object that is not a function; nothing of it was run")
+        raise ConversionError("its pickle calls an object that is not a function; none of it was run")
     return _FUNCTIONS[function.name](arguments)
 
 
 def _new(kind: object) -> Skipped:
     if not isinstance(kind, Global) or kind.name not in _BESIDE:
         raise ConversionError(
-            "its pickle uses the opcode NEWOBJ, which plain weights don't need, and nothing of it was run"
+            "its pickle uses the opcode NEWOBJ, which plain weights don't need, and none of it was run"
         )
     return Skipped(kind.name)
 
@@ -330,7 +332,7 @@ def _check_state(target: object, state: object) -> None:
         return
     # state_dict() attaches its version numbers to the OrderedDict as `_metadata`, which contains no weights.
     if not isinstance(target, OrderedDict) or not isinstance(state, dict) or set(state) - {"_metadata"}:
-        raise ConversionError(f"its pickle sets attributes of a {type(target).__name__}; save the state dict alone")
+        raise ConversionError(f"its pickle sets attributes of a {type(target).__name__}; save only the state dict")
 
 
 def _storage(identifier: object) -> Storage:
@@ -341,4 +343,4 @@ def _storage(identifier: object) -> Storage:
             numel
         ):
             return Storage(key, _DTYPES[name], numel)
-    raise ConversionError("a storage is described wrongly; the file is damaged")
+    raise ConversionError("the description of a storage is wrong; the file is damaged")

@@ -69,7 +69,7 @@ def _places(
     places = {}
     for key in keys:
         if key not in storages:
-            raise ConversionError("it holds a storage that belongs to no tensor; save the state dict alone")
+            raise ConversionError("it holds a storage that belongs to no tensor; save only the state dict")
         file.seek(start)
         length = int.from_bytes(file.read(_COUNT), "little") * storages[key].dtype.itemsize
         start += _COUNT

@@ -63,7 +63,7 @@ def check_entries(file: io.BufferedReader | io.BytesIO) -> None:
         count += (tail + chunk).count(_ENTRY)
         tail = chunk[1 - len(_ENTRY) :]
     if count > _MAX_MEMBERS:
-        raise ConversionError(f"its zip archive has over {_MAX_MEMBERS} members; save the state dict alone")
+        raise ConversionError(f"its zip archive has over {_MAX_MEMBERS} members; save only the state dict")
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> str:
@@ -83,9 +83,9 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> str:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise ConversionError(f"{show(member.filename)} is compressed, which PyTorch never does; save it again")
     if sum(member.file_size for member in members) > size:
-        raise ConversionError("its members claim more bytes than the file has; it is damaged or made to mislead")
+        raise ConversionError("its members claim more bytes than the file has; it is damaged or malicious")
     if archive.getinfo(pickles[0]).file_size > MAX_PICKLE:
-        raise ConversionError(f"data.pkl is over {MAX_PICKLE >> 20} MiB; save the state dict alone")
+        raise ConversionError(f"data.pkl is over {MAX_PICKLE >> 20} MiB; save only the state dict")
     if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") != b"little":
         raise ConversionError("it is not little-endian; save it again on a little-endian machine")
     return prefix
@@ -93,6 +93,6 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> str:
 
 def _describe(names: list[str]) -> str:
     if len(set(names)) != len(names):
-        return "it is a zip archive with two members of the same name; it is damaged or made to mislead"
+        return "it is a zip archive with two members of the same name; it is damaged or malicious"
     found = ", ".join(show(name) for name in names[:3]) + (", ..." if len(names) > 3 else "") if names else "nothing"
     return f"it is a zip archive but not a PyTorch checkpoint (no single data.pkl; it holds {found}); unpack it first"

@@ -115,7 +115,7 @@ class Layout:
         raise AssertionError
 
     def _res2(self, tensors: Tensors, block: int, channels: int, base: EcapaConfig) -> tuple[int, int]:
-        """Infers scale and kernel of a Res2 or grouped convolution. A scale of one has no tensors and fits any kernel."""
+        """Infers scale and kernel of a Res2 or grouped convolution. A scale of 1 has no tensors and fits any kernel."""
         kernel = base.kernel_sizes[-1]
         if base.multiscale == "grouped":
             _, each, kernel = shapes.shape(tensors, _at(self.res2, block)[0], channels) or (channels, 0, kernel)

@@ -237,7 +237,7 @@ def _embedding_mean(path: Path, embedding_dim: int) -> np.ndarray | None:
     if not isinstance(mean, np.ndarray) or mean.size != embedding_dim or mean.shape[-1:] != (embedding_dim,):
         found = f"one of shape {mean.shape}" if isinstance(mean, np.ndarray) else "none"
         raise ConversionError(
-            f"{path}: expected a glob_mean of {embedding_dim} values, found {found}; mend or remove it"
+            f"{path}: expected a glob_mean of {embedding_dim} values, found {found}; correct or remove it"
         )
     if mean.dtype.kind != "f" or not np.isfinite(mean).all():
         raise ConversionError(f"{path}: glob_mean ({mean.dtype}) holds values that are not finite floats; remove it")

@@ -29,7 +29,7 @@ def _read_configuration(weights: Path) -> dict[str, Any] | None:
         named = model["pretrained_model"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         reason = show(f"{type(error).__name__}: {error}")
-        raise ConversionError(f"{path} is not a ModelScope configuration ({reason}): mend or remove it") from error
+        raise ConversionError(f"{path} is not a ModelScope configuration ({reason}): correct or remove it") from error
     return model if named == weights.name else None
 
 

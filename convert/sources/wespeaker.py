@@ -210,7 +210,7 @@ def _read_document(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConversionError(f"{path}: it can't be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise ConversionError(f"{path}: it is not YAML ({show(str(error))}); mend or remove it") from error
+        raise ConversionError(f"{path}: it is not YAML ({show(str(error))}); correct or remove it") from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), str):
         raise ConversionError(
             f"{path}: it names no model, so it is not a WeSpeaker configuration; correct or remove it"

@@ -68,9 +68,7 @@ class Export:
         source = source_tensors(bundle, self.family)
         write = write_torch if self.to == "torch" else write_safetensors
         write_whole(path, lambda to: write(to, source), over=before)
-        layout = (
-            "layout of the source" if source.as_source else "layout of the family, which is not the source of the model"
-        )
+        layout = "same as the source" if source.as_source else "of the family, which is not the source of the model"
         return {"family": source.family, "tensors": len(source.tensors), "layout": layout}
 
     def _stablehlo(self, bundle: Path, path: Path) -> dict[str, Any]:

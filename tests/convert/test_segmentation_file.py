@@ -74,7 +74,7 @@ def test_hyperparameters_that_name_code_are_refused(capsys, tmp_path, state, mon
     write_torch_zip(tmp_path / "pytorch_model.bin", content)
     message = refused(capsys, tmp_path, "convert", tmp_path / "pytorch_model.bin", "-o", tmp_path / "x.safetensors")
     assert named in message
-    assert "nothing of it was run" in message
+    assert "none of it was run" in message
 
 
 def test_another_network_is_refused(capsys, tmp_path, state):

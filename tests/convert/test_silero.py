@@ -120,7 +120,7 @@ def test_a_network_without_a_tensor_is_refused_by_its_name(tmp_path, missing):
     arrays = source_arrays()
     del arrays[missing]
     path = write(tmp_path / "x.onnx", model(flat(arrays)))
-    with pytest.raises(ConversionError, match=r"x\.onnx: has no .*give silero_vad\.onnx of the silero-vad wheel"):
+    with pytest.raises(ConversionError, match=r"x\.onnx: it has no .*give silero_vad\.onnx of the silero-vad wheel"):
         read_silero(path)
 
 

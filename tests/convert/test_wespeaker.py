@@ -98,7 +98,7 @@ def test_a_published_directory_converts_and_is_compared_with_its_config(tmp_path
     [
         ({"model": "ResNet34"}, "model ResNet34 is not supported"),
         ({"model_args": {"pooling_func": "ASP"}}, "pooling_func 'ASP' is not supported; supported: ASTP, TAP"),
-        ({"model_args": {"feat_dim": "80"}}, "num_mel_bins 80 is not feat_dim '80'"),
+        ({"model_args": {"feat_dim": "80"}}, "num_mel_bins is 80, but feat_dim is '80'"),
         ({"model_args": {"emb_bn": 1}}, "emb_bn is 1, not of type bool"),
         ({"model_args": [1]}, "model_args is [1], not a mapping"),
         ({"dataset_args": {"frontend": "s3prl"}}, "frontend 's3prl' is not supported"),

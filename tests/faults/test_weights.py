@@ -111,7 +111,7 @@ def test_what_is_code_stays_refused(tmp_path: Path, module: str, attribute: str)
     for end in (ARGUMENT + b"\x85R", b")\x81", b""):
         content = {"best": Raw(name(module, attribute).opcodes + end), "state_dict": {"w": HEAD}}
         (tmp_path / "x.pt").write_bytes(torch_zip_bytes(content))
-        with pytest.raises(ConversionError, match=f"names {module}.{attribute}, .* nothing of it was run"):
+        with pytest.raises(ConversionError, match=f"names {module}.{attribute}, .* none of it was run"):
             read_checkpoint(tmp_path / "x.pt")
     assert os.listdir(tmp_path) == ["x.pt"]
 
