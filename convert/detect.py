@@ -19,16 +19,16 @@ from ecapa_jax.errors import ConversionError
 TRAINED = "embedding_model.ckpt"
 BUNDLE = "model.json"
 
-BESIDE = ("classifier.", "projection.", "head.", "loss.", "speaker_loss.", "aam.")
+TRAINING_PREFIXES = ("classifier.", "projection.", "head.", "loss.", "speaker_loss.", "aam.")
 """Prefixes of training tensors, which a checkpoint may contain beside the network and which inference does not use."""
 
-BEFORE = (
+UNSUPPORTED_CHECKPOINTS = (
     (".frontend.upstream.", "an ECAPA-TDNN on WavLM or another self-supervised front end; use it with ESPnet-SPK"),
     (".hifigan_decoder.speaker_encoder.", "a part of XTTS, whose speaker encoder is a ResNet; use it with Coqui TTS"),
 )
 """Parts of tensor names that show that a checkpoint can't be converted, although it may contain a known network."""
 
-OTHERS = (
+UNSUPPORTED_NETWORKS = (
     (("layer2.0.conv.weight", "layer2.1.convs.0.weight"), "lawlict's ECAPA-TDNN; no weights of it were published"),
     (
         ("blocks.0.conv.weight", "blocks.1.tdnn1.conv.weight"),
@@ -70,7 +70,7 @@ def find_network(tensors: Tensors) -> Network:
     Raises:
       ConversionError: the checkpoint contains no network, an unsupported one, several networks, or unknown tensors.
     """
-    for part, what in BEFORE:
+    for part, what in UNSUPPORTED_CHECKPOINTS:
         if any(part in f".{name}" for name in tensors):
             raise ConversionError(f"this is {what}")
     prefixes = _find_prefixes(tensors)
@@ -100,7 +100,7 @@ def _find_prefixes(tensors: Tensors) -> set[str]:
     return {name.removesuffix(part) for name in tensors for part in signature if f".{name}".endswith(f".{part}")}
 
 
-def is_of_training(tensors: Tensors, embedding_dim: int) -> dict[str, bool]:
+def find_training_tensors(tensors: Tensors, embedding_dim: int) -> dict[str, bool]:
     """Determines which tensors belong to the training, from their shapes.
 
     A classifier has a matrix of speakers by embedding values, or its transpose. The other tensors of the classifier
@@ -124,13 +124,13 @@ def is_of_training(tensors: Tensors, embedding_dim: int) -> dict[str, bool]:
     return {name: belongs(name, tensor) for name, tensor in tensors.items()}
 
 
-def check_beside(unknown: Tensors, embedding_dim: int, prefix: str) -> None:
+def check_unknown(unknown: Tensors, embedding_dim: int, prefix: str) -> None:
     """Raises an error if a tensor beside the network does not belong to its training.
 
     Raises:
       ConversionError: there is such a tensor; the message names the first one.
     """
-    if wrong := [name for name, belongs in is_of_training(unknown, embedding_dim).items() if not belongs]:
+    if wrong := [name for name, belongs in find_training_tensors(unknown, embedding_dim).items() if not belongs]:
         raise ConversionError(
             f"unexpected tensor {show(wrong[0])} {unknown[wrong[0]].shape} beside the network ({show(prefix)}*)"
             f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}: it is not a classifier with {embedding_dim} "
@@ -144,11 +144,11 @@ def _is_training_tensor(name: str, prefix: str) -> bool:
         return True  # the classifier in a `Sequential` of network and classifier
     parts = prefix.split(".")
     levels = ["".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts))]
-    return any(name.startswith(level) and name.removeprefix(level).startswith(BESIDE) for level in levels)
+    return any(name.startswith(level) and name.removeprefix(level).startswith(TRAINING_PREFIXES) for level in levels)
 
 
 def _explain_refusal(tensors: Tensors) -> ConversionError:
-    for signature, what in OTHERS:
+    for signature, what in UNSUPPORTED_NETWORKS:
         if all(any(f".{name}".endswith(f".{part}") for name in tensors) for part in signature):
             return ConversionError(f"this is {what}")
     shown = ", ".join(show(name) for name in list(tensors)[:4])

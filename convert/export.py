@@ -83,7 +83,7 @@ def _restore_source(path: Path, bundle: Bundle, family: Family) -> SourceTensors
     wrong += [name for name in found.keys() & described.keys() if list(found[name].shape) != described[name]["shape"]]
     if wrong:
         raise BundleError(f"{path / 'source.json'} belongs to other weights ({wrong[0]}): convert the model again")
-    tensors = {name: found[name].astype(_dtype(entry["dtype"])) for name, entry in described.items()}
+    tensors = {name: found[name].astype(_parse_dtype(entry["dtype"])) for name, entry in described.items()}
     return SourceTensors(
         family=family.name,
         tensors=tensors,
@@ -93,7 +93,7 @@ def _restore_source(path: Path, bundle: Bundle, family: Family) -> SourceTensors
     )
 
 
-def _dtype(name: str) -> np.dtype:
+def _parse_dtype(name: str) -> np.dtype:
     return _DTYPES.get(name) or np.dtype(name)
 
 

@@ -46,13 +46,13 @@ class Original:
     stages: Callable[[EcapaConfig], dict[str, str]]
 
 
-def _speakerlab_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
+def _compute_speakerlab_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
     from speakerlab.process.processor import FBank
 
     return FBank(config.fbank.n_mels, config.fbank.sample_rate, mean_nor=True)(waveform)
 
 
-def _speechbrain_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
+def _compute_speechbrain_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
     from speechbrain.lobes.features import Fbank
     from speechbrain.processing.features import InputNormalization
 
@@ -62,7 +62,7 @@ def _speechbrain_features(config: ModelConfig, waveform: torch.Tensor) -> torch.
     return normalize(extract(waveform[None]), torch.ones(1))[0]
 
 
-def _sb_network(module: str) -> Callable[[EcapaConfig], torch.nn.Module]:
+def _make_network_function(module: str) -> Callable[[EcapaConfig], torch.nn.Module]:
     def make(config: EcapaConfig) -> torch.nn.Module:
         activation = {"activation": torch.nn.LeakyReLU} if config.activation == "leaky_relu" else {}
         return importlib.import_module(module).ECAPA_TDNN(
@@ -81,12 +81,12 @@ def _sb_network(module: str) -> Callable[[EcapaConfig], torch.nn.Module]:
     return make
 
 
-def _sb_stages(config: EcapaConfig) -> dict[str, str]:
+def _name_sb_stages(config: EcapaConfig) -> dict[str, str]:
     blocks = {f"blocks.{index + 1}": f"block_{index}" for index in range(config.n_blocks)}
     return {"blocks.0": "stem", **blocks, "mfa": "mfa", "asp": "pooled"}
 
 
-def _wespeaker_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
+def _compute_wespeaker_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
     """Computes features as `wespeaker.cli.speaker` does."""
     from torchaudio.compliance import kaldi
 
@@ -97,7 +97,7 @@ def _wespeaker_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Te
     return features - features.mean(dim=0)
 
 
-def _wespeaker_network(config: EcapaConfig) -> torch.nn.Module:
+def _make_wespeaker_network(config: EcapaConfig) -> torch.nn.Module:
     if "wespeaker" not in sys.modules:
         # The package imports its command line, which needs a voice detector. This stub avoids that import.
         spec = importlib.util.find_spec("wespeaker")
@@ -124,7 +124,7 @@ _WESPEAKER_STAGES = {
 }
 
 
-def _wespeaker_fits(config: EcapaConfig) -> bool:
+def _is_wespeaker_config(config: EcapaConfig) -> bool:
     fixed = (config.mfa_channels, config.dilations, config.kernel_sizes, config.res2_scale, config.attention_channels)
     return fixed == (1536, (2, 3, 4), (5, 3, 3, 3), 8, 128) and getattr(config, "pooling", "attentive") == "attentive"
 
@@ -134,24 +134,24 @@ ORIGINALS: dict[str, Original] = {
         package="speakerlab",
         distribution="speakerlab",
         fits=lambda config: config.mfa_channels == sum(config.channels[1:]),
-        features=_speakerlab_features,
-        network=_sb_network("speakerlab.models.ecapa_tdnn.ECAPA_TDNN"),
-        stages=_sb_stages,
+        features=_compute_speakerlab_features,
+        network=_make_network_function("speakerlab.models.ecapa_tdnn.ECAPA_TDNN"),
+        stages=_name_sb_stages,
     ),
     "speechbrain": Original(
         package="speechbrain",
         distribution="speechbrain",
         fits=lambda config: True,
-        features=_speechbrain_features,
-        network=_sb_network("speechbrain.lobes.models.ECAPA_TDNN"),
-        stages=_sb_stages,
+        features=_compute_speechbrain_features,
+        network=_make_network_function("speechbrain.lobes.models.ECAPA_TDNN"),
+        stages=_name_sb_stages,
     ),
     "wespeaker": Original(
         package="wespeaker",
         distribution="wespeaker-unofficial",
-        fits=_wespeaker_fits,
-        features=_wespeaker_features,
-        network=_wespeaker_network,
+        fits=_is_wespeaker_config,
+        features=_compute_wespeaker_features,
+        network=_make_wespeaker_network,
         stages=lambda config: dict(_WESPEAKER_STAGES),
     ),
 }

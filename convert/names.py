@@ -51,7 +51,7 @@ def why_no_bundle(name: str) -> str:
             return f"{name} is a checkpoint, not a bundle: convert it with ecapa-jax convert {name} -o BUNDLE"
         return f"{name} is a file, not a bundle directory: give a directory that `ecapa-jax convert` or `train` wrote"
     if os.path.isdir(name):
-        return _why_no_bundle_in(Path(name))
+        return _explain_no_bundle_in(Path(name))
     if os.path.exists(name) or is_address(name):
         return ""
     if address := suggestion(name):
@@ -64,7 +64,7 @@ def why_no_bundle(name: str) -> str:
     )
 
 
-def _why_no_bundle_in(folder: Path) -> str:
+def _explain_no_bundle_in(folder: Path) -> str:
     try:
         names = sorted(os.listdir(folder))
     except OSError:

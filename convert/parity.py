@@ -76,11 +76,11 @@ def golden_model(family: Family, config: ModelConfig | None = None) -> tuple[Mod
     config = config or dataclasses.replace(preset, ecapa=network)
     rng = np.random.default_rng(sum(family.name.encode()))
     leaves = flatten({**functional.abstract(config), "constants": {}})
-    values = {path: _values(rng, path, leaves[path].shape) for path in sorted(leaves)}
+    values = {path: _draw_values(rng, path, leaves[path].shape) for path in sorted(leaves)}
     return config, {**unflatten(values), "constants": stored_constants(config.fbank)}
 
 
-def _values(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
+def _draw_values(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
     normal = rng.standard_normal(shape)
     if path.endswith("/kernel"):
         normal = normal / np.sqrt(np.prod(shape[:-1]))

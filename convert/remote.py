@@ -107,7 +107,7 @@ def _look_up(address: Address) -> tuple[Address, PublishedModel | None]:
 def _make_chooser(entry: PublishedModel | None) -> Wanted:
     """Makes a function that chooses the files of a bundle or of the table entry, or known weights with companions."""
 
-    def wanted(names: Collection[str]) -> Collection[str]:
+    def choose(names: Collection[str]) -> Collection[str]:
         if "model.json" in names:
             return [name for name in names if name.split("/")[0] in FILES]
         if entry is not None:
@@ -115,7 +115,7 @@ def _make_chooser(entry: PublishedModel | None) -> Wanted:
         weights = [name for name in names if any(name in family.files for family in FAMILIES.values())]
         return weights and [*weights, *(name for name in names if name in COMPANIONS and name not in weights)]
 
-    return wanted
+    return choose
 
 
 def _match_names(names: Collection[str], patterns: Collection[str]) -> list[str]:

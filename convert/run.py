@@ -18,12 +18,12 @@ from ecapa_jax import functional
 from ecapa_jax.bundle.bundle import Bundle
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.detect import (
-    check_beside,
+    check_unknown,
     choose_family,
     find_network,
+    find_training_tensors,
     find_weights,
     holds_network,
-    is_of_training,
 )
 from ecapa_jax.convert.family import Companions, Family, Source
 from ecapa_jax.convert.parity import compiled, forget_compiled, full_report, quick_report
@@ -75,19 +75,23 @@ def convert(
     origin = Source(path=weights, inside=checkpoint.inside, wrapper=wrapper, prefix=found.prefix)
     chosen = choose_family(found.families, origin, family)
     companions = chosen.companions(origin)
-    described = _describe(tensors, origin, checkpoint)
-    network, beside, unknown = dict(found.tensors), found.beside, found.unknown
+    described = _describe_source(tensors, origin, checkpoint)
+    network, training, unknown = dict(found.tensors), found.training, found.unknown
     # Only `network` holds the tensors now. They are removed from it one by one, so the model is in memory only once.
     del tensors, found
     checkpoint = dataclasses.replace(checkpoint, content=None)
     with _name_file(weights):
-        config = _config(chosen, network, companions.config, dilations)
-        check_beside(unknown, config.ecapa.embedding_dim, origin.prefix)
+        config = _make_config(chosen, network, companions.config, dilations)
+        check_unknown(unknown, config.ecapa.embedding_dim, origin.prefix)
         rules, shapes = chosen.rules(config.ecapa), functional.abstract(config)
-        beside = {**beside, **unknown, **_take_heads(chosen, rules, network, config.ecapa.embedding_dim, origin.prefix)}
+        training = {
+            **training,
+            **unknown,
+            **_take_heads(chosen, rules, network, config.ecapa.embedding_dim, origin.prefix),
+        }
         skipped = check_rules(rules, chosen.ignored, network, shapes)
         _check_stated(companions, config, dilations)
-        extra = {**{origin.prefix + name: network[name] for name in skipped}, **beside}
+        extra = {**{origin.prefix + name: network[name] for name in skipped}, **training}
         variables = move_tensors(rules, network, shapes)
         parity = _prove(rules, config, variables, len(extra))
         parity |= full_report(chosen, config, variables) if verify else quick_report(chosen)
@@ -119,7 +123,7 @@ def _take_heads(
         and name.partition(".")[0] not in own
         and not any(re.fullmatch(pattern, name) for pattern in family.ignored)
     }
-    heads = [name for name, belongs in is_of_training(left, embedding_dim).items() if belongs]
+    heads = [name for name, belongs in find_training_tensors(left, embedding_dim).items() if belongs]
     return {prefix + name: network.pop(name) for name in heads}
 
 
@@ -150,7 +154,7 @@ def _name_file(weights: Path) -> Iterator[None]:
         raise ConversionError(f"{weights}: {error}") from error
 
 
-def _config(family: Family, network: Tensors, base: ModelConfig, dilations: tuple[int, ...] | None) -> ModelConfig:
+def _make_config(family: Family, network: Tensors, base: ModelConfig, dilations: tuple[int, ...] | None) -> ModelConfig:
     try:
         ecapa: EcapaConfig = base.ecapa
         if dilations is not None:
@@ -229,7 +233,7 @@ def _probe(config: ModelConfig, variables: dict[str, Any]) -> np.ndarray:
     return np.asarray(compiled(functional.embed)(config, placed, noise, np.array([n_samples], np.int32)))[0]
 
 
-def _describe(tensors: Tensors, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+def _describe_source(tensors: Tensors, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "file": checkpoint.path.name,
         "format": checkpoint.format,

@@ -45,7 +45,7 @@ class OnnxEncoder(SpeakerEncoder):
         """
         file = read_onnx(name)
         self._name = os.fspath(name)
-        self._session = _session(self._name, file)
+        self._session = _make_session(self._name, file)
         self.fingerprint = hashlib.sha256(file.content).hexdigest()
         self.config, self.dtype = file.config, file.precision
         self.scorer = Scorer(file.scoring, file.embedding_mean, file.cohort)
@@ -94,10 +94,10 @@ class OnnxEncoder(SpeakerEncoder):
           BundleError: ONNX Runtime fails.
         """
         for index, waveform in enumerate(waveforms):
-            whole = waveform if isinstance(waveform, np.ndarray) else self._joined(waveform)
+            whole = waveform if isinstance(waveform, np.ndarray) else self._join(waveform)
             yield (index,), self._embed(whole)
 
-    def _joined(self, blocks: Blocks) -> Float32[np.ndarray, " samples"]:
+    def _join(self, blocks: Blocks) -> Float32[np.ndarray, " samples"]:
         rate, parts, n_samples = self.config.fbank.sample_rate, [], 0
         for block in blocks:
             parts.append(block)
@@ -123,7 +123,7 @@ class OnnxEncoder(SpeakerEncoder):
         return np.asarray(found, np.float32)
 
 
-def _session(name: str, file: OnnxFile) -> Any:
+def _make_session(name: str, file: OnnxFile) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -135,11 +135,11 @@ def _session(name: str, file: OnnxFile) -> Any:
         session = onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the exceptions of ONNX Runtime have no common base
         raise BundleError(f"{name} is not a model that ONNX Runtime accepts: {_first_line(error)}") from error
-    _check(name, file, session)
+    _check_interface(name, file, session)
     return session
 
 
-def _check(name: str, file: OnnxFile, session: Any) -> None:
+def _check_interface(name: str, file: OnnxFile, session: Any) -> None:
     """Checks that the file takes recordings, and has the inputs and the output that its metadata describes."""
     if file.takes != "waveform":
         what = "features" if file.takes == "features" else "the features of sherpa-onnx"

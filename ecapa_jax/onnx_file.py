@@ -67,7 +67,7 @@ def is_onnx(name: str | os.PathLike[str] | None) -> bool:
     return name is not None and os.fspath(name).lower().endswith(".onnx") and not os.path.isdir(name)
 
 
-def document(
+def make_document(
     *,
     takes: str,
     precision: str,
@@ -80,9 +80,9 @@ def document(
     """Makes the value of the metadata key `ecapa_jax`."""
     arrays: dict[str, Any] = {}
     if embedding_mean is not None:
-        arrays["embedding_mean"] = _encode(embedding_mean)
+        arrays["embedding_mean"] = _encode_array(embedding_mean)
     if cohort is not None:
-        arrays["cohort"] = {"embeddings": _encode(cohort.embeddings), "speakers": list(cohort.speakers)}
+        arrays["cohort"] = {"embeddings": _encode_array(cohort.embeddings), "speakers": list(cohort.speakers)}
     return json.dumps(
         {
             "schema": SCHEMA,
@@ -105,7 +105,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
       ConfigError: onnx is not installed.
     """
     name = os.fspath(path)
-    model, content = _parse(name)
+    model, content = _parse_file(name)
     _check_whole(name, model)
     try:
         about = json.loads({prop.key: prop.value for prop in model.metadata_props}[KEY])
@@ -119,7 +119,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
     try:
         config = from_dict(ModelConfig, about["config"], "config")
         scoring = scoring_from_dict(about["scoring"])
-        mean, cohort = _arrays(about["arrays"], config.ecapa.embedding_dim)
+        mean, cohort = _decode_arrays(about["arrays"], config.ecapa.embedding_dim)
         return OnnxFile(
             content=content,
             takes=str(about["input"]),
@@ -137,7 +137,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
         raise BundleError(f"{name} has damaged metadata ({error!r}): {again}") from error
 
 
-def _parse(name: str) -> tuple[onnx.ModelProto, bytes]:
+def _parse_file(name: str) -> tuple[onnx.ModelProto, bytes]:
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -163,11 +163,11 @@ def _parse(name: str) -> tuple[onnx.ModelProto, bytes]:
 def _check_whole(name: str, model: onnx.ModelProto) -> None:
     from onnx import TensorProto
 
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model)):
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _find_tensors(model)):
         raise BundleError(
             f"{name} keeps weights in other files, which this library does not read: save the model as one file"
         )
-    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    nodes = [node for graph in _find_graphs(model.graph) for node in graph.node]
     nodes += [node for function in model.functions for node in function.node]
     foreign = {node.domain for node in nodes} - DOMAINS - {function.domain for function in model.functions}
     if foreign:
@@ -176,7 +176,7 @@ def _check_whole(name: str, model: onnx.ModelProto) -> None:
         )
 
 
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+def _find_graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
     """Finds a graph and all graphs inside its nodes."""
     inner = [
         part
@@ -184,11 +184,11 @@ def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
         for attribute in node.attribute
         for part in ([attribute.g] if attribute.HasField("g") else list(attribute.graphs))
     ]
-    return [graph, *(found for part in inner for found in _graphs(part))]
+    return [graph, *(found for part in inner for found in _find_graphs(part))]
 
 
-def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    graphs = _graphs(model.graph)
+def _find_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    graphs = _find_graphs(model.graph)
     nodes = [node for graph in graphs for node in graph.node]
     nodes += [node for function in model.functions for node in function.node]
     found = [tensor for graph in graphs for tensor in graph.initializer]
@@ -197,23 +197,23 @@ def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     return found
 
 
-def _encode(array: np.ndarray) -> str:
+def _encode_array(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array, "<f4").tobytes()).decode()
 
 
-def _decode(text: str, columns: int) -> np.ndarray:
+def _decode_array(text: str, columns: int) -> np.ndarray:
     values = np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
     if not np.isfinite(values).all():
         raise ValueError("an array of the scoring has values that are not finite")
     return values.reshape(-1, columns)
 
 
-def _arrays(stored: dict[str, Any], columns: int) -> tuple[np.ndarray | None, Cohort | None]:
+def _decode_arrays(stored: dict[str, Any], columns: int) -> tuple[np.ndarray | None, Cohort | None]:
     mean, cohort = stored.get("embedding_mean"), stored.get("cohort")
-    row = None if mean is None else _decode(mean, columns)[0]
+    row = None if mean is None else _decode_array(mean, columns)[0]
     if cohort is None:
         return row, None
-    rows, speakers = _decode(cohort["embeddings"], columns), tuple(map(str, cohort["speakers"]))
+    rows, speakers = _decode_array(cohort["embeddings"], columns), tuple(map(str, cohort["speakers"]))
     if len(rows) != len(speakers):
         raise ValueError("the cohort does not have one speaker for each row")
     return row, Cohort(rows, speakers)

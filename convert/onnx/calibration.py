@@ -102,7 +102,7 @@ def make_feature_function(config: ModelConfig, variables: Variables, takes: str)
     graph = Graph()
     features, _ = write_front_end(graph, fbank, variables["constants"], WAVEFORMS, LENGTHS, minimum_samples(config))
     graph.op("Identity", features, name="found")
-    model = graph.model(
+    model = graph.make_model(
         [
             helper.make_tensor_value_info(WAVEFORMS, TensorProto.FLOAT, ["batch", "samples"]),
             helper.make_tensor_value_info(LENGTHS, TensorProto.INT64, ["batch"]),

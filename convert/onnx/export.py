@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from ecapa_jax.batching import minimum_samples
 from ecapa_jax.bundle.bundle import Bundle
-from ecapa_jax.convert.onnx.front_end import has_blank_frames, with_blank_frames, write_front_end
+from ecapa_jax.convert.onnx.front_end import append_blank_frames, has_blank_frames, write_front_end
 from ecapa_jax.convert.onnx.graph import Graph
 from ecapa_jax.convert.onnx.metadata import card, metadata
 from ecapa_jax.convert.onnx.network import write_network
@@ -54,7 +54,7 @@ def export_onnx(bundle: Bundle, takes: Input = "waveform") -> onnx.ModelProto:
         helper.make_tensor_value_info(EMBEDDINGS, TensorProto.FLOAT, ["batch", bundle.config.ecapa.embedding_dim])
     ]
     about = metadata(bundle, takes)
-    model = graph.model(inputs, outputs, name="ecapa_tdnn", text=card(about))
+    model = graph.make_model(inputs, outputs, name="ecapa_tdnn", text=card(about))
     helper.set_model_props(model, about)
     return model
 
@@ -75,7 +75,7 @@ def write_from_frames(graph: Graph, bundle: Bundle, variables: dict[str, Any], f
     """
     utterances: Utterances
     if has_blank_frames(bundle.config.fbank):
-        frames, utterances = with_blank_frames(graph, bundle.config.fbank, frames)
+        frames, utterances = append_blank_frames(graph, bundle.config.fbank, frames)
     else:
         utterances = WholeUtterances(graph, frames)
     return _write_embedding(graph, bundle, variables, frames, utterances)

@@ -54,20 +54,20 @@ class Graph:
         Returns:
           The name of the output.
         """
-        full = self._unique("/".join([*self._scope, name or _snake(op_type)]))
+        full = self._make_unique("/".join([*self._scope, name or _to_snake_case(op_type)]))
         self._nodes.append(helper.make_node(op_type, list(inputs), [full], name=full, **attributes))
         return full
 
     def split(self, x: str, parts: int, axis: int, name: str = "split") -> list[str]:
         """Splits a value into equal parts and returns their names."""
-        full = self._unique("/".join([*self._scope, name]))
+        full = self._make_unique("/".join([*self._scope, name]))
         outputs = [f"{full}_{part}" for part in range(parts)]
         self._nodes.append(helper.make_node("Split", [x], outputs, name=full, axis=axis))
         return outputs
 
     def weight(self, name: str, values: Shaped[np.ndarray, ...]) -> str:
         """Adds an array of weights with a name within the scope, and converts float64 to float32."""
-        full = self._unique("/".join([*self._scope, name]))
+        full = self._make_unique("/".join([*self._scope, name]))
         dtype = np.float32 if values.dtype == np.float64 else values.dtype
         self._weights[full] = numpy_helper.from_array(np.ascontiguousarray(values, dtype), full)
         return full
@@ -78,7 +78,7 @@ class Graph:
         array = array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)
         key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
-            name = self._unique("constants/" + re.sub(r"[^\w.+-]+", "_", str(array.tolist())).strip("_"))
+            name = self._make_unique("constants/" + re.sub(r"[^\w.+-]+", "_", str(array.tolist())).strip("_"))
             self._weights[name] = numpy_helper.from_array(array, name)
             self._constants[key] = name
         return self._constants[key]
@@ -87,12 +87,12 @@ class Graph:
         """Returns the size of a value along an axis, as an int64 array of one number."""
         return self.op("Shape", x, name="size", start=axis, end=axis + 1)
 
-    def until(self, size: str) -> str:
+    def range(self, size: str) -> str:
         """Returns the int64 numbers from 0 to `size` - 1."""
         zero = self.constant(np.array(0))
         return self.op("Range", zero, self.op("Squeeze", size), self.constant(np.array(1)))
 
-    def cut(self, x: str, start: str, end: str, axis: int) -> str:
+    def slice(self, x: str, start: str, end: str, axis: int) -> str:
         """Slices a value along one axis; `start` and `end` name arrays of one number."""
         return self.op("Slice", x, start, end, self.constant([axis]))
 
@@ -100,7 +100,7 @@ class Graph:
         """Sums along an axis and keeps it."""
         return self.op("ReduceSum", x, self.constant([axis]), name=name, keepdims=1)
 
-    def model(
+    def make_model(
         self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto], *, name: str, text: str
     ) -> onnx.ModelProto:
         """Makes the finished model and checks it.
@@ -121,7 +121,7 @@ class Graph:
         onnx.checker.check_model(model)
         return model
 
-    def _unique(self, name: str) -> str:
+    def _make_unique(self, name: str) -> str:
         found, number = name, 1
         while found in self._names:
             found, number = f"{name}_{number}", number + 1
@@ -129,5 +129,5 @@ class Graph:
         return found
 
 
-def _snake(name: str) -> str:
+def _to_snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ecapa_jax.batching import minimum_samples
 from ecapa_jax.bundle.bundle import Bundle
-from ecapa_jax.onnx_file import KEY, document
+from ecapa_jax.onnx_file import KEY, make_document
 from ecapa_jax.scoring.scorer import Scorer
 
 
@@ -19,7 +19,7 @@ def metadata(bundle: Bundle, takes: str, precision: str = "float32") -> dict[str
     config, provenance = bundle.config, bundle.provenance
     threshold = bundle.scoring.threshold
     return {
-        KEY: document(
+        KEY: make_document(
             takes=takes,
             precision=precision,
             config=config,

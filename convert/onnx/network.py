@@ -63,9 +63,9 @@ class Layers:
         pads = [0, 0]
         with self.graph.scope("conv"):
             if width and self.config.padding == "reflect":
-                x = self.utterances.reflected(x, width)
+                x = self.utterances.pad_by_reflection(x, width)
             elif width:
-                x, pads = self.utterances.zeroed(x), [width, width]
+                x, pads = self.utterances.zero_unseen(x), [width, width]
         inputs = [x, self.graph.weight("conv/kernel", kernel.transpose(2, 1, 0))]
         inputs += [] if bias is None else [self.graph.weight("conv/bias", bias)]
         return self.graph.op(
@@ -102,13 +102,13 @@ class Layers:
         conv = weights["conv"]
         kernel, bias = conv.array("kernel"), conv.array("bias")
         if fold is not None:
-            kernel, bias = folded(kernel, bias, fold, self.config.norm_epsilon)
+            kernel, bias = fold_norm(kernel, bias, fold, self.config.norm_epsilon)
         x = self.conv(x, kernel, bias, dilation=dilation, groups=groups)
         x = self.activation(x, outer=outer)
         return self.norm(x, weights["norm"]) if "norm" in weights else x
 
 
-def folded(kernel: Kernel, bias: Bias, norm: Weights, epsilon: float) -> tuple[Kernel, Bias]:
+def fold_norm(kernel: Kernel, bias: Bias, norm: Weights, epsilon: float) -> tuple[Kernel, Bias]:
     """Folds a batch normalisation into the 1x1 convolution after it; returns kernel and bias."""
     factor, shift = norm.affine(epsilon)
     return kernel * factor[:, None], bias + shift @ kernel[0]
@@ -131,7 +131,7 @@ def write_network(graph: Graph, config: EcapaConfig, variables: Leaves, features
     outputs: list[str] = []
     for block in range(config.n_blocks):
         with graph.scope(f"block_{block}"):
-            output = _block(layers, x, weights[f"block_{block}"], block)
+            output = _write_block(layers, x, weights[f"block_{block}"], block)
             outputs.append(output)
             summed = config.block_input == "sum" and block + 1 < config.n_blocks
             x = graph.op("Add", x, output, name="sum") if summed else output
@@ -140,26 +140,26 @@ def write_network(graph: Graph, config: EcapaConfig, variables: Leaves, features
         return layers.tdnn(joined, weights["mfa"], outer=True, dilation=config.mfa_dilation)
 
 
-def _block(layers: Layers, x: str, weights: Weights, block: int) -> str:
+def _write_block(layers: Layers, x: str, weights: Weights, block: int) -> str:
     """Writes a block: 1x1 convolution, Res2 convolution, 1x1 convolution, squeeze-excitation and residual."""
     graph, config = layers.graph, layers.config
     with graph.scope("tdnn_in"):
         hidden = layers.tdnn(x, weights["tdnn_in"], outer=True)
     with graph.scope("res2"):
-        hidden = _res2(layers, hidden, weights["res2"], block)
+        hidden = _write_res2(layers, hidden, weights["res2"], block)
     with graph.scope("tdnn_out"):
         grouped = weights["res2"]["grouped"]
         fold = grouped["norm"] if config.multiscale == "grouped" and "norm" in grouped else None
         hidden = layers.tdnn(hidden, weights["tdnn_out"], outer=True, fold=fold)
     with graph.scope("se"):
-        gate = _gate(layers, layers.utterances.mean(hidden), weights["se"])
+        gate = _write_gate(layers, layers.utterances.mean(hidden), weights["se"])
     if "shortcut" in weights:
         with graph.scope("shortcut"):
             x = layers.conv(x, weights["shortcut"].array("kernel"), weights["shortcut"].array("bias"))
     return graph.op("Add", graph.op("Mul", hidden, gate, name="gated"), x, name="output")
 
 
-def _res2(layers: Layers, x: str, weights: Weights, block: int) -> str:
+def _write_res2(layers: Layers, x: str, weights: Weights, block: int) -> str:
     graph, config, dilation = layers.graph, layers.config, layers.config.dilations[block]
     if config.multiscale == "grouped":
         with graph.scope("grouped"):  # tdnn_out includes the normalisation of this layer
@@ -176,7 +176,7 @@ def _res2(layers: Layers, x: str, weights: Weights, block: int) -> str:
     return graph.op("Concat", *ordered, name="output", axis=1)
 
 
-def _gate(layers: Layers, mean: str, weights: Weights) -> str:
+def _write_gate(layers: Layers, mean: str, weights: Weights) -> str:
     """Writes the gate of each channel, [batch, channels, 1]. A normalisation becomes part of the second convolution."""
     graph = layers.graph
     with graph.scope("squeeze"):
@@ -185,5 +185,5 @@ def _gate(layers: Layers, mean: str, weights: Weights) -> str:
     with graph.scope("excite"):
         kernel, bias = weights["excite"].array("kernel"), weights["excite"].array("bias")
         if "norm" in weights:
-            kernel, bias = folded(kernel, bias, weights["norm"], layers.config.norm_epsilon)
+            kernel, bias = fold_norm(kernel, bias, weights["norm"], layers.config.norm_epsilon)
         return graph.op("Sigmoid", layers.conv(x, kernel, bias), name="gate")

@@ -87,7 +87,7 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     found = onnx.ModelProto()
     found.CopyFrom(model)
     before = []
-    for tensor in _kernels(found):
+    for tensor in _find_kernels(found):
         name = tensor.name
         half = numpy_helper.to_array(tensor).astype(np.float16)
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}/float16"))
@@ -103,7 +103,7 @@ def _store_in_int8(model: onnx.ModelProto) -> None:
     compute DequantizeLinear at every call.
     """
     before = []
-    for tensor in _kernels(model):
+    for tensor in _find_kernels(model):
         name, values = tensor.name, numpy_helper.to_array(tensor)
         peak = np.abs(values).max(axis=(1, 2), keepdims=True)
         scale = np.where(peak > 0, peak, 1).astype(np.float32) / np.float32(127)
@@ -115,7 +115,7 @@ def _store_in_int8(model: onnx.ModelProto) -> None:
     _prepend(model, before)
 
 
-def _kernels(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+def _find_kernels(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """Finds the float32 kernels of convolutions."""
     names = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
     return [tensor for tensor in model.graph.initializer if tensor.name in names]

@@ -63,7 +63,7 @@ def framework(config: FbankConfig) -> str:
     Raises:
       ConfigError: no framework of sherpa-onnx computes such features.
     """
-    wrong = {name: _different(config, fields) for name, fields in (("Kaldi", _KALDI), ("NeMo", _NEMO))}
+    wrong = {name: _describe_difference(config, fields) for name, fields in (("Kaldi", _KALDI), ("NeMo", _NEMO))}
     sizes = (config.frame_length, config.frame_shift, config.fft_size)
     kaldi_sizes = (config.sample_rate // 40, config.sample_rate // 100)
     power = 1 << (kaldi_sizes[0] - 1).bit_length()
@@ -83,7 +83,7 @@ def framework(config: FbankConfig) -> str:
     return "3d-speaker" if config.waveform_scale == 1 else "wespeaker"
 
 
-def _different(config: FbankConfig, fields: dict[str, Any]) -> str:
+def _describe_difference(config: FbankConfig, fields: dict[str, Any]) -> str:
     values = {name: getattr(config, name) for name in fields}
     return ", ".join(f"{name} {value}" for name, value in values.items() if value != fields[name])
 
@@ -130,8 +130,8 @@ def export_sherpa(bundle: Bundle) -> onnx.ModelProto:
         outputs = [EMBEDDINGS]
     for name in outputs:
         graph.op("Identity", found, name=name)
-    about = metadata(bundle, "sherpa") | _for_sherpa(bundle, kind)
-    model = graph.model(
+    about = metadata(bundle, "sherpa") | _make_sherpa_metadata(bundle, kind)
+    model = graph.make_model(
         [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, dim]) for name in outputs],
         name="ecapa_tdnn",
@@ -141,7 +141,7 @@ def export_sherpa(bundle: Bundle) -> onnx.ModelProto:
     return model
 
 
-def _for_sherpa(bundle: Bundle, kind: str) -> dict[str, str]:
+def _make_sherpa_metadata(bundle: Bundle, kind: str) -> dict[str, str]:
     """Makes the metadata that sherpa-onnx reads."""
     fbank = bundle.config.fbank
     found = {

@@ -26,11 +26,11 @@ class Utterances(abc.ABC):
     count: str
 
     @abc.abstractmethod
-    def reflected(self, x: str, width: int) -> str:
+    def pad_by_reflection(self, x: str, width: int) -> str:
         """Pads both ends of each utterance with `width` mirrored frames."""
 
     @abc.abstractmethod
-    def zeroed(self, x: str) -> str:
+    def zero_unseen(self, x: str) -> str:
         """Sets the frames that convolutions don't see to zero, as a convolution with zero padding needs them."""
 
     @abc.abstractmethod
@@ -38,12 +38,12 @@ class Utterances(abc.ABC):
         """Computes the mean over the real frames, [batch, channels, 1]."""
 
     @abc.abstractmethod
-    def real(self, x: str, other: float) -> str:
+    def keep_real(self, x: str, other: float) -> str:
         """Keeps the real frames of `x` and sets the other frames to `other`."""
 
     def softmax(self, logits: str) -> str:
         """Computes weights that sum to one over the real frames and are zero at the other frames."""
-        return self.graph.op("Softmax", self.real(logits, LOWEST), axis=2)
+        return self.graph.op("Softmax", self.keep_real(logits, LOWEST), axis=2)
 
 
 class WholeUtterances(Utterances):
@@ -55,12 +55,12 @@ class WholeUtterances(Utterances):
         count = graph.op("Cast", graph.size(frames, 2), to=1)
         self.count = graph.op("Reshape", count, graph.constant([1, 1, 1]), name="count")
 
-    def reflected(self, x: str, width: int) -> str:
-        """Pads both ends of each utterance as `Utterances.reflected` does."""
+    def pad_by_reflection(self, x: str, width: int) -> str:
+        """Pads both ends of each utterance as `Utterances.pad_by_reflection` does."""
         pads = self.graph.constant([0, 0, width, 0, 0, width])
         return self.graph.op("Pad", x, pads, name="reflect", mode="reflect")
 
-    def zeroed(self, x: str) -> str:
+    def zero_unseen(self, x: str) -> str:
         """Returns `x`, because convolutions see all frames."""
         return x
 
@@ -68,7 +68,7 @@ class WholeUtterances(Utterances):
         """Computes the mean over all frames, [batch, channels, 1]."""
         return self.graph.op("ReduceMean", x, name=name, axes=[2], keepdims=1)
 
-    def real(self, x: str, other: float) -> str:
+    def keep_real(self, x: str, other: float) -> str:
         """Returns `x`, because all frames are real."""
         return x
 
@@ -86,7 +86,7 @@ class PaddedUtterances(Utterances):
 
     def __init__(self, graph: Graph, real: str, seen: str, size: str) -> None:
         self.graph, self._seen, self._same = graph, seen, seen == real
-        time = graph.until(size)
+        time = graph.range(size)
         middle = graph.constant([1])
         is_real = graph.op("Less", time, real, name="is_real")  # [batch, time]
         self._is_real = graph.op("Unsqueeze", is_real, middle)
@@ -99,10 +99,10 @@ class PaddedUtterances(Utterances):
         self.count = graph.op("Unsqueeze", count, graph.constant([2]), name="count")
         self._tails: dict[int, tuple[str, str]] = {}
 
-    def reflected(self, x: str, width: int) -> str:
+    def pad_by_reflection(self, x: str, width: int) -> str:
         """Pads the batch, then writes the mirrored frames of each utterance at its end."""
         graph = self.graph
-        rows, places = self._tail(width)
+        rows, places = self._locate_tail(width)
         expanded = graph.op("Concat", graph.size(x, 0), graph.size(x, 1), graph.constant([width]), axis=0)
         tail = graph.op("GatherElements", x, graph.op("Expand", rows, expanded), name="tail", axis=2)
         padded = graph.op("Pad", x, graph.constant([0, 0, width, 0, 0, width]), name="reflect", mode="reflect")
@@ -110,7 +110,7 @@ class PaddedUtterances(Utterances):
             "ScatterElements", padded, graph.op("Expand", places, expanded), tail, name="reflect_at_end", axis=2
         )
 
-    def _tail(self, width: int) -> tuple[str, str]:
+    def _locate_tail(self, width: int) -> tuple[str, str]:
         """Returns frames to repeat after each utterance, and their places in the padded batch; [batch, 1, width]."""
         if width not in self._tails:
             graph, steps = self.graph, np.arange(width)
@@ -121,7 +121,7 @@ class PaddedUtterances(Utterances):
             self._tails[width] = graph.op("Unsqueeze", rows, middle), graph.op("Unsqueeze", places, middle)
         return self._tails[width]
 
-    def zeroed(self, x: str) -> str:
+    def zero_unseen(self, x: str) -> str:
         """Sets the frames that convolutions don't see to zero."""
         return self.graph.op("Where", self._is_seen, x, self.graph.constant(0.0), name="zero_beyond")
 
@@ -130,6 +130,6 @@ class PaddedUtterances(Utterances):
         total = self.graph.op("MatMul", x, self._ones, name=f"{name}_total")
         return self.graph.op("Div", total, self.count, name=name)
 
-    def real(self, x: str, other: float) -> str:
+    def keep_real(self, x: str, other: float) -> str:
         """Keeps the real frames of `x` and sets the other frames to `other`."""
         return self.graph.op("Where", self._is_real, x, self.graph.constant(other), name="real")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ecapa_jax.convert.readers.pickle_machine import SCALARS, Global, Storage, View, is_beside, show
+from ecapa_jax.convert.readers.pickle_machine import SCALARS, Global, Storage, View, is_not_weight, show
 from ecapa_jax.errors import ConversionError
 
 _MAX_DEPTH = 64
@@ -87,21 +87,21 @@ class TreeBuilder:
         if id(node) not in self._built:
             if depth >= _MAX_DEPTH:
                 raise ConversionError("its containers contain each other or are nested too deeply for weights")
-            self._built[id(node)] = self._container(node, depth)
+            self._built[id(node)] = self._build_container(node, depth)
         return self._built[id(node)]
 
-    def _container(self, node: object, depth: int) -> object:
+    def _build_container(self, node: object, depth: int) -> object:
         if isinstance(node, View):
-            return self._array(node)
+            return self._build_array(node)
         if isinstance(node, dict):
-            kept = {key: value for key, value in node.items() if not is_beside(value)}
+            kept = {key: value for key, value in node.items() if not is_not_weight(value)}
             return type(node)((key, self.build(value, depth + 1)) for key, value in kept.items())
         if isinstance(node, list | tuple):
-            return type(node)([None if is_beside(item) else self.build(item, depth + 1) for item in node])
+            return type(node)([None if is_not_weight(item) else self.build(item, depth + 1) for item in node])
         what = node.name if isinstance(node, Global) else "a storage that belongs to no tensor"
         raise ConversionError(f"it holds {what} as a value; save only the state dict")
 
-    def _array(self, view: View) -> np.ndarray:
+    def _build_array(self, view: View) -> np.ndarray:
         dtype, shape = view.storage.dtype, view.shape
         count = math.prod(shape)
         end = view.offset + sum((dim - 1) * stride for dim, stride in zip(shape, view.strides, strict=True)) + 1
@@ -112,27 +112,27 @@ class TreeBuilder:
             raise ConversionError(
                 f"its tensors claim over {self._max_bytes} bytes, far more than the file holds; it is malicious"
             )
-        array = check_bool(self._strided(view)) if count else np.empty(shape, dtype)
+        array = check_bool(self._copy_view(view)) if count else np.empty(shape, dtype)
         array.flags.writeable = False
         return array
 
-    def _strided(self, view: View) -> np.ndarray:
+    def _copy_view(self, view: View) -> np.ndarray:
         dtype, shape = view.storage.dtype, view.shape
         # The stride of an axis of length 1 is never used and may have any value.
         strides = [stride * dtype.itemsize if dim > 1 else 0 for dim, stride in zip(shape, view.strides, strict=True)]
         offset = view.offset * dtype.itemsize
-        return np.asarray(np.ndarray(shape, dtype, self._raw(view.storage), offset, strides), order="C")
+        return np.asarray(np.ndarray(shape, dtype, self._read_storage(view.storage), offset, strides), order="C")
 
-    def _raw(self, storage: Storage) -> bytes:
+    def _read_storage(self, storage: Storage) -> bytes:
         if storage.key not in self._storages:
             self._storages[storage.key] = self._read(storage)
         raw = self._storages[storage.key]
         if len(raw) != storage.numel * storage.dtype.itemsize:  # another storage has the same key and another size
-            raise wrong_size(storage, len(raw))
+            raise make_size_error(storage, len(raw))
         return raw
 
 
-def wrong_size(storage: Storage, found: int) -> ConversionError:
+def make_size_error(storage: Storage, found: int) -> ConversionError:
     """Makes the error for a storage whose length differs from the length in the pickle."""
     wanted = storage.numel * storage.dtype.itemsize
     return ConversionError(

@@ -90,16 +90,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     with _open(path, name) as file:
         with one_line_errors(name):
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            kind = _format(file)
+            kind = _detect_format(file)
         content, inside = _read(file, name, kind)
     return Checkpoint(path=path, sha256=sha256, format=kind, content=content, inside=inside)
 
 
 def _read(file: io.BufferedReader | io.BytesIO, name: str, kind: Format) -> tuple[object, dict[str, bytes]]:
     if kind == "nemo":
-        config, weights = open_nemo(file, name, compressed=_head(file).startswith(_GZIP))
+        config, weights = open_nemo(file, name, compressed=_read_head(file).startswith(_GZIP))
         with one_line_errors(name):
-            inner = _format(weights)
+            inner = _detect_format(weights)
             if inner not in ("torch-zip", "torch-legacy"):
                 raise ConversionError(f"its weights are in the format {inner}, which NeMo does not write")
         return _read(weights, name, inner)[0], {CONFIG: config}
@@ -131,7 +131,7 @@ def find_tensors(
     """
     if not isinstance(content, Mapping):
         raise ConversionError(f"the checkpoint holds a {type(content).__name__} instead of a dict of tensors")
-    found = _flat_dicts(content)
+    found = _find_flat_dicts(content)
     if key is not None:
         if key not in found:
             raise ConversionError(
@@ -155,7 +155,7 @@ def find_tensors(
     )
 
 
-def _flat_dicts(content: Mapping[Any, Any], depth: int = 3) -> dict[str, dict[str, np.ndarray]]:
+def _find_flat_dicts(content: Mapping[Any, Any], depth: int = 3) -> dict[str, dict[str, np.ndarray]]:
     """Finds every mapping of names to arrays, without scalars, by its keys joined by dots."""
     found: dict[str, dict[str, np.ndarray]] = {}
     if _is_flat(content):
@@ -163,7 +163,7 @@ def _flat_dicts(content: Mapping[Any, Any], depth: int = 3) -> dict[str, dict[st
         return {"": arrays} if arrays else {}
     for key, value in content.items():
         if isinstance(key, str) and isinstance(value, Mapping) and depth:
-            inside = _flat_dicts(value, depth - 1)
+            inside = _find_flat_dicts(value, depth - 1)
             found |= {f"{key}.{below}" if below else key: arrays for below, arrays in inside.items()}
     return found
 
@@ -193,38 +193,38 @@ def _open(path: Path, name: str) -> io.BufferedReader:
         return path.open("rb")
 
 
-def _head(file: io.BufferedIOBase) -> bytes:
+def _read_head(file: io.BufferedIOBase) -> bytes:
     file.seek(0)
     return file.read(_HEAD)
 
 
-def _format(file: io.BufferedIOBase) -> Format:
+def _detect_format(file: io.BufferedIOBase) -> Format:
     """Detects the format of the container by the first bytes."""
     size = file.seek(0, os.SEEK_END)
-    head = _head(file)
+    head = _read_head(file)
     # Check this format first, because a header length may look like the magic bytes of another: 640 is 80 02, a pickle.
     if head[8:9] == b"{" and (length := int.from_bytes(head[:8], "little")) <= _MAX_CLAIMED:
         if length > _MAX_HEADER:
             raise ConversionError(f"its safetensors header is over {_MAX_HEADER >> 10} kB; save only the state dict")
         return "safetensors"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return "npz" if _first_member(head).endswith(b".npy") else "torch-zip"
+        return "npz" if _parse_zip_member(head).endswith(b".npy") else "torch-zip"
     if head[:1] == b"\x80" and _LEGACY_MAGIC in head[:32]:
         return "torch-legacy"
-    if head.startswith(_GZIP) or (head[257:262] == b"ustar" and _tar_member(head) not in _LEGACY_TAR):
+    if head.startswith(_GZIP) or (head[257:262] == b"ustar" and _parse_tar_member(head) not in _LEGACY_TAR):
         return "nemo"
-    raise ConversionError(_why_not(head, size) or f"it has an unknown format; give {_KNOWN}")
+    raise ConversionError(_explain_refusal(head, size) or f"it has an unknown format; give {_KNOWN}")
 
 
-def _first_member(head: bytes) -> bytes:
+def _parse_zip_member(head: bytes) -> bytes:
     return head[30 : 30 + int.from_bytes(head[26:28], "little")]
 
 
-def _tar_member(head: bytes) -> str:
+def _parse_tar_member(head: bytes) -> str:
     return head[:100].split(b"\0")[0].decode("latin-1").strip("./")
 
 
-def _why_not(head: bytes, size: int) -> str | None:
+def _explain_refusal(head: bytes, size: int) -> str | None:
     """Explains what a file is that is not a checkpoint, from its first bytes; None if the bytes don't show it."""
     if not size:
         return "it is empty; download it again"
@@ -242,10 +242,10 @@ def _why_not(head: bytes, size: int) -> str | None:
         return "it is compressed; unpack it first"
     if head.startswith(b"\x89HDF\r\n"):
         return f"it is an HDF5 file; give {_KNOWN}"
-    return _why_text(head)
+    return _explain_text(head)
 
 
-def _why_text(head: bytes) -> str | None:
+def _explain_text(head: bytes) -> str | None:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
         return "it is a web page, most likely an error or log-in page; download the file itself"

@@ -28,7 +28,7 @@ _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
-class _Window(io.RawIOBase):
+class _FileSlice(io.RawIOBase):
     """Part of a file with the interface of a file."""
 
     def __init__(self, file: io.BufferedIOBase, start: int, size: int) -> None:
@@ -77,15 +77,15 @@ def open_nemo(
         limit = 4 * size + (16 << 20) if compressed else size
         config: bytes | None = None
         weights: io.BufferedReader | io.BytesIO | None = None
-        for member, start in _members(stream, limit):
+        for member, start in _walk_members(stream, limit):
             if member.name == CONFIG:
                 if member.size > _MAX_CONFIG:
                     raise ConversionError(f"its {CONFIG} is larger than {_MAX_CONFIG >> 10} kB")
-                config = _exactly(stream, member.size)
+                config = _read_exactly(stream, member.size)
             elif member.name == WEIGHTS and compressed:
-                weights = io.BytesIO(_exactly(stream, member.size))
+                weights = io.BytesIO(_read_exactly(stream, member.size))
             elif member.name == WEIGHTS:
-                weights = io.BufferedReader(_Window(file, start, member.size), _CHUNK)
+                weights = io.BufferedReader(_FileSlice(file, start, member.size), _CHUNK)
         if config is None or weights is None:
             missing = CONFIG if config is None else WEIGHTS
             raise ConversionError(
@@ -94,7 +94,7 @@ def open_nemo(
         return config, weights
 
 
-def _members(stream: io.BufferedIOBase, limit: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
+def _walk_members(stream: io.BufferedIOBase, limit: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """Yields each regular file and the start of its content. The caller may read this content, but nothing after it."""
     seen: set[str] = set()
     at = 0
@@ -105,15 +105,15 @@ def _members(stream: io.BufferedIOBase, limit: int) -> Iterator[tuple[tarfile.Ta
             if not block:
                 raise ConversionError("its tar archive has no end, so it is cut off; download it again")
             return
-        member = _header(block, first=at == 0)
+        member = _parse_header(block, first=at == 0)
         start = at + _BLOCK
         at = start + -(-member.size // _BLOCK) * _BLOCK
         if member.size < 0 or at > limit:
             raise ConversionError(f"{show(member.name)} claims {member.size} bytes, more than the archive can hold")
         if member.type in _EXTENSIONS:
-            _check_extension(_exactly(stream, min(member.size, _MAX_EXTENSION + 1)))
+            _check_extension(_read_exactly(stream, min(member.size, _MAX_EXTENSION + 1)))
             continue
-        member.name = _plain_name(member)
+        member.name = _check_name(member)
         if member.type == tarfile.DIRTYPE:
             continue
         if member.name in seen:
@@ -123,7 +123,7 @@ def _members(stream: io.BufferedIOBase, limit: int) -> Iterator[tuple[tarfile.Ta
     raise ConversionError(f"its tar archive has over {_MAX_MEMBERS} members, so it is not a NeMo model")
 
 
-def _header(block: bytes, *, first: bool) -> tarfile.TarInfo:
+def _parse_header(block: bytes, *, first: bool) -> tarfile.TarInfo:
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.TarError as error:
@@ -134,7 +134,7 @@ def _header(block: bytes, *, first: bool) -> tarfile.TarInfo:
         raise
 
 
-def _plain_name(member: tarfile.TarInfo) -> str:
+def _check_name(member: tarfile.TarInfo) -> str:
     """Returns the name of the member below the folder of the archive."""
     if member.type not in (*_FILES, tarfile.DIRTYPE):
         raise ConversionError(f"its member {show(member.name)} is a link, a device or unknown; nothing was read")
@@ -154,7 +154,7 @@ def _check_extension(records: bytes) -> None:
         )
 
 
-def _exactly(stream: io.BufferedIOBase, size: int) -> bytes:
+def _read_exactly(stream: io.BufferedIOBase, size: int) -> bytes:
     data = stream.read(size)
     if len(data) != size:
         raise ConversionError("it ends within a member, so it is cut off; download it again")

@@ -40,13 +40,13 @@ def read_npz(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.nd
                 raise ConversionError("it holds two members of the same name; it is damaged or malicious")
             if sum(member.file_size for member in members) > 4 * size + (64 << 20):
                 raise ConversionError("its members claim far more bytes than the file has; it is malicious")
-            return {member.filename.removesuffix(".npy"): _member(archive, member) for member in members}
+            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
 
 
-def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     shown = show(member.filename)
     with archive.open(member) as stream:
-        shape, fortran, dtype, start = _header(stream.read(_MAX_HEADER + 12))
+        shape, fortran, dtype, start = _parse_header(stream.read(_MAX_HEADER + 12))
     if dtype.kind not in "fiub" or dtype.byteorder == ">":
         raise ConversionError(f"{shown} is of type {show(str(dtype))}, which weights don't need; save it as float32")
     left = member.file_size - start
@@ -67,7 +67,7 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     return array
 
 
-def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+def _parse_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     """Parses shape, order, type and end of a header exactly as NumPy writes it, without evaluating a Python literal."""
     if data[:6] != b"\x93NUMPY" or data[6:8] not in (b"\x01\0", b"\x02\0"):
         raise ConversionError("it holds a member that is not a NumPy array; save it with np.savez")

@@ -79,31 +79,33 @@ class Skipped:
     name: str
 
 
-def is_beside(value: object) -> bool:
+def is_not_weight(value: object) -> bool:
     """Whether a value of the tree is not a weight and contains no weights, so that it is left out."""
-    return isinstance(value, Skipped) or (isinstance(value, Global) and value.name in _BESIDE)
+    return isinstance(value, Skipped) or (isinstance(value, Global) and value.name in _PLAIN_TYPES)
 
 
-def _names(module: str, names: str) -> set[str]:
+def _qualify(module: str, names: str) -> set[str]:
     return {f"{module}.{name}" for name in names.split()}
 
 
-_BESIDE = (
-    _names("numpy.core.multiarray", "scalar _reconstruct")
-    | _names("numpy._core.multiarray", "scalar _reconstruct")
-    | _names("numpy", "dtype ndarray bool_ float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64")
-    | _names("torch", "device Generator float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 bool complex64")
-    | _names("collections", "defaultdict Counter deque")
-    | _names("builtins", "set frozenset complex bytearray range slice object int float str bool list dict tuple")
-    | _names("__builtin__", "set frozenset complex bytearray xrange slice object int float str unicode bool list dict")
-    | _names("pathlib", "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath")
-    | _names("pathlib._local", "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath")
-    | _names("datetime", "datetime date time timedelta timezone")
-    | _names("omegaconf.dictconfig", "DictConfig")
-    | _names("omegaconf.listconfig", "ListConfig")
-    | _names("omegaconf.base", "ContainerMetadata Metadata")
-    | _names("omegaconf.nodes", "AnyNode StringNode IntegerNode FloatNode BooleanNode")
-    | _names("pyannote.audio.core.task", "Specifications Problem Resolution")
+_PLAIN_TYPES = (
+    _qualify("numpy.core.multiarray", "scalar _reconstruct")
+    | _qualify("numpy._core.multiarray", "scalar _reconstruct")
+    | _qualify("numpy", "dtype ndarray bool_ float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64")
+    | _qualify("torch", "device Generator float16 float32 float64 bfloat16 int8 int16 int32 int64 uint8 bool complex64")
+    | _qualify("collections", "defaultdict Counter deque")
+    | _qualify("builtins", "set frozenset complex bytearray range slice object int float str bool list dict tuple")
+    | _qualify(
+        "__builtin__", "set frozenset complex bytearray xrange slice object int float str unicode bool list dict"
+    )
+    | _qualify("pathlib", "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath")
+    | _qualify("pathlib._local", "Path PosixPath WindowsPath PurePath PurePosixPath PureWindowsPath")
+    | _qualify("datetime", "datetime date time timedelta timezone")
+    | _qualify("omegaconf.dictconfig", "DictConfig")
+    | _qualify("omegaconf.listconfig", "ListConfig")
+    | _qualify("omegaconf.base", "ContainerMetadata Metadata")
+    | _qualify("omegaconf.nodes", "AnyNode StringNode IntegerNode FloatNode BooleanNode")
+    | _qualify("pyannote.audio.core.task", "Specifications Problem Resolution")
     | {"torch.torch_version.TorchVersion", "lightning_fabric.utilities.data.AttributeDict"}
     | {"pytorch_lightning.utilities.parsing.AttributeDict", "lightning.fabric.utilities.data.AttributeDict"}
     | {"_codecs.encode", "argparse.Namespace", "types.SimpleNamespace", "typing.Any", "decimal.Decimal", "uuid.UUID"}
@@ -141,33 +143,33 @@ def _rebuild_parameter(args: tuple[object, ...]) -> object:
     return data
 
 
-def _size(args: tuple[object, ...]) -> object:
+def _build_size(args: tuple[object, ...]) -> object:
     (dims,) = args
     if not isinstance(dims, tuple) or not all(map(_is_count, dims)):
         raise ConversionError("the description of a torch.Size is wrong; the file is damaged")
     return dims
 
 
-def _layout(args: tuple[object, ...]) -> object:
+def _check_layout(args: tuple[object, ...]) -> object:
     (name,) = args
     if name != "torch.strided":
         raise ConversionError("a tensor is not strided (sparse or mkldnn); save it again after .to_dense()")
     return name
 
 
-def _ordered_dict(args: tuple[object, ...]) -> object:
+def _build_ordered_dict(args: tuple[object, ...]) -> object:
     if args:
         raise ConversionError("the description of an OrderedDict is wrong; the file is damaged")
     return OrderedDict()
 
 
 _FUNCTIONS: dict[str, Callable[[tuple[object, ...]], object]] = {
-    "collections.OrderedDict": _ordered_dict,
+    "collections.OrderedDict": _build_ordered_dict,
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_tensor": _rebuild_old_tensor,
     "torch._utils._rebuild_parameter": _rebuild_parameter,
-    "torch.Size": _size,
-    "torch.serialization._get_layout": _layout,
+    "torch.Size": _build_size,
+    "torch.serialization._get_layout": _check_layout,
 }
 
 _PUSH_ARGUMENT = {
@@ -220,31 +222,31 @@ class PickleMachine:
             case "EMPTY_SET":
                 stack.append(Skipped("set"))
             case "ADDITEMS":
-                self._to_mark()
+                self._pop_to_mark()
             case "NEWOBJ":
                 arguments = stack.pop()
-                stack.append(_new(stack.pop()))
+                stack.append(_make_skipped(stack.pop()))
             case "NEWOBJ_EX":
                 del stack[-2:]
-                stack.append(_new(stack.pop()))
+                stack.append(_make_skipped(stack.pop()))
             case "EMPTY_DICT":
                 stack.append({})
             case "EMPTY_LIST":
                 stack.append([])
             case "TUPLE":
-                items = tuple(self._to_mark())
+                items = tuple(self._pop_to_mark())
                 self._stack.append(items)
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
                 stack.append(tuple(reversed([stack.pop() for _ in range(int(name[-1]))])))
             case "APPEND":
-                self._append([stack.pop()])
+                self._append_items([stack.pop()])
             case "APPENDS":
-                self._append(self._to_mark())
+                self._append_items(self._pop_to_mark())
             case "SETITEM":
                 value = stack.pop()
-                self._set([stack.pop(), value])
+                self._set_items([stack.pop(), value])
             case "SETITEMS":
-                self._set(self._to_mark())
+                self._set_items(self._pop_to_mark())
             case "BINPUT" | "LONG_BINPUT":
                 self._memo[argument] = stack[-1]
             case "MEMOIZE":
@@ -252,10 +254,10 @@ class PickleMachine:
             case "BINGET" | "LONG_BINGET":
                 stack.append(self._memo[argument])
             case "GLOBAL":
-                stack.append(_global(*argument.split(" ", 1)))
+                stack.append(_make_global(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
                 attribute = stack.pop()
-                stack.append(_global(stack.pop(), attribute))
+                stack.append(_make_global(stack.pop(), attribute))
             case "REDUCE":
                 arguments = stack.pop()
                 stack.append(_call(stack.pop(), arguments))
@@ -263,21 +265,21 @@ class PickleMachine:
                 state = stack.pop()
                 _check_state(stack[-1], state)
             case "BINPERSID":
-                stack.append(_storage(stack.pop()))
+                stack.append(_parse_storage(stack.pop()))
             case _:
                 if name == "INST":
-                    _global(*argument.split(" ", 1))  # an error about the name says more
+                    _make_global(*argument.split(" ", 1))  # an error about the name says more
                 raise ConversionError(
                     f"its pickle uses the opcode {name}, which plain weights don't need, and none of it was run; "
                     "save only the state dict"
                 )
 
-    def _to_mark(self) -> list[object]:
+    def _pop_to_mark(self) -> list[object]:
         items = self._stack
         self._stack = self._outer.pop()
         return items
 
-    def _append(self, items: list[object]) -> None:
+    def _append_items(self, items: list[object]) -> None:
         target = self._stack[-1]
         if isinstance(target, Skipped):
             return
@@ -285,7 +287,7 @@ class PickleMachine:
             raise ConversionError("its pickle appends to an object that is not a list; the file is damaged")
         target.extend(items)
 
-    def _set(self, items: list[object]) -> None:
+    def _set_items(self, items: list[object]) -> None:
         target = self._stack[-1]
         if isinstance(target, Skipped):
             return
@@ -299,11 +301,11 @@ class PickleMachine:
             target[key] = value
 
 
-def _global(module: object, attribute: object) -> Global:
+def _make_global(module: object, attribute: object) -> Global:
     if not isinstance(module, str) or not isinstance(attribute, str):
         raise ConversionError("its pickle names a type by a value that is not text; the file is damaged")
     name = f"{module}.{attribute}"
-    if name not in _FUNCTIONS and name not in _DTYPES and name not in _BESIDE:
+    if name not in _FUNCTIONS and name not in _DTYPES and name not in _PLAIN_TYPES:
         raise ConversionError(
             f"its pickle names {show(name)}, which plain weights don't need, and none of it was run; "
             "save only the state dict: torch.save(model.state_dict(), f)"
@@ -312,15 +314,15 @@ def _global(module: object, attribute: object) -> Global:
 
 
 def _call(function: object, arguments: object) -> object:
-    if isinstance(function, Global) and function.name in _BESIDE and isinstance(arguments, tuple):
+    if isinstance(function, Global) and function.name in _PLAIN_TYPES and isinstance(arguments, tuple):
         return {} if function.name == "collections.defaultdict" else Skipped(function.name)
     if not isinstance(function, Global) or function.name not in _FUNCTIONS or not isinstance(arguments, tuple):
         raise ConversionError("its pickle calls an object that is not a function; none of it was run")
     return _FUNCTIONS[function.name](arguments)
 
 
-def _new(kind: object) -> Skipped:
-    if not isinstance(kind, Global) or kind.name not in _BESIDE:
+def _make_skipped(kind: object) -> Skipped:
+    if not isinstance(kind, Global) or kind.name not in _PLAIN_TYPES:
         raise ConversionError(
             "its pickle uses the opcode NEWOBJ, which plain weights don't need, and none of it was run"
         )
@@ -335,7 +337,7 @@ def _check_state(target: object, state: object) -> None:
         raise ConversionError(f"its pickle sets attributes of a {type(target).__name__}; save only the state dict")
 
 
-def _storage(identifier: object) -> Storage:
+def _parse_storage(identifier: object) -> Storage:
     if isinstance(identifier, tuple) and len(identifier) == 6 and identifier[5] is None:
         identifier = identifier[:5]  # PyTorch before 1.6 adds a sixth part for a storage inside another storage
     match identifier:

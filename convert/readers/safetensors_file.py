@@ -46,10 +46,10 @@ def read_safetensors(file: io.BufferedReader | io.BytesIO, name: str) -> dict[st
             raise ConversionError(
                 f"it is a damaged safetensors file ({show(str(error))}); download it again"
             ) from error
-        return {key: _array(key, entry) for key, entry in sorted(entries, key=lambda item: item[0])}
+        return {key: _make_array(key, entry) for key, entry in sorted(entries, key=lambda item: item[0])}
 
 
-def _array(key: str, entry: Mapping[str, Any]) -> np.ndarray:
+def _make_array(key: str, entry: Mapping[str, Any]) -> np.ndarray:
     dtype = _DTYPES.get(str(entry["dtype"]))
     if dtype is None:
         raise ConversionError(f"{show(key)} is of type {entry['dtype']}, which no speaker model needs; save it as F32")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 
-from ecapa_jax.convert.readers.arrays import TreeBuilder, one_line_errors, wrong_size
+from ecapa_jax.convert.readers.arrays import TreeBuilder, make_size_error, one_line_errors
 from ecapa_jax.convert.readers.pickle_machine import MAX_PICKLE, PickleMachine, Storage, View
 from ecapa_jax.errors import ConversionError
 
@@ -33,19 +33,19 @@ def read_torch_legacy(file: io.BufferedReader | io.BytesIO, name: str) -> object
             raise ConversionError(f"it is of another version of PyTorch's old format ({protocol!r:.40})")
         if not isinstance(system, dict) or system.get("little_endian") is not True:
             raise ConversionError("it is not little-endian; save it again on a little-endian machine")
-        places = _places(file, keys, head.tell(), size, _storages(tree))
+        places = _locate_storages(file, keys, head.tell(), size, _find_storages(tree))
 
         def read(storage: Storage) -> bytes:
             start, length = places[storage.key]
             if length != storage.numel * storage.dtype.itemsize:
-                raise wrong_size(storage, length)
+                raise make_size_error(storage, length)
             file.seek(start)
             return file.read(length)
 
         return TreeBuilder(read, 4 * size + (64 << 20)).build(tree)
 
 
-def _storages(tree: object) -> dict[str, Storage]:
+def _find_storages(tree: object) -> dict[str, Storage]:
     """Finds every storage that a tensor below `tree` uses; the tree may be cyclic."""
     found: dict[str, Storage] = {}
     seen: set[int] = set()
@@ -60,7 +60,7 @@ def _storages(tree: object) -> dict[str, Storage]:
     return found
 
 
-def _places(
+def _locate_storages(
     file: io.BufferedReader | io.BytesIO, keys: object, start: int, size: int, storages: dict[str, Storage]
 ) -> dict[str, tuple[int, int]]:
     """Returns start and bytes of each storage; the file gives the number of elements, and `storages` gives the type."""

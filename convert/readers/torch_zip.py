@@ -10,7 +10,7 @@ import io
 import os
 import zipfile
 
-from ecapa_jax.convert.readers.arrays import TreeBuilder, one_line_errors, wrong_size
+from ecapa_jax.convert.readers.arrays import TreeBuilder, make_size_error, one_line_errors
 from ecapa_jax.convert.readers.pickle_machine import MAX_PICKLE, PickleMachine, Storage, show
 from ecapa_jax.errors import ConversionError
 
@@ -45,7 +45,7 @@ def read_torch_zip(file: io.BufferedReader | io.BytesIO, name: str, *, max_bytes
             def read(storage: Storage) -> bytes:
                 member = archive.getinfo(f"{prefix}data/{storage.key}")
                 if member.file_size != storage.numel * storage.dtype.itemsize:
-                    raise wrong_size(storage, member.file_size)
+                    raise make_size_error(storage, member.file_size)
                 return archive.read(member)
 
             return TreeBuilder(read, limit).build(tree)
@@ -72,7 +72,7 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> str:
     names = [member.filename for member in members]
     pickles = [name for name in names if name == "data.pkl" or (name.count("/") == 1 and name.endswith("/data.pkl"))]
     if len(pickles) != 1 or len(set(names)) != len(names):
-        raise ConversionError(_describe(names))
+        raise ConversionError(_explain_refusal(names))
     prefix = pickles[0].removesuffix("data.pkl")
     if f"{prefix}constants.pkl" in names or any(name.startswith(f"{prefix}code/") for name in names):
         raise ConversionError(
@@ -91,7 +91,7 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> str:
     return prefix
 
 
-def _describe(names: list[str]) -> str:
+def _explain_refusal(names: list[str]) -> str:
     if len(set(names)) != len(names):
         return "it is a zip archive with two members of the same name; it is damaged or malicious"
     found = ", ".join(show(name) for name in names[:3]) + (", ..." if len(names) > 3 else "") if names else "nothing"

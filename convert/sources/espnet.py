@@ -38,7 +38,7 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
     return LAYOUT.infer(tensors, base)
 
 
-def _family(name: str, title: str, *, default: bool) -> Family:
+def _make_family(name: str, title: str, *, default: bool) -> Family:
     def companions(source: Source) -> Companions:
         del source
         return Companions(config=PRESETS[name])
@@ -58,7 +58,7 @@ def _family(name: str, title: str, *, default: bool) -> Family:
     )
 
 
-FAMILY = _family("espnet", "ESPnet-SPK until 202412", default=True)
+FAMILY = _make_family("espnet", "ESPnet-SPK until 202412", default=True)
 
-FAMILY_2025 = _family("espnet-2025", "ESPnet-SPK from 202511 on", default=False)
+FAMILY_2025 = _make_family("espnet-2025", "ESPnet-SPK from 202511 on", default=False)
 """This family computes the standard deviation of the context with n instead of n - 1, and with another floor."""

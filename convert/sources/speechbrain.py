@@ -80,30 +80,32 @@ STATED = {
 """SpeechBrain's arguments by the names of our fields."""
 
 
-def _arguments(file: Hyperparams, name: str, tag: str, defaults: dict[str, Any], unused: set[str]) -> dict[str, Any]:
+def _read_arguments(
+    file: Hyperparams, name: str, tag: str, defaults: dict[str, Any], unused: set[str]
+) -> dict[str, Any]:
     """Reads the arguments of one object, fills in the defaults and checks the types.
 
     Raises:
       ConversionError: the object is missing, has another class, or has an argument that is unknown or of another type.
     """
-    found = file.part(name)
+    found = file.read_part(name)
     if found is None:
-        raise file.error(f"it defines no {name} ({tag})")
+        raise file.make_error(f"it defines no {name} ({tag})")
     if found[0] != tag:
-        raise file.error(f"{name} is {found[0]}, which is not supported; supported: {tag}")
+        raise file.make_error(f"{name} is {found[0]}, which is not supported; supported: {tag}")
     for argument, value in found[1].items():
         if argument in unused:
             continue
         if argument not in defaults:
-            raise file.error(f"{name} has the argument {argument!r}, which this converter does not know")
+            raise file.make_error(f"{name} has the argument {argument!r}, which this converter does not know")
         if isinstance(value, Unread):
-            raise file.error(f"{name}: {argument} is {value}: replace it by its value")
-        if not _fits(value, defaults[argument]):
-            raise file.error(f"{name}: {argument} is {value!r}, which is not of the type that SpeechBrain takes")
+            raise file.make_error(f"{name}: {argument} is {value}: replace it by its value")
+        if not _has_type_of(value, defaults[argument]):
+            raise file.make_error(f"{name}: {argument} is {value!r}, which is not of the type that SpeechBrain takes")
     return defaults | {argument: value for argument, value in found[1].items() if argument in defaults}
 
 
-def _fits(value: Any, default: Any) -> bool:
+def _has_type_of(value: Any, default: Any) -> bool:
     """Whether a value has the type of a default; if the default is None or a float, any number fits."""
     if isinstance(default, list):
         return isinstance(value, list) and all(type(item) is int for item in value)
@@ -113,39 +115,43 @@ def _fits(value: Any, default: Any) -> bool:
     return type(value) is type(default)
 
 
-def _require(file: Hyperparams, name: str, arguments: dict[str, Any], supported: dict[str, Any]) -> None:
+def _check_supported(file: Hyperparams, name: str, arguments: dict[str, Any], supported: dict[str, Any]) -> None:
     for argument, value in supported.items():
         if arguments[argument] != value:
-            raise file.error(f"{name}: {argument} {arguments[argument]!r} is not supported; supported: {value!r}")
+            raise file.make_error(f"{name}: {argument} {arguments[argument]!r} is not supported; supported: {value!r}")
 
 
-def _fbank_fields(file: Hyperparams) -> dict[str, Any]:
+def _read_fbank_fields(file: Hyperparams) -> dict[str, Any]:
     """Reads the fields of `FbankConfig` that the file sets; raises an error for unsupported values."""
-    arguments = _arguments(file, "compute_features", FBANK, FBANK_DEFAULTS, FBANK_UNUSED)
+    arguments = _read_arguments(file, "compute_features", FBANK, FBANK_DEFAULTS, FBANK_UNUSED)
     fixed = {argument: default for argument, default in FBANK_DEFAULTS.items() if argument not in FREE_FBANK}
-    _require(file, "compute_features", arguments, fixed)
-    norm = _arguments(file, "mean_var_norm", NORMALIZATION, NORMALIZATION_DEFAULTS, NORMALIZATION_UNUSED)
+    _check_supported(file, "compute_features", arguments, fixed)
+    norm = _read_arguments(file, "mean_var_norm", NORMALIZATION, NORMALIZATION_DEFAULTS, NORMALIZATION_UNUSED)
     wanted = {"norm_type": "sentence", "std_norm": False, "mean_norm": True, "length_dim": 1}
-    _require(file, "mean_var_norm", norm, wanted)
+    _check_supported(file, "mean_var_norm", norm, wanted)
     f_max = 8000.0 if arguments["f_max"] is None else float(arguments["f_max"])
     return {"f_min": float(arguments["f_min"]), "f_max": f_max, "n_mels": arguments["n_mels"]}
 
 
-def _network(file: Hyperparams) -> EcapaConfig:
-    arguments = _arguments(file, "embedding_model", ECAPA, ECAPA_DEFAULTS, ECAPA_UNUSED)
-    activation = _activation(file)
+def _read_network(file: Hyperparams) -> EcapaConfig:
+    arguments = _read_arguments(file, "embedding_model", ECAPA, ECAPA_DEFAULTS, ECAPA_UNUSED)
+    activation = _read_activation(file)
     if not arguments["input_size"]:
-        raise file.error("embedding_model: input_size is missing")
+        raise file.make_error("embedding_model: input_size is missing")
     channels, kernels, dilations = (arguments[name] for name in ("channels", "kernel_sizes", "dilations"))
     if not len(channels) == len(kernels) == len(dilations) >= 3:
-        raise file.error(
+        raise file.make_error(
             f"embedding_model: channels, kernel_sizes and dilations must have one length of at least three, got "
             f"{channels}, {kernels}, {dilations}"
         )
     if any(group != 1 for group in arguments["groups"]):
-        raise file.error(f"embedding_model: groups {arguments['groups']} is not supported; supported: 1 for all layers")
+        raise file.make_error(
+            f"embedding_model: groups {arguments['groups']} is not supported; supported: 1 for all layers"
+        )
     if dilations[0] != 1:
-        raise file.error(f"embedding_model: dilations {dilations} is not supported; supported: 1 for the first layer")
+        raise file.make_error(
+            f"embedding_model: dilations {dilations} is not supported; supported: 1 for the first layer"
+        )
     return dataclasses.replace(
         PRESETS["speechbrain"].ecapa,
         n_mels=arguments["input_size"],
@@ -164,9 +170,9 @@ def _network(file: Hyperparams) -> EcapaConfig:
     )
 
 
-def _activation(file: Hyperparams) -> dict[str, Any]:
+def _read_activation(file: Hyperparams) -> dict[str, Any]:
     """Reads the fields of the activation. SpeechBrain uses it in the outer layers only; the inner layers keep ReLU."""
-    found = file.part("embedding_model")
+    found = file.read_part("embedding_model")
     activation = found[1].get("activation") if found else None
     name = str(activation).removeprefix("!name:")
     if activation is None or name in RELU:
@@ -174,10 +180,10 @@ def _activation(file: Hyperparams) -> dict[str, Any]:
     if name in LEAKY_RELU:
         return {"activation": "leaky_relu", "activation_scope": "outer"}
     supported = f"!name:{RELU[0]}, !name:{LEAKY_RELU[0]}"
-    raise file.error(f"embedding_model: activation {activation!r} is not supported; supported: {supported}")
+    raise file.make_error(f"embedding_model: activation {activation!r} is not supported; supported: {supported}")
 
 
-def _hyperparams(weights: Path) -> Path | None:
+def _find_hyperparams(weights: Path) -> Path | None:
     """Finds hyperparams.yaml beside the weights, or in the training run with this checkpoint (RUN/save/CKPT+DATE)."""
     folder = weights.parent
     run = [folder.parent, folder.parent.parent] if folder.name.startswith("CKPT+") else []
@@ -187,7 +193,7 @@ def _hyperparams(weights: Path) -> Path | None:
 
 def _is_language_id(path: Path) -> bool:
     try:
-        part = Hyperparams(path).part("embedding_model")
+        part = Hyperparams(path).read_part("embedding_model")
     except ConversionError:
         return False  # the conversion explains what is wrong with the file
     return part is not None and str(part[1].get("activation")).removeprefix("!name:") in LEAKY_RELU
@@ -195,13 +201,13 @@ def _is_language_id(path: Path) -> bool:
 
 def recognises(source: Source) -> bool:
     """Recognises the family by hyperparams.yaml, because 3D-Speaker's training writes an embedding_model.ckpt too."""
-    path = _hyperparams(source.path)
+    path = _find_hyperparams(source.path)
     return source.path.name == WEIGHTS and path is not None and not _is_language_id(path)
 
 
 def recognises_language_id(source: Source) -> bool:
     """Recognises the family by the activation in hyperparams.yaml."""
-    path = _hyperparams(source.path)
+    path = _find_hyperparams(source.path)
     return source.path.name == WEIGHTS and path is not None and _is_language_id(path)
 
 
@@ -215,20 +221,20 @@ def companions(source: Source, preset: str = "speechbrain") -> Companions:
     Reference: `speechbrain.inference.classifiers.EncoderClassifier.encode_batch` (which objects it calls).
     """
     base = PRESETS[preset]
-    path = _hyperparams(source.path)
+    path = _find_hyperparams(source.path)
     if path is None:
         return Companions(config=base)
     file = Hyperparams(path)
     try:
-        fbank = dataclasses.replace(base.fbank, **_fbank_fields(file))
-        config = ModelConfig(fbank=fbank, ecapa=_network(file))
+        fbank = dataclasses.replace(base.fbank, **_read_fbank_fields(file))
+        config = ModelConfig(fbank=fbank, ecapa=_read_network(file))
     except (ConfigError, TypeError) as error:
-        raise file.error(str(error)) from error
-    mean = _embedding_mean(source.path.parent / EMBEDDING_MEAN, config.ecapa.embedding_dim)
+        raise file.make_error(str(error)) from error
+    mean = _read_embedding_mean(source.path.parent / EMBEDDING_MEAN, config.ecapa.embedding_dim)
     return Companions(config=config, stated_in=HYPERPARAMS, stated=STATED, embedding_mean=mean)
 
 
-def _embedding_mean(path: Path, embedding_dim: int) -> np.ndarray | None:
+def _read_embedding_mean(path: Path, embedding_dim: int) -> np.ndarray | None:
     """Reads the mean embedding that `InputNormalization` saved, [1, D] or [D]."""
     if not path.is_file():
         return None

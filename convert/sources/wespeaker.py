@@ -60,33 +60,33 @@ STATED = {
 SIGNATURE = ("layer2.se_res2block.0.conv.weight", "layer2.se_res2block.3.linear1.weight")
 
 
-def _unit(source: str, target: str) -> list[Rule]:
+def _map_unit(source: str, target: str) -> list[Rule]:
     return [*conv(f"{source}.conv", f"{target}/conv"), *norm(f"{source}.bn", f"{target}/norm")]
 
 
-def _block(config: EcapaConfig, index: int) -> list[Rule]:
+def _map_block(config: EcapaConfig, index: int) -> list[Rule]:
     source, target = f"layer{index + 2}.se_res2block", f"block_{index}"
-    rules = _unit(f"{source}.0", f"{target}/tdnn_in")
+    rules = _map_unit(f"{source}.0", f"{target}/tdnn_in")
     for chunk in range(config.res2_scale - 1):
         rules += conv(f"{source}.1.convs.{chunk}", f"{target}/res2/chunk_{chunk}/conv")
         rules += norm(f"{source}.1.bns.{chunk}", f"{target}/res2/chunk_{chunk}/norm")
-    rules += _unit(f"{source}.2", f"{target}/tdnn_out")
+    rules += _map_unit(f"{source}.2", f"{target}/tdnn_out")
     rules += linear(f"{source}.3.linear1", f"{target}/se/squeeze")
     return rules + linear(f"{source}.3.linear2", f"{target}/se/excite")
 
 
 def rules(config: EcapaConfig) -> list[Rule]:
     """Makes the table for a network of this shape."""
-    table = _unit("layer1", "stem")
+    table = _map_unit("layer1", "stem")
     for index in range(config.n_blocks):
-        table += _block(config, index)
+        table += _map_block(config, index)
     table += conv("conv", "mfa/conv")
-    table += _pooling_rules(config.pooling)
+    table += _map_pooling(config.pooling)
     table += [*norm("bn", "pooled_norm"), *linear("linear", "projection")]
     return table + (norm("bn2", "embedding_norm") if config.embedding_norm else [])
 
 
-def _pooling_rules(pooling: Pooling) -> list[Rule]:
+def _map_pooling(pooling: Pooling) -> list[Rule]:
     if pooling == "attentive":
         return [*conv("pool.linear1", "pooling/hidden"), *conv("pool.linear2", "pooling/logits")]
     if pooling == "posterior":
@@ -115,25 +115,25 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
     )
     shapes.check_dilations(n_blocks, base.dilations)
     blocks = [f"layer{index + 2}.se_res2block" for index in range(n_blocks)]
-    stem = shapes.width(tensors, [("layer1.conv", "layer1.bn")], base.channels[0])
+    stem = shapes.infer_width(tensors, [("layer1.conv", "layer1.bn")], base.channels[0])
     channels = [
-        shapes.width(tensors, [(f"{block}.{part}.conv", f"{block}.{part}.bn") for part in (0, 2)], stem)
+        shapes.infer_width(tensors, [(f"{block}.{part}.conv", f"{block}.{part}.bn") for part in (0, 2)], stem)
         for block in blocks
     ]
     chunks = [_count_chunks(tensors, block) for block in blocks]
     inner = [
-        shapes.width(tensors, [(f"{block}.1.convs.{n}", f"{block}.1.bns.{n}") for n in range(count)], width // 8)
+        shapes.infer_width(tensors, [(f"{block}.1.convs.{n}", f"{block}.1.bns.{n}") for n in range(count)], width // 8)
         for block, count, width in zip(blocks, chunks, channels, strict=True)
     ]
-    mfa = shapes.width(tensors, [("conv", None)], base.mfa_channels)
-    pooling = _pooling(tensors, mfa, base)
+    mfa = shapes.infer_width(tensors, [("conv", None)], base.mfa_channels)
+    pooling = _infer_pooling(tensors, mfa, base)
     hidden = base.attention_channels
     if pooling in BOTTLENECKS:
-        hidden = shapes.width(tensors, [(BOTTLENECKS[pooling], None)], hidden)
-    _, n_mels, kernel = shapes.shape(tensors, "layer1.conv", stem) or (stem, base.n_mels, base.kernel_sizes[0])
-    _, seen, _ = shapes.shape(tensors, "pool.linear1", hidden) or (hidden, 0, 1)
+        hidden = shapes.infer_width(tensors, [(BOTTLENECKS[pooling], None)], hidden)
+    _, n_mels, kernel = shapes.find_shape(tensors, "layer1.conv", stem) or (stem, base.n_mels, base.kernel_sizes[0])
+    _, seen, _ = shapes.find_shape(tensors, "pool.linear1", hidden) or (hidden, 0, 1)
     kernels = [
-        shapes.kernel(tensors, f"{block}.1.convs.0", width, width) or 3
+        shapes.infer_kernel(tensors, f"{block}.1.convs.0", width, width) or 3
         for block, width in zip(blocks, inner, strict=True)
     ]
     return dataclasses.replace(
@@ -141,14 +141,14 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
         n_mels=n_mels,
         channels=(stem, *channels),
         kernel_sizes=(kernel, *kernels),
-        res2_scale=shapes.majority([count + 1 for count in chunks], base.res2_scale),
-        se_channels=shapes.width(tensors, [(f"{block}.3.linear1", None) for block in blocks], base.se_channels),
+        res2_scale=shapes.choose_majority([count + 1 for count in chunks], base.res2_scale),
+        se_channels=shapes.infer_width(tensors, [(f"{block}.3.linear1", None) for block in blocks], base.se_channels),
         attention_channels=hidden,
         pooling=pooling,
         global_context=pooling == "attentive" and {mfa: False, 3 * mfa: True}.get(seen, base.global_context),
         mfa_channels=mfa,
-        mfa_kernel_size=shapes.kernel(tensors, "conv", mfa, sum(channels)) or base.mfa_kernel_size,
-        embedding_dim=shapes.width(tensors, [("linear", None)], base.embedding_dim),
+        mfa_kernel_size=shapes.infer_kernel(tensors, "conv", mfa, sum(channels)) or base.mfa_kernel_size,
+        embedding_dim=shapes.infer_width(tensors, [("linear", None)], base.embedding_dim),
         embedding_norm=any(name.startswith("bn2.") for name in tensors),
     )
 
@@ -158,13 +158,13 @@ def _count_chunks(tensors: Tensors, block: str) -> int:
     return next(n for n in itertools.count() if f"{block}.1.convs.{n}.weight" not in tensors)
 
 
-def _pooling(tensors: Tensors, mfa: int, base: EcapaConfig) -> Pooling:
+def _infer_pooling(tensors: Tensors, mfa: int, base: EcapaConfig) -> Pooling:
     for pooling, name in BOTTLENECKS.items():
         if f"{name}.weight" in tensors:
             return pooling
     if any(name.startswith("pool.") for name in tensors):
         return "attentive"  # a tensor is missing, and the rule table reports which one
-    if shapes.width(tensors, [("bn", "bn")], 2 * mfa) == 2 * mfa:
+    if shapes.infer_width(tensors, [("bn", "bn")], 2 * mfa) == 2 * mfa:
         return "mean_std"
     if base.pooling in ("mean", "std"):
         return base.pooling
@@ -187,8 +187,8 @@ def companions(source: Source) -> Companions:
         return Companions(config=preset)
     document = _read_document(path)
     try:
-        fbank = _fbank(path, document, preset.fbank)
-        ecapa, stated = _network(path, document, preset.ecapa)
+        fbank = _read_fbank(path, document, preset.fbank)
+        ecapa, stated = _read_network(path, document, preset.ecapa)
         config = ModelConfig(fbank=dataclasses.replace(fbank, n_mels=ecapa.n_mels), ecapa=ecapa)
     except (ConfigError, TypeError) as error:
         raise ConversionError(f"{path}: {error}") from error
@@ -225,7 +225,7 @@ def _get_part(path: Path, document: dict[str, Any], name: str) -> dict[str, Any]
     return part or {}
 
 
-def _fbank(path: Path, document: dict[str, Any], base: FbankConfig) -> FbankConfig:
+def _read_fbank(path: Path, document: dict[str, Any], base: FbankConfig) -> FbankConfig:
     dataset = _get_part(path, document, "dataset_args")
     arguments = _get_part(path, dataset, "fbank_args")
     cmvn = _get_part(path, dataset, "cmvn_args")
@@ -251,7 +251,7 @@ def _fbank(path: Path, document: dict[str, Any], base: FbankConfig) -> FbankConf
     return base
 
 
-def _network(path: Path, document: dict[str, Any], base: EcapaConfig) -> tuple[EcapaConfig, dict[str, str]]:
+def _read_network(path: Path, document: dict[str, Any], base: EcapaConfig) -> tuple[EcapaConfig, dict[str, str]]:
     model = MODEL.fullmatch(document["model"])
     if not model:
         raise ConversionError(

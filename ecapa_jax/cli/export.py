@@ -54,13 +54,13 @@ class Export:
 
         path = local_path(self.out)
         bundle = api.resolve(self.bundle)
-        write = {"stablehlo": self._stablehlo, "onnx": self._onnx}.get(self.to, self._tensors)
+        write = {"stablehlo": self._write_stablehlo, "onnx": self._write_onnx}.get(self.to, self._write_tensors)
         self._check_options()
         result = write(bundle, path)
         text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result.items())
         self.output.result({"out": str(path), "to": self.to, **result}, f"{path}: {text}")
 
-    def _tensors(self, bundle: Path, path: Path) -> dict[str, Any]:
+    def _write_tensors(self, bundle: Path, path: Path) -> dict[str, Any]:
         from ecapa_jax.convert.export import source_tensors, write_safetensors, write_torch
         from ecapa_jax.files.atomic import write_whole
 
@@ -71,7 +71,7 @@ class Export:
         layout = "same as the source" if source.as_source else "of the family, which is not the source of the model"
         return {"family": source.family, "tensors": len(source.tensors), "layout": layout}
 
-    def _stablehlo(self, bundle: Path, path: Path) -> dict[str, Any]:
+    def _write_stablehlo(self, bundle: Path, path: Path) -> dict[str, Any]:
         from ecapa_jax.bundle.bundle import load_bundle
         from ecapa_jax.convert.export_stablehlo import FILES, export_stablehlo, write_stablehlo
         from ecapa_jax.errors import ConfigError
@@ -85,7 +85,7 @@ class Export:
             write_stablehlo(folder, artefact, metadata)
         return {"bytes": len(artefact), "platforms": ", ".join(metadata["platforms"])}
 
-    def _onnx(self, bundle: Path, path: Path) -> dict[str, Any]:
+    def _write_onnx(self, bundle: Path, path: Path) -> dict[str, Any]:
         from ecapa_jax.bundle.bundle import load_bundle
         from ecapa_jax.cli.export_onnx import OnnxOptions, make_onnx
         from ecapa_jax.errors import ConfigError

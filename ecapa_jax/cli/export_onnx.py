@@ -74,18 +74,18 @@ def make_onnx(bundle: Bundle, options: OnnxOptions) -> tuple[onnx.ModelProto, di
     model, about = exact, {prop.key: prop.value for prop in exact.metadata_props}
     measured: dict[str, Any] = {}
     if options.quantize is not None:
-        model = _quantized(bundle, exact, options)
+        model = _quantize(bundle, exact, options)
         about |= {name: metadata(bundle, options.takes, options.quantize)[name] for name in (KEY, "precision")}
         helper.set_model_props(model, about)
         if options.trials is not None:
-            measured = _compare(exact, model, options)
+            measured = _compare_precisions(exact, model, options)
             about |= {name: str(value) for name, value in measured.items()}
             helper.set_model_props(model, about)
     model.doc_string = card(about)
     return model, {"input": options.takes, "precision": options.quantize or "float32", **measured}
 
 
-def _quantized(bundle: Bundle, model: onnx.ModelProto, options: OnnxOptions) -> onnx.ModelProto:
+def _quantize(bundle: Bundle, model: onnx.ModelProto, options: OnnxOptions) -> onnx.ModelProto:
     from ecapa_jax.convert.onnx.calibration import calibration_feeds, demo_recordings, find_recordings
     from ecapa_jax.convert.onnx.quantize import to_float16, to_int8
 
@@ -104,7 +104,7 @@ def _quantized(bundle: Bundle, model: onnx.ModelProto, options: OnnxOptions) -> 
     return to_int8(model, calibration_feeds(bundle.config, bundle.variables, options.takes, paths))
 
 
-def _compare(exact: onnx.ModelProto, model: onnx.ModelProto, options: OnnxOptions) -> dict[str, Any]:
+def _compare_precisions(exact: onnx.ModelProto, model: onnx.ModelProto, options: OnnxOptions) -> dict[str, Any]:
     """Measures on the trial list how much quantisation changes scores and error rate."""
     from ecapa_jax.evaluation.report import list_name
     from ecapa_jax.evaluation.run import score_lists

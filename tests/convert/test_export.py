@@ -127,14 +127,14 @@ def test_a_model_without_a_source_has_3dspeakers_layout(tmp_path):
 
 def test_a_layout_that_the_model_does_not_have_is_refused(tmp_path):
     bundle = save_bundle(make(), tmp_path / "bundle")
-    with pytest.raises(ConversionError, match="SpeechBrain has a different front end .channel is mean, but"):
+    with pytest.raises(ConversionError, match=r"SpeechBrain has a different front end \(channel is mean, but"):
         source_tensors(bundle, "speechbrain")
     with pytest.raises(ConversionError, match="unknown family 'nobody'"):
         source_tensors(bundle, "nobody")
     zeros = small_config(width=16, padding="zeros")
     other = save_bundle(Bundle(config=zeros, variables=make().variables), tmp_path / "other")
     with pytest.raises(
-        ConversionError, match="3D-Speaker / ModelScope has a different network .padding is reflect, but"
+        ConversionError, match=r"3D-Speaker / ModelScope has a different network \(padding is reflect, but"
     ):
         source_tensors(other)
     summed = small_config(width=16, mfa_norm=False)

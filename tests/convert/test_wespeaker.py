@@ -68,7 +68,7 @@ def test_shapes_tell_all_but_which_single_statistic(tmp_path, name):
     else:
         assert convert(path).config.ecapa == config
     document = {**published.wespeaker_document(**arguments), "model": "ECAPA_TDNN_c512"}
-    stated, named = wespeaker._network(path, document, PRESET.ecapa)
+    stated, named = wespeaker._read_network(path, document, PRESET.ecapa)
     assert (stated.pooling, stated.embedding_norm, stated.global_context) == (
         config.pooling,
         config.embedding_norm,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ecapa_jax.convert.detect import check_beside, find_network, holds_network, is_of_training
+from ecapa_jax.convert.detect import check_unknown, find_network, find_training_tensors, holds_network
 from ecapa_jax.convert.readers.checkpoint import find_tensors, read_checkpoint
 from ecapa_jax.convert.run import convert
 from ecapa_jax.errors import ConversionError
@@ -33,9 +33,9 @@ ROW = np.zeros(5, np.float32)
 )
 def test_heads_of_any_name_stand_beside_a_network(beside: dict[str, Any]) -> None:
     found = find_network({**prefixed("backbone.", tensors()), **beside})
-    check_beside(found.unknown, 192, found.prefix)
+    check_unknown(found.unknown, 192, found.prefix)
     assert found.tensors.keys() == tensors().keys()
-    assert found.unknown.keys() | found.beside.keys() == beside.keys()
+    assert found.unknown.keys() | found.training.keys() == beside.keys()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_heads_of_any_name_stand_beside_a_network(beside: dict[str, Any]) -> Non
 def test_what_is_no_head_is_refused(beside: dict[str, Any]) -> None:
     found = find_network({**prefixed("backbone.", tensors()), **beside})
     with pytest.raises(ConversionError, match=r"unexpected tensor .* beside the network"):
-        check_beside(found.unknown | found.beside, 192, found.prefix)
+        check_unknown(found.unknown | found.training, 192, found.prefix)
 
 
 def test_a_head_under_the_networks_own_prefix_is_kept_beside_it(tmp_path: Path) -> None:
@@ -117,5 +117,5 @@ def test_what_is_code_stays_refused(tmp_path: Path, module: str, attribute: str)
 
 
 def test_names_are_judged_by_shape_and_place() -> None:
-    found = is_of_training({"a.weight": HEAD, "a.bias": ROW, "b.bias": ROW, "c": np.array(1)}, 192)
+    found = find_training_tensors({"a.weight": HEAD, "a.bias": ROW, "b.bias": ROW, "c": np.array(1)}, 192)
     assert found == {"a.weight": True, "a.bias": True, "b.bias": False, "c": True}
