@@ -83,7 +83,7 @@ def test_wrappers_and_prefixes_are_seen_through(bin_file, wrap, wrapper, prefix)
         (tensors() | prefixed("ema.", tensors()), "several networks (*, ema.*)"),
         ({"model": [tensors()]}, "has no dict of tensors"),
         ({"epoch": 3}, "has no dict of tensors"),
-        ({"w": CLASSIFIER, "b\nb": CLASSIFIER}, r"in it (its tensors: w, 'b\nb', ...)"),
+        ({"w": CLASSIFIER, "b\nb": CLASSIFIER}, r"this version knows (its tensors: w, 'b\nb', ...)"),
     ],
 )
 def test_what_is_no_single_network_is_refused(bin_file, content, words):

@@ -117,7 +117,7 @@ def tar_bytes(member):
         (tar_bytes("sys_info"), "before 0.2"),
         (tar_bytes("./model_config.yaml"), "without model_weights.ckpt"),
         (b"\x1f\x8b\x08\0" + bytes(20), "damaged"),
-        (gzip.compress(bytes(range(256)) * 9, mtime=0), "it is not a tar archive"),
+        (gzip.compress(bytes(range(256)) * 9, mtime=0), "it contains no tar archive"),
         (b"BZh91AY&SY" + bytes(range(9)), "compressed"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (pickle.dumps({"a": 1}), "bare pickle"),
