@@ -268,7 +268,7 @@ def test_other_numbers_of_blocks_need_their_dilations(blocks):
         SMALL, channels=(16,) * (blocks + 1), kernel_sizes=(5, *[3] * blocks), dilations=(2,) * blocks
     )
     tensors = random_tensors(config)
-    assert f"give {blocks}, such as --dilations {','.join('23456'[:blocks])}" in refused(tensors)
+    assert f"pass {blocks} of them, such as --dilations {','.join('23456'[:blocks])}" in refused(tensors)
     assert read(tensors, (2,) * blocks)[0] == config
 
 

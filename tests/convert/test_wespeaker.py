@@ -87,7 +87,7 @@ def test_a_published_directory_converts_and_is_compared_with_its_config(tmp_path
     assert (
         "config.yaml describes another network: model gives global_context False, but the tensors give True" in message
     )
-    assert "embed_dim gives embedding_dim 256, the tensors 192" in message
+    assert "embed_dim gives embedding_dim 256, but the tensors give 192" in message
     run = tmp_path / "exp"
     run.mkdir()
     published.wespeaker(run / "models", TENSORS)
