@@ -51,7 +51,7 @@ class Weights:
 
 
 class Layers:
-    """Writer of the layers of which blocks consist."""
+    """Writer of the layers of a block."""
 
     def __init__(self, graph: Graph, config: EcapaConfig, utterances: Utterances) -> None:
         self.graph, self.config, self.utterances = graph, config, utterances

@@ -144,7 +144,7 @@ def find_tensors(
             return found[wrapper], wrapper
     fitting = [wrapper for wrapper in found if fits(found[wrapper])]
     if len(fitting) > 1:
-        raise ConversionError(f"several dicts of tensors fit ({_describe_keys(fitting)}): name one with --key")
+        raise ConversionError(f"several dicts of tensors fit ({_describe_keys(fitting)}): choose one with --key")
     if fitting or usual:
         wrapper = (fitting or usual)[0]
         return found[wrapper], wrapper

@@ -65,7 +65,7 @@ def test_a_head_under_the_networks_own_prefix_is_kept_beside_it(tmp_path: Path) 
 def test_of_several_dicts_that_fit_one_is_named() -> None:
     network = tensors()
     content = {"model_a": network, "averaged": {"b": network}, "discriminator": {"w": HEAD}, "lr": 0.1}
-    with pytest.raises(ConversionError, match=r"several .* fit \(model_a, averaged\.b\): name one with --key"):
+    with pytest.raises(ConversionError, match=r"several .* fit \(model_a, averaged\.b\): choose one with --key"):
         find_tensors(content, None, holds_network)
     assert find_tensors(content, "averaged.b", holds_network)[1] == "averaged.b"
     with pytest.raises(ConversionError, match="no dict of tensors under 'c'; it has some under: model_a"):
