@@ -1,1 +1,1 @@
-"""Foreign checkpoints to bundles, without PyTorch. The folder `convert/` is imported as `ecapa_jax.convert`."""
+"""Converts checkpoints to bundles without PyTorch. The folder `convert/` is imported as `ecapa_jax.convert`."""

@@ -1,4 +1,4 @@
-"""Detects the family of a checkpoint by its tensors, or by file names if tensors can't tell, and never by a guess."""
+"""Detects the family of a checkpoint from its tensors, or from file names if tensors can't decide, without a guess."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from ecapa_jax.errors import ConversionError
 TRAINED = "embedding_model.ckpt"
 BUNDLE = "model.json"
 
-BESIDE = ("classifier.", "projection.", "head.", "loss.", "speaker_loss.", "aam.")
-"""Tensors that may be beside a network: parts of the training, which inference does not use."""
+TRAINING_PREFIXES = ("classifier.", "projection.", "head.", "loss.", "speaker_loss.", "aam.")
+"""Prefixes of training tensors, which a checkpoint may contain beside the network and which inference does not use."""
 
-BEFORE = (
+UNSUPPORTED_CHECKPOINTS = (
     (".frontend.upstream.", "an ECAPA-TDNN on WavLM or another self-supervised front end; use it with ESPnet-SPK"),
     (".hifigan_decoder.speaker_encoder.", "a part of XTTS, whose speaker encoder is a ResNet; use it with Coqui TTS"),
 )
-"""Parts of names of checkpoints that can't be converted, although they may contain a known network."""
+"""Parts of tensor names that show that a checkpoint can't be converted, although it may contain a known network."""
 
-OTHERS = (
+UNSUPPORTED_NETWORKS = (
     (("layer2.0.conv.weight", "layer2.1.convs.0.weight"), "lawlict's ECAPA-TDNN; no weights of it were published"),
     (
         ("blocks.0.conv.weight", "blocks.1.tdnn1.conv.weight"),
-        "Qwen's speaker encoder, a part of a TTS system and no verification model; use it with transformers",
+        "Qwen's speaker encoder, a part of a TTS system and not a verification model; use it with transformers",
     ),
     (("head.conv1.weight", "xvector.tdnn.linear.weight"), "a CAM++, another network; use it with 3D-Speaker"),
     (("conv1.weight", "layer1.0.convs.0.weight"), "an ERes2Net or Res2Net, another network; use it with 3D-Speaker"),
     (("conv1.weight", "layer1.0.conv1.weight"), "a ResNet, another network; use it with its own toolkit"),
 )
-"""Signatures of networks that are recognised and refused, with their names; the first match counts."""
+"""Signatures and descriptions of networks that the converter recognises and refuses; the first match counts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,16 +46,16 @@ class Network:
     """A network among the tensors of a checkpoint.
 
     Attributes:
-      tensors: tensors of the network, whose names are without the prefix of wrappers.
+      tensors: tensors of the network, by their names without the prefix of wrappers.
       prefix: the prefix of wrappers.
-      beside: tensors of the training beside the network, by their full names.
-      unknown: other tensors beside the network; `check_beside` says whether they belong to the training too.
+      training: tensors of the training beside the network, by their full names.
+      unknown: other tensors beside the network; `check_unknown` decides whether they also belong to the training.
       families: families that have this layout.
     """
 
     tensors: Tensors
     prefix: str
-    beside: Tensors
+    training: Tensors
     unknown: Tensors
     families: tuple[Family, ...]
 
@@ -63,13 +63,14 @@ class Network:
 def find_network(tensors: Tensors) -> Network:
     """Finds the one network in a checkpoint.
 
-    Wrappers (`module.`, `model.`, `mods.embedding_model.`, nested to any depth) are not known by name: the network is
-    where the signature of a family is. One tensor of the signature is enough; the rule table reports missing ones.
+    The function does not know the names of wrappers, such as `module.`, `model.` or `mods.embedding_model.`, which may
+    be nested to any depth. It finds the network by the signature of a family. One tensor of the signature is enough,
+    because the rule table reports missing tensors.
 
     Raises:
       ConversionError: the checkpoint contains no network, an unsupported one, several networks, or unknown tensors.
     """
-    for part, what in BEFORE:
+    for part, what in UNSUPPORTED_CHECKPOINTS:
         if any(part in f".{name}" for name in tensors):
             raise ConversionError(f"this is {what}")
     prefixes = _find_prefixes(tensors)
@@ -77,15 +78,15 @@ def find_network(tensors: Tensors) -> Network:
         raise _explain_refusal(tensors)
     if len(prefixes) > 1:
         found = ", ".join(f"{show(prefix)}*" for prefix in sorted(prefixes)[:4])
-        raise ConversionError(f"it holds several networks ({found}): save the state dict of the one to convert")
+        raise ConversionError(f"it contains several networks ({found}): save the state dict of the network to convert")
     prefix = prefixes.pop()
-    beside = {name: tensor for name, tensor in tensors.items() if _is_beside(name, prefix)}
-    network = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix) and name not in beside}
-    unknown = {name: tensor for name, tensor in tensors.items() if name not in network and name not in beside}
+    training = {name: tensor for name, tensor in tensors.items() if _is_training_tensor(name, prefix)}
+    network = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix) and name not in training}
+    unknown = {name: tensor for name, tensor in tensors.items() if name not in network and name not in training}
     own = {name.removeprefix(prefix): tensor for name, tensor in network.items()}
     likeness = {name: sum(part in own for part in f.signature) / len(f.signature) for name, f in FAMILIES.items()}
     families = tuple(f for name, f in FAMILIES.items() if likeness[name] == max(likeness.values()))
-    return Network(tensors=own, prefix=prefix, beside=beside, unknown=unknown, families=families)
+    return Network(tensors=own, prefix=prefix, training=training, unknown=unknown, families=families)
 
 
 def holds_network(tensors: Tensors) -> bool:
@@ -99,11 +100,15 @@ def _find_prefixes(tensors: Tensors) -> set[str]:
     return {name.removesuffix(part) for name in tensors for part in signature if f".{name}".endswith(f".{part}")}
 
 
-def is_of_training(tensors: Tensors, embedding_dim: int) -> dict[str, bool]:
-    """Whether each tensor belongs to a classifier or criterion, or is a counter, whatever its name is.
+def find_training_tensors(tensors: Tensors, embedding_dim: int) -> dict[str, bool]:
+    """Determines which tensors belong to the training, from their shapes.
 
-    A classifier has a matrix of speakers by embedding values, or its transpose. Tensors whose names differ from that of
-    the matrix only in the last part are at most as large as a row or column. A counter, scale or margin is one number.
+    A classifier has a matrix of speakers by embedding values, or its transpose. The other tensors of the classifier
+    have the name of the matrix except for the last part, and are at most as large as a row or column of the matrix. A
+    counter, a scale or a margin is one number.
+
+    Returns:
+      For each name, whether the tensor belongs to a classifier or a criterion, or is a counter.
     """
     heads = {
         name.rpartition(".")[0]: max(tensor.shape)
@@ -119,42 +124,42 @@ def is_of_training(tensors: Tensors, embedding_dim: int) -> dict[str, bool]:
     return {name: belongs(name, tensor) for name, tensor in tensors.items()}
 
 
-def check_beside(unknown: Tensors, embedding_dim: int, prefix: str) -> None:
-    """Refuses tensors beside a network that do not belong to its training.
+def check_unknown(unknown: Tensors, embedding_dim: int, prefix: str) -> None:
+    """Raises an error if a tensor beside the network does not belong to its training.
 
     Raises:
-      ConversionError: there are such tensors; the message names the first.
+      ConversionError: there is such a tensor; the message names the first one.
     """
-    if wrong := [name for name, belongs in is_of_training(unknown, embedding_dim).items() if not belongs]:
+    if wrong := [name for name, belongs in find_training_tensors(unknown, embedding_dim).items() if not belongs]:
         raise ConversionError(
             f"unexpected tensor {show(wrong[0])} {unknown[wrong[0]].shape} beside the network ({show(prefix)}*)"
             f"{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}: it is not a classifier with {embedding_dim} "
-            "values per speaker; save the state dict of the network alone"
+            "values per speaker; save only the state dict of the network"
         )
 
 
-def _is_beside(name: str, prefix: str) -> bool:
-    """Whether a tensor belongs to training, at the level of the network or of any wrapper around it."""
+def _is_training_tensor(name: str, prefix: str) -> bool:
+    """Whether the name of a tensor shows that it belongs to the training, beside the network or a wrapper around it."""
     if prefix.endswith("0.") and name.startswith(f"{prefix.removesuffix('0.')}1."):
-        return True  # the classifier of a `Sequential` of the two
+        return True  # the classifier in a `Sequential` of network and classifier
     parts = prefix.split(".")
     levels = ["".join(f"{part}." for part in parts[:depth]) for depth in range(len(parts))]
-    return any(name.startswith(level) and name.removeprefix(level).startswith(BESIDE) for level in levels)
+    return any(name.startswith(level) and name.removeprefix(level).startswith(TRAINING_PREFIXES) for level in levels)
 
 
 def _explain_refusal(tensors: Tensors) -> ConversionError:
-    for signature, what in OTHERS:
+    for signature, what in UNSUPPORTED_NETWORKS:
         if all(any(f".{name}".endswith(f".{part}") for name in tensors) for part in signature):
             return ConversionError(f"this is {what}")
     shown = ", ".join(show(name) for name in list(tensors)[:4])
-    return ConversionError(f"no ECAPA-TDNN that this version knows is in it (its tensors: {shown}, ...)")
+    return ConversionError(f"it contains no ECAPA-TDNN that this version knows (its tensors: {shown}, ...)")
 
 
 def find_weights(source: Path) -> Path:
-    """Finds the weight file of a source: the file itself, a published name in a directory, or a training checkpoint.
+    """Finds the weight file of a source, which is a file, a directory with a published file name, or a training run.
 
     Raises:
-      ConversionError: the source is missing, is a bundle, or is a directory with no weight file or several.
+      ConversionError: the source is missing, is a bundle, or is a directory without exactly one weight file.
     """
     if not os.path.exists(source):
         raise ConversionError(f"{source}: no such file or directory; check the path")
@@ -168,12 +173,12 @@ def find_weights(source: Path) -> Path:
     if len(names) != 1:
         none = f"none of the known weight files ({', '.join(known)})"
         found = f"several weight files ({', '.join(names)})" if names else none
-        raise ConversionError(f"{source} holds {found}: name the file itself")
+        raise ConversionError(f"{source} contains {found}: give the path of the weight file")
     return source / names[0]
 
 
 def _refuse_bundles(source: Path) -> None:
-    """Refuses the output of conversion or training by this library, which needs no conversion."""
+    """Raises an error if the source is or contains a bundle of this library, which needs no conversion."""
     for folder in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
         if (folder / BUNDLE).is_file() and (folder / "checkpoint").is_dir():
             run = "" if folder == source else ", the result of a training run"
@@ -186,7 +191,7 @@ def _find_training_checkpoint(source: Path) -> Path | None:
     """Finds the weights of a training run of 3D-Speaker (its last epoch) or SpeechBrain (its only checkpoint).
 
     Raises:
-      ConversionError: there are several checkpoints of SpeechBrain, whose log says which is the best.
+      ConversionError: there are several checkpoints of SpeechBrain; only its log says which checkpoint is the best.
     """
     for folder in (source, source / "models", source / "save"):
         found = sorted(folder.glob(f"CKPT[-+]*/{TRAINED}"))
@@ -195,22 +200,24 @@ def _find_training_checkpoint(source: Path) -> Path | None:
             return max(epochs)[1]
         if len(found) > 1:
             names = ", ".join(path.parent.name for path in found[-4:])
-            raise ConversionError(f"{folder} holds {len(found)} checkpoints ({names}): name the folder of one")
+            raise ConversionError(
+                f"{folder} contains {len(found)} checkpoints ({names}): give the folder of one checkpoint"
+            )
         if found:
             return found[0]
     return None
 
 
 def choose_family(families: Sequence[Family], source: Source, name: str | None) -> Family:
-    """Chooses the family that the caller names, the only one with this layout, or the one that file names prove.
+    """Chooses the family that the caller names, the only family with this layout, or the family that file names prove.
 
     Several families can share a layout, for example 3D-Speaker and SpeechBrain, whose tensors have the same shapes.
-    Only their front ends differ, so that a model converted as the wrong family would load, but score badly.
+    Only their front ends differ, so a model that was converted as the wrong family would load but score badly.
 
     Args:
       families: families with the layout of the network.
-      source: where the network was found.
-      name: family that the caller names.
+      source: place where the network was found.
+      name: family that the caller names; None detects the family.
 
     Raises:
       ConversionError: the name is unknown or has another layout, or the family can't be determined.
@@ -220,7 +227,7 @@ def choose_family(families: Sequence[Family], source: Source, name: str | None) 
         if name not in FAMILIES:
             raise ConversionError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}")
         if name not in names:
-            raise ConversionError(f"{source.path}: its tensors are not those of {name}, but of {' or '.join(names)}")
+            raise ConversionError(f"{source.path}: its tensors have the layout of {' or '.join(names)}, not of {name}")
         return FAMILIES[name]
     proven = [family for family in families if family.recognises(source)] if len(families) > 1 else list(families)
     if len(proven) == 1:

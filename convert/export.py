@@ -1,4 +1,4 @@
-"""Exports a bundle to PyTorch: bit for bit the tensors of its source, or tensors in the layout of a family."""
+"""Exports a bundle to PyTorch, with the exact tensors of its source or with tensors in the layout of a family."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ecapa_jax.convert.torch_writer import write_torch_zip
 from ecapa_jax.errors import BundleError, ConfigError, ConversionError
 
 DEFAULT_FAMILY = "3dspeaker"
-"""The layout for a model that has no source because it was trained here; `speakerlab` and `speechbrain` share it."""
+"""Layout for a model that was trained by this library and has no source; `speakerlab` and `speechbrain` share it."""
 
 EXTRA = "source_extra.safetensors"
 _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -33,14 +33,14 @@ _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SourceTensors:
-    """A checkpoint to be written.
+    """A checkpoint to write.
 
     Attributes:
       family: family of the layout.
       tensors: tensors with names, order, dtypes, shapes and bits of the source, including those of the training.
       wrapper: key of the dict that holds the tensors; "" at the top level.
       inside: other files in the archive of the source, by name.
-      as_source: whether this is the layout of the source itself and not only that of its family.
+      as_source: whether the tensors have the layout of the source itself and not only the layout of a family.
     """
 
     family: str
@@ -55,11 +55,11 @@ def source_tensors(path: Path, family: str | None = None) -> SourceTensors:
 
     Args:
       path: the bundle.
-      family: family of the layout; None is the source of the bundle, or `DEFAULT_FAMILY` if it has no source.
+      family: family of the layout; None selects the source of the bundle, or `DEFAULT_FAMILY` if it has no source.
 
     Raises:
-      BundleError: the bundle is not whole, or its source.json belongs to other weights.
-      ConversionError: the family has no such network or front end.
+      BundleError: the bundle is incomplete, or its source.json belongs to other weights.
+      ConversionError: the family does not support the network or front end of the bundle.
     """
     bundle = load_bundle(path)
     origin = bundle.provenance.get("family")
@@ -83,7 +83,7 @@ def _restore_source(path: Path, bundle: Bundle, family: Family) -> SourceTensors
     wrong += [name for name in found.keys() & described.keys() if list(found[name].shape) != described[name]["shape"]]
     if wrong:
         raise BundleError(f"{path / 'source.json'} belongs to other weights ({wrong[0]}): convert the model again")
-    tensors = {name: found[name].astype(_dtype(entry["dtype"])) for name, entry in described.items()}
+    tensors = {name: found[name].astype(_parse_dtype(entry["dtype"])) for name, entry in described.items()}
     return SourceTensors(
         family=family.name,
         tensors=tensors,
@@ -93,12 +93,12 @@ def _restore_source(path: Path, bundle: Bundle, family: Family) -> SourceTensors
     )
 
 
-def _dtype(name: str) -> np.dtype:
+def _parse_dtype(name: str) -> np.dtype:
     return _DTYPES.get(name) or np.dtype(name)
 
 
 def _convert_layout(bundle: Bundle, family: Family) -> dict[str, np.ndarray]:
-    """Makes the tensors of a family for a network of another origin, with counters at zero.
+    """Converts a network of another origin to the tensors of a family, with counters at zero.
 
     Raises:
       ConversionError: the code of the family would compute something else with these weights.
@@ -106,7 +106,7 @@ def _convert_layout(bundle: Bundle, family: Family) -> dict[str, np.ndarray]:
     preset, config = preset_of(family), bundle.config
     front_end = dataclasses.replace(preset.fbank, n_mels=config.fbank.n_mels)
     if different := _describe_difference(front_end, config.fbank):
-        raise ConversionError(f"{family.title} has another front end: {different}; choose another --family")
+        raise ConversionError(f"{family.title} has a different front end ({different}): choose another --family")
     rules = family.rules(config.ecapa)
     leaves = flatten(bundle.variables)
     if unknown := sorted({rule.target for rule in rules} ^ leaves.keys()):
@@ -118,7 +118,7 @@ def _convert_layout(bundle: Bundle, family: Family) -> dict[str, np.ndarray]:
     except ConfigError as error:
         raise ConversionError(f"{family.title} has no such network ({error}): choose another --family") from error
     if different := _describe_difference(inferred, config.ecapa):
-        raise ConversionError(f"{family.title} has another network: {different}; choose another --family")
+        raise ConversionError(f"{family.title} has a different network ({different}): choose another --family")
     tensors: dict[str, np.ndarray] = {}
     for name, tensor in network.items():
         tensors[name] = tensor
@@ -130,7 +130,7 @@ def _convert_layout(bundle: Bundle, family: Family) -> dict[str, np.ndarray]:
 def _describe_difference(theirs: Any, ours: Any) -> str:
     fields = [field.name for field in dataclasses.fields(ours)]
     pairs = {name: (getattr(theirs, name), getattr(ours, name)) for name in fields}
-    return ", ".join(f"{name} {a} where this model has {b}" for name, (a, b) in pairs.items() if a != b)
+    return ", ".join(f"{name} is {a}, but {b} in this model" for name, (a, b) in pairs.items() if a != b)
 
 
 def write_torch(path: Path, source: SourceTensors) -> None:
@@ -148,6 +148,6 @@ def write_torch(path: Path, source: SourceTensors) -> None:
 
 
 def write_safetensors(path: Path, source: SourceTensors) -> None:
-    """Writes the tensors under their names to a safetensors file, without a wrapper, which only pickles have."""
+    """Writes the tensors by name to a safetensors file. The file has no wrapper, because only pickles have one."""
     tensors = {name: np.array(tensor, order="C") for name, tensor in source.tensors.items()}
     path.write_bytes(safetensors.numpy.save(tensors, {"format": "pt"}))

@@ -28,20 +28,21 @@ _CARD = """\
     embed = jax.export.deserialize(bytearray(open("embed.jax_export", "rb").read())).call
     embeddings = embed(waveforms, lengths)
 
-- `waveforms`: float32 [batch, samples], {sample_rate} Hz, in [-1, 1], right-padded with anything finite; of a recording
-  with several channels take {channel}
+- `waveforms`: float32 [batch, samples], {sample_rate} Hz, in [-1, 1], right-padded with any finite values; for a
+  recording with several channels, take {channel}
 - `lengths`: int32 [batch], true lengths in samples, from {minimum_samples} to `samples`
-- `embeddings`: float32 [batch, {embedding_dim}]; NaN for an utterance below {minimum_samples} samples
+- `embeddings`: float32 [batch, {embedding_dim}]; the embedding of an utterance with fewer than {minimum_samples}
+  samples is NaN
 
-Any batch; any number of samples from {minimum_samples} on, a multiple of nothing. Each new shape compiles
-once, so pad to a few lengths: an embedding does not depend on padding or batch mates.
+`batch` can be any size, and `samples` any number from {minimum_samples} on. Each new shape compiles once, so pad
+waveforms to a few lengths. An embedding does not depend on the padding or on the other utterances of the batch.
 
 Score: {scale}; threshold: {threshold}. Model: {name} (family {family}).
 """
 
 
 def export_stablehlo(bundle: Bundle) -> tuple[bytes, dict[str, Any]]:
-    """Makes the artefact, with symbolic batch size and number of samples, and its metadata.
+    """Makes the artefact, with a symbolic batch size and number of samples, and its metadata.
 
     Raises:
       ConfigError: flatbuffers, which `jax.export` needs, is not installed.
@@ -75,7 +76,7 @@ def export_stablehlo(bundle: Bundle) -> tuple[bytes, dict[str, Any]]:
 
 
 def write_stablehlo(folder: Path, artefact: bytes, metadata: dict[str, Any]) -> None:
-    """Writes artefact, metadata and instructions into an existing folder."""
+    """Writes the artefact, its metadata and instructions into an existing folder."""
     (folder / ARTEFACT).write_bytes(artefact)
     (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n", "utf-8")
     words = {**metadata, "platforms": ", ".join(metadata["platforms"]), "n_bytes": len(artefact)}

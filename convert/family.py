@@ -50,14 +50,14 @@ class Published:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Companions:
-    """What the files beside the weights, or in the same archive, say about the model.
+    """Information about the model from the files beside the weights or in the same archive.
 
     Attributes:
-      config: front end and network, before the shapes are read.
+      config: front end and network, before the shapes of the tensors are read.
       stated_in: name of the file that describes the whole network; None if a preset is used instead.
-      stated: fields of `EcapaConfig` in this file, with their names there.
-      scoring: scoring according to the files; None uses that of the family.
-      embedding_mean: [D], if it is stored.
+      stated: fields of `EcapaConfig` that this file gives, with the names of the arguments in the file.
+      scoring: scoring according to the files; None selects the scoring of the family.
+      embedding_mean: mean embedding [D]; None if the files don't contain one.
     """
 
     config: ModelConfig
@@ -69,7 +69,7 @@ class Companions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """One publisher's checkpoints.
+    """Checkpoints of one publisher.
 
     Attributes:
       name: name on the command line and in bundles.
@@ -81,10 +81,10 @@ class Family:
       rules: function that makes the rule table for a network.
       infer: function that determines the network from shapes and a base configuration.
       companions: function that reads the files beside the weights.
-      recognises: function that says whether names of file, companions and wrapper prove the family, among those with
-        the same signature.
+      recognises: function that returns whether the names of file, companions and wrapper prove the family, among the
+        families with the same signature.
       published: published models of the family.
-      scoring: scoring by the tool of the publisher.
+      scoring: scoring of the publisher's tool.
       scoring_with_mean: scoring if the caller gives a mean embedding, as in the figures of the publisher.
     """
 

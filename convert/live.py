@@ -1,6 +1,8 @@
-"""Runs the original PyTorch code of a family. Only this module imports torch, and only `convert --verify` imports it.
+"""Runs the original PyTorch code of a family.
 
-Stages have our names: features, stem, block_0.., mfa, pooled, embedding; arrays are [T, C], or [C] without time.
+Only this module of the library imports torch, and only `convert --verify` imports this module. Stages have the names of
+this library: features, stem, block_0 and further blocks, mfa, pooled, embedding. Arrays have the shape [T, C], or [C]
+without a time axis.
 """
 
 from __future__ import annotations
@@ -28,12 +30,12 @@ class Original:
     """The original code of a family.
 
     Attributes:
-      package: package to import.
-      distribution: distribution to install.
-      fits: function that says whether the original class supports this configuration.
-      features: function from waveform [S] to features [T, M].
+      package: name of the package to import.
+      distribution: name of the distribution to install.
+      fits: function that returns whether the original class supports a configuration.
+      features: function that computes features [T, M] from a waveform [S].
       network: function that makes the module in eval mode, without weights.
-      stages: our stage names by names of submodules.
+      stages: function that returns our stage names by the names of submodules.
     """
 
     package: str
@@ -44,13 +46,13 @@ class Original:
     stages: Callable[[EcapaConfig], dict[str, str]]
 
 
-def _speakerlab_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
+def _compute_speakerlab_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
     from speakerlab.process.processor import FBank
 
     return FBank(config.fbank.n_mels, config.fbank.sample_rate, mean_nor=True)(waveform)
 
 
-def _speechbrain_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
+def _compute_speechbrain_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
     from speechbrain.lobes.features import Fbank
     from speechbrain.processing.features import InputNormalization
 
@@ -60,7 +62,7 @@ def _speechbrain_features(config: ModelConfig, waveform: torch.Tensor) -> torch.
     return normalize(extract(waveform[None]), torch.ones(1))[0]
 
 
-def _sb_network(module: str) -> Callable[[EcapaConfig], torch.nn.Module]:
+def _make_network_function(module: str) -> Callable[[EcapaConfig], torch.nn.Module]:
     def make(config: EcapaConfig) -> torch.nn.Module:
         activation = {"activation": torch.nn.LeakyReLU} if config.activation == "leaky_relu" else {}
         return importlib.import_module(module).ECAPA_TDNN(
@@ -79,12 +81,12 @@ def _sb_network(module: str) -> Callable[[EcapaConfig], torch.nn.Module]:
     return make
 
 
-def _sb_stages(config: EcapaConfig) -> dict[str, str]:
+def _name_sb_stages(config: EcapaConfig) -> dict[str, str]:
     blocks = {f"blocks.{index + 1}": f"block_{index}" for index in range(config.n_blocks)}
     return {"blocks.0": "stem", **blocks, "mfa": "mfa", "asp": "pooled"}
 
 
-def _wespeaker_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
+def _compute_wespeaker_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Tensor:
     """Computes features as `wespeaker.cli.speaker` does."""
     from torchaudio.compliance import kaldi
 
@@ -95,9 +97,9 @@ def _wespeaker_features(config: ModelConfig, waveform: torch.Tensor) -> torch.Te
     return features - features.mean(dim=0)
 
 
-def _wespeaker_network(config: EcapaConfig) -> torch.nn.Module:
+def _make_wespeaker_network(config: EcapaConfig) -> torch.nn.Module:
     if "wespeaker" not in sys.modules:
-        # Its package imports its command line, which needs a voice detector; its models do not.
+        # The package imports its command line, which needs a voice detector. This stub avoids that import.
         spec = importlib.util.find_spec("wespeaker")
         package = types.ModuleType("wespeaker")
         package.__path__ = list(spec.submodule_search_locations or []) if spec else []
@@ -122,7 +124,7 @@ _WESPEAKER_STAGES = {
 }
 
 
-def _wespeaker_fits(config: EcapaConfig) -> bool:
+def _is_wespeaker_config(config: EcapaConfig) -> bool:
     fixed = (config.mfa_channels, config.dilations, config.kernel_sizes, config.res2_scale, config.attention_channels)
     return fixed == (1536, (2, 3, 4), (5, 3, 3, 3), 8, 128) and getattr(config, "pooling", "attentive") == "attentive"
 
@@ -132,33 +134,33 @@ ORIGINALS: dict[str, Original] = {
         package="speakerlab",
         distribution="speakerlab",
         fits=lambda config: config.mfa_channels == sum(config.channels[1:]),
-        features=_speakerlab_features,
-        network=_sb_network("speakerlab.models.ecapa_tdnn.ECAPA_TDNN"),
-        stages=_sb_stages,
+        features=_compute_speakerlab_features,
+        network=_make_network_function("speakerlab.models.ecapa_tdnn.ECAPA_TDNN"),
+        stages=_name_sb_stages,
     ),
     "speechbrain": Original(
         package="speechbrain",
         distribution="speechbrain",
         fits=lambda config: True,
-        features=_speechbrain_features,
-        network=_sb_network("speechbrain.lobes.models.ECAPA_TDNN"),
-        stages=_sb_stages,
+        features=_compute_speechbrain_features,
+        network=_make_network_function("speechbrain.lobes.models.ECAPA_TDNN"),
+        stages=_name_sb_stages,
     ),
     "wespeaker": Original(
         package="wespeaker",
         distribution="wespeaker-unofficial",
-        fits=_wespeaker_fits,
-        features=_wespeaker_features,
-        network=_wespeaker_network,
+        fits=_is_wespeaker_config,
+        features=_compute_wespeaker_features,
+        network=_make_wespeaker_network,
         stages=lambda config: dict(_WESPEAKER_STAGES),
     ),
 }
 ORIGINALS["speechbrain-langid"] = ORIGINALS["speechbrain"]
-"""The code of each family; the code of other families can't be installed from a package index."""
+"""Original code of each family whose code can be installed from a package index."""
 
 
 def available(family: str, config: EcapaConfig | None = None) -> str | None:
-    """Returns package and version of the code of a family; "" unless it is installed and supports `config`."""
+    """Returns package and version of the code of a family; None if it is not installed or does not support `config`."""
     original = ORIGINALS.get(family)
     if original is None or (config is not None and not original.fits(config)):
         return None
@@ -199,7 +201,7 @@ def stages(family: str, config: ModelConfig, tensors: dict[str, np.ndarray], wav
         names = original.stages(config.ecapa)
         for name, submodule in module.named_modules():
             if name in names:
-                # Of WeSpeaker's aggregation only the convolution is a module, the ReLU after it is none.
+                # WeSpeaker's aggregation is a convolution and a ReLU, but only the convolution is a module.
                 submodule.register_forward_hook(keep(names[name], relu=name == "conv"))
         features = original.features(config, torch.from_numpy(waveform))
         embedding: Any = module(features[None])

@@ -1,4 +1,4 @@
-"""Explains what is wrong with names that are neither a bundle nor an address, and what to type instead."""
+"""Explains why a name is neither a bundle nor an address, and suggests what to type instead."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def suggestion(name: str) -> str:
     if not exact and near:
         exact = [each for each in sorted(known) if each.endswith(f":{near[0]}")]
     if not exact and (os.path.isdir(found[1]) or Path(name).suffix.lower() in WEIGHTS):
-        return ""  # a path that was mistyped
+        return ""  # the name is a mistyped path
     if not exact:
         exact = [f"modelscope:{short}"] if found[1].lower() in _MODELSCOPE else [f"hf:{short}", f"modelscope:{short}"]
     return " or ".join(address + (f"@{found[3]}" if found[3] else "") for address in exact)
@@ -43,40 +43,40 @@ def is_web(address: str) -> bool:
 
 
 def why_no_bundle(name: str) -> str:
-    """Explains why a name can't be a bundle; returns "" if there may be a bundle, or if the name is an address."""
+    """Explains why a name can't be a bundle; returns "" if it may be a bundle, or if it is an address."""
     if os.path.isfile(name):
         if name.endswith(".onnx"):
-            return ""  # the reader of such files says what is wrong with one
+            return ""  # the reader of ONNX files explains what is wrong
         if Path(name).suffix.lower() in WEIGHTS:
-            return f"{name} is a checkpoint and no bundle: ecapa-jax convert {name} -o BUNDLE makes one"
-        return f"{name} is not a bundle directory but a file: name one that `ecapa-jax convert` or `train` wrote"
+            return f"{name} is a checkpoint, not a bundle: convert it with ecapa-jax convert {name} -o BUNDLE"
+        return f"{name} is a file, not a bundle directory: give a directory that `ecapa-jax convert` or `train` wrote"
     if os.path.isdir(name):
-        return _why_no_bundle_in(Path(name))
+        return _explain_no_bundle_in(Path(name))
     if os.path.exists(name) or is_address(name):
         return ""
     if address := suggestion(name):
-        return f"{name} is not a bundle directory (no such bundle); if the published model is meant, write {address}"
+        return f"{name} is not a bundle directory (no such bundle); for the published model, write {address}"
     near = difflib.get_close_matches(name, [DEFAULT], 1, 0.7)
     hint = f"did you mean {near[0]}? " if near else ""
     return (
-        f"{name} is not a bundle directory (no such bundle): {hint}name one that `ecapa-jax convert` wrote, {DEFAULT}, "
-        f"or {_FORMS}"
+        f"{name} is not a bundle directory (no such bundle): {hint}give a directory that `ecapa-jax convert` wrote, "
+        f"{DEFAULT}, or {_FORMS}"
     )
 
 
-def _why_no_bundle_in(folder: Path) -> str:
+def _explain_no_bundle_in(folder: Path) -> str:
     try:
         names = sorted(os.listdir(folder))
     except OSError:
         return ""
     if "model.json" in names or "checkpoint" in names:
-        return ""  # a bundle, or what is left of one
+        return ""  # a bundle, or the rest of a damaged bundle
     if weights := [name for name in names if Path(name).suffix.lower() in WEIGHTS]:
         return (
-            f"{folder} holds a checkpoint ({weights[0]}) and is no bundle: ecapa-jax convert {folder} -o BUNDLE "
-            "makes one"
+            f"{folder} contains a checkpoint ({weights[0]}), not a bundle: convert it with "
+            f"ecapa-jax convert {folder} -o BUNDLE"
         )
     for inside in ("best_bundle", "bundle"):
         if (folder / inside / "model.json").is_file():
-            return f"{folder} is a training run and no bundle; its bundle is {folder / inside}"
+            return f"{folder} is a training run, not a bundle; its bundle is {folder / inside}"
     return ""

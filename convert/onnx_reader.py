@@ -1,7 +1,7 @@
-"""Reads the weights in an ONNX file without the package onnx and without running anything.
+"""Reads the weights of an ONNX file without the package onnx and without running anything.
 
-An ONNX file is a protocol buffer. Only the few fields that lead to tensors are followed: the graph, its initializers,
-and the attributes of its nodes, which may hold tensors and further graphs.
+An ONNX file is a protocol buffer. The reader follows only the fields that lead to tensors: the graph, its initializers,
+and the attributes of its nodes, which may contain tensors and further graphs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Field = tuple[int, int | memoryview]
 
 
 def read_onnx(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
-    """Reads all tensors of an ONNX file, also those inside the branches of conditions.
+    """Reads all tensors of an ONNX file, including those in the branches of conditions.
 
     Args:
       path: the file.
@@ -63,7 +63,7 @@ def read_onnx(path: str | os.PathLike[str]) -> list[tuple[str, np.ndarray]]:
 
 def _find_tensors(graph: memoryview, depth: int) -> Iterator[tuple[str, np.ndarray]]:
     if depth > _MAX_DEPTH:
-        raise ConversionError("its graphs are nested too deep for a model")
+        raise ConversionError("its graphs are nested too deeply for a model")
     for number, value in _read_fields(graph):
         if number == _GRAPH_INITIALIZER:
             yield from _read_tensor(_read_message(value), "")
@@ -107,7 +107,7 @@ def _read_tensor(tensor: memoryview, otherwise: str) -> Iterator[tuple[str, np.n
 
 
 def _read_fields(message: memoryview) -> Iterator[Field]:
-    """Yields number and value of each field; a value is an integer or bytes."""
+    """Yields the number and the value of each field; a value is an integer or bytes."""
     at = 0
     while at < len(message):
         key, at = _read_varint(message, at)
@@ -121,7 +121,7 @@ def _read_fields(message: memoryview) -> Iterator[Field]:
         elif kind in (_FIXED32, _FIXED64):
             size = 4 if kind == _FIXED32 else 8
         else:
-            raise ConversionError("it is not an ONNX model, or damaged; download it again")
+            raise ConversionError("it is damaged or not an ONNX model; download it again")
         if at + size > len(message):
             raise ConversionError("it is cut off; download it again")
         yield number, message[at : at + size]
@@ -129,7 +129,7 @@ def _read_fields(message: memoryview) -> Iterator[Field]:
 
 
 def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Reads an integer of up to 64 bits; also returns where the next field begins."""
+    """Reads an integer of up to 64 bits; also returns the position of the next field."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(message):
@@ -139,7 +139,7 @@ def _read_varint(message: memoryview, at: int) -> tuple[int, int]:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, at
-    raise ConversionError("it is not an ONNX model, or damaged; download it again")
+    raise ConversionError("it is damaged or not an ONNX model; download it again")
 
 
 def _read_varints(packed: memoryview) -> list[int]:
@@ -152,5 +152,5 @@ def _read_varints(packed: memoryview) -> list[int]:
 
 def _read_message(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
-        raise ConversionError("it is not an ONNX model, or damaged; download it again")
+        raise ConversionError("it is damaged or not an ONNX model; download it again")
     return value

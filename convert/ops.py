@@ -1,4 +1,4 @@
-"""Changes of layout between PyTorch tensors and our arrays, each with its inverse."""
+"""Changes of layout between PyTorch tensors and our arrays, with their inverses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """A change of layout that keeps every value.
+    """A change of layout that does not change any value.
 
     Attributes:
       name: name in reports.
@@ -34,4 +34,4 @@ MATRIX = Op("matrix", lambda a: a, lambda a: a)
 BATCHED_TRANSPOSE = Op("[1, mels, bins] -> [bins, mels]", lambda a: a[0].T, lambda a: a.T[None])
 
 RANKS = {IDENTITY: 1, CONV1D: 3, LINEAR: 2, MATRIX: 2, BATCHED_TRANSPOSE: 3}
-"""Number of axes of the source tensor."""
+"""Number of axes of the source tensor for each change of layout."""

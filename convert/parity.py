@@ -1,8 +1,8 @@
-"""Proves a conversion: measures errors against the original code of the family, or against packaged golden values.
+"""Proves a conversion by measuring errors against the original code of the family, or against packaged golden values.
 
-Golden values prove that this installation computes what the family computes, with weights that are made from a seed.
-That the bundle holds the weights of the checkpoint is proven separately, bit for bit. Only the original code, run live,
-proves both together.
+Golden values prove that this installation computes the same as the family, with weights from a seed. Another check
+proves that the bundle contains the weights of the checkpoint, bit for bit. Only a run of the original code proves both
+together.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WIDTH = 16
 """Block channels of the golden model."""
 
 STEP = 16
-"""Golden values contain every `STEP`th frame of a stage."""
+"""Distance between the frames of a stage that golden values contain."""
 
 BOUND, COSINE_BOUND = 1e-4, 0.999999
 """Highest allowed error of an embedding relative to its largest value, and lowest allowed cosine."""
@@ -41,17 +41,17 @@ BOUND, COSINE_BOUND = 1e-4, 0.999999
 WAVEFORM = "1.2 s, synthetic: a gliding chord in bursts, noise, a part 100 dB below the loudest"
 
 _GOLDEN = (
-    "Proves that this installation computes the family's maths: golden values of the reference, on seeded random "
-    "weights at {width} channels. The weights of this bundle are proven by the tensors, bit for bit, not by these "
-    "errors."
+    "Proves that this installation computes the maths of the family, by a comparison with golden values of the "
+    "reference, with seeded random weights and {width} channels. These errors don't prove the weights of this bundle; "
+    "the comparison of the tensors proves them, bit for bit."
 )
-_LIVE = "Proves this bundle: its own weights in the original code and here, on one waveform."
+_LIVE = "Proves this bundle, by running its own weights in the original code and in this library on one waveform."
 
 Stages = Mapping[str, np.ndarray]
 
 
 def waveform(sample_rate: int = 16000) -> np.ndarray:
-    """Makes the sound on which errors are measured: [S] float32."""
+    """Makes the waveform on which errors are measured, [S] float32."""
     time = np.arange(int(1.2 * sample_rate)) / sample_rate
     rng = np.random.default_rng(0)
     chord = sum(
@@ -76,11 +76,11 @@ def golden_model(family: Family, config: ModelConfig | None = None) -> tuple[Mod
     config = config or dataclasses.replace(preset, ecapa=network)
     rng = np.random.default_rng(sum(family.name.encode()))
     leaves = flatten({**functional.abstract(config), "constants": {}})
-    values = {path: _values(rng, path, leaves[path].shape) for path in sorted(leaves)}
+    values = {path: _draw_values(rng, path, leaves[path].shape) for path in sorted(leaves)}
     return config, {**unflatten(values), "constants": stored_constants(config.fbank)}
 
 
-def _values(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
+def _draw_values(rng: np.random.Generator, path: str, shape: tuple[int, ...]) -> np.ndarray:
     normal = rng.standard_normal(shape)
     if path.endswith("/kernel"):
         normal = normal / np.sqrt(np.prod(shape[:-1]))
@@ -120,8 +120,8 @@ def sample_stage(stages: Stages) -> dict[str, np.ndarray]:
     }
 
 
-# What is compiled here runs once or twice: optimising it costs more than it saves, and the fusion emitters of XLA on a
-# processor take four times the memory for it (jaxlib 0.12 has nothing else).
+# The programs that this module compiles run once or twice, so optimising them costs more than it saves. The fusion
+# emitters of XLA on a CPU take four times the memory for such a program (jaxlib 0.12 has no alternative to them).
 _CHEAP = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
@@ -133,21 +133,21 @@ _CHEAP = {
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Any:
-    """Applies jit to `function(config, ...)`; it runs only a few times, so it compiles fast and in little memory."""
+    """Applies jit to `function(config, ...)` with options that compile fast and in little memory, for a few calls."""
     return jax.jit(function, static_argnums=0, compiler_options=_compiler_options())
 
 
 def forget_compiled() -> None:
-    """Releases the programs of `compiled`, some 15 MB for each function and shape, and returns freed memory."""
+    """Releases the programs of `compiled`, about 15 MB for each function and shape, and returns freed memory."""
     for function in (functional.embed, functional.stages):
         compiled(function).clear_cache()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)  # glibc keeps freed memory for the thread that had it
+        libc.malloc_trim(0)  # glibc keeps freed memory for the thread that used it
 
 
 @functools.cache
 def _compiler_options() -> dict[str, Any]:
-    """Returns the options of `_CHEAP` that this version of XLA knows; all of them are optional."""
+    """Returns the options in `_CHEAP` that this version of XLA knows; all of them are optional."""
     known = {}
     for name, value in _CHEAP.items():
         with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -168,7 +168,7 @@ def quick_report(family: Family) -> dict[str, Any]:
     """Compares the golden embedding of the family at small width, which takes a second or two.
 
     Raises:
-      ConversionError: the embedding is wrong, so that this installation must not convert.
+      ConversionError: the embedding is wrong, so this installation must not convert.
     """
     about, theirs = _load_golden(family)
     if not theirs:
@@ -180,7 +180,9 @@ def quick_report(family: Family) -> dict[str, Any]:
 
 
 def full_report(family: Family, config: ModelConfig, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Compares every stage with the original code, or else with golden values, and an utterance in a padded batch.
+    """Compares every stage with the original code if it is installed, and otherwise with golden values.
+
+    The report also compares an utterance in a padded batch with the same utterance alone.
 
     Raises:
       ConversionError: a stage is wrong.
@@ -214,7 +216,7 @@ def _compare_live(
 
 
 def _load_golden(family: Family) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Loads the description of the golden values and those of each stage; empty for a family without golden values."""
+    """Loads the description of the golden values and their values for each stage; both are empty if there are none."""
     prefix = f"{family.name}/"
     values = {name.removeprefix(prefix): x for name, x in golden().items() if name.startswith(prefix)}
     about = values.pop("about", None)

@@ -1,8 +1,9 @@
-"""Table of the published ECAPA-TDNN models that this version converts, with the figures of their publishers.
+"""Table of the published ECAPA-TDNN models that this version converts, with the figures of the publishers.
 
-Data only. The figures are those of the publishers, on the lists and with the scoring given beside them; none was
-measured here. Digests are None, because no file could be downloaded where this table was written. A downloaded file is
-compared with the digest that the hub lists, and its digest is recorded in the bundle.
+This module contains only data. The publishers measured the figures, on the trial lists and with the scoring given
+beside them; this project measured none of them. Digests are None, because no file could be downloaded where this table
+was written. The library compares a downloaded file with the digest that the hub lists, and records the digest of the
+file in the bundle.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class PublishedErrorRate:
       eer: equal error rate in percent.
       min_dcf: minimum detection cost at prior `p_target`, if published.
       p_target: prior of a target trial.
-      scoring: how trials were scored; cosine of the embeddings by default.
+      scoring: scoring of the trials; by default the cosine of the embeddings.
     """
 
     trials: str
@@ -44,8 +45,8 @@ class PublishedModel:
       revision: default revision; None is the newest.
       sha256: digest of the weights, if known.
       figures: error rates on trial lists.
-      confirmed: whether address and file names were read in the publisher's own source or documents.
-      note: what a user should know.
+      confirmed: whether address and file names come from the publisher's own source or documents.
+      note: information for the user.
     """
 
     family: str
@@ -60,7 +61,7 @@ class PublishedModel:
     note: str = ""
 
 
-def _modelscope(
+def _make_modelscope_entry(
     family: str, name: str, revision: str, file: str, *figures: PublishedErrorRate, note: str = ""
 ) -> PublishedModel:
     return PublishedModel(
@@ -74,7 +75,9 @@ def _modelscope(
     )
 
 
-def _wespeaker(file: str, mirror: str | None, *figures: PublishedErrorRate, note: str = "") -> PublishedModel:
+def _make_wespeaker_entry(
+    file: str, mirror: str | None, *figures: PublishedErrorRate, note: str = ""
+) -> PublishedModel:
     return PublishedModel(
         family="wespeaker",
         address=f"{WENET}{file}.zip",
@@ -86,7 +89,7 @@ def _wespeaker(file: str, mirror: str | None, *figures: PublishedErrorRate, note
     )
 
 
-def _wespeaker_figures(plain: tuple[float, ...], normalised: tuple[float, ...]) -> tuple[PublishedErrorRate, ...]:
+def _make_wespeaker_figures(plain: tuple[float, ...], normalised: tuple[float, ...]) -> tuple[PublishedErrorRate, ...]:
     """Makes the figures on VoxCeleb1 O, E and H, in WeSpeaker's two ways of scoring."""
     ways = (("cosine, mean of VoxCeleb2 subtracted", plain), ("AS-norm", normalised))
     lists = ("VoxCeleb1-O", "VoxCeleb1-E", "VoxCeleb1-H")
@@ -100,32 +103,32 @@ def _wespeaker_figures(plain: tuple[float, ...], normalised: tuple[float, ...]) 
 _SPEECHBRAIN_FILES = ("embedding_model.ckpt", "hyperparams.yaml", "mean_var_norm_emb.ckpt")
 
 PUBLISHED: tuple[PublishedModel, ...] = (
-    _modelscope(
+    _make_modelscope_entry(
         "3dspeaker", "iic/speech_ecapa-tdnn_sv_en_voxceleb_16k", "v1.0.1", "ecapa_tdnn.bin",
         PublishedErrorRate(trials="VoxCeleb1-O", eer=0.862, min_dcf=0.094, p_target=0.01),
         note="model card; the recipe's README says 0.866 % and 0.116",
     ),
-    _modelscope(
+    _make_modelscope_entry(
         "3dspeaker", "iic/speech_ecapa-tdnn_sv_zh-cn_cnceleb_16k", "v1.0.0", "ecapa-tdnn.ckpt",
         PublishedErrorRate(trials="CN-Celeb", eer=8.01, min_dcf=0.445, p_target=0.01),
     ),
-    _modelscope(
+    _make_modelscope_entry(
         "3dspeaker", "iic/speech_ecapa-tdnn_sv_zh-cn_3dspeaker_16k", "v1.0.0", "ecapa-tdnn.ckpt",
         PublishedErrorRate(trials="3D-Speaker, cross-device", eer=9.07),
         PublishedErrorRate(trials="3D-Speaker, cross-distance", eer=12.71),
         PublishedErrorRate(trials="3D-Speaker, cross-dialect", eer=14.90),
         note="model card; the recipe's README says 8.87, 12.26 and 14.53 %",
     ),
-    _modelscope(
+    _make_modelscope_entry(
         "rdino", "damo/speech_rdino_ecapa_tdnn_sv_en_voxceleb_16k", "v1.0.2", "pretrained_rdino.pth",
         PublishedErrorRate(trials="VoxCeleb1-O", eer=3.16, min_dcf=0.223, p_target=0.05),
         note="trained without speaker labels",
     ),
-    _modelscope(
+    _make_modelscope_entry(
         "rdino", "damo/speech_rdino_ecapa_tdnn_sv_zh-cn_3dspeaker_16k", "v1.0.1", "rdino.pth",
         note="trained without speaker labels",
     ),
-    _modelscope(
+    _make_modelscope_entry(
         "sdpn", "iic/speech_sdpn_ecapa_tdnn_sv_en_voxceleb_16k", "v1.0.0", "sdpn.pth",
         PublishedErrorRate(trials="VoxCeleb1-O", eer=1.80, min_dcf=0.139, p_target=0.05),
         note="trained without speaker labels",
@@ -139,34 +142,36 @@ PUBLISHED: tuple[PublishedModel, ...] = (
             PublishedErrorRate(trials="VoxCeleb1-O", eer=0.90),
             PublishedErrorRate(trials="VoxCeleb1-O", eer=0.80, scoring="s-norm"),
         ),
-        note="trained on VoxCeleb 1 too, so E and H are no test of it",
+        note="also trained on VoxCeleb 1, so the lists E and H don't test it",
     ),
     PublishedModel(
         family="speechbrain-langid",
         address="hf:speechbrain/lang-id-voxlingua107-ecapa",
         files=_SPEECHBRAIN_FILES,
         licence="Apache-2.0",
-        note="tells languages, not speakers: no trial list applies",
+        note="recognises languages, not speakers, so no trial list applies",
     ),
-    _wespeaker(
+    _make_wespeaker_entry(
         "voxceleb_ECAPA512", "wespeaker-voxceleb-ecapa-tdnn512",
-        *_wespeaker_figures((1.069, 1.209, 2.310), (0.957, 1.128, 2.105)),
+        *_make_wespeaker_figures((1.069, 1.209, 2.310), (0.957, 1.128, 2.105)),
     ),
-    _wespeaker(
+    _make_wespeaker_entry(
         "voxceleb_ECAPA512_LM", "wespeaker-ecapa-tdnn512-LM",
-        *_wespeaker_figures((0.878, 1.072, 2.007), (0.782, 1.005, 1.824)),
+        *_make_wespeaker_figures((0.878, 1.072, 2.007), (0.782, 1.005, 1.824)),
         note="large-margin fine-tuning",
     ),
-    _wespeaker(
+    _make_wespeaker_entry(
         "voxceleb_ECAPA1024", "wespeaker-voxceleb-ecapa-tdnn1024",
-        *_wespeaker_figures((0.856, 1.072, 2.059), (0.808, 0.990, 1.874)),
+        *_make_wespeaker_figures((0.856, 1.072, 2.059), (0.808, 0.990, 1.874)),
     ),
-    _wespeaker(
+    _make_wespeaker_entry(
         "voxceleb_ECAPA1024_LM", "wespeaker-voxceleb-ecapa-tdnn1024-LM",
-        *_wespeaker_figures((0.798, 0.993, 1.883), (0.728, 0.929, 1.721)),
+        *_make_wespeaker_figures((0.798, 0.993, 1.883), (0.728, 0.929, 1.721)),
         note="large-margin fine-tuning",
     ),
-    _wespeaker("voxceleb_ecapa512_dino", None, note="trained without speaker labels; batch norm after the embedding"),
+    _make_wespeaker_entry(
+        "voxceleb_ecapa512_dino", None, note="trained without speaker labels; batch norm after the embedding"
+    ),
     PublishedModel(
         family="taoruijie",
         address="https://github.com/TaoRuijie/ECAPA-TDNN/raw/main/exps/pretrain.model",
@@ -179,7 +184,7 @@ PUBLISHED: tuple[PublishedModel, ...] = (
             PublishedErrorRate(trials="VoxCeleb1-H", eer=2.17, min_dcf=0.1295, p_target=0.05, scoring="AS-norm"),
         ),
         confirmed=False,
-        note="the file's place in the repository is known, its address is derived from that",
+        note="the path of the file in the repository is known, and the address is derived from this path",
     ),
     PublishedModel(
         family="nemo",
@@ -199,12 +204,12 @@ PUBLISHED: tuple[PublishedModel, ...] = (
             ),
         ),
         confirmed=False,
-        note="the repository is known, the names of its files are not",
+        note="the repository is known, but the names of its files are not",
     ),
 )  # fmt: skip
-"""One entry per model. The weights of mvector are missing, because they have no public address."""
+"""One entry for each model. The weights of mvector are missing, because they have no public address."""
 
 
 def find_published(address: str) -> PublishedModel | None:
-    """Finds the entry of an address (without revision) in the table; None if there is none."""
+    """Finds the entry of an address (without revision) in the table; returns None if the table has no such entry."""
     return next((entry for entry in PUBLISHED if address in (entry.address, *entry.mirrors)), None)

@@ -24,14 +24,14 @@ from ecapa_jax.hub.download import describe
 from ecapa_jax.hub.repository import Fetched, Wanted, fetch
 
 COMPANIONS = ("configuration.json", "hyperparams.yaml", "mean_var_norm_emb.ckpt", "config.yaml", "model_config.yaml")
-"""Files that families read beside the weights; fetched from repositories that are not in the table."""
+"""Files that families read beside the weights. They are fetched from repositories that are not in the table."""
 
 
 def convert_source(
     source: str, *, family: str | None = None, cache_dir: str | os.PathLike[str] | None = None, progress: bool = True,
     **options: Any,
 ) -> Bundle:  # fmt: skip
-    """Converts a path or an address; see `convert.run.convert` for paths and options.
+    """Converts the checkpoint at a path or an address; `convert.run.convert` describes paths and options.
 
     Args:
       source: a path that exists, or an address.
@@ -42,7 +42,7 @@ def convert_source(
 
     Raises:
       DownloadError: the address is wrong or can't be fetched.
-      ConversionError: as `convert`; also if the address already holds a bundle.
+      ConversionError: for the reasons of `convert`, or because the address already holds a bundle.
     """
     if not os.path.exists(source) and not is_address(source) and (meant := suggestion(source)):
         raise ConversionError(f"{source}: no such file or directory; for the published model, write {meant}")
@@ -62,13 +62,13 @@ def bundle_folder(
     progress: bool = True,
     patience: float = caches.PATIENCE,
 ) -> Path:
-    """Returns the folder of an address's bundle, which the first call downloads, and converts if need be.
+    """Returns the folder of the bundle of an address. The first call downloads the bundle, or converts a checkpoint.
 
-    Later calls use no network. If several processes ask at once, one converts and the others wait for it.
+    Later calls use no network. If several processes call the function at once, one converts and the others wait for it.
 
     Args:
-      name: an address.
-      cache_dir: None is the user's cache folder.
+      name: address of the model.
+      cache_dir: folder for downloads and bundles; None is the user's cache folder.
       progress: whether to show a progress bar on a terminal.
       patience: seconds to wait for another process.
 
@@ -80,14 +80,14 @@ def bundle_folder(
     address, entry = _look_up(parse(name))
     root = _resolve_cache(cache_dir)
     folder = root / "bundles" / address.folder(SCHEMA, importlib.metadata.version("ecapa-jax"))
-    if (folder / "model.json").is_file():  # a bundle is renamed to its place when it is whole
+    if (folder / "model.json").is_file():  # a bundle is renamed to this path when it is complete
         return folder
     fetched = fetch(address, _make_chooser(entry), root, progress=progress, patience=patience)
     if "model.json" in fetched.files:
         return fetched.folder
     with caches.lock_folder(folder, patience):
         if not (folder / "model.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)  # a part of it was deleted
+            shutil.rmtree(folder, ignore_errors=True)  # a part of the bundle was deleted
             save_bundle(_convert(address, entry, fetched), folder)
     return folder
 
@@ -97,7 +97,7 @@ def _resolve_cache(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _look_up(address: Address) -> tuple[Address, PublishedModel | None]:
-    """Returns the address, with the table's revision if it names none, and its entry in the table."""
+    """Returns the address, with the revision of the table if the address has none, and its entry in the table."""
     entry = find_published(address.base)
     if entry is not None and address.revision is None:
         address = dataclasses.replace(address, revision=entry.revision)
@@ -105,9 +105,9 @@ def _look_up(address: Address) -> tuple[Address, PublishedModel | None]:
 
 
 def _make_chooser(entry: PublishedModel | None) -> Wanted:
-    """Returns a function that chooses files: a bundle's, else the table's, else known weights and companions."""
+    """Makes a function that chooses the files of a bundle or of the table entry, or known weights with companions."""
 
-    def wanted(names: Collection[str]) -> Collection[str]:
+    def choose(names: Collection[str]) -> Collection[str]:
         if "model.json" in names:
             return [name for name in names if name.split("/")[0] in FILES]
         if entry is not None:
@@ -115,7 +115,7 @@ def _make_chooser(entry: PublishedModel | None) -> Wanted:
         weights = [name for name in names if any(name in family.files for family in FAMILIES.values())]
         return weights and [*weights, *(name for name in names if name in COMPANIONS and name not in weights)]
 
-    return wanted
+    return choose
 
 
 def _match_names(names: Collection[str], patterns: Collection[str]) -> list[str]:
@@ -135,7 +135,9 @@ def _convert(
     if entry is not None and family is None:
         family = entry.family
     if entry is not None and entry.sha256 not in (None, (found := describe(weights).sha256)):
-        raise DownloadError(f"{address}: {weights.name} has sha256 {found}, {entry.sha256} was published; report it")
+        raise DownloadError(
+            f"{address}: {weights.name} has sha256 {found}, but the published one is {entry.sha256}; please report it"
+        )
     try:
         bundle = convert(weights, family=family, **options)
     except ConversionError as error:
@@ -150,12 +152,12 @@ def _convert(
 
 
 def _describe_entry(entry: PublishedModel) -> dict[str, Any]:
-    """Returns the table's licence and figures for the bundle's provenance."""
+    """Returns the licence and the figures of a table entry for the provenance of a bundle."""
     figures: dict[str, Any] = {}
     for figure in entry.figures:
         where = f"{figure.trials}, {figure.scoring}"
         figures[f"{where}: EER %"] = figure.eer
         if figure.min_dcf is not None:
             figures[f"{where}: minDCF (p {figure.p_target:g})"] = figure.min_dcf
-    note = "the publisher's figures for the model at this address; not measured by ecapa-jax"
+    note = "figures of the publisher for the model at this address; ecapa-jax did not measure them"
     return {"licence": entry.licence, **({"published": {**figures, "note": note}} if figures else {})}

@@ -1,7 +1,8 @@
-"""Rule tables, which say which source tensor fills which of our arrays, and account for every tensor of both sides.
+"""Rule tables, which map source tensors to our arrays and account for every tensor on both sides.
 
-The table of a family is a function of the config of the network and names every tensor in full. Nothing is matched by a
-pattern, the inverse conversion reads the same table from right to left, and no tensor can be lost without an error.
+The table of a family is a function of the configuration of the network and names every tensor in full. The table does
+not match tensors by a pattern, the inverse conversion reads the same table from right to left, and no tensor can be
+lost without an error.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ecapa_jax.errors import ConversionError
 Tensors = Mapping[str, np.ndarray]
 
 MOST_REPORTED = 12
-_ALIGNMENT = 64  # bytes; what XLA asks of a buffer on a processor
+_ALIGNMENT = 64  # alignment in bytes that XLA needs for a buffer on a CPU
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class Rule:
 
 
 def conv(source: str, target: str) -> list[Rule]:
-    """Rules of a `torch.nn.Conv1d` with bias."""
+    """Makes the rules of a `torch.nn.Conv1d` with bias."""
     return [
         Rule(source=f"{source}.weight", target=f"params/{target}/kernel", op=CONV1D),
         Rule(source=f"{source}.bias", target=f"params/{target}/bias", op=IDENTITY),
@@ -47,7 +48,7 @@ def conv(source: str, target: str) -> list[Rule]:
 
 
 def linear(source: str, target: str) -> list[Rule]:
-    """Rules of a `torch.nn.Linear` with bias, for a convolution of one tap."""
+    """Makes the rules of a `torch.nn.Linear` with bias, for a convolution of one tap."""
     return [
         Rule(source=f"{source}.weight", target=f"params/{target}/kernel", op=LINEAR),
         Rule(source=f"{source}.bias", target=f"params/{target}/bias", op=IDENTITY),
@@ -55,7 +56,7 @@ def linear(source: str, target: str) -> list[Rule]:
 
 
 def norm(source: str, target: str) -> list[Rule]:
-    """Rules of a `torch.nn.BatchNorm1d`; its `num_batches_tracked` is ignored by the tables."""
+    """Makes the rules of a `torch.nn.BatchNorm1d`; the tables ignore its `num_batches_tracked`."""
     return [
         Rule(source=f"{source}.weight", target=f"params/{target}/scale", op=IDENTITY),
         Rule(source=f"{source}.bias", target=f"params/{target}/bias", op=IDENTITY),
@@ -65,7 +66,7 @@ def norm(source: str, target: str) -> list[Rule]:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dict to path -> leaf."""
+    """Flattens a nested dict to a dict from paths to leaves."""
     leaves: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}/{key}" if prefix else key
@@ -74,7 +75,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of `flatten`."""
+    """Makes a nested dict from a dict from paths to leaves; the inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, value in leaves.items():
         *parents, last = path.split("/")
@@ -91,17 +92,17 @@ def apply_rules(
     """Fills every leaf of `abstract` from `tensors`, in float32.
 
     Args:
-      rules: the family's table for this network.
-      ignored: regular expressions (full match) of source tensors that carry nothing for inference.
-      tensors: the checkpoint, prefix stripped.
-      abstract: shapes to fill, as from `functional.abstract`.
+      rules: table of the family for this network.
+      ignored: regular expressions (full match) of source tensors that inference does not use.
+      tensors: tensors of the checkpoint, by their names without the prefix.
+      abstract: shapes to fill, as `functional.abstract` returns them.
 
     Returns:
-      variables: nested dict.
-      ignored: names of the source tensors that were ignored by rule.
+      variables: nested dict of arrays.
+      ignored: names of the source tensors that `ignored` matches.
 
     Raises:
-      ConversionError: as `check_rules` and `move_tensors`.
+      ConversionError: for the reasons of `check_rules` and `move_tensors`.
     """
     table = list(rules)
     skipped = check_rules(table, ignored, tensors, abstract)
@@ -111,7 +112,7 @@ def apply_rules(
 def check_rules(
     table: Sequence[Rule], ignored: Iterable[str], tensors: Tensors, abstract: Mapping[str, Any]
 ) -> list[str]:
-    """Checks that the table fits and returns the names of ignored source tensors; arguments as for `apply_rules`.
+    """Checks that the table fits and returns the names of ignored source tensors; arguments are as in `apply_rules`.
 
     Raises:
       ConversionError: a tensor is unused, missing, used twice, has the wrong shape, is not float, is not finite or is a
@@ -171,13 +172,13 @@ def _copy_aligned(values: np.ndarray) -> np.ndarray:
 
 
 def _has_same_bits(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether arrays of one dtype hold the same bits: NaN equals itself, and -0.0 is not 0.0."""
+    """Whether two arrays of one dtype hold the same bits: NaN equals itself, and -0.0 does not equal 0.0."""
     bits = f"V{b.dtype.itemsize}"
     return a.shape == b.shape and bool((a.view(bits) == b.view(bits)).all())
 
 
 def _find_problem(rule: Rule, tensor: np.ndarray, target: Any) -> str:
-    """Says what keeps `tensor` from filling `target`; "" if nothing does."""
+    """Explains why `tensor` can't fill `target`; returns "" if it can."""
     if target is None:
         return ""
     wanted = rule.op.inverse(np.broadcast_to(np.float32(0), target.shape)).shape
@@ -188,7 +189,7 @@ def _find_problem(rule: Rule, tensor: np.ndarray, target: Any) -> str:
     with np.errstate(over="ignore"):
         finite = np.isfinite(tensor.astype(np.float32, copy=False)).all()
     if not finite:
-        return f"{rule.source} holds NaN, infinity or values that float32 can't"
+        return f"{rule.source} holds NaN, infinity or values that float32 can't represent"
     if rule.source.endswith("running_var") and (tensor < 0).any():
         return f"{rule.source} holds a negative variance"
     return ""

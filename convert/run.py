@@ -1,4 +1,4 @@
-"""Converts a foreign checkpoint to a bundle, and proves that nothing was lost."""
+"""Converts a checkpoint of another library to a bundle, and proves that the bundle lost nothing."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from ecapa_jax import functional
 from ecapa_jax.bundle.bundle import Bundle
 from ecapa_jax.config import EcapaConfig, ModelConfig
 from ecapa_jax.convert.detect import (
-    check_beside,
+    check_unknown,
     choose_family,
     find_network,
+    find_training_tensors,
     find_weights,
     holds_network,
-    is_of_training,
 )
 from ecapa_jax.convert.family import Companions, Family, Source
 from ecapa_jax.convert.parity import compiled, forget_compiled, full_report, quick_report
@@ -35,8 +35,8 @@ from ecapa_jax.scoring.config import Scoring
 
 PROBE_SECONDS = 2
 KEEP_COMPILED = 1_000_000
-"""Largest number of parameters for which the compiled probe is kept; a larger model needs the memory itself."""
-PUBLISHED_NOTE = "of the published model of this shape and file name; this file's sha256 is not checked against it"
+"""Largest number of parameters for which the compiled probe is kept; a larger model needs the memory for itself."""
+PUBLISHED_NOTE = "of the published model with this shape and file name; the sha256 of this file was not checked"
 
 
 def convert(
@@ -48,21 +48,21 @@ def convert(
     verify: bool = False,
     key: str | None = None,
 ) -> Bundle:
-    """Converts a checkpoint; `bundle.bundle.save_bundle` writes the result.
+    """Converts a checkpoint to a bundle, which `bundle.bundle.save_bundle` can write.
 
     Args:
-      source: a weight file, or a directory with a file of a published name and its companions.
+      source: a weight file, or a directory that contains a file with a published name and its companions.
       family: name of the family, if it can't be detected.
-      dilations: dilations of the SE-Res2 blocks, if they differ from those of the family; shapes don't show them.
-      embedding_mean: [D], mean embedding of a training set to subtract before scoring, which checkpoints don't contain.
-        WeSpeaker's figures subtract that of VoxCeleb2-dev.
-      verify: whether to compare every stage, with the original PyTorch code if it is installed. By default only the
+      dilations: dilations of the SE-Res2 blocks, if they differ from the family's; shapes don't show dilations.
+      embedding_mean: mean embedding [D] of a training set to subtract before scoring, which checkpoints don't contain.
+        WeSpeaker's figures subtract the mean embedding of VoxCeleb2-dev.
+      verify: whether to compare every stage, with the original PyTorch code if it is installed. By default, only the
         embedding is compared with packaged golden values, without torch.
       key: location of the tensors of the network in the checkpoint, as keys joined by dots, if several dicts fit.
 
     Returns:
-      The bundle, whose `parity` holds the proof: every tensor restored bit for bit from the result, and the errors of
-      `convert.parity`.
+      The bundle, whose `parity` contains the proof: every tensor was restored bit for bit from the result, and
+      `convert.parity` measured the errors.
 
     Raises:
       ConversionError: the file can't be read, belongs to no supported family, or does not fit the rule table.
@@ -75,19 +75,23 @@ def convert(
     origin = Source(path=weights, inside=checkpoint.inside, wrapper=wrapper, prefix=found.prefix)
     chosen = choose_family(found.families, origin, family)
     companions = chosen.companions(origin)
-    described = _describe(tensors, origin, checkpoint)
-    network, beside, unknown = dict(found.tensors), found.beside, found.unknown
-    # From here on only `network` holds the tensors, which are removed one by one, so the model is in memory only once.
+    described = _describe_source(tensors, origin, checkpoint)
+    network, training, unknown = dict(found.tensors), found.training, found.unknown
+    # Only `network` holds the tensors now. They are removed from it one by one, so the model is in memory only once.
     del tensors, found
     checkpoint = dataclasses.replace(checkpoint, content=None)
     with _name_file(weights):
-        config = _config(chosen, network, companions.config, dilations)
-        check_beside(unknown, config.ecapa.embedding_dim, origin.prefix)
+        config = _make_config(chosen, network, companions.config, dilations)
+        check_unknown(unknown, config.ecapa.embedding_dim, origin.prefix)
         rules, shapes = chosen.rules(config.ecapa), functional.abstract(config)
-        beside = {**beside, **unknown, **_take_heads(chosen, rules, network, config.ecapa.embedding_dim, origin.prefix)}
+        training = {
+            **training,
+            **unknown,
+            **_take_heads(chosen, rules, network, config.ecapa.embedding_dim, origin.prefix),
+        }
         skipped = check_rules(rules, chosen.ignored, network, shapes)
         _check_stated(companions, config, dilations)
-        extra = {**{origin.prefix + name: network[name] for name in skipped}, **beside}
+        extra = {**{origin.prefix + name: network[name] for name in skipped}, **training}
         variables = move_tensors(rules, network, shapes)
         parity = _prove(rules, config, variables, len(extra))
         parity |= full_report(chosen, config, variables) if verify else quick_report(chosen)
@@ -109,7 +113,7 @@ def convert(
 def _take_heads(
     family: Family, rules: Sequence[Rule], network: dict[str, np.ndarray], embedding_dim: int, prefix: str
 ) -> dict[str, np.ndarray]:
-    """Removes tensors of the training from those of a network, if a classifier has the same prefix."""
+    """Removes the tensors of the training from a network, if a classifier has the same prefix as the network."""
     sources = {rule.source for rule in rules}
     own = {name.partition(".")[0] for name in sources}
     left = {
@@ -119,7 +123,7 @@ def _take_heads(
         and name.partition(".")[0] not in own
         and not any(re.fullmatch(pattern, name) for pattern in family.ignored)
     }
-    heads = [name for name, belongs in is_of_training(left, embedding_dim).items() if belongs]
+    heads = [name for name, belongs in find_training_tensors(left, embedding_dim).items() if belongs]
     return {prefix + name: network.pop(name) for name in heads}
 
 
@@ -139,7 +143,7 @@ def _choose_scoring(
 
 @contextlib.contextmanager
 def _name_file(weights: Path) -> Iterator[None]:
-    """Puts the name of the file in front of the message of a ConversionError.
+    """Adds the name of the file to the beginning of the message of a ConversionError.
 
     Raises:
       ConversionError: the body raised one.
@@ -150,7 +154,7 @@ def _name_file(weights: Path) -> Iterator[None]:
         raise ConversionError(f"{weights}: {error}") from error
 
 
-def _config(family: Family, network: Tensors, base: ModelConfig, dilations: tuple[int, ...] | None) -> ModelConfig:
+def _make_config(family: Family, network: Tensors, base: ModelConfig, dilations: tuple[int, ...] | None) -> ModelConfig:
     try:
         ecapa: EcapaConfig = base.ecapa
         if dilations is not None:
@@ -171,7 +175,7 @@ def _check_stated(companions: Companions, config: ModelConfig, dilations: tuple[
     for field, argument in companions.stated.items():
         stated, found = getattr(companions.config.ecapa, field), getattr(config.ecapa, field)
         if stated != found and not (field == "dilations" and dilations is not None):
-            differ.append(f"{argument} gives {field} {stated}, the tensors {found}")
+            differ.append(f"{argument} gives {field} {stated}, but the tensors give {found}")
     if differ:
         raise ConversionError(f"{companions.stated_in} describes another network: {'; '.join(differ)}")
 
@@ -197,13 +201,13 @@ def _describe_provenance(family: Family, config: ModelConfig, checkpoint: Checkp
     }
     for model in family.published:
         if checkpoint.path.name == model.file and config == PRESETS[model.preset]:
-            provenance["licence"] = f"{model.licence} (the published model's)"
+            provenance["licence"] = f"{model.licence} (licence of the published model)"
             provenance["published"] = {**model.figures, "note": PUBLISHED_NOTE}
     return provenance
 
 
 def _prove(rules: Sequence[Rule], config: ModelConfig, variables: dict[str, Any], n_extra: int) -> dict[str, Any]:
-    """Runs the model once and describes the proof, of which `move_tensors` has done the part on tensors.
+    """Runs the model once and describes the proof; `move_tensors` has already proven that the tensors are identical.
 
     Raises:
       ConversionError: the embedding is not finite.
@@ -225,11 +229,11 @@ def _prove(rules: Sequence[Rule], config: ModelConfig, variables: dict[str, Any]
 def _probe(config: ModelConfig, variables: dict[str, Any]) -> np.ndarray:
     n_samples = PROBE_SECONDS * config.fbank.sample_rate
     noise = 0.1 * np.random.default_rng(0).standard_normal((1, n_samples)).astype(np.float32)
-    placed = jax.device_put(variables, may_alias=True)  # given NumPy arrays, a compiled function copies them
+    placed = jax.device_put(variables, may_alias=True)  # a compiled function would copy NumPy arrays
     return np.asarray(compiled(functional.embed)(config, placed, noise, np.array([n_samples], np.int32)))[0]
 
 
-def _describe(tensors: Tensors, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
+def _describe_source(tensors: Tensors, source: Source, checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "file": checkpoint.path.name,
         "format": checkpoint.format,

@@ -1,9 +1,9 @@
-"""Converts the checkpoint of pyannote's segmentation-3.0 to the weights of `ecapa_jax.diarization.segmentation`.
+"""Converts a checkpoint of pyannote's segmentation-3.0 to the weights of `ecapa_jax.diarization.segmentation`.
 
     python -m ecapa_jax.convert.segmentation CHECKPOINT OUT.safetensors [--float16]
 
-CHECKPOINT is a PyTorch file with the state dict of pyannote/segmentation-3.0, alone or with hyperparameters and
-specifications as on Hugging Face, or the folder of such a `pytorch_model.bin`. Nothing in it is executed.
+CHECKPOINT is a PyTorch file with the state dict of pyannote/segmentation-3.0, either alone or with hyperparameters and
+specifications as on Hugging Face, or a folder with such a `pytorch_model.bin`. The converter runs nothing in the file.
 `ecapa-jax convert` does the same in float32.
 """
 
@@ -21,7 +21,7 @@ from ecapa_jax.convert.readers.checkpoint import read_checkpoint
 from ecapa_jax.errors import ConversionError
 
 _RATE = 16000
-_LOWEST, _NARROWEST = 50.0, 50.0  # Hz, of a band and its width
+_LOWEST, _NARROWEST = 50.0, 50.0  # lowest edge and smallest width of a band, in Hz
 _LAYERS, _HIDDEN = 4, 128
 _MAX_BYTES = 64 << 20  # the network has 5.9 MB
 _MARK = b"sincnet.conv1d.0.filterbank.low_hz_"
@@ -30,13 +30,13 @@ LICENCE = "MIT, Copyright (c) 2023 CNRS"
 
 
 def find_segmentation(source: str | os.PathLike[str]) -> Path | None:
-    """The file of pyannote's segmentation network that a file or folder is, by its size and the names in it.
+    """Finds the file of pyannote's segmentation network, which its size and the names in it identify.
 
     Args:
       source: a checkpoint, or a folder with a `pytorch_model.bin`.
 
     Returns:
-      The file; None where the source is something else.
+      The file, or None if the source is something else.
     """
     path = Path(source)
     if path.is_dir():
@@ -47,7 +47,7 @@ def find_segmentation(source: str | os.PathLike[str]) -> Path | None:
 
 
 def read_segmentation(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads the weights of a checkpoint as float32, with the names that `segmentation.nested` takes.
+    """Reads the weights of a checkpoint as float32, with the names that `segmentation.nested` accepts.
 
     Raises:
       ConversionError: the file can't be read, or holds another network.
@@ -59,7 +59,7 @@ def read_segmentation(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return _convert_tensors(arrays)
     except (KeyError, ValueError) as error:
         raise ConversionError(
-            f"{path}: is not pyannote's segmentation-3.0 ({error} is missing or of another shape)"
+            f"{path}: it is not pyannote's segmentation-3.0 ({error} is missing or has another shape)"
         ) from error
 
 
@@ -93,13 +93,13 @@ def sinc_filters(
     time: Float32[np.ndarray, "1 half"],
     window: Float32[np.ndarray, " half"],
 ) -> Float32[np.ndarray, "taps channels"]:
-    """Computes even, then odd band-pass filters between learned frequencies, in float32 as the original does.
+    """Computes the even and then the odd band-pass filters between learned frequencies, in float32 like the original.
 
     Args:
       low: lower edge of each band above 50 Hz; its sign is ignored.
       band: width of each band above 50 Hz; its sign is ignored.
-      time: 2 pi times the seconds of the first half of the taps, all negative.
-      window: a Hamming window's first half.
+      time: times of the first half of the taps in seconds, times 2 pi; all are negative.
+      window: first half of a Hamming window.
 
     Reference: Ravanelli and Bengio 2018, "Speaker Recognition from Raw Waveform with SincNet"; Pariente et al. 2020,
     "Filterbank design for end-to-end speech separation" (the odd half).
@@ -115,13 +115,13 @@ def sinc_filters(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Converts a checkpoint into the file that is packaged."""
+    """Converts a checkpoint to a file like the packaged one."""
     from safetensors.numpy import save
 
     parser = argparse.ArgumentParser(prog="python -m ecapa_jax.convert.segmentation", description=__doc__)
     parser.add_argument("checkpoint")
     parser.add_argument("out")
-    parser.add_argument("--float16", action="store_true", help="store half the bytes")
+    parser.add_argument("--float16", action="store_true", help="store the weights in float16, which halves the size")
     options = parser.parse_args(arguments)
     dtype = np.float16 if options.float16 else np.float32
     weights = {

@@ -21,7 +21,7 @@ from ecapa_jax.vad.weights import SHAPES, Weights
 
 LICENCE = "MIT, Copyright (c) 2020-present Silero Team"
 
-_MAX_BYTES = 64 << 20  # the largest of the wheel has 3 MB
+_MAX_BYTES = 64 << 20  # the largest file in the wheel has 3 MB
 
 _SOURCES: dict[str, tuple[str, tuple[int, ...]]] = {
     "transform": ("stft.forward_basis_buffer", (258, 1, 256)),
@@ -40,11 +40,11 @@ _SOURCES: dict[str, tuple[str, tuple[int, ...]]] = {
         for layer in range(4)
     },
 }
-"""Source name and shape of every array."""
+"""Name and shape of every array in the ONNX file."""
 
 
 def holds_speech_detector(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is an ONNX export of silero-vad, judged by its name, its size and the names in it."""
+    """Whether a file is an ONNX export of silero-vad, according to its name, its size and the names in it."""
     path = Path(path)
     if path.suffix.lower() != ".onnx" or not path.is_file() or path.stat().st_size > _MAX_BYTES:
         return False
@@ -61,12 +61,12 @@ def read_silero(path: str | os.PathLike[str]) -> Weights:
       Arrays with the names and shapes of `ecapa_jax.vad.weights.SHAPES`.
 
     Raises:
-      ConversionError: the file can't be read, or is of another network.
+      ConversionError: the file can't be read, or contains another network.
     """
     tensors = read_onnx(path)
     weights: Weights = {}
     for target, (name, shape) in _SOURCES.items():
-        # The same names stand in the branches of 8 kHz and of 16 kHz, and most of their shapes are equal, too.
+        # The branches for 8 kHz and for 16 kHz contain the same names, and most of their shapes are equal, too.
         found = [
             array
             for place, array in _select_16_khz(tensors)
@@ -74,15 +74,15 @@ def read_silero(path: str | os.PathLike[str]) -> Weights:
         ]
         if len(found) != 1:
             raise ConversionError(
-                f"{path}: has no {name} {list(shape)} in float32, so it is not silero-vad's network of version 5 or 6; "
-                "give silero_vad.onnx of the silero-vad wheel"
+                f"{path}: it has no {name} {list(shape)} in float32, so it is not silero-vad's network of version 5 or "
+                "6; give silero_vad.onnx of the silero-vad wheel"
             )
         weights[target] = np.ascontiguousarray(found[0].T).reshape(SHAPES[target])
     return weights
 
 
 def _select_16_khz(tensors: list[tuple[str, np.ndarray]]) -> list[tuple[str, np.ndarray]]:
-    """Selects the tensors from the transform of 16 kHz on, up to the next transform."""
+    """Selects the tensors from the transform for 16 kHz up to the next transform."""
     name, shape = _SOURCES["transform"]
     transforms = [index for index, (place, _) in enumerate(tensors) if place == name or place.endswith(f".{name}")]
     for index, end in itertools.pairwise([*transforms, len(tensors)]):
@@ -98,7 +98,7 @@ def write_weights(
 
     Args:
       weights: result of `read_silero`.
-      source: the file of origin, whose name is written too.
+      source: original file, whose name and digest are written too.
       path: the file to write.
       licence: licence of the weights, which is written too.
     """

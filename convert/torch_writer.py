@@ -28,7 +28,7 @@ STORAGES = {
     np.dtype(np.bool_): "BoolStorage",
 }
 _FOLDER = "archive/"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's first day: the same tensors give the same file
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date of zip, so that the same tensors give the same file
 
 
 def write_torch_zip(file: Path | io.BytesIO, tensors: Mapping[str, np.ndarray], wrapper: str = "") -> None:
@@ -39,10 +39,12 @@ def write_torch_zip(file: Path | io.BytesIO, tensors: Mapping[str, np.ndarray], 
       tensors: arrays by name, of a dtype in `STORAGES`; the order is kept.
       wrapper: key of the dict around the tensors; "" for no such dict.
     """
-    state = b"".join([_text(name) + _tensor(key, tensor) for key, (name, tensor) in enumerate(tensors.items())])
+    state = b"".join(
+        [_encode_text(name) + _encode_tensor(key, tensor) for key, (name, tensor) in enumerate(tensors.items())]
+    )
     content = b"ccollections\nOrderedDict\n)R(" + state + b"u"
     if wrapper:
-        content = b"}(" + _text(wrapper) + content + b"u"
+        content = b"}(" + _encode_text(wrapper) + content + b"u"
     with zipfile.ZipFile(file, "w") as archive:
         _add(archive, "data.pkl", b"\x80\x02" + content + b".")
         _add(archive, "byteorder", b"little")
@@ -56,36 +58,42 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
     archive.writestr(zipfile.ZipInfo(_FOLDER + name, _EPOCH), data)
 
 
-def _tensor(key: int, tensor: np.ndarray) -> bytes:
-    """The opcodes of `torch._utils._rebuild_tensor_v2` on a storage of its own."""
+def _encode_tensor(key: int, tensor: np.ndarray) -> bytes:
+    """Encodes a call of `torch._utils._rebuild_tensor_v2` on a storage that no other tensor uses."""
     numel = tensor.size
     strides = [math.prod(tensor.shape[axis + 1 :]) for axis in range(tensor.ndim)]
-    storage = b"(" + _text("storage") + _name("torch", STORAGES[tensor.dtype]) + _text(str(key)) + _text("cpu")
+    storage = (
+        b"("
+        + _encode_text("storage")
+        + _encode_global("torch", STORAGES[tensor.dtype])
+        + _encode_text(str(key))
+        + _encode_text("cpu")
+    )
     return (
-        _name("torch._utils", "_rebuild_tensor_v2")
+        _encode_global("torch._utils", "_rebuild_tensor_v2")
         + b"("
-        + (storage + _int(numel) + b"tQ")
-        + _int(0)
-        + _ints(tensor.shape)
-        + _ints(strides)
+        + (storage + _encode_int(numel) + b"tQ")
+        + _encode_int(0)
+        + _encode_tuple(tensor.shape)
+        + _encode_tuple(strides)
         + b"\x89ccollections\nOrderedDict\n)RtR"
     )
 
 
-def _name(module: str, attribute: str) -> bytes:
+def _encode_global(module: str, attribute: str) -> bytes:
     return f"c{module}\n{attribute}\n".encode()
 
 
-def _text(text: str) -> bytes:
+def _encode_text(text: str) -> bytes:
     data = text.encode()
     return b"X" + struct.pack("<I", len(data)) + data
 
 
-def _int(value: int) -> bytes:
+def _encode_int(value: int) -> bytes:
     if value < 1 << 31:
         return b"J" + struct.pack("<i", value)
     return b"\x8a\x08" + struct.pack("<q", value)
 
 
-def _ints(values: tuple[int, ...] | list[int]) -> bytes:
-    return b"(" + b"".join(_int(value) for value in values) + b"t"
+def _encode_tuple(values: tuple[int, ...] | list[int]) -> bytes:
+    return b"(" + b"".join(_encode_int(value) for value in values) + b"t"

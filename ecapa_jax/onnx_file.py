@@ -1,7 +1,7 @@
-"""An exported model.onnx: what its metadata says, and what is refused before a runtime sees it.
+"""Reads the metadata of an exported model.onnx and refuses damaged or unsafe files before a runtime loads them.
 
-metadata key `ecapa_jax`   JSON: schema, input, precision, configuration, scoring with its arrays, provenance
-the other keys             plain values for programs without this library: sample_rate, threshold and more
+metadata key `ecapa_jax`   JSON with schema, input, precision, configuration, scoring with its arrays, provenance
+the other keys             plain values for programs without this library, such as sample_rate and threshold
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ SCHEMA = 1
 KEY = "ecapa_jax"
 WAVEFORMS, LENGTHS, EMBEDDINGS = "waveforms", "lengths", "embeddings"
 MAX_BYTES = 2**31 - 1
-"""What a protobuf file may hold."""
+"""Largest size of a protobuf file."""
 
 DOMAINS = {"", "ai.onnx", "com.microsoft"}
-"""Whose operators an exported file may use: those built into ONNX Runtime."""
+"""Domains of operators that an exported file may use, because ONNX Runtime contains them."""
 
 INSTALL = "an ONNX file needs onnx and onnxruntime: pip install 'ecapa-jax[onnx]'"
 
@@ -40,15 +40,15 @@ class OnnxFile:
     """An exported model.
 
     Attributes:
-      content: the file.
-      takes: `waveform`, `features` or `sherpa`.
-      precision: `float32`, `float16` or `int8`.
-      config: of the model that was exported.
-      scoring: its scoring.
-      embedding_mean: [D], where it brings one.
-      cohort: speakers that normalise scores, where there are any.
-      provenance: as in the bundle.
-      card: what the file says of itself, for people.
+      content: bytes of the file.
+      takes: kind of input: `waveform`, `features` or `sherpa`.
+      precision: precision of the weights: `float32`, `float16` or `int8`.
+      config: configuration of the model that was exported.
+      scoring: scoring of the model.
+      embedding_mean: mean embedding [D], if the model has one.
+      cohort: speakers that normalise scores, if the model has a cohort.
+      provenance: provenance of the model, as in the bundle.
+      card: description of the model for people.
     """
 
     content: bytes = dataclasses.field(repr=False)
@@ -63,11 +63,11 @@ class OnnxFile:
 
 
 def is_onnx(name: str | os.PathLike[str] | None) -> bool:
-    """Whether a model is named that is an ONNX file and no bundle."""
+    """Whether the name of a model refers to an ONNX file and not to a bundle."""
     return name is not None and os.fspath(name).lower().endswith(".onnx") and not os.path.isdir(name)
 
 
-def document(
+def make_document(
     *,
     takes: str,
     precision: str,
@@ -77,12 +77,12 @@ def document(
     cohort: Cohort | None,
     provenance: dict[str, Any],
 ) -> str:
-    """The value of the metadata key `ecapa_jax`."""
+    """Makes the value of the metadata key `ecapa_jax`."""
     arrays: dict[str, Any] = {}
     if embedding_mean is not None:
-        arrays["embedding_mean"] = _encode(embedding_mean)
+        arrays["embedding_mean"] = _encode_array(embedding_mean)
     if cohort is not None:
-        arrays["cohort"] = {"embeddings": _encode(cohort.embeddings), "speakers": list(cohort.speakers)}
+        arrays["cohort"] = {"embeddings": _encode_array(cohort.embeddings), "speakers": list(cohort.speakers)}
     return json.dumps(
         {
             "schema": SCHEMA,
@@ -98,14 +98,14 @@ def document(
 
 
 def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
-    """Reads and checks an exported file; nothing beside it is read, and nothing in it is run.
+    """Reads and checks an exported file, without reading another file and without running anything in it.
 
     Raises:
-      BundleError: it is missing, damaged, no export of this library, or keeps weights in other files.
+      BundleError: the file is missing, damaged, not an export of this library, or keeps weights in other files.
       ConfigError: onnx is not installed.
     """
     name = os.fspath(path)
-    model, content = _parse(name)
+    model, content = _parse_file(name)
     _check_whole(name, model)
     try:
         about = json.loads({prop.key: prop.value for prop in model.metadata_props}[KEY])
@@ -115,11 +115,11 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
         ) from None
     again = "export the model again"
     if not isinstance(about, dict) or about.get("schema") != SCHEMA:
-        raise BundleError(f"{name} has metadata of another schema than {SCHEMA}: {again}")
+        raise BundleError(f"{name} has metadata of another schema, but this version reads schema {SCHEMA}: {again}")
     try:
         config = from_dict(ModelConfig, about["config"], "config")
         scoring = scoring_from_dict(about["scoring"])
-        mean, cohort = _arrays(about["arrays"], config.ecapa.embedding_dim)
+        mean, cohort = _decode_arrays(about["arrays"], config.ecapa.embedding_dim)
         return OnnxFile(
             content=content,
             takes=str(about["input"]),
@@ -137,7 +137,7 @@ def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
         raise BundleError(f"{name} has damaged metadata ({error!r}): {again}") from error
 
 
-def _parse(name: str) -> tuple[onnx.ModelProto, bytes]:
+def _parse_file(name: str) -> tuple[onnx.ModelProto, bytes]:
     try:
         import onnx
         from google.protobuf.message import DecodeError
@@ -154,37 +154,41 @@ def _parse(name: str) -> tuple[onnx.ModelProto, bytes]:
     try:
         model.ParseFromString(content)
     except DecodeError as error:
-        raise BundleError(f"{name} is damaged or no ONNX file: {error}") from error
+        raise BundleError(f"{name} is damaged or not an ONNX file: {error}") from error
     if not model.graph.node:
-        raise BundleError(f"{name} is damaged or no ONNX file: it has no graph")
+        raise BundleError(f"{name} is damaged or not an ONNX file: it has no graph")
     return model, content
 
 
 def _check_whole(name: str, model: onnx.ModelProto) -> None:
     from onnx import TensorProto
 
-    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _tensors(model)):
-        raise BundleError(f"{name} keeps weights in other files, which are not read: save it as one file")
-    nodes = [node for graph in _graphs(model.graph) for node in graph.node]
+    if any(tensor.data_location == TensorProto.EXTERNAL for tensor in _find_tensors(model)):
+        raise BundleError(
+            f"{name} keeps weights in other files, which this library does not read: save the model as one file"
+        )
+    nodes = [node for graph in _find_graphs(model.graph) for node in graph.node]
     nodes += [node for function in model.functions for node in function.node]
     foreign = {node.domain for node in nodes} - DOMAINS - {function.domain for function in model.functions}
     if foreign:
-        raise BundleError(f"{name} uses operators of {min(foreign)!r}, which are not ONNX's: it is not loaded")
+        raise BundleError(
+            f"{name} uses operators of {min(foreign)!r}, which are not part of ONNX, so it was not loaded"
+        )
 
 
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    """A graph with those inside its nodes."""
+def _find_graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """Finds a graph and all graphs inside its nodes."""
     inner = [
         part
         for node in graph.node
         for attribute in node.attribute
         for part in ([attribute.g] if attribute.HasField("g") else list(attribute.graphs))
     ]
-    return [graph, *(found for part in inner for found in _graphs(part))]
+    return [graph, *(found for part in inner for found in _find_graphs(part))]
 
 
-def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
-    graphs = _graphs(model.graph)
+def _find_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+    graphs = _find_graphs(model.graph)
     nodes = [node for graph in graphs for node in graph.node]
     nodes += [node for function in model.functions for node in function.node]
     found = [tensor for graph in graphs for tensor in graph.initializer]
@@ -193,23 +197,23 @@ def _tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     return found
 
 
-def _encode(array: np.ndarray) -> str:
+def _encode_array(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array, "<f4").tobytes()).decode()
 
 
-def _decode(text: str, columns: int) -> np.ndarray:
+def _decode_array(text: str, columns: int) -> np.ndarray:
     values = np.frombuffer(base64.b64decode(text, validate=True), "<f4").astype(np.float32)
     if not np.isfinite(values).all():
-        raise ValueError("an array of the scoring is not finite")
+        raise ValueError("an array of the scoring has values that are not finite")
     return values.reshape(-1, columns)
 
 
-def _arrays(stored: dict[str, Any], columns: int) -> tuple[np.ndarray | None, Cohort | None]:
+def _decode_arrays(stored: dict[str, Any], columns: int) -> tuple[np.ndarray | None, Cohort | None]:
     mean, cohort = stored.get("embedding_mean"), stored.get("cohort")
-    row = None if mean is None else _decode(mean, columns)[0]
+    row = None if mean is None else _decode_array(mean, columns)[0]
     if cohort is None:
         return row, None
-    rows, speakers = _decode(cohort["embeddings"], columns), tuple(map(str, cohort["speakers"]))
+    rows, speakers = _decode_array(cohort["embeddings"], columns), tuple(map(str, cohort["speakers"]))
     if len(rows) != len(speakers):
-        raise ValueError("the cohort has not one speaker a row")
+        raise ValueError("the cohort does not have one speaker for each row")
     return row, Cohort(rows, speakers)

@@ -1,1 +1,1 @@
-"""A bundle as an ONNX file: front end, network, metadata, quantisation."""
+"""Exports a bundle as an ONNX file: front end, network, metadata and quantisation."""

@@ -1,4 +1,4 @@
-"""Speech for the calibration of int8 activations: finds recordings and computes inputs of the exported model."""
+"""Finds speech for the calibration of int8 activations and computes the inputs of the exported model from it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ecapa_jax.features.frames import frame_count
 from ecapa_jax.onnx_file import LENGTHS, WAVEFORMS
 
 MAX_RECORDINGS = 200
-"""Most recordings that are used; more would hardly widen the ranges."""
+"""Largest number of recordings for a calibration; more recordings would hardly widen the ranges."""
 
 MAX_SECONDS = 20
-"""Length of the beginning of each recording that is used."""
+"""Number of seconds that are used from the beginning of each recording."""
 
 SUFFIXES = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aac", ".webm", ".wma", ".amr"}
 
@@ -42,11 +42,11 @@ def find_recordings(folder: str | os.PathLike[str]) -> list[Path]:
     """Finds recordings below a folder and chooses at most `MAX_RECORDINGS` of them evenly.
 
     Raises:
-      ConfigError: there are none.
+      ConfigError: the folder contains no recordings.
     """
     found = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
-        raise ConfigError(f"{folder} holds no recordings: name a folder of speech with --calibration")
+        raise ConfigError(f"{folder} contains no recordings: pass a folder of speech with --calibration")
     return found[:: -(-len(found) // MAX_RECORDINGS)]
 
 
@@ -54,13 +54,13 @@ def calibration_feeds(config: ModelConfig, variables: Variables, takes: str, pat
     """Computes the inputs of an exported model for each recording.
 
     Args:
-      config: of the model.
-      variables: of which a front end may need the stored constants.
-      takes: input of the exported model: `waveform`, `features` or `sherpa`.
-      paths: recordings.
+      config: configuration of the model.
+      variables: variables of the model; a front end may need the constants in them.
+      takes: kind of input of the exported model: `waveform`, `features` or `sherpa`.
+      paths: paths of the recordings.
 
     Raises:
-      AudioError: one can't be read.
+      AudioError: a recording can't be read.
     """
     features = None if takes == "waveform" else make_feature_function(config, variables, takes)
     for path in paths:
@@ -72,7 +72,7 @@ def calibration_feeds(config: ModelConfig, variables: Variables, takes: str, pat
 
 
 class FrontEndRunner:
-    """Runs the front end in ONNX Runtime, to make the inputs of a model without a front end."""
+    """Front end in ONNX Runtime, which computes the inputs of a model without a front end."""
 
     def __init__(self, fbank: FbankConfig, model: onnx.ModelProto, name: str, *, transposed: bool) -> None:
         import onnxruntime
@@ -102,7 +102,7 @@ def make_feature_function(config: ModelConfig, variables: Variables, takes: str)
     graph = Graph()
     features, _ = write_front_end(graph, fbank, variables["constants"], WAVEFORMS, LENGTHS, minimum_samples(config))
     graph.op("Identity", features, name="found")
-    model = graph.model(
+    model = graph.make_model(
         [
             helper.make_tensor_value_info(WAVEFORMS, TensorProto.FLOAT, ["batch", "samples"]),
             helper.make_tensor_value_info(LENGTHS, TensorProto.INT64, ["batch"]),

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from ecapa_jax.batching import minimum_samples
 from ecapa_jax.bundle.bundle import Bundle
-from ecapa_jax.convert.onnx.front_end import has_blank_frames, with_blank_frames, write_front_end
+from ecapa_jax.convert.onnx.front_end import append_blank_frames, has_blank_frames, write_front_end
 from ecapa_jax.convert.onnx.graph import Graph
 from ecapa_jax.convert.onnx.metadata import card, metadata
 from ecapa_jax.convert.onnx.network import write_network
@@ -28,12 +28,13 @@ def export_onnx(bundle: Bundle, takes: Input = "waveform") -> onnx.ModelProto:
 
     Args:
       bundle: the model.
-      takes: `waveform`: `waveforms` [batch, samples] float32, right-padded with anything, and `lengths` [batch] int64;
-        `features`: `features` [batch, frames, mels] float32 as the front end normalises them, without padding.
+      takes: kind of input. With `waveform`, the inputs are `waveforms` [batch, samples] float32, right-padded with any
+        values, and `lengths` [batch] int64. With `features`, the input is `features` [batch, frames, mels] float32,
+        normalised as by the front end and without padding.
 
     Returns:
-      A model whose output is `embeddings` [batch, embedding_dim] float32; NaN for an utterance below the model's
-      fewest samples.
+      A model whose output is `embeddings` [batch, embedding_dim] float32. The embedding of an utterance with fewer than
+      `minimum_samples` samples is NaN.
     """
     graph = Graph()
     variables = to_numpy(fold(bundle.config, to_numpy(bundle.variables)))
@@ -53,7 +54,7 @@ def export_onnx(bundle: Bundle, takes: Input = "waveform") -> onnx.ModelProto:
         helper.make_tensor_value_info(EMBEDDINGS, TensorProto.FLOAT, ["batch", bundle.config.ecapa.embedding_dim])
     ]
     about = metadata(bundle, takes)
-    model = graph.model(inputs, outputs, name="ecapa_tdnn", text=card(about))
+    model = graph.make_model(inputs, outputs, name="ecapa_tdnn", text=card(about))
     helper.set_model_props(model, about)
     return model
 
@@ -70,11 +71,11 @@ def _write_from_waveform(graph: Graph, bundle: Bundle, variables: dict[str, Any]
 def write_from_frames(graph: Graph, bundle: Bundle, variables: dict[str, Any], frames: str) -> str:
     """Writes the network for normalised features [batch, mels, time] without padding; returns the embeddings.
 
-    Where the family's front end appends blank frames, they are appended here.
+    If the front end of the family appends blank frames, this function appends them.
     """
     utterances: Utterances
     if has_blank_frames(bundle.config.fbank):
-        frames, utterances = with_blank_frames(graph, bundle.config.fbank, frames)
+        frames, utterances = append_blank_frames(graph, bundle.config.fbank, frames)
     else:
         utterances = WholeUtterances(graph, frames)
     return _write_embedding(graph, bundle, variables, frames, utterances)
@@ -88,7 +89,7 @@ def _write_embedding(
 
 
 def to_numpy(variables: Any) -> Any:
-    """Converts arrays to NumPy."""
+    """Converts the arrays of a nested dict to NumPy."""
     if isinstance(variables, dict):
         return {name: to_numpy(leaf) for name, leaf in variables.items()}
     return np.asarray(variables)

@@ -1,4 +1,4 @@
-"""Builds an ONNX graph node by node; scopes name the nodes as `ecapa_jax.nn` names its modules."""
+"""Builds an ONNX graph node by node; scopes give the nodes the names of the modules of `ecapa_jax.nn`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from jaxtyping import Shaped
 from onnx import helper, numpy_helper
 
 OPSET = 17
-"""ONNX Runtime reads it from 1.12 on, OpenVINO from 2023 on."""
+"""Version of the operators, which ONNX Runtime supports from 1.12 on and OpenVINO from 2023 on."""
 
 IR_VERSION = 8
-"""The file format that belongs to the opset."""
+"""Version of the file format that belongs to the opset."""
 
 
 class Graph:
-    """Nodes and weights of a graph that is being written. A value is known by its name.
+    """Nodes and weights of a graph under construction. Methods take and return the names of values.
 
-    ONNX's local functions would show one node per block, but OpenVINO 2026.4 does not read them and a function can't
-    hold weights, so blocks are scopes: `block_0/res2/chunk_1/conv`.
+    Local functions of ONNX would show one node per block, but OpenVINO 2026.4 does not support them and a function
+    can't contain weights. Blocks are therefore scopes, as in `block_0/res2/chunk_1/conv`.
     """
 
     def __init__(self) -> None:
@@ -48,51 +48,51 @@ class Graph:
         Args:
           op_type: operator of the default domain.
           *inputs: names of values; "" leaves an optional input out.
-          name: of the node and its output within the scope; "" is the operator's.
-          **attributes: of the operator.
+          name: name of the node and its output within the scope; "" uses the name of the operator.
+          **attributes: attributes of the operator.
 
         Returns:
           The name of the output.
         """
-        full = self._unique("/".join([*self._scope, name or _snake(op_type)]))
+        full = self._make_unique("/".join([*self._scope, name or _to_snake_case(op_type)]))
         self._nodes.append(helper.make_node(op_type, list(inputs), [full], name=full, **attributes))
         return full
 
     def split(self, x: str, parts: int, axis: int, name: str = "split") -> list[str]:
-        """Cuts a value into equal parts."""
-        full = self._unique("/".join([*self._scope, name]))
+        """Splits a value into equal parts and returns their names."""
+        full = self._make_unique("/".join([*self._scope, name]))
         outputs = [f"{full}_{part}" for part in range(parts)]
         self._nodes.append(helper.make_node("Split", [x], outputs, name=full, axis=axis))
         return outputs
 
     def weight(self, name: str, values: Shaped[np.ndarray, ...]) -> str:
-        """Adds an array of the model, named within the scope; float64 becomes float32."""
-        full = self._unique("/".join([*self._scope, name]))
+        """Adds an array of weights with a name within the scope, and converts float64 to float32."""
+        full = self._make_unique("/".join([*self._scope, name]))
         dtype = np.float32 if values.dtype == np.float64 else values.dtype
         self._weights[full] = numpy_helper.from_array(np.ascontiguousarray(values, dtype), full)
         return full
 
     def constant(self, values: int | float | Sequence[int] | np.ndarray) -> str:
-        """A small constant, shared by all who ask for it: whole numbers are int64, others float32."""
+        """Returns a small constant, which is stored once. Whole numbers become int64, and other numbers float32."""
         array = np.asarray(values)
         array = array.astype(np.int64 if array.dtype.kind in "iu" else np.float32)
         key = (array.dtype.name, array.shape, array.tobytes())
         if key not in self._constants:
-            name = self._unique("constants/" + re.sub(r"[^\w.+-]+", "_", str(array.tolist())).strip("_"))
+            name = self._make_unique("constants/" + re.sub(r"[^\w.+-]+", "_", str(array.tolist())).strip("_"))
             self._weights[name] = numpy_helper.from_array(array, name)
             self._constants[key] = name
         return self._constants[key]
 
     def size(self, x: str, axis: int) -> str:
-        """The size of a value along an axis, an int64 array of one number."""
+        """Returns the size of a value along an axis, as an int64 array of one number."""
         return self.op("Shape", x, name="size", start=axis, end=axis + 1)
 
-    def until(self, size: str) -> str:
-        """The int64 numbers from 0 to one less than `size`."""
+    def range(self, size: str) -> str:
+        """Returns the int64 numbers from 0 to `size` - 1."""
         zero = self.constant(np.array(0))
         return self.op("Range", zero, self.op("Squeeze", size), self.constant(np.array(1)))
 
-    def cut(self, x: str, start: str, end: str, axis: int) -> str:
+    def slice(self, x: str, start: str, end: str, axis: int) -> str:
         """Slices a value along one axis; `start` and `end` name arrays of one number."""
         return self.op("Slice", x, start, end, self.constant([axis]))
 
@@ -100,14 +100,14 @@ class Graph:
         """Sums along an axis and keeps it."""
         return self.op("ReduceSum", x, self.constant([axis]), name=name, keepdims=1)
 
-    def model(
+    def make_model(
         self, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto], *, name: str, text: str
     ) -> onnx.ModelProto:
-        """The finished model, checked.
+        """Makes the finished model and checks it.
 
         Args:
-          inputs, outputs: their names are those of values of the graph.
-          name: of the graph.
+          inputs, outputs: inputs and outputs of the model, with the names of values of the graph.
+          name: name of the graph.
           text: `doc_string` of the model, which viewers show.
         """
         graph = helper.make_graph(self._nodes, name, inputs, outputs, list(self._weights.values()))
@@ -121,7 +121,7 @@ class Graph:
         onnx.checker.check_model(model)
         return model
 
-    def _unique(self, name: str) -> str:
+    def _make_unique(self, name: str) -> str:
         found, number = name, 1
         while found in self._names:
             found, number = f"{name}_{number}", number + 1
@@ -129,5 +129,5 @@ class Graph:
         return found
 
 
-def _snake(name: str) -> str:
+def _to_snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

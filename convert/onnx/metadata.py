@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ecapa_jax.batching import minimum_samples
 from ecapa_jax.bundle.bundle import Bundle
-from ecapa_jax.onnx_file import KEY, document
+from ecapa_jax.onnx_file import KEY, make_document
 from ecapa_jax.scoring.scorer import Scorer
 
 
@@ -19,7 +19,7 @@ def metadata(bundle: Bundle, takes: str, precision: str = "float32") -> dict[str
     config, provenance = bundle.config, bundle.provenance
     threshold = bundle.scoring.threshold
     return {
-        KEY: document(
+        KEY: make_document(
             takes=takes,
             precision=precision,
             config=config,
@@ -43,20 +43,20 @@ def metadata(bundle: Bundle, takes: str, precision: str = "float32") -> dict[str
 
 
 _INPUTS = {
-    "waveform": "`waveforms` [batch, samples] float32 in [-1, 1], right-padded with anything, and `lengths` [batch] "
-    "int64, the true lengths in samples; NaN is the embedding of one below {minimum_samples} samples",
-    "features": "`features` [batch, frames, mels] float32, normalised as the model's own front end does, not padded",
-    "sherpa": "the features that sherpa-onnx's SpeakerEmbeddingExtractor makes, one recording at a time",
+    "waveform": "`waveforms` [batch, samples] float32 in [-1, 1], right-padded with any values, and `lengths` [batch] "
+    "int64, the true lengths in samples; an utterance with fewer than {minimum_samples} samples has the embedding NaN",
+    "features": "`features` [batch, frames, mels] float32, normalised as by the model's front end, without padding",
+    "sherpa": "the features that the SpeakerEmbeddingExtractor of sherpa-onnx computes, one recording at a time",
 }
 
 
 def card(about: dict[str, str]) -> str:
-    """Makes a model card from the metadata, which becomes the `doc_string` of the file."""
+    """Makes a model card from the metadata; the card becomes the `doc_string` of the file."""
     lines = [
         f"ECAPA-TDNN speaker encoder: {about['model']} (family {about['family']}), exported by ecapa-jax.",
         f"Input: {_INPUTS[about['input']].format(**about)}.",
-        f"Audio: {about['sample_rate']} Hz; of several channels take {about['channel']}.",
-        f"Output: `embeddings` [batch, {about['embedding_dim']}] float32, not of length one.",
+        f"Audio: {about['sample_rate']} Hz; for several channels, take {about['channel']}.",
+        f"Output: `embeddings` [batch, {about['embedding_dim']}] float32, not normalised to length one.",
         f"Score: {about['score']}; threshold: {about['threshold']}.",
         f"Weights: {about['precision']}. Licence: {about['licence']}.",
     ]

@@ -16,16 +16,16 @@ from onnx import TensorProto, helper, numpy_helper
 from ecapa_jax.errors import ConfigError
 
 IN_FLOAT32 = re.compile(r"(^|/)(front_end|se|pooling|projection)/")
-"""Modules whose convolutions are not quantised: they run once per utterance, or decide the weights of frames."""
+"""Modules whose convolutions stay in float32, because they run once per utterance or determine weights of frames."""
 
 Feed = dict[str, np.ndarray]
 
 
 def to_int8(model: onnx.ModelProto, calibration: Iterable[Feed]) -> onnx.ModelProto:
-    """Quantises convolutions to int8: weights per channel, activations by the ranges found in calibration.
+    """Quantises convolutions to int8: the weights per channel, and the activations by the ranges found in calibration.
 
-    ONNX Runtime's static quantisation, as QuantizeLinear and DequantizeLinear about each convolution of the stem, the
-    blocks and the MFA. Everything else, front end, squeeze-excitation, statistics and pooling, stays float32.
+    ONNX Runtime quantises statically. It puts QuantizeLinear and DequantizeLinear around each convolution of the stem,
+    the blocks and the MFA. The front end, squeeze-excitation, statistics and pooling stay in float32.
 
     Args:
       model: result of `export_onnx`.
@@ -39,23 +39,23 @@ def to_int8(model: onnx.ModelProto, calibration: Iterable[Feed]) -> onnx.ModelPr
     feeds = iter(calibration)
     first = next(feeds, None)
     if first is None:
-        raise ConfigError("there is no recording to calibrate with: name a folder of speech with --calibration")
+        raise ConfigError("there is no recording to calibrate with: pass a folder of speech with --calibration")
 
     class Reader(CalibrationDataReader):
-        """Yields the inputs of one recording after the other."""
+        """Reader that returns the inputs of one recording after the other."""
 
         def __init__(self) -> None:
             self._feeds = itertools.chain([first], feeds)
 
         def get_next(self) -> Feed | None:
-            """Returns the next inputs."""
+            """Returns the inputs of the next recording, or None after the last recording."""
             return next(self._feeds, None)
 
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "float32.onnx"), Path(folder, "int8.onnx")
         onnx.save(model, source)
-        logging.disable(logging.WARNING)  # it asks for a pre-processing that has nothing to do here
+        logging.disable(logging.WARNING)  # it recommends a pre-processing step that would change nothing
         try:
             quantize_static(
                 source,
@@ -79,14 +79,15 @@ def to_int8(model: onnx.ModelProto, calibration: Iterable[Feed]) -> onnx.ModelPr
 
 
 def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Stores kernels in float16 and casts them to float32 when the model loads: half the size at the same speed.
+    """Stores kernels in float16, which halves the size; the model casts them to float32 when it loads and runs as fast.
 
-    Only kernels of convolutions are stored so: the front end's matrices, biases and normalisations stay float32.
+    Only the kernels of convolutions are in float16. The matrices of the front end, biases and normalisations stay in
+    float32.
     """
     found = onnx.ModelProto()
     found.CopyFrom(model)
     before = []
-    for tensor in _kernels(found):
+    for tensor in _find_kernels(found):
         name = tensor.name
         half = numpy_helper.to_array(tensor).astype(np.float16)
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}/float16"))
@@ -96,12 +97,13 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _store_in_int8(model: onnx.ModelProto) -> None:
-    """Stores the kernels of the convolutions that stay in float32 as int8 with a factor for each output channel.
+    """Stores the kernels of the convolutions that compute in float32 as int8 with a factor for each output channel.
 
-    A cast and a product, which runtimes do once when they load; they would compute DequantizeLinear at every call.
+    A cast and a product restore each kernel. Runtimes compute both once when they load the model, whereas they would
+    compute DequantizeLinear at every call.
     """
     before = []
-    for tensor in _kernels(model):
+    for tensor in _find_kernels(model):
         name, values = tensor.name, numpy_helper.to_array(tensor)
         peak = np.abs(values).max(axis=(1, 2), keepdims=True)
         scale = np.where(peak > 0, peak, 1).astype(np.float32) / np.float32(127)
@@ -113,7 +115,7 @@ def _store_in_int8(model: onnx.ModelProto) -> None:
     _prepend(model, before)
 
 
-def _kernels(model: onnx.ModelProto) -> list[onnx.TensorProto]:
+def _find_kernels(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """Finds the float32 kernels of convolutions."""
     names = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
     return [tensor for tensor in model.graph.initializer if tensor.name in names]

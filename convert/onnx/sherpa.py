@@ -1,9 +1,9 @@
-"""An ONNX model for sherpa-onnx's `SpeakerEmbeddingExtractor`, which makes the features itself.
+"""Exports an ONNX model for the `SpeakerEmbeddingExtractor` of sherpa-onnx, which computes the features itself.
 
-sherpa-onnx's features are Kaldi's with frames centred on each hop, a povey window, and an upper edge 400 Hz below half
-the sample rate; for the framework `nemo` they are librosa's. A family with features of that kind is served nearly: its
-mel bands lie elsewhere, so each is interpolated between sherpa-onnx's two about it. That is a linear map of the bands,
-which becomes part of the stem's convolution.
+sherpa-onnx computes Kaldi features with frames centred on each hop, a povey window, and an upper edge 400 Hz below half
+the sample rate. For the framework `nemo` it computes the features of librosa. The export approximates the features of a
+family of this kind: the mel bands of the family have other centres, so each of them is interpolated between the two
+nearest bands of sherpa-onnx. This linear map of the bands becomes part of the convolution of the stem.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ecapa_jax.folding import fold
 from ecapa_jax.onnx_file import EMBEDDINGS
 
 BELOW_NYQUIST = 400.0
-"""Hz between sherpa-onnx's highest mel edge and half the sample rate."""
+"""Difference in Hz between half the sample rate and the highest mel edge of sherpa-onnx."""
 
 _KALDI: dict[str, Any] = {
     "remove_dc": True,
@@ -58,43 +58,44 @@ _NEMO: dict[str, Any] = {
 
 
 def framework(config: FbankConfig) -> str:
-    """Which of sherpa-onnx's extractors makes features like these: `3d-speaker`, `wespeaker` or `nemo`.
+    """Returns the framework of sherpa-onnx that computes such features: `3d-speaker`, `wespeaker` or `nemo`.
 
     Raises:
-      ConfigError: none does.
+      ConfigError: no framework of sherpa-onnx computes such features.
     """
-    wrong = {name: _different(config, fields) for name, fields in (("Kaldi", _KALDI), ("NeMo", _NEMO))}
+    wrong = {name: _describe_difference(config, fields) for name, fields in (("Kaldi", _KALDI), ("NeMo", _NEMO))}
     sizes = (config.frame_length, config.frame_shift, config.fft_size)
     kaldi_sizes = (config.sample_rate // 40, config.sample_rate // 100)
     power = 1 << (kaldi_sizes[0] - 1).bit_length()
     if not wrong["NeMo"] and sizes == (*kaldi_sizes, power):
         return "nemo"
     if wrong["Kaldi"] or sizes != (*kaldi_sizes, power) or config.waveform_scale not in (1.0, 32768.0):
-        reason = wrong["Kaldi"] or f"frames of {sizes[0]} samples every {sizes[1]}, waveform scale"
+        reason = wrong["Kaldi"] or f"frames of {sizes[0]} samples every {sizes[1]} samples, or the waveform scale"
         raise ConfigError(
-            f"sherpa-onnx can't make this model's features (it has Kaldi's; here other: {reason}): export it with "
-            f"--input waveform, which holds the front end"
+            f"sherpa-onnx can't make this model's features (they differ from Kaldi's: {reason}): export the model with "
+            f"--input waveform, which includes the front end"
         )
     if config.framing not in ("snip_edges", "kaldi_reflect"):
         raise ConfigError(
-            f"sherpa-onnx can't make this model's features (framing {config.framing}): export it with --input waveform"
+            f"sherpa-onnx can't make this model's features (framing {config.framing}): export the model with "
+            f"--input waveform, which includes the front end"
         )
     return "3d-speaker" if config.waveform_scale == 1 else "wespeaker"
 
 
-def _different(config: FbankConfig, fields: dict[str, Any]) -> str:
+def _describe_difference(config: FbankConfig, fields: dict[str, Any]) -> str:
     values = {name: getattr(config, name) for name in fields}
     return ", ".join(f"{name} {value}" for name, value in values.items() if value != fields[name])
 
 
 def sherpa_front_end(config: FbankConfig) -> FbankConfig:
-    """The features that sherpa-onnx makes for a model with the framework `3d-speaker` or `wespeaker`."""
+    """Returns the front end that sherpa-onnx uses for a model with the framework `3d-speaker` or `wespeaker`."""
     f_max = config.sample_rate / 2 - BELOW_NYQUIST
     return dataclasses.replace(config, framing="kaldi_reflect", window="povey", window_periodic=False, f_max=f_max)
 
 
 def band_map(config: FbankConfig) -> Float64[np.ndarray, "theirs ours"]:
-    """Weights of sherpa-onnx's bands in each band of the model: linear interpolation between centres."""
+    """Computes the weights of sherpa-onnx's bands in each band of the model, by interpolation between the centres."""
     low, ours, theirs = hz_to_mel(
         config, np.array([config.f_min, config.f_max, config.sample_rate / 2 - BELOW_NYQUIST])
     )
@@ -104,10 +105,10 @@ def band_map(config: FbankConfig) -> Float64[np.ndarray, "theirs ours"]:
 
 
 def export_sherpa(bundle: Bundle) -> onnx.ModelProto:
-    """The ONNX model that sherpa-onnx takes, with its metadata.
+    """Makes the ONNX model of a bundle for sherpa-onnx, with its metadata.
 
     Raises:
-      ConfigError: sherpa-onnx makes no features like this model's.
+      ConfigError: sherpa-onnx can't compute features like those of the model.
     """
     config = bundle.config
     kind = framework(config.fbank)
@@ -116,7 +117,7 @@ def export_sherpa(bundle: Bundle) -> onnx.ModelProto:
     kernel = np.einsum("to,koc->ktc", band_map(config.fbank), np.float64(conv["kernel"])).astype(np.float32)
     variables["params"]["stem"] = {**variables["params"]["stem"], "conv": {**conv, "kernel": kernel}}
     graph, dim = Graph(), config.ecapa.embedding_dim
-    if kind == "nemo":  # its extractor wants two outputs, and takes the second
+    if kind == "nemo":  # the extractor for NeMo needs two outputs and uses the second
         inputs: list[tuple[str, Any, list[Any]]] = [
             ("audio_signal", TensorProto.FLOAT, [1, 80, "frames"]),
             ("length", TensorProto.INT64, [1]),
@@ -129,8 +130,8 @@ def export_sherpa(bundle: Bundle) -> onnx.ModelProto:
         outputs = [EMBEDDINGS]
     for name in outputs:
         graph.op("Identity", found, name=name)
-    about = metadata(bundle, "sherpa") | _for_sherpa(bundle, kind)
-    model = graph.model(
+    about = metadata(bundle, "sherpa") | _make_sherpa_metadata(bundle, kind)
+    model = graph.make_model(
         [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in inputs],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, dim]) for name in outputs],
         name="ecapa_tdnn",
@@ -140,8 +141,8 @@ def export_sherpa(bundle: Bundle) -> onnx.ModelProto:
     return model
 
 
-def _for_sherpa(bundle: Bundle, kind: str) -> dict[str, str]:
-    """The metadata that sherpa-onnx reads."""
+def _make_sherpa_metadata(bundle: Bundle, kind: str) -> dict[str, str]:
+    """Makes the metadata that sherpa-onnx reads."""
     fbank = bundle.config.fbank
     found = {
         "framework": kind,

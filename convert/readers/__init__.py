@@ -1,1 +1,1 @@
-"""Safe readers of foreign checkpoint files: nothing in them is run."""
+"""Readers of checkpoint files of other libraries, which never run anything in a file."""

@@ -1,4 +1,4 @@
-"""Turns the views of a pickle machine into arrays, with checks before anything is allocated; errors of all readers."""
+"""Builds arrays from the views of a pickle machine after checking them, and makes error messages for all readers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ecapa_jax.convert.readers.pickle_machine import SCALARS, Global, Storage, View, is_beside, show
+from ecapa_jax.convert.readers.pickle_machine import SCALARS, Global, Storage, View, is_not_weight, show
 from ecapa_jax.errors import ConversionError
 
 _MAX_DEPTH = 64
 
-# What the parsers of the standard library and numpy raise on damaged input.
+# Exceptions that the parsers of the standard library and NumPy raise on damaged input.
 _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -36,7 +36,7 @@ _DAMAGE = (
 
 @contextlib.contextmanager
 def one_line_errors(name: str) -> Iterator[None]:
-    """Turns whatever a damaged file makes the parsers raise into a one-line ConversionError that starts with `name`.
+    """Turns any exception of a parser on a damaged file into a one-line ConversionError that starts with `name`.
 
     Raises:
       ConversionError: the body failed on the file.
@@ -55,7 +55,7 @@ def one_line_errors(name: str) -> Iterator[None]:
 
 
 def check_bool(array: np.ndarray) -> np.ndarray:
-    """Returns the array. The bytes of a bool array must be 0 or 1, because NumPy relies on that without checking.
+    """Checks that the bytes of a bool array are 0 or 1, which NumPy relies on without checking, and returns the array.
 
     Raises:
       ConversionError: a bool array holds another byte.
@@ -66,11 +66,11 @@ def check_bool(array: np.ndarray) -> np.ndarray:
 
 
 class TreeBuilder:
-    """Replaces each `View` in a tree by a read-only array; reads each storage once, when it is first needed.
+    """Builder that replaces each `View` in a tree by a read-only array. It reads a storage once, at the first use.
 
     Args:
-      read: function that returns the bytes of a storage, as many as the storage claims.
-      max_bytes: limit on the size of all tensors together.
+      read: function that returns the bytes of a storage; their number is the number that the storage claims.
+      max_bytes: limit on the total size of all tensors.
     """
 
     def __init__(self, read: Callable[[Storage], bytes], max_bytes: int) -> None:
@@ -78,62 +78,62 @@ class TreeBuilder:
         self._max_bytes = max_bytes
         self._total = 0
         self._storages: dict[str, bytes] = {}
-        self._built: dict[int, object] = {}  # by id: an object named many times in the tree is built once
+        self._built: dict[int, object] = {}  # by id, so that an object that occurs often in the tree is built once
 
     def build(self, node: object, depth: int = 0) -> object:
-        """Returns the tree below `node` with arrays."""
+        """Builds the tree below `node` with arrays in place of views."""
         if isinstance(node, SCALARS):
             return node
         if id(node) not in self._built:
             if depth >= _MAX_DEPTH:
-                raise ConversionError("its containers hold each other or are nested too deep for weights")
-            self._built[id(node)] = self._container(node, depth)
+                raise ConversionError("its containers contain each other or are nested too deeply for weights")
+            self._built[id(node)] = self._build_container(node, depth)
         return self._built[id(node)]
 
-    def _container(self, node: object, depth: int) -> object:
+    def _build_container(self, node: object, depth: int) -> object:
         if isinstance(node, View):
-            return self._array(node)
+            return self._build_array(node)
         if isinstance(node, dict):
-            kept = {key: value for key, value in node.items() if not is_beside(value)}
+            kept = {key: value for key, value in node.items() if not is_not_weight(value)}
             return type(node)((key, self.build(value, depth + 1)) for key, value in kept.items())
         if isinstance(node, list | tuple):
-            return type(node)([None if is_beside(item) else self.build(item, depth + 1) for item in node])
+            return type(node)([None if is_not_weight(item) else self.build(item, depth + 1) for item in node])
         what = node.name if isinstance(node, Global) else "a storage that belongs to no tensor"
-        raise ConversionError(f"it holds {what} as a value; save the state dict alone")
+        raise ConversionError(f"it holds {what} as a value; save only the state dict")
 
-    def _array(self, view: View) -> np.ndarray:
+    def _build_array(self, view: View) -> np.ndarray:
         dtype, shape = view.storage.dtype, view.shape
         count = math.prod(shape)
         end = view.offset + sum((dim - 1) * stride for dim, stride in zip(shape, view.strides, strict=True)) + 1
         if count and end > view.storage.numel:
-            raise ConversionError("a tensor reaches beyond its storage; the file is damaged or made to mislead")
+            raise ConversionError("a tensor extends beyond its storage; the file is damaged or malicious")
         self._total += count * dtype.itemsize
         if self._total > self._max_bytes:
             raise ConversionError(
-                f"its tensors claim over {self._max_bytes} bytes, far more than the file holds; it is made to mislead"
+                f"its tensors claim over {self._max_bytes} bytes, far more than the file holds; it is malicious"
             )
-        array = check_bool(self._strided(view)) if count else np.empty(shape, dtype)
+        array = check_bool(self._copy_view(view)) if count else np.empty(shape, dtype)
         array.flags.writeable = False
         return array
 
-    def _strided(self, view: View) -> np.ndarray:
+    def _copy_view(self, view: View) -> np.ndarray:
         dtype, shape = view.storage.dtype, view.shape
-        # The stride of an axis of length 1 is never taken and may be anything.
+        # The stride of an axis of length 1 is never used and may have any value.
         strides = [stride * dtype.itemsize if dim > 1 else 0 for dim, stride in zip(shape, view.strides, strict=True)]
         offset = view.offset * dtype.itemsize
-        return np.asarray(np.ndarray(shape, dtype, self._raw(view.storage), offset, strides), order="C")
+        return np.asarray(np.ndarray(shape, dtype, self._read_storage(view.storage), offset, strides), order="C")
 
-    def _raw(self, storage: Storage) -> bytes:
+    def _read_storage(self, storage: Storage) -> bytes:
         if storage.key not in self._storages:
             self._storages[storage.key] = self._read(storage)
         raw = self._storages[storage.key]
-        if len(raw) != storage.numel * storage.dtype.itemsize:  # the same key again, with another size
-            raise wrong_size(storage, len(raw))
+        if len(raw) != storage.numel * storage.dtype.itemsize:  # another storage has the same key and another size
+            raise make_size_error(storage, len(raw))
         return raw
 
 
-def wrong_size(storage: Storage, found: int) -> ConversionError:
-    """Makes the error for a storage whose length differs from that in the pickle."""
+def make_size_error(storage: Storage, found: int) -> ConversionError:
+    """Makes the error for a storage whose length differs from the length in the pickle."""
     wanted = storage.numel * storage.dtype.itemsize
     return ConversionError(
         f"storage {show(storage.key)} has {found} bytes but should have {wanted}; the file is damaged"

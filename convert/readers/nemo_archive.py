@@ -1,7 +1,7 @@
-"""Reads archives of NeMo: a tar, plain or gzipped, of a YAML file and a PyTorch checkpoint. Nothing is unpacked.
+"""Reads archives of NeMo, plain or gzipped tar files with a YAML file and a PyTorch checkpoint, without unpacking them.
 
-`tarfile.TarInfo` parses headers, but the walk from one header to the next is here: that of `tarfile` reads as much as
-an extended header asks for, and follows links.
+`tarfile.TarInfo` parses headers, but this module walks from one header to the next itself, because `tarfile` reads as
+much as an extended header asks for and follows links.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
-class _Window(io.RawIOBase):
-    """Part of a file as a file."""
+class _FileSlice(io.RawIOBase):
+    """Part of a file with the interface of a file."""
 
     def __init__(self, file: io.BufferedIOBase, start: int, size: int) -> None:
         self._file, self._start, self._size, self._at = file, start, size, 0
@@ -43,7 +43,7 @@ class _Window(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Does the same as for any file."""
+        """Moves to a position, as for any file."""
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
         if base + offset < 0:
             raise ValueError("negative seek position")
@@ -51,7 +51,7 @@ class _Window(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Does the same as for any file."""
+        """Reads bytes into a buffer, as for any file."""
         self._file.seek(self._start + self._at)
         data = self._file.read(min(len(buffer), max(self._size - self._at, 0)))
         buffer[: len(data)] = data
@@ -62,7 +62,7 @@ class _Window(io.RawIOBase):
 def open_nemo(
     file: io.BufferedReader | io.BytesIO, name: str, *, compressed: bool
 ) -> tuple[bytes, io.BufferedReader | io.BytesIO]:
-    """Returns the text of `model_config.yaml`, and `model_weights.ckpt` as a file to read.
+    """Returns the text of `model_config.yaml`, and `model_weights.ckpt` as a readable file.
 
     The weights of a compressed archive are held in memory, up to four times the size of the archive plus 16 MiB.
 
@@ -77,23 +77,25 @@ def open_nemo(
         limit = 4 * size + (16 << 20) if compressed else size
         config: bytes | None = None
         weights: io.BufferedReader | io.BytesIO | None = None
-        for member, start in _members(stream, limit):
+        for member, start in _walk_members(stream, limit):
             if member.name == CONFIG:
                 if member.size > _MAX_CONFIG:
                     raise ConversionError(f"its {CONFIG} is larger than {_MAX_CONFIG >> 10} kB")
-                config = _exactly(stream, member.size)
+                config = _read_exactly(stream, member.size)
             elif member.name == WEIGHTS and compressed:
-                weights = io.BytesIO(_exactly(stream, member.size))
+                weights = io.BytesIO(_read_exactly(stream, member.size))
             elif member.name == WEIGHTS:
-                weights = io.BufferedReader(_Window(file, start, member.size), _CHUNK)
+                weights = io.BufferedReader(_FileSlice(file, start, member.size), _CHUNK)
         if config is None or weights is None:
             missing = CONFIG if config is None else WEIGHTS
-            raise ConversionError(f"it is a tar archive without {missing}, so no NeMo model; give the checkpoint in it")
+            raise ConversionError(
+                f"it is a tar archive without {missing}, so it is not a NeMo model; give the checkpoint in it"
+            )
         return config, weights
 
 
-def _members(stream: io.BufferedIOBase, limit: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Yields each regular file and where its content starts; the caller may read this content, but nothing after it."""
+def _walk_members(stream: io.BufferedIOBase, limit: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Yields each regular file and the start of its content. The caller may read this content, but nothing after it."""
     seen: set[str] = set()
     at = 0
     for _ in range(_MAX_MEMBERS):
@@ -101,55 +103,59 @@ def _members(stream: io.BufferedIOBase, limit: int) -> Iterator[tuple[tarfile.Ta
         block = stream.read(_BLOCK)
         if not block.strip(b"\0"):
             if not block:
-                raise ConversionError("its tar archive has no end; it is cut off: download it again")
+                raise ConversionError("its tar archive has no end, so it is cut off; download it again")
             return
-        member = _header(block, first=at == 0)
+        member = _parse_header(block, first=at == 0)
         start = at + _BLOCK
         at = start + -(-member.size // _BLOCK) * _BLOCK
         if member.size < 0 or at > limit:
             raise ConversionError(f"{show(member.name)} claims {member.size} bytes, more than the archive can hold")
         if member.type in _EXTENSIONS:
-            _check_extension(_exactly(stream, min(member.size, _MAX_EXTENSION + 1)))
+            _check_extension(_read_exactly(stream, min(member.size, _MAX_EXTENSION + 1)))
             continue
-        member.name = _plain_name(member)
+        member.name = _check_name(member)
         if member.type == tarfile.DIRTYPE:
             continue
         if member.name in seen:
-            raise ConversionError(f"it holds {show(member.name)} twice; it is damaged or made to mislead")
+            raise ConversionError(f"it holds {show(member.name)} twice; it is damaged or malicious")
         seen.add(member.name)
         yield member, start
-    raise ConversionError(f"its tar archive has over {_MAX_MEMBERS} members, so it is no NeMo model")
+    raise ConversionError(f"its tar archive has over {_MAX_MEMBERS} members, so it is not a NeMo model")
 
 
-def _header(block: bytes, *, first: bool) -> tarfile.TarInfo:
+def _parse_header(block: bytes, *, first: bool) -> tarfile.TarInfo:
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.TarError as error:
         if first:
-            raise ConversionError("it is compressed but no NeMo model (no tar archive is in it); unpack it") from error
+            raise ConversionError(
+                "it is compressed but not a NeMo model (it contains no tar archive); unpack it"
+            ) from error
         raise
 
 
-def _plain_name(member: tarfile.TarInfo) -> str:
+def _check_name(member: tarfile.TarInfo) -> str:
     """Returns the name of the member below the folder of the archive."""
     if member.type not in (*_FILES, tarfile.DIRTYPE):
-        raise ConversionError(f"{show(member.name)} in it is a link, a device or of an unknown kind; nothing was read")
+        raise ConversionError(f"its member {show(member.name)} is a link, a device or unknown; nothing was read")
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
     if member.name.startswith("/") or ".." in parts or "\\" in member.name:
-        raise ConversionError(f"{show(member.name)} in it points out of its folder; nothing was read")
+        raise ConversionError(f"its member {show(member.name)} points outside its folder; nothing was read")
     return "/".join(parts)
 
 
 def _check_extension(records: bytes) -> None:
-    """Refuses an extended header that renames or resizes the next member, which NeMo never writes; others are fine."""
+    """Raises an error if an extended header renames or resizes the next member, which NeMo never does."""
     if len(records) > _MAX_EXTENSION or any(
         word in records for word in (b" path=", b" size=", b" linkpath=", b" GNU.")
     ):
-        raise ConversionError("an extended header in it is large or changes a member's name or size; nothing was read")
+        raise ConversionError(
+            "an extended header is too large or changes the name or size of a member; nothing was read"
+        )
 
 
-def _exactly(stream: io.BufferedIOBase, size: int) -> bytes:
+def _read_exactly(stream: io.BufferedIOBase, size: int) -> bytes:
     data = stream.read(size)
     if len(data) != size:
-        raise ConversionError("it ends within a member; it is cut off: download it again")
+        raise ConversionError("it ends within a member, so it is cut off; download it again")
     return data

@@ -1,4 +1,4 @@
-"""Reads NumPy's `.npz`, a zip of `.npy` files, compressed or not. Nothing is unpickled."""
+"""Reads NumPy's `.npz` files, which are zip archives of `.npy` files, compressed or not, and unpickles nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HEADER = re.compile(
 
 
 def read_npz(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.ndarray]:
-    """Reads the arrays, read-only, by their names in the archive without `.npy`.
+    """Reads the arrays as read-only arrays, by their names in the archive without `.npy`.
 
     Raises:
       ConversionError: the file is damaged, holds anything but plain little-endian arrays, or unpacks to more than four
@@ -37,21 +37,21 @@ def read_npz(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.nd
             members = archive.infolist()
             names = [member.filename for member in members]
             if len(set(names)) != len(names):
-                raise ConversionError("it holds two members of the same name; it is damaged or made to mislead")
+                raise ConversionError("it holds two members of the same name; it is damaged or malicious")
             if sum(member.file_size for member in members) > 4 * size + (64 << 20):
-                raise ConversionError("its members claim far more bytes than the file has; it is made to mislead")
-            return {member.filename.removesuffix(".npy"): _member(archive, member) for member in members}
+                raise ConversionError("its members claim far more bytes than the file has; it is malicious")
+            return {member.filename.removesuffix(".npy"): _read_member(archive, member) for member in members}
 
 
-def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
     shown = show(member.filename)
     with archive.open(member) as stream:
-        shape, fortran, dtype, start = _header(stream.read(_MAX_HEADER + 12))
+        shape, fortran, dtype, start = _parse_header(stream.read(_MAX_HEADER + 12))
     if dtype.kind not in "fiub" or dtype.byteorder == ">":
-        raise ConversionError(f"{shown} is of type {show(str(dtype))}, which no weights need; save it as float32")
+        raise ConversionError(f"{shown} is of type {show(str(dtype))}, which weights don't need; save it as float32")
     left = member.file_size - start
     if math.prod(shape) * dtype.itemsize != left:
-        raise ConversionError(f"{shown} has {left} bytes, not those of its shape {show(str(shape))}; it is damaged")
+        raise ConversionError(f"{shown} has {left} bytes, which don't fit its shape {show(str(shape))}; it is damaged")
     data = np.empty(left, np.uint8)
     with archive.open(member) as stream:
         stream.read(start)
@@ -60,17 +60,17 @@ def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             if len(part) != min(_CHUNK, left - at):
                 raise ConversionError(f"{shown} is cut off; download or save the file again")
             data[at : at + len(part)] = np.frombuffer(part, np.uint8)
-        if stream.read(1):  # the end, where the checksum is compared
+        if stream.read(1):  # reading to the end compares the checksum
             raise ConversionError(f"{shown} is longer than it says; it is damaged")
     array = check_bool(data.view(dtype).reshape(shape, order="F" if fortran else "C"))
     array.flags.writeable = False
     return array
 
 
-def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, order, type and the header's end; it must be as NumPy writes it, no other Python literal is evaluated."""
+def _parse_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Parses shape, order, type and end of a header exactly as NumPy writes it, without evaluating a Python literal."""
     if data[:6] != b"\x93NUMPY" or data[6:8] not in (b"\x01\0", b"\x02\0"):
-        raise ConversionError("it holds a member that is no NumPy array; save it with np.savez")
+        raise ConversionError("it holds a member that is not a NumPy array; save it with np.savez")
     start = 10 if data[6] == 1 else 12
     end = start + int.from_bytes(data[8:start], "little")
     text = data[start:end].decode("latin-1")

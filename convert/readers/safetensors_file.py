@@ -1,4 +1,4 @@
-"""safetensors files, every dtype of them that a speaker model may have."""
+"""Reads safetensors files with every dtype that a speaker model may have."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DTYPES: dict[str, np.dtype] = {
 
 
 def read_safetensors(file: io.BufferedReader | io.BytesIO, name: str) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, by name, read-only.
+    """Reads the tensors of a safetensors file as read-only arrays, by name.
 
     Raises:
       ConversionError: the file is damaged, or holds a dtype that no speaker model needs.
@@ -40,16 +40,16 @@ def read_safetensors(file: io.BufferedReader | io.BytesIO, name: str) -> dict[st
     file.seek(0)
     with one_line_errors(name):
         try:
-            # Not safetensors.numpy: before 0.8 that knows no bfloat16.
+            # safetensors.numpy does not know bfloat16 before version 0.8.
             entries = safetensors.deserialize(file.read())
         except safetensors.SafetensorError as error:
             raise ConversionError(
                 f"it is a damaged safetensors file ({show(str(error))}); download it again"
             ) from error
-        return {key: _array(key, entry) for key, entry in sorted(entries, key=lambda item: item[0])}
+        return {key: _make_array(key, entry) for key, entry in sorted(entries, key=lambda item: item[0])}
 
 
-def _array(key: str, entry: Mapping[str, Any]) -> np.ndarray:
+def _make_array(key: str, entry: Mapping[str, Any]) -> np.ndarray:
     dtype = _DTYPES.get(str(entry["dtype"]))
     if dtype is None:
         raise ConversionError(f"{show(key)} is of type {entry['dtype']}, which no speaker model needs; save it as F32")

@@ -1,7 +1,7 @@
-"""PyTorch's zip checkpoints (torch.save since 1.6), read without PyTorch and without running anything in them.
+"""Reads zip checkpoints of PyTorch (torch.save since 1.6) without PyTorch and without running anything in them.
 
 A checkpoint is a pickle, `data.pkl`, beside one raw file for each storage. `pickle_machine` turns the pickle into
-containers and descriptions of tensors; arrays are made here in a second pass, once what each of them claims is checked.
+containers and descriptions of tensors. This module makes the arrays in a second pass, after checking each description.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import os
 import zipfile
 
-from ecapa_jax.convert.readers.arrays import TreeBuilder, one_line_errors, wrong_size
+from ecapa_jax.convert.readers.arrays import TreeBuilder, make_size_error, one_line_errors
 from ecapa_jax.convert.readers.pickle_machine import MAX_PICKLE, PickleMachine, Storage, show
 from ecapa_jax.errors import ConversionError
 
@@ -20,15 +20,15 @@ _CHUNK = 1 << 20
 
 
 def read_torch_zip(file: io.BufferedReader | io.BytesIO, name: str, *, max_bytes: int | None = None) -> object:
-    """Reads a zip checkpoint: dicts, OrderedDicts, lists, tuples, scalars, strings and bytes, with arrays for tensors.
+    """Reads a zip checkpoint as dicts, OrderedDicts, lists, tuples, scalars, strings, bytes, and arrays for tensors.
 
-    Arrays are read-only and have the file's dtypes (bfloat16 is that of ml_dtypes).
+    Arrays are read-only and have the dtypes of the file (bfloat16 is the type of ml_dtypes).
 
     Args:
-      file: seekable; left open.
-      name: what error messages call the file.
-      max_bytes: limit on the size of all tensors together, as a small file can claim any; by default four times the
-        file and 64 MiB.
+      file: a seekable file, which stays open.
+      name: name of the file in error messages.
+      max_bytes: limit on the total size of all tensors, because a small file can claim any size; by default four times
+        the size of the file plus 64 MiB.
 
     Raises:
       ConversionError: the file is not such a checkpoint, is damaged, names anything but tensors and plain containers,
@@ -45,17 +45,17 @@ def read_torch_zip(file: io.BufferedReader | io.BytesIO, name: str, *, max_bytes
             def read(storage: Storage) -> bytes:
                 member = archive.getinfo(f"{prefix}data/{storage.key}")
                 if member.file_size != storage.numel * storage.dtype.itemsize:
-                    raise wrong_size(storage, member.file_size)
+                    raise make_size_error(storage, member.file_size)
                 return archive.read(member)
 
             return TreeBuilder(read, limit).build(tree)
 
 
 def check_entries(file: io.BufferedReader | io.BytesIO) -> None:
-    """Bounds what `zipfile` makes of a directory: it holds 600 bytes for each entry, which takes 46 in a file.
+    """Limits the number of entries, because `zipfile` takes 600 bytes for an entry that takes 46 bytes in the file.
 
     Raises:
-      ConversionError: there may be too many.
+      ConversionError: the archive may have too many entries.
     """
     file.seek(0)
     count, tail = 0, b""
@@ -63,16 +63,16 @@ def check_entries(file: io.BufferedReader | io.BytesIO) -> None:
         count += (tail + chunk).count(_ENTRY)
         tail = chunk[1 - len(_ENTRY) :]
     if count > _MAX_MEMBERS:
-        raise ConversionError(f"its zip archive has over {_MAX_MEMBERS} members; save the state dict alone")
+        raise ConversionError(f"its zip archive has over {_MAX_MEMBERS} members; save only the state dict")
 
 
 def _check_members(archive: zipfile.ZipFile, size: int) -> str:
-    """The archive's top folder with a slash, once each of its members is known to be what it says."""
+    """Checks the members of the archive and returns its top folder with a slash."""
     members = archive.infolist()
     names = [member.filename for member in members]
     pickles = [name for name in names if name == "data.pkl" or (name.count("/") == 1 and name.endswith("/data.pkl"))]
     if len(pickles) != 1 or len(set(names)) != len(names):
-        raise ConversionError(_describe(names))
+        raise ConversionError(_explain_refusal(names))
     prefix = pickles[0].removesuffix("data.pkl")
     if f"{prefix}constants.pkl" in names or any(name.startswith(f"{prefix}code/") for name in names):
         raise ConversionError(
@@ -81,18 +81,18 @@ def _check_members(archive: zipfile.ZipFile, size: int) -> str:
         )
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise ConversionError(f"{show(member.filename)} is compressed; PyTorch never does that: save it again")
+            raise ConversionError(f"{show(member.filename)} is compressed, which PyTorch never does; save it again")
     if sum(member.file_size for member in members) > size:
-        raise ConversionError("its members claim more bytes than the file has; it is damaged or made to mislead")
+        raise ConversionError("its members claim more bytes than the file has; it is damaged or malicious")
     if archive.getinfo(pickles[0]).file_size > MAX_PICKLE:
-        raise ConversionError(f"data.pkl is over {MAX_PICKLE >> 20} MiB; save the state dict alone")
+        raise ConversionError(f"data.pkl is over {MAX_PICKLE >> 20} MiB; save only the state dict")
     if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder") != b"little":
         raise ConversionError("it is not little-endian; save it again on a little-endian machine")
     return prefix
 
 
-def _describe(names: list[str]) -> str:
+def _explain_refusal(names: list[str]) -> str:
     if len(set(names)) != len(names):
-        return "it is a zip archive with two members of the same name; it is damaged or made to mislead"
+        return "it is a zip archive with two members of the same name; it is damaged or malicious"
     found = ", ".join(show(name) for name in names[:3]) + (", ..." if len(names) > 3 else "") if names else "nothing"
-    return f"it is a zip archive but no PyTorch checkpoint (no single data.pkl; it holds {found}); unpack it first"
+    return f"it is a zip archive but not a PyTorch checkpoint (no single data.pkl; it holds {found}); unpack it first"

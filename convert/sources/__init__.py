@@ -1,4 +1,4 @@
-"""The rule table of each family, and the list of families."""
+"""The families of checkpoints, each with its rule table."""
 
 from ecapa_jax.convert.family import Family
 from ecapa_jax.convert.sources import (

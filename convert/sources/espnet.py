@@ -1,4 +1,4 @@
-"""ESPnet-SPK's ECAPA-TDNN on mel features, such as `espnet/voxcelebs12_ecapa_mel`."""
+"""Converts the ECAPA-TDNN of ESPnet-SPK on mel features, such as `espnet/voxcelebs12_ecapa_mel`."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ LAYOUT = Layout(
 
 
 def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
-    """Determines the network from its shapes."""
+    """Infers the sizes of the network from the shapes of its tensors."""
     check_filter(tensors, FILTER, PRESETS["espnet"].fbank.preemphasis)
     return LAYOUT.infer(tensors, base)
 
 
-def _family(name: str, title: str, *, default: bool) -> Family:
+def _make_family(name: str, title: str, *, default: bool) -> Family:
     def companions(source: Source) -> Companions:
         del source
         return Companions(config=PRESETS[name])
@@ -52,13 +52,13 @@ def _family(name: str, title: str, *, default: bool) -> Family:
         rules=LAYOUT.rules,
         infer=infer,
         companions=companions,
-        # Neither tensors nor file names tell the two families apart: take the published model unless one is named.
+        # Neither tensors nor file names distinguish the two families. The family of the published model is the default.
         recognises=lambda source: default,
         published=(),
     )
 
 
-FAMILY = _family("espnet", "ESPnet-SPK until 202412", default=True)
+FAMILY = _make_family("espnet", "ESPnet-SPK until 202412", default=True)
 
-FAMILY_2025 = _family("espnet-2025", "ESPnet-SPK from 202511 on", default=False)
-"""In this family the standard deviation of the context is divided by n instead of n - 1, with another floor."""
+FAMILY_2025 = _make_family("espnet-2025", "ESPnet-SPK from 202511 on", default=False)
+"""This family computes the standard deviation of the context with n instead of n - 1, and with another floor."""

@@ -1,7 +1,7 @@
-"""mvector (VoiceprintRecognition-Pytorch): `model.pth`, SpeechBrain's layout as the first part of a `Sequential`.
+"""Converts mvector's (VoiceprintRecognition-Pytorch) `model.pth`, a `Sequential` that begins with SpeechBrain's layout.
 
 mvector scales a recording to -20 dB before its Kaldi fbank. A constant gain cancels when the mean of each band is
-subtracted, except where the energy is at the floor of the fbank; it is left out here.
+subtracted, except where the energy is at the floor of the fbank. This library leaves the gain out.
 
 Reference: `mvector.models.ecapa_tdnn.EcapaTdnn`, `mvector.data_utils.featurizer.AudioFeaturizer`.
 """

@@ -1,6 +1,6 @@
-"""NVIDIA NeMo's ECAPA-TDNN: a `.nemo` archive of `model_config.yaml` and the weights, front end included.
+"""Converts NVIDIA NeMo's ECAPA-TDNN from a `.nemo` archive of `model_config.yaml` and the weights, with its front end.
 
-The configuration is read as data; its `_target_`s are compared, never imported.
+The converter reads the configuration as data. It compares the values of `_target_` and never imports them.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ FIXED: dict[str, dict[str, tuple[Any, ...]]] = {
     "encoder": {},
     "decoder": {"pool_mode": ("attention",), "attention_channels": (128,)},
 }
-"""What an argument may be, the first its default; anything else is another model."""
+"""Supported values of each argument, with the default first. Other values belong to another model."""
 
 FREE = {
     "preprocessor": (
@@ -78,7 +78,7 @@ FREE = {
     "encoder": ("feat_in", "filters", "kernel_sizes", "dilations", "scale", "init_mode"),
     "decoder": ("feat_in", "num_classes", "emb_sizes", "angular", "init_mode"),
 }
-"""Arguments that are read below, or that only training looks at."""
+"""Arguments that this module reads, or that only training uses."""
 
 STATED = {
     "n_mels": "encoder.feat_in",
@@ -91,8 +91,8 @@ STATED = {
 }
 
 
-class Parts:
-    """The three parts of a model_config.yaml, each checked against what can be expressed."""
+class ConfigParts:
+    """The three parts of a model_config.yaml, whose arguments are checked against the supported values."""
 
     def __init__(self, path: Path, text: bytes):
         self.where = f"{path}: {CONFIG}"
@@ -105,12 +105,12 @@ class Parts:
             arguments = document.get(part) if isinstance(document, dict) else None
             if not isinstance(arguments, dict) or arguments.get("_target_") != target:
                 found = arguments.get("_target_") if isinstance(arguments, dict) else None
-                raise self.error(f"its {part} is {show(repr(found))}; supported: {target}")
+                raise self.make_error(f"its {part} is {show(repr(found))}; supported: {target}")
             self._check(part, arguments)
         self.preprocessor, self.encoder, self.decoder = (document[part] for part in TARGETS)
 
-    def error(self, message: str) -> ConversionError:
-        """The error, naming the file."""
+    def make_error(self, message: str) -> ConversionError:
+        """Makes an error whose message names the file."""
         return ConversionError(f"{self.where}: {message}")
 
     def _check(self, part: str, arguments: Mapping[Any, Any]) -> None:
@@ -118,93 +118,93 @@ class Parts:
             allowed = FIXED[part].get(name)
             if allowed is not None and value not in allowed:
                 choices = " or ".join(map(repr, allowed))
-                raise self.error(f"{part}.{name} is {show(repr(value))}; only {choices} can be expressed")
+                raise self.make_error(f"{part}.{name} is {show(repr(value))}; supported: {choices}")
             if allowed is None and name not in (*FREE[part], "_target_"):
-                raise self.error(f"{part}.{show(str(name))} is an argument that this version does not know")
+                raise self.make_error(f"{part}.{show(str(name))} is an argument that this version does not know")
 
-    def number(self, part: Mapping[str, Any], name: str, default: float) -> float:
-        """A number; null gives the default."""
+    def read_number(self, part: Mapping[str, Any], name: str, default: float) -> float:
+        """Reads a number; null gives the default."""
         value = part.get(name)
         if value is None:
             return default
         if type(value) not in (int, float):
-            raise self.error(f"{name} is {show(repr(value))}; it must be a number")
+            raise self.make_error(f"{name} is {show(repr(value))}; it must be a number")
         return float(value)
 
-    def whole(self, part: Mapping[str, Any], name: str, default: int) -> int:
-        """A whole number; null gives the default."""
-        value = self.number(part, name, float(default))
+    def read_whole(self, part: Mapping[str, Any], name: str, default: int) -> int:
+        """Reads a whole number; null gives the default."""
+        value = self.read_number(part, name, float(default))
         if value != round(value):
-            raise self.error(f"{name} is {value}; it must be a whole number")
+            raise self.make_error(f"{name} is {value}; it must be a whole number")
         return int(value)
 
-    def numbers(self, part: Mapping[str, Any], name: str) -> tuple[int, ...]:
-        """A list of whole numbers."""
+    def read_numbers(self, part: Mapping[str, Any], name: str) -> tuple[int, ...]:
+        """Reads a list of whole numbers."""
         value = part.get(name)
         if not isinstance(value, list) or not all(type(item) is int for item in value):
-            raise self.error(f"{name} is {show(repr(value))}; it must be a list of whole numbers")
+            raise self.make_error(f"{name} is {show(repr(value))}; it must be a list of whole numbers")
         return tuple(value)
 
 
-def _front_end(parts: Parts, base: FbankConfig) -> FbankConfig:
+def _read_front_end(parts: ConfigParts, base: FbankConfig) -> FbankConfig:
     options = parts.preprocessor
-    rate = parts.whole(options, "sample_rate", 16000)
-    frame_length = parts.number(options, "window_size", 0.02) * rate
+    rate = parts.read_whole(options, "sample_rate", 16000)
+    frame_length = parts.read_number(options, "window_size", 0.02) * rate
     return dataclasses.replace(
         base,
         sample_rate=rate,
         frame_length=int(frame_length),
-        frame_shift=int(parts.number(options, "window_stride", 0.01) * rate),
+        frame_shift=int(parts.read_number(options, "window_stride", 0.01) * rate),
         window=options.get("window", "hann"),
-        preemphasis=parts.number(options, "preemph", 0.0 if "preemph" in options else 0.97),
-        fft_size=parts.whole(options, "n_fft", 2 ** (int(frame_length) - 1).bit_length()),
-        f_min=parts.number(options, "lowfreq", 0.0),
-        f_max=parts.number(options, "highfreq", rate / 2),
-        n_mels=parts.whole(options, "features", 64),
-        floor=parts.number(options, "log_zero_guard_value", 2.0**-24),
+        preemphasis=parts.read_number(options, "preemph", 0.0 if "preemph" in options else 0.97),
+        fft_size=parts.read_whole(options, "n_fft", 2 ** (int(frame_length) - 1).bit_length()),
+        f_min=parts.read_number(options, "lowfreq", 0.0),
+        f_max=parts.read_number(options, "highfreq", rate / 2),
+        n_mels=parts.read_whole(options, "features", 64),
+        floor=parts.read_number(options, "log_zero_guard_value", 2.0**-24),
         floor_mode=options.get("log_zero_guard_type", "add"),
-        pad_to=parts.whole(options, "pad_to", 16) or 1,
+        pad_to=parts.read_whole(options, "pad_to", 16) or 1,
     )
 
 
-def _network(parts: Parts, base: EcapaConfig) -> EcapaConfig:
+def _read_network(parts: ConfigParts, base: EcapaConfig) -> EcapaConfig:
     filters, kernels, dilations = (
-        parts.numbers(parts.encoder, name) for name in ("filters", "kernel_sizes", "dilations")
+        parts.read_numbers(parts.encoder, name) for name in ("filters", "kernel_sizes", "dilations")
     )
     if not len(filters) == len(kernels) == len(dilations) or len(filters) < 3:
-        raise parts.error("encoder.filters, kernel_sizes and dilations must be lists of one length, at least 3")
+        raise parts.make_error("encoder.filters, kernel_sizes and dilations must be lists of one length, at least 3")
     if dilations[0] != 1:
-        raise parts.error(f"the first of encoder.dilations is {dilations[0]}; only 1 can be expressed")
+        raise parts.make_error(f"the first of encoder.dilations is {dilations[0]}; supported: 1")
     sizes = parts.decoder.get("emb_sizes", 256)
     sizes = sizes if isinstance(sizes, list) else [sizes]
     if len(sizes) != 1 or type(sizes[0]) is not int:
-        raise parts.error(f"decoder.emb_sizes is {show(repr(sizes))}; only one embedding layer can be expressed")
+        raise parts.make_error(f"decoder.emb_sizes is {show(repr(sizes))}; only one embedding layer is supported")
     return dataclasses.replace(
         base,
-        n_mels=parts.whole(parts.encoder, "feat_in", 80),
+        n_mels=parts.read_whole(parts.encoder, "feat_in", 80),
         channels=filters[:-1],
         mfa_channels=filters[-1],
         kernel_sizes=kernels[:-1],
         mfa_kernel_size=kernels[-1],
         dilations=dilations[1:-1],
         mfa_dilation=dilations[-1],
-        res2_scale=parts.whole(parts.encoder, "scale", 8),
+        res2_scale=parts.read_whole(parts.encoder, "scale", 8),
         embedding_dim=sizes[0],
     )
 
 
-def _family(name: str, title: str, *, default: bool, published: tuple[Published, ...]) -> Family:
+def _make_family(name: str, title: str, *, default: bool, published: tuple[Published, ...]) -> Family:
     def companions(source: Source) -> Companions:
-        """Front end and network of model_config.yaml."""
+        """Reads front end and network from model_config.yaml."""
         preset = PRESETS[name]
         text = source.inside.get(CONFIG)
         if text is None:
-            raise ConversionError(f"{source.path} holds NeMo's weights without {CONFIG}: give the .nemo archive")
-        parts = Parts(source.path, text)
+            raise ConversionError(f"{source.path} contains NeMo's weights without {CONFIG}: give the .nemo archive")
+        parts = ConfigParts(source.path, text)
         try:
-            config = ModelConfig(fbank=_front_end(parts, preset.fbank), ecapa=_network(parts, preset.ecapa))
+            config = ModelConfig(fbank=_read_front_end(parts, preset.fbank), ecapa=_read_network(parts, preset.ecapa))
         except ConfigError as error:
-            raise parts.error(str(error)) from error
+            raise parts.make_error(str(error)) from error
         return Companions(config=config, stated_in=CONFIG, stated=STATED)
 
     return Family(
@@ -216,7 +216,7 @@ def _family(name: str, title: str, *, default: bool, published: tuple[Published,
         rules=LAYOUT.rules,
         infer=LAYOUT.infer,
         companions=companions,
-        # Nothing in the archive tells which featurizer it was trained with: the published model's, unless named.
+        # The archive does not show with which featurizer it was trained, so that of the published model is the default.
         recognises=lambda source: default,
         published=published,
         scoring=Scoring(threshold=0.7, score_map="half"),  # the defaults of `verify_speakers`
@@ -224,7 +224,7 @@ def _family(name: str, title: str, *, default: bool, published: tuple[Published,
     )
 
 
-FAMILY = _family(
+FAMILY = _make_family(
     "nemo",
     "NVIDIA NeMo until 2.4",
     default=True,
@@ -232,11 +232,11 @@ FAMILY = _family(
         Published(
             preset="nemo",
             file=FILE,
-            licence="of the model card on NGC",
+            licence="see the model card on NGC",
             figures={"VoxCeleb1-O EER %": 0.92, "source": "NeMo's speaker recognition README"},
         ),
     ),
 )
 
-FAMILY_2_5 = _family("nemo-2.5", "NVIDIA NeMo from 2.5 on", default=False, published=())
+FAMILY_2_5 = _make_family("nemo-2.5", "NVIDIA NeMo from 2.5 on", default=False, published=())
 """Trained with the featurizer of NeMo 2.5 or later."""

@@ -1,4 +1,4 @@
-"""3D-Speaker's self-supervised models, RDINO and SDPN: the `backbone` of a checkpoint's `teacher`.
+"""Converts 3D-Speaker's self-supervised models RDINO and SDPN from the `backbone` of the `teacher` in a checkpoint.
 
 Reference: `speakerlab.bin.infer_sv_ssl`, `speakerlab.models.rdino.ECAPA_TDNN` (mel, logarithm and instance norm).
 """
@@ -66,4 +66,5 @@ MODELSCOPE = dataclasses.replace(
     recognises=lambda source: False,
     published=(),
 )
-"""The ModelScope library gives the same weights Kaldi's fbank, on which they were not trained. Only by name."""
+"""The ModelScope library runs the same weights on Kaldi's fbank, on which they were not trained. Users must name this
+family, because nothing else shows it."""

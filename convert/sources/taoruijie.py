@@ -1,4 +1,4 @@
-"""TaoRuijie's ECAPA-TDNN: `exps/pretrain.model`, the whole training module with its front end."""
+"""Converts TaoRuijie's ECAPA-TDNN from `exps/pretrain.model`, which is the whole training module with its front end."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ LAYOUT = Layout(
 
 
 def check_filter(tensors: Tensors, name: str, preemphasis: float) -> None:
-    """Refuses a stored pre-emphasis that differs from that of the front end.
+    """Raises an error if a stored pre-emphasis differs from the pre-emphasis of the front end.
 
     Raises:
-      ConversionError: they differ; the message names both.
+      ConversionError: the two differ; the message gives both.
     """
     stored = tensors.get(name)
     if stored is not None and not np.array_equal(stored.reshape(-1), np.array([-preemphasis, 1], np.float32)):
@@ -49,7 +49,7 @@ def check_filter(tensors: Tensors, name: str, preemphasis: float) -> None:
 
 
 def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
-    """Determines the network from its shapes."""
+    """Infers the sizes of the network from the shapes of its tensors."""
     check_filter(tensors, FILTER, PRESETS["taoruijie"].fbank.preemphasis)
     return LAYOUT.infer(tensors, base)
 

@@ -1,4 +1,4 @@
-"""3D-Speaker and ModelScope: `ecapa_tdnn.bin`, `ecapa-tdnn.ckpt`, with `configuration.json`."""
+"""Converts the files `ecapa_tdnn.bin` and `ecapa-tdnn.ckpt` of 3D-Speaker and ModelScope, with `configuration.json`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MODEL_TYPE = "ecapa-tdnn-sv"
 
 
 def _read_configuration(weights: Path) -> dict[str, Any] | None:
-    """Reads the `model` part of configuration.json, if there is one that describes these weights."""
+    """Reads the `model` part of configuration.json; None if there is no such file or it describes other weights."""
     path = weights.parent / CONFIGURATION
     if not path.is_file():
         return None
@@ -29,21 +29,21 @@ def _read_configuration(weights: Path) -> dict[str, Any] | None:
         named = model["pretrained_model"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         reason = show(f"{type(error).__name__}: {error}")
-        raise ConversionError(f"{path} is not a ModelScope configuration ({reason}): mend or remove it") from error
+        raise ConversionError(f"{path} is not a ModelScope configuration ({reason}): correct or remove it") from error
     return model if named == weights.name else None
 
 
 def recognises(source: Source) -> bool:
     """Recognises published file names, the folder of a training run, or a configuration.json that names this file."""
     if "backbone." in source.prefix:
-        return False  # of a self-supervised model, with another front end
+        return False  # a self-supervised model, which has another front end
     if source.path.name == TRAINED and source.path.parent.name.startswith("CKPT-EPOCH-"):
         return True
     return source.path.name in FILES or _read_configuration(source.path) is not None
 
 
 def companions(source: Source) -> Companions:
-    """Reads threshold and sample rate from configuration.json, or returns the 3D-Speaker preset without it.
+    """Reads threshold and sample rate from configuration.json, or returns the 3D-Speaker preset if there is no file.
 
     Reference: `modelscope.pipelines.audio.speaker_verification_light_pipeline` (yesOrno_thr).
     """
@@ -78,7 +78,7 @@ FAMILY = Family(
     published=(
         Published(
             preset="3dspeaker",
-            file="ecapa_tdnn.bin",  # ecapa-tdnn.ckpt is of CN-Celeb or 3D-Speaker
+            file="ecapa_tdnn.bin",  # ecapa-tdnn.ckpt was trained on CN-Celeb or 3D-Speaker
             licence="Apache-2.0",
             figures={
                 "VoxCeleb1-O EER %": 0.862,

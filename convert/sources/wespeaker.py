@@ -1,4 +1,4 @@
-"""WeSpeaker: `avg_model.pt` with `config.yaml`.
+"""Converts WeSpeaker's `avg_model.pt` with its `config.yaml`.
 
 Reference: `wespeaker.models.ecapa_tdnn.ECAPA_TDNN`, `wespeaker.models.pooling_layers`, `wespeaker.dataset.processor`.
 """
@@ -45,7 +45,7 @@ BOTTLENECKS: dict[Pooling, str] = {
     "posterior": "pool.lin1_relu_bn.0",
     "attentive": "pool.linear1",
 }
-"""For each pooling with weights, the tensor that shows it and the width of its bottleneck."""
+"""Name of the tensor that shows a pooling with weights and the width of its bottleneck."""
 
 STATED = {
     "channels": "model",
@@ -60,33 +60,33 @@ STATED = {
 SIGNATURE = ("layer2.se_res2block.0.conv.weight", "layer2.se_res2block.3.linear1.weight")
 
 
-def _unit(source: str, target: str) -> list[Rule]:
+def _map_unit(source: str, target: str) -> list[Rule]:
     return [*conv(f"{source}.conv", f"{target}/conv"), *norm(f"{source}.bn", f"{target}/norm")]
 
 
-def _block(config: EcapaConfig, index: int) -> list[Rule]:
+def _map_block(config: EcapaConfig, index: int) -> list[Rule]:
     source, target = f"layer{index + 2}.se_res2block", f"block_{index}"
-    rules = _unit(f"{source}.0", f"{target}/tdnn_in")
+    rules = _map_unit(f"{source}.0", f"{target}/tdnn_in")
     for chunk in range(config.res2_scale - 1):
         rules += conv(f"{source}.1.convs.{chunk}", f"{target}/res2/chunk_{chunk}/conv")
         rules += norm(f"{source}.1.bns.{chunk}", f"{target}/res2/chunk_{chunk}/norm")
-    rules += _unit(f"{source}.2", f"{target}/tdnn_out")
+    rules += _map_unit(f"{source}.2", f"{target}/tdnn_out")
     rules += linear(f"{source}.3.linear1", f"{target}/se/squeeze")
     return rules + linear(f"{source}.3.linear2", f"{target}/se/excite")
 
 
 def rules(config: EcapaConfig) -> list[Rule]:
     """Makes the table for a network of this shape."""
-    table = _unit("layer1", "stem")
+    table = _map_unit("layer1", "stem")
     for index in range(config.n_blocks):
-        table += _block(config, index)
+        table += _map_block(config, index)
     table += conv("conv", "mfa/conv")
-    table += _pooling_rules(config.pooling)
+    table += _map_pooling(config.pooling)
     table += [*norm("bn", "pooled_norm"), *linear("linear", "projection")]
     return table + (norm("bn2", "embedding_norm") if config.embedding_norm else [])
 
 
-def _pooling_rules(pooling: Pooling) -> list[Rule]:
+def _map_pooling(pooling: Pooling) -> list[Rule]:
     if pooling == "attentive":
         return [*conv("pool.linear1", "pooling/hidden"), *conv("pool.linear2", "pooling/logits")]
     if pooling == "posterior":
@@ -104,7 +104,7 @@ def _pooling_rules(pooling: Pooling) -> list[Rule]:
 
 
 def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
-    """Reads from the shapes what they show; the rest comes from `base`.
+    """Infers sizes and pooling from the tensors; everything else comes from `base`.
 
     Raises:
       ConversionError: the number of blocks is not the number of dilations in `base`, or the pooling is not supported or
@@ -115,25 +115,25 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
     )
     shapes.check_dilations(n_blocks, base.dilations)
     blocks = [f"layer{index + 2}.se_res2block" for index in range(n_blocks)]
-    stem = shapes.width(tensors, [("layer1.conv", "layer1.bn")], base.channels[0])
+    stem = shapes.infer_width(tensors, [("layer1.conv", "layer1.bn")], base.channels[0])
     channels = [
-        shapes.width(tensors, [(f"{block}.{part}.conv", f"{block}.{part}.bn") for part in (0, 2)], stem)
+        shapes.infer_width(tensors, [(f"{block}.{part}.conv", f"{block}.{part}.bn") for part in (0, 2)], stem)
         for block in blocks
     ]
     chunks = [_count_chunks(tensors, block) for block in blocks]
     inner = [
-        shapes.width(tensors, [(f"{block}.1.convs.{n}", f"{block}.1.bns.{n}") for n in range(count)], width // 8)
+        shapes.infer_width(tensors, [(f"{block}.1.convs.{n}", f"{block}.1.bns.{n}") for n in range(count)], width // 8)
         for block, count, width in zip(blocks, chunks, channels, strict=True)
     ]
-    mfa = shapes.width(tensors, [("conv", None)], base.mfa_channels)
-    pooling = _pooling(tensors, mfa, base)
+    mfa = shapes.infer_width(tensors, [("conv", None)], base.mfa_channels)
+    pooling = _infer_pooling(tensors, mfa, base)
     hidden = base.attention_channels
     if pooling in BOTTLENECKS:
-        hidden = shapes.width(tensors, [(BOTTLENECKS[pooling], None)], hidden)
-    _, n_mels, kernel = shapes.shape(tensors, "layer1.conv", stem) or (stem, base.n_mels, base.kernel_sizes[0])
-    _, seen, _ = shapes.shape(tensors, "pool.linear1", hidden) or (hidden, 0, 1)
+        hidden = shapes.infer_width(tensors, [(BOTTLENECKS[pooling], None)], hidden)
+    _, n_mels, kernel = shapes.find_shape(tensors, "layer1.conv", stem) or (stem, base.n_mels, base.kernel_sizes[0])
+    _, seen, _ = shapes.find_shape(tensors, "pool.linear1", hidden) or (hidden, 0, 1)
     kernels = [
-        shapes.kernel(tensors, f"{block}.1.convs.0", width, width) or 3
+        shapes.infer_kernel(tensors, f"{block}.1.convs.0", width, width) or 3
         for block, width in zip(blocks, inner, strict=True)
     ]
     return dataclasses.replace(
@@ -141,30 +141,30 @@ def infer(tensors: Tensors, base: EcapaConfig) -> EcapaConfig:
         n_mels=n_mels,
         channels=(stem, *channels),
         kernel_sizes=(kernel, *kernels),
-        res2_scale=shapes.majority([count + 1 for count in chunks], base.res2_scale),
-        se_channels=shapes.width(tensors, [(f"{block}.3.linear1", None) for block in blocks], base.se_channels),
+        res2_scale=shapes.choose_majority([count + 1 for count in chunks], base.res2_scale),
+        se_channels=shapes.infer_width(tensors, [(f"{block}.3.linear1", None) for block in blocks], base.se_channels),
         attention_channels=hidden,
         pooling=pooling,
         global_context=pooling == "attentive" and {mfa: False, 3 * mfa: True}.get(seen, base.global_context),
         mfa_channels=mfa,
-        mfa_kernel_size=shapes.kernel(tensors, "conv", mfa, sum(channels)) or base.mfa_kernel_size,
-        embedding_dim=shapes.width(tensors, [("linear", None)], base.embedding_dim),
+        mfa_kernel_size=shapes.infer_kernel(tensors, "conv", mfa, sum(channels)) or base.mfa_kernel_size,
+        embedding_dim=shapes.infer_width(tensors, [("linear", None)], base.embedding_dim),
         embedding_norm=any(name.startswith("bn2.") for name in tensors),
     )
 
 
 def _count_chunks(tensors: Tensors, block: str) -> int:
-    """Counts the convolutions of a Res2 chain, of which the last chunk has none."""
+    """Counts the convolutions of a Res2 chain; the last chunk has no convolution."""
     return next(n for n in itertools.count() if f"{block}.1.convs.{n}.weight" not in tensors)
 
 
-def _pooling(tensors: Tensors, mfa: int, base: EcapaConfig) -> Pooling:
+def _infer_pooling(tensors: Tensors, mfa: int, base: EcapaConfig) -> Pooling:
     for pooling, name in BOTTLENECKS.items():
         if f"{name}.weight" in tensors:
             return pooling
     if any(name.startswith("pool.") for name in tensors):
-        return "attentive"  # a tensor is missing: the rule table says which
-    if shapes.width(tensors, [("bn", "bn")], 2 * mfa) == 2 * mfa:
+        return "attentive"  # a tensor is missing, and the rule table reports which one
+    if shapes.infer_width(tensors, [("bn", "bn")], 2 * mfa) == 2 * mfa:
         return "mean_std"
     if base.pooling in ("mean", "std"):
         return base.pooling
@@ -174,8 +174,9 @@ def _pooling(tensors: Tensors, mfa: int, base: EcapaConfig) -> Pooling:
 
 
 def companions(source: Source) -> Companions:
-    """Network and front end of config.yaml, beside the weights or above a training run's `models`; else the preset's.
+    """Reads network and front end from config.yaml, or returns the preset if there is no such file.
 
+    The file lies beside the weights, or above the folder `models` of a training run.
     The published scores subtract the mean embedding of VoxCeleb 2, which is not published with the weights.
     """
     preset = PRESETS["wespeaker-c1024"]
@@ -186,8 +187,8 @@ def companions(source: Source) -> Companions:
         return Companions(config=preset)
     document = _read_document(path)
     try:
-        fbank = _fbank(path, document, preset.fbank)
-        ecapa, stated = _network(path, document, preset.ecapa)
+        fbank = _read_fbank(path, document, preset.fbank)
+        ecapa, stated = _read_network(path, document, preset.ecapa)
         config = ModelConfig(fbank=dataclasses.replace(fbank, n_mels=ecapa.n_mels), ecapa=ecapa)
     except (ConfigError, TypeError) as error:
         raise ConversionError(f"{path}: {error}") from error
@@ -195,7 +196,7 @@ def companions(source: Source) -> Companions:
 
 
 def _read_document(path: Path) -> dict[str, Any]:
-    """Reads the file as plain data; safe_load makes no objects, and repeated anchors cost nothing."""
+    """Reads the file as plain data. safe_load makes no objects, and repeated anchors cost nothing."""
     try:
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
@@ -209,7 +210,7 @@ def _read_document(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConversionError(f"{path}: it can't be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
-        raise ConversionError(f"{path}: it is not YAML ({show(str(error))}); mend or remove it") from error
+        raise ConversionError(f"{path}: it is not YAML ({show(str(error))}); correct or remove it") from error
     if not isinstance(document, dict) or not isinstance(document.get("model"), str):
         raise ConversionError(
             f"{path}: it names no model, so it is not a WeSpeaker configuration; correct or remove it"
@@ -224,7 +225,7 @@ def _get_part(path: Path, document: dict[str, Any], name: str) -> dict[str, Any]
     return part or {}
 
 
-def _fbank(path: Path, document: dict[str, Any], base: FbankConfig) -> FbankConfig:
+def _read_fbank(path: Path, document: dict[str, Any], base: FbankConfig) -> FbankConfig:
     dataset = _get_part(path, document, "dataset_args")
     arguments = _get_part(path, dataset, "fbank_args")
     cmvn = _get_part(path, dataset, "cmvn_args")
@@ -246,11 +247,11 @@ def _fbank(path: Path, document: dict[str, Any], base: FbankConfig) -> FbankConf
     n_mels = arguments.get("num_mel_bins", base.n_mels)
     stated = _get_part(path, document, "model_args").get("feat_dim", n_mels)
     if n_mels != stated:
-        raise ConversionError(f"{path}: num_mel_bins {show(repr(n_mels))} is not feat_dim {show(repr(stated))}")
+        raise ConversionError(f"{path}: num_mel_bins is {show(repr(n_mels))}, but feat_dim is {show(repr(stated))}")
     return base
 
 
-def _network(path: Path, document: dict[str, Any], base: EcapaConfig) -> tuple[EcapaConfig, dict[str, str]]:
+def _read_network(path: Path, document: dict[str, Any], base: EcapaConfig) -> tuple[EcapaConfig, dict[str, str]]:
     model = MODEL.fullmatch(document["model"])
     if not model:
         raise ConversionError(
@@ -289,7 +290,7 @@ FAMILY = Family(
     infer=infer,
     companions=companions,
     recognises=lambda source: source.path.name == WEIGHTS,
-    scoring=Scoring(score_map="half"),  # of `wespeaker.cli`; the published figures subtract a mean
+    scoring=Scoring(score_map="half"),  # scoring of `wespeaker.cli`; the published figures subtract a mean
     published=tuple(
         Published(
             preset=f"wespeaker-c{width}",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Export:
-    """Write a bundle for other programs: the original PyTorch code, or one that runs StableHLO or ONNX."""
+    """Export a bundle for other programs: the original PyTorch code, or programs that run StableHLO or ONNX."""
 
     bundle: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="BUNDLE")]
     """A bundle directory written by `ecapa-jax convert`; `default` is the packaged model."""
@@ -49,18 +49,18 @@ class Export:
     output: OutputOptions = Output()
 
     def run(self) -> None:
-        """Writes the whole output, or nothing."""
+        """Writes the complete output, or writes nothing."""
         from ecapa_jax import api
 
         path = local_path(self.out)
         bundle = api.resolve(self.bundle)
-        write = {"stablehlo": self._stablehlo, "onnx": self._onnx}.get(self.to, self._tensors)
+        write = {"stablehlo": self._write_stablehlo, "onnx": self._write_onnx}.get(self.to, self._write_tensors)
         self._check_options()
         result = write(bundle, path)
         text = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result.items())
         self.output.result({"out": str(path), "to": self.to, **result}, f"{path}: {text}")
 
-    def _tensors(self, bundle: Path, path: Path) -> dict[str, Any]:
+    def _write_tensors(self, bundle: Path, path: Path) -> dict[str, Any]:
         from ecapa_jax.convert.export import source_tensors, write_safetensors, write_torch
         from ecapa_jax.files.atomic import write_whole
 
@@ -68,10 +68,10 @@ class Export:
         source = source_tensors(bundle, self.family)
         write = write_torch if self.to == "torch" else write_safetensors
         write_whole(path, lambda to: write(to, source), over=before)
-        layout = "same as the source" if source.as_source else "of the family, which the model does not come from"
+        layout = "same as the source" if source.as_source else "of the family, which is not the source of the model"
         return {"family": source.family, "tensors": len(source.tensors), "layout": layout}
 
-    def _stablehlo(self, bundle: Path, path: Path) -> dict[str, Any]:
+    def _write_stablehlo(self, bundle: Path, path: Path) -> dict[str, Any]:
         from ecapa_jax.bundle.bundle import load_bundle
         from ecapa_jax.convert.export_stablehlo import FILES, export_stablehlo, write_stablehlo
         from ecapa_jax.errors import ConfigError
@@ -85,7 +85,7 @@ class Export:
             write_stablehlo(folder, artefact, metadata)
         return {"bytes": len(artefact), "platforms": ", ".join(metadata["platforms"])}
 
-    def _onnx(self, bundle: Path, path: Path) -> dict[str, Any]:
+    def _write_onnx(self, bundle: Path, path: Path) -> dict[str, Any]:
         from ecapa_jax.bundle.bundle import load_bundle
         from ecapa_jax.cli.export_onnx import OnnxOptions, make_onnx
         from ecapa_jax.errors import ConfigError
@@ -110,7 +110,7 @@ class Export:
         return {"bytes": len(content), **about}
 
     def _check_options(self) -> None:
-        """Refuses options of ONNX for any other output."""
+        """Raises an error if an option of ONNX was given for another output."""
         from ecapa_jax.errors import ConfigError
 
         given = {
@@ -124,7 +124,7 @@ class Export:
             raise ConfigError(f"{wrong[0]} is for --to onnx: leave it out for --to {self.to}")
 
     def _check_free(self, path: Path, *, replaceable: bool) -> Identity:
-        """Identifies what exists at the path; refuses to replace it unless that was asked for."""
+        """Identifies the existing output; raises an error if it must not be replaced."""
         from ecapa_jax.errors import EcapaError
         from ecapa_jax.files.atomic import identity
 

@@ -1,4 +1,4 @@
-"""`ecapa-jax export BUNDLE --to onnx -o model.onnx`: writes, quantises and measures."""
+"""`ecapa-jax export BUNDLE --to onnx -o model.onnx`: exports, quantises and measures a model."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class OnnxOptions:
     """Options of an ONNX file.
 
     Attributes:
-      takes: the input of the model.
-      quantize: smaller numbers; None is float32.
+      takes: kind of input of the model.
+      quantize: precision of the weights; None is float32.
       calibration: folder of speech for int8; None is the packaged demo speech.
-      trials: list on which the quantised model is compared with the float32 one.
-      audio_root: what the list's paths are relative to.
+      trials: trial list on which the quantised model is compared with the float32 model.
+      audio_root: folder to which the paths in the list are relative.
     """
 
     takes: Input = "waveform"
@@ -44,7 +44,7 @@ class OnnxOptions:
         """Checks what can be checked before any work.
 
         Raises:
-          ConfigError: options that exclude each other, or onnx or onnxruntime is not installed.
+          ConfigError: two options exclude each other, or onnx or onnxruntime is not installed.
         """
         if self.calibration is not None and self.quantize != "int8":
             raise ConfigError("--calibration is for --quantize int8: only int8 is calibrated")
@@ -74,18 +74,18 @@ def make_onnx(bundle: Bundle, options: OnnxOptions) -> tuple[onnx.ModelProto, di
     model, about = exact, {prop.key: prop.value for prop in exact.metadata_props}
     measured: dict[str, Any] = {}
     if options.quantize is not None:
-        model = _quantized(bundle, exact, options)
+        model = _quantize(bundle, exact, options)
         about |= {name: metadata(bundle, options.takes, options.quantize)[name] for name in (KEY, "precision")}
         helper.set_model_props(model, about)
         if options.trials is not None:
-            measured = _compare(exact, model, options)
+            measured = _compare_precisions(exact, model, options)
             about |= {name: str(value) for name, value in measured.items()}
             helper.set_model_props(model, about)
     model.doc_string = card(about)
     return model, {"input": options.takes, "precision": options.quantize or "float32", **measured}
 
 
-def _quantized(bundle: Bundle, model: onnx.ModelProto, options: OnnxOptions) -> onnx.ModelProto:
+def _quantize(bundle: Bundle, model: onnx.ModelProto, options: OnnxOptions) -> onnx.ModelProto:
     from ecapa_jax.convert.onnx.calibration import calibration_feeds, demo_recordings, find_recordings
     from ecapa_jax.convert.onnx.quantize import to_float16, to_int8
 
@@ -94,7 +94,7 @@ def _quantized(bundle: Bundle, model: onnx.ModelProto, options: OnnxOptions) -> 
     if options.calibration is None:
         paths = demo_recordings()
         warnings.warn(
-            f"int8 is calibrated on the packaged demo speech, {len(paths)} recordings of synthetic voices: give speech "
+            f"int8 is calibrated on the packaged demo speech, {len(paths)} recordings of synthetic voices: pass speech "
             f"like that of your users with --calibration DIR",
             UserWarning,
             stacklevel=2,
@@ -104,8 +104,8 @@ def _quantized(bundle: Bundle, model: onnx.ModelProto, options: OnnxOptions) -> 
     return to_int8(model, calibration_feeds(bundle.config, bundle.variables, options.takes, paths))
 
 
-def _compare(exact: onnx.ModelProto, model: onnx.ModelProto, options: OnnxOptions) -> dict[str, Any]:
-    """Measures what quantisation changes on the list."""
+def _compare_precisions(exact: onnx.ModelProto, model: onnx.ModelProto, options: OnnxOptions) -> dict[str, Any]:
+    """Measures on the trial list how much quantisation changes scores and error rate."""
     from ecapa_jax.evaluation.report import list_name
     from ecapa_jax.evaluation.run import score_lists
     from ecapa_jax.evaluation.trials import read_trials

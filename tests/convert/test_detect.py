@@ -83,7 +83,7 @@ def test_network_is_found_inside_wrappers_and_prefixes(bin_file, wrap, wrapper, 
         (tensors() | prefixed("ema.", tensors()), "several networks (*, ema.*)"),
         ({"model": [tensors()]}, "has no dict of tensors"),
         ({"epoch": 3}, "has no dict of tensors"),
-        ({"w": CLASSIFIER, "b\nb": CLASSIFIER}, r"in it (its tensors: w, 'b\nb', ...)"),
+        ({"w": CLASSIFIER, "b\nb": CLASSIFIER}, r"this version knows (its tensors: w, 'b\nb', ...)"),
     ],
 )
 def test_content_without_exactly_one_network_is_refused(bin_file, content, words):

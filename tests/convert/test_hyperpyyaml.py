@@ -49,7 +49,7 @@ empty: !new:a.C
 def test_values_equal_those_of_a_yaml_parser(tmp_path):
     (tmp_path / "h.yaml").write_text("\ufeff" + VALUES, "utf-8")
     file = Hyperparams(tmp_path / "h.yaml")
-    tag, values = file.part("part")
+    tag, values = file.read_part("part")
     assert tag == "!new:a.B"
     read = {name: value for name, value in values.items() if not repr(value).startswith(("a ", "!"))}
     assert read == {
@@ -61,8 +61,8 @@ def test_values_equal_those_of_a_yaml_parser(tmp_path):
         "nested": "a list (tag:yaml.org,2002:seq)", "mapping": "a mapping (tag:yaml.org,2002:map)",
         "long": "a list (tag:yaml.org,2002:seq)",
     }  # fmt: skip
-    assert file.part("empty") == ("!new:a.C", {})
-    assert file.part("nothing") is None
+    assert file.read_part("empty") == ("!new:a.C", {})
+    assert file.read_part("nothing") is None
 
 
 @pytest.mark.parametrize(

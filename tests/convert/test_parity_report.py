@@ -57,7 +57,7 @@ def test_quick_report_is_in_bundle_card_and_info(capsys, tmp_path):
     assert report == bundle.parity == load_bundle(saved).parity
     assert (report["reference"], list(report["errors"])) == ("golden", ["embedding"])
     assert report["errors"]["embedding"]["max_abs_over_max"] <= parity.BOUND
-    assert "not by these errors" in report["proves"]
+    assert "don't prove the weights of this bundle" in report["proves"]
     row = f"| embedding | {report['errors']['embedding']['max_abs_over_max']:.1e} | 1.0000000 |"
     assert row in (saved / "README.md").read_text()
     assert row in run(capsys, "info", saved).out

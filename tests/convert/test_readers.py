@@ -105,8 +105,8 @@ def tar_bytes(member):
     ("data", "words"),
     [
         (b"", "is empty"),
-        (b"\0", "no known format"),
-        (b"\xc3\x28" + bytes(2000), "no known format"),
+        (b"\0", "an unknown format"),
+        (b"\xc3\x28" + bytes(2000), "an unknown format"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "git lfs pull"),
         (b"\n <!DOCTYPE html><html>", "web page"),
         (b"<html lang='\xe4\xb8\xad'>", "web page"),
@@ -117,12 +117,12 @@ def tar_bytes(member):
         (tar_bytes("sys_info"), "before 0.2"),
         (tar_bytes("./model_config.yaml"), "without model_weights.ckpt"),
         (b"\x1f\x8b\x08\0" + bytes(20), "damaged"),
-        (gzip.compress(bytes(range(256)) * 9, mtime=0), "no tar archive is in it"),
+        (gzip.compress(bytes(range(256)) * 9, mtime=0), "it contains no tar archive"),
         (b"BZh91AY&SY" + bytes(range(9)), "compressed"),
         (b"\x89HDF\r\n\x1a\n", "HDF5"),
         (pickle.dumps({"a": 1}), "bare pickle"),
         (pickle.dumps({"a": 1}, protocol=2), "bare pickle"),
-        (torch_zip_bytes(ARRAYS, prefix="a/b/"), "no PyTorch checkpoint"),
+        (torch_zip_bytes(ARRAYS, prefix="a/b/"), "not a PyTorch checkpoint"),
         (torch_zip_bytes(ARRAYS, members={"constants.pkl": b""}), "TorchScript"),
         (torch_zip_bytes(ARRAYS)[:300], "damaged or cut off"),
         (torch_zip_bytes(Raw(name("os", "system").opcodes)), "names os.system, "),
@@ -137,7 +137,7 @@ def test_paths_that_are_not_files_are_refused(tmp_path):
     assert "directory" in conversion_error(tmp_path)
     assert "No such file" in conversion_error(tmp_path / "missing.pt")
     os.mkfifo(tmp_path / "pipe")
-    assert "no regular file" in conversion_error(tmp_path / "pipe")
+    assert "not a regular file" in conversion_error(tmp_path / "pipe")
     assert "can't be read" in conversion_error(tmp_path / ("x" * 5000))
 
 

@@ -279,7 +279,7 @@ def test_other_block_counts_need_dilations(blocks):
         SMALL, channels=(16,) * (blocks + 1), kernel_sizes=(5, *[3] * blocks), dilations=(2,) * blocks
     )
     tensors = random_tensors(config)
-    assert f"give {blocks}, such as --dilations {','.join('23456'[:blocks])}" in conversion_error(tensors)
+    assert f"pass {blocks} of them, such as --dilations {','.join('23456'[:blocks])}" in conversion_error(tensors)
     assert infer_and_fill(tensors, (2,) * blocks)[0] == config
 
 

@@ -76,7 +76,7 @@ def test_hyperparameters_that_name_code_are_refused_and_not_executed(
     write_torch_zip(tmp_path / "pytorch_model.bin", content)
     message = run_refused(capsys, tmp_path, "convert", tmp_path / "pytorch_model.bin", "-o", tmp_path / "x.safetensors")
     assert named in message
-    assert "nothing of it was run" in message
+    assert "none of it was run" in message
 
 
 def test_other_network_is_refused(capsys, tmp_path, state):

@@ -124,7 +124,7 @@ def test_error_names_the_missing_tensor(tmp_path, missing):
     arrays = source_arrays()
     del arrays[missing]
     path = write(tmp_path / "x.onnx", model(graph_of_initializers(arrays)))
-    with pytest.raises(ConversionError, match=r"x\.onnx: has no .*give silero_vad\.onnx of the silero-vad wheel"):
+    with pytest.raises(ConversionError, match=r"x\.onnx: it has no .*give silero_vad\.onnx of the silero-vad wheel"):
         read_silero(path)
 
 

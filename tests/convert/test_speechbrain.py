@@ -60,12 +60,12 @@ def test_mean_embedding_is_stored_but_not_used(tmp_path, shape):
     [
         (
             {"count": 0, "glob_mean": np.zeros(0, np.float32)},
-            "glob_mean of 192 values expected, found one of shape (0,)",
+            "expected a glob_mean of 192 values, found one of shape (0,)",
         ),
         ({"count": 3, "glob_mean": MEAN[:5]}, "found one of shape (5,)"),
         ({"count": 3, "glob_mean": MEAN.reshape(192, 1)}, "found one of shape (192, 1)"),
-        ({"count": 3, "glob_mean": MEAN * np.nan}, "no finite floats"),
-        ({"count": 3, "glob_mean": np.arange(192)}, "no finite floats"),
+        ({"count": 3, "glob_mean": MEAN * np.nan}, "not finite floats"),
+        ({"count": 3, "glob_mean": np.arange(192)}, "not finite floats"),
         ({"count": 3, "glob_mean": 0.0}, "found none"),
         ([MEAN], "found none"),
         (Call("os", "system", ("true",)), "names os.system"),
@@ -136,7 +136,7 @@ def ecapa(argument):
         (fbank("top_db: 60"), "has the argument 'top_db', which this converter does not know"),
         ((FBANK, "n_mels: 80\n    n_mels: 60\n\nmean_var_norm:"), "n_mels, a merge, a repeated or a nameless argument"),
         ((FBANK, "<<: {n_mels: 80}\n\nmean_var_norm:"), "<<, a merge"),
-        ((FBANK, "[1]: 80\n\nmean_var_norm:"), "a key that is no text"),
+        ((FBANK, "[1]: 80\n\nmean_var_norm:"), "a key that is not text"),
         ((FBANK, "f_min: 0\n\nmean_var_norm:"), "the front end gives 40 mel bands, the network takes 80"),
         (("lobes.features.Fbank", "lobes.features.MFCC"), "is !new:speechbrain.lobes.features.MFCC, which is not supp"),
         (("lobes.features.Fbank", "integrations.huggingface.wavlm.WavLM"), "WavLM, which is not supported"),
@@ -155,22 +155,22 @@ def ecapa(argument):
         (ecapa("activation: !name:torch.nn.LeakyReLU {negative_slope: 0.2}"), "activation a mapping"),
         (ecapa("activation: !name:torch.nn.LeakyReLU\n        negative_slope: 0.2"), "a mapping"),
         (ecapa("context_window: 3"), "has the argument 'context_window', which this converter does not know"),
-        (ecapa("se_channels: !ref <n_mels> * 2"), "se_channels is !ref <n_mels> * 2: write its value in its place"),
-        (ecapa("se_channels: !ref <nowhere>"), "se_channels is !ref <nowhere>: write"),
-        (ecapa("se_channels: [128]"), "se_channels is [128], not of the type"),
-        (ecapa("se_channels: '128'"), "se_channels is '128', not of the type"),
-        (ecapa("se_channels: 1e2"), "se_channels is 100.0, not of the type"),
-        (ecapa("global_context: 1"), "global_context is 1, not of the type"),
+        (ecapa("se_channels: !ref <n_mels> * 2"), "se_channels is !ref <n_mels> * 2: replace it by its value"),
+        (ecapa("se_channels: !ref <nowhere>"), "se_channels is !ref <nowhere>: replace"),
+        (ecapa("se_channels: [128]"), "se_channels is [128], which is not of the type"),
+        (ecapa("se_channels: '128'"), "se_channels is '128', which is not of the type"),
+        (ecapa("se_channels: 1e2"), "se_channels is 100.0, which is not of the type"),
+        (ecapa("global_context: 1"), "global_context is 1, which is not of the type"),
         (ecapa("groups: [[1]]"), "groups is a list"),
         (("[1, 2, 3, 4, 1]", "[2, 2, 3, 4, 1]"), "dilations [2, 2, 3, 4, 1] is not supported"),
-        (("[1, 2, 3, 4, 1]", "[1, 2, 3, 1]"), "must be three or more each and equally many"),
-        (("[1, 2, 3, 4, 1]", "[1, 2.5, 3, 4, 1]"), "dilations is [1, 2.5, 3, 4, 1], not of the type"),
+        (("[1, 2, 3, 4, 1]", "[1, 2, 3, 1]"), "must have one length of at least three"),
+        (("[1, 2, 3, 4, 1]", "[1, 2.5, 3, 4, 1]"), "dilations is [1, 2.5, 3, 4, 1], which is not of the type"),
         (("[5, 3, 3, 3, 1]", "[4, 3, 3, 3, 1]"), "kernel sizes must be odd"),
         (("    input_size: !ref <n_mels>\n", ""), "embedding_model: input_size is missing"),
         (("input_size: !ref <n_mels>", "input_size: 60"), "the front end gives 80 mel bands, the network takes 60"),
         (("lin_neurons: 192", "lin_neurons: -1"), "sizes must be positive"),
         (("ECAPA_TDNN.ECAPA_TDNN", "Xvector.Xvector"), "is !new:speechbrain.lobes.models.Xvector.Xvector"),
-        (("n_mels: 80\n", "n_mels: !ref <n_mels>\n"), "goes in a circle"),
+        (("n_mels: 80\n", "n_mels: !ref <n_mels>\n"), "is circular"),
         (("n_mels: 80\n", "n_mels: 80\nn_mels: 60\n"), "!ref <n_mels>"),
         (("n_mels: 80\n", "n_mels: 80\nmodules: {}\n"), "modules is defined more than once"),
         ((MODULE, "    embedding_model: [1]\n    mean"), "positional arguments"),
@@ -194,15 +194,24 @@ def test_error_names_missing_parts(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"embedding_dim": 64}, "lin_neurons gives embedding_dim 192, the tensors 64"),
-        ({"n_mels": 60}, "n_mels gives n_mels 80, the tensors 60"),
-        ({"mfa_channels": 56}, "channels gives mfa_channels 48, the tensors 56"),
-        ({"channels": (24, 16, 16, 16)}, "channels gives channels (16, 16, 16, 16), the tensors (24, 16, 16, 16)"),
-        ({"kernel_sizes": (5, 5, 3, 3)}, "kernel_sizes gives kernel_sizes (5, 3, 3, 3), the tensors (5, 5, 3, 3)"),
-        ({"mfa_kernel_size": 3}, "kernel_sizes gives mfa_kernel_size 1, the tensors 3"),
-        ({"attention_channels": 64, "se_channels": 32}, "se_channels 128, the tensors 32; attention_channels gives"),
-        ({"res2_scale": 4}, "res2net_scale gives res2_scale 8, the tensors 4"),
-        ({"global_context": False}, "global_context gives global_context True, the tensors False"),
+        ({"embedding_dim": 64}, "lin_neurons gives embedding_dim 192, but the tensors give 64"),
+        ({"n_mels": 60}, "n_mels gives n_mels 80, but the tensors give 60"),
+        ({"mfa_channels": 56}, "channels gives mfa_channels 48, but the tensors give 56"),
+        (
+            {"channels": (24, 16, 16, 16)},
+            "channels gives channels (16, 16, 16, 16), but the tensors give (24, 16, 16, 16)",
+        ),
+        (
+            {"kernel_sizes": (5, 5, 3, 3)},
+            "kernel_sizes gives kernel_sizes (5, 3, 3, 3), but the tensors give (5, 5, 3, 3)",
+        ),
+        ({"mfa_kernel_size": 3}, "kernel_sizes gives mfa_kernel_size 1, but the tensors give 3"),
+        (
+            {"attention_channels": 64, "se_channels": 32},
+            "se_channels 128, but the tensors give 32; attention_channels gives",
+        ),
+        ({"res2_scale": 4}, "res2net_scale gives res2_scale 8, but the tensors give 4"),
+        ({"global_context": False}, "global_context gives global_context True, but the tensors give False"),
     ],
 )
 def test_tensors_that_do_not_fit_hyperparams_are_refused(tmp_path, change, words):
@@ -214,7 +223,7 @@ def test_tensors_that_do_not_fit_hyperparams_are_refused(tmp_path, change, words
 
 def test_other_number_of_blocks_is_refused(tmp_path):
     publish(tmp_path, ("[1, 2, 3, 4, 1]", "[1, 2, 3, 1]"), ("[5, 3, 3, 3, 1]", "[5, 3, 3, 1]"), ("[16, 16,", "[16,"))
-    assert "has 3 SE-Res2 blocks and 2 dilations are known (2,3)" in conversion_error(tmp_path)
+    assert "has 3 SE-Res2 blocks, but 2 dilations are known (2,3)" in conversion_error(tmp_path)
     # The dilations option does not make the other settings fit.
     assert "hyperparams.yaml describes another network: channels gives" in conversion_error(
         tmp_path, dilations=(2, 3, 4)

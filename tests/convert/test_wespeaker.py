@@ -36,7 +36,7 @@ def test_file_is_recognized_by_its_layout(tmp_path):
     back = invert_rules(wespeaker.rules(bundle.config.ecapa), bundle.variables)
     assert_same(back, {name: TENSORS[name] for name in back})
     assert back.keys() | bundle.source_extra.keys() == TENSORS.keys()
-    assert "but of wespeaker" in conversion_error(tmp_path / "model.pt", family="3dspeaker")
+    assert "the layout of wespeaker, not of 3dspeaker" in conversion_error(tmp_path / "model.pt", family="3dspeaker")
 
 
 VARIANTS = {
@@ -68,7 +68,7 @@ def test_shapes_determine_the_pooling_except_single_statistics(tmp_path, name):
     else:
         assert convert(path).config.ecapa == config
     document = {**published.wespeaker_document(**arguments), "model": "ECAPA_TDNN_c512"}
-    stated, named = wespeaker._network(path, document, PRESET.ecapa)
+    stated, named = wespeaker._read_network(path, document, PRESET.ecapa)
     assert (stated.pooling, stated.embedding_norm, stated.global_context) == (
         config.pooling,
         config.embedding_norm,
@@ -84,8 +84,10 @@ def test_published_directory_is_converted_and_checked_against_its_config(tmp_pat
     assert convert(published.wespeaker(tmp_path, TENSORS, document)).config.ecapa == SMALL
     other = {**published.wespeaker_document(embed_dim=256), "model": "ECAPA_TDNN_c16"}
     message = conversion_error(published.wespeaker(tmp_path, TENSORS, other))
-    assert "config.yaml describes another network: model gives global_context False, the tensors True" in message
-    assert "embed_dim gives embedding_dim 256, the tensors 192" in message
+    assert (
+        "config.yaml describes another network: model gives global_context False, but the tensors give True" in message
+    )
+    assert "embed_dim gives embedding_dim 256, but the tensors give 192" in message
     run = tmp_path / "exp"
     run.mkdir()
     published.wespeaker(run / "models", TENSORS)
@@ -98,7 +100,7 @@ def test_published_directory_is_converted_and_checked_against_its_config(tmp_pat
     [
         ({"model": "ResNet34"}, "model ResNet34 is not supported"),
         ({"model_args": {"pooling_func": "ASP"}}, "pooling_func 'ASP' is not supported; supported: ASTP, TAP"),
-        ({"model_args": {"feat_dim": "80"}}, "num_mel_bins 80 is not feat_dim '80'"),
+        ({"model_args": {"feat_dim": "80"}}, "num_mel_bins is 80, but feat_dim is '80'"),
         ({"model_args": {"emb_bn": 1}}, "emb_bn is 1, not of type bool"),
         ({"model_args": [1]}, "model_args is [1], not a mapping"),
         ({"dataset_args": {"frontend": "s3prl"}}, "frontend 's3prl' is not supported"),

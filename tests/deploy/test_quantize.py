@@ -101,7 +101,7 @@ def test_float16_halves_the_kernels(packaged: Bundle) -> None:
 def test_missing_calibration_recordings_are_refused(packaged: Bundle, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no recording"):
         to_int8(export_onnx(packaged), [])
-    with pytest.raises(ConfigError, match="holds no recordings"):
+    with pytest.raises(ConfigError, match="contains no recordings"):
         find_recordings(tmp_path)
     for number in range(450):
         (tmp_path / f"{number}.wav").touch()

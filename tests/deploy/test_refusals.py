@@ -90,7 +90,7 @@ def _without_node(model: onnx.ModelProto) -> onnx.ModelProto:
 
 FILES = {
     "of another program": (lambda model: _unrelated_model(), "is not an ONNX file of this library"),
-    "of another network": (_of_another_network, "another network than its metadata says"),
+    "of another network": (_of_another_network, "a different network from the one in its metadata"),
     "of another schema": (lambda model: _with_document(model, schema=7), "another schema"),
     "of another size": (
         lambda model: _with_document(model, config={**json.loads(_metadata(model)[KEY])["config"], "more": 1}),
@@ -123,7 +123,7 @@ def test_file_that_is_not_a_model_is_refused_in_one_line(
 ) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
-    assert "is damaged or no ONNX file" in run_refused(capsys, tmp_path, "verify", A, B, "--model", path)
+    assert "is damaged or not an ONNX file" in run_refused(capsys, tmp_path, "verify", A, B, "--model", path)
     assert "no such bundle" in run_refused(capsys, tmp_path, "verify", A, B, "--model", tmp_path / "none.onnx")
 
 
@@ -148,7 +148,7 @@ OPTIONS = {
     "trials": ((), ("--trials", "x.txt"), "--trials is for --quantize"),
     "another ending": ((), ("-o", "model.bin"), "must end in .onnx"),
     "a family": ((), ("--family", "nemo"), "--family is for --to torch"),
-    "no recordings": ((), ("--quantize", "int8", "--calibration", "empty"), "holds no recordings"),
+    "no recordings": ((), ("--quantize", "int8", "--calibration", "empty"), "contains no recordings"),
     "not of PyTorch": (("--to", "torch"), ("--quantize", "int8"), "--quantize is for --to onnx"),
 }
 

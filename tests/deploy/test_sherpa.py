@@ -49,7 +49,7 @@ def test_unsupported_family_is_refused_in_one_line(tmp_path: Path, capsys: pytes
     config, variables = families.config("taoruijie"), families.variables("taoruijie")
     bundle = save_bundle(Bundle(config=config, variables=variables), tmp_path / "bundle")
     arguments = ("export", bundle, "--to", "onnx", "-o", tmp_path / "m.onnx", "--input", "sherpa")
-    assert "--input waveform, which holds the front end" in run_refused(capsys, tmp_path, *arguments)
+    assert "--input waveform, which includes the front end" in run_refused(capsys, tmp_path, *arguments)
 
 
 def test_metadata_of_the_export(packaged: Bundle) -> None:

@@ -119,15 +119,18 @@ def test_file_name_of_255_bytes_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nowhere", "no such bundle.: name one that"),
-        ("some/where/deep", "no such bundle.: name one that"),
+        ("nowhere", "no such bundle.: give a directory that"),
+        ("some/where/deep", "no such bundle.: give a directory that"),
         ("defautl", r"did you mean default\?"),
         ("iic/speech_ecapa-tdnn_sv_zh-cn_cnceleb_16k@v1.0.0", "write modelscope:iic/speech_ecapa-tdnn_sv_zh"),
         ("speechbrain/spkrec-ecapa-voxceleb", "write hf:speechbrain/spkrec-ecapa-voxceleb$"),
         ("SpeechBrain/spkrec-ecapa-voxcelab", "write hf:speechbrain/spkrec-ecapa-voxceleb$"),
-        ("weights.pt", "is a checkpoint and no bundle: ecapa-jax convert weights.pt -o BUNDLE"),
-        ("published", r"holds a checkpoint \(avg_model.pt\) and is no bundle: ecapa-jax convert published"),
-        ("run", "is a training run and no bundle; its bundle is run/best_bundle"),
+        ("weights.pt", "is a checkpoint, not a bundle: convert it with ecapa-jax convert weights.pt -o BUNDLE"),
+        (
+            "published",
+            r"contains a checkpoint \(avg_model.pt\), not a bundle: convert it with ecapa-jax convert published",
+        ),
+        ("run", "is a training run, not a bundle; its bundle is run/best_bundle"),
     ],
 )
 def test_error_for_an_unknown_name_says_what_to_type(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ecapa_jax.convert.detect import check_beside, find_network, holds_network, is_of_training
+from ecapa_jax.convert.detect import check_unknown, find_network, find_training_tensors, holds_network
 from ecapa_jax.convert.readers.checkpoint import find_tensors, read_checkpoint
 from ecapa_jax.convert.run import convert
 from ecapa_jax.errors import ConversionError
@@ -33,9 +33,9 @@ ROW = np.zeros(5, np.float32)
 )
 def test_heads_with_any_name_are_accepted(beside: dict[str, Any]) -> None:
     found = find_network({**prefixed("backbone.", tensors()), **beside})
-    check_beside(found.unknown, 192, found.prefix)
+    check_unknown(found.unknown, 192, found.prefix)
     assert found.tensors.keys() == tensors().keys()
-    assert found.unknown.keys() | found.beside.keys() == beside.keys()
+    assert found.unknown.keys() | found.training.keys() == beside.keys()
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_heads_with_any_name_are_accepted(beside: dict[str, Any]) -> None:
 def test_other_tensors_beside_the_network_are_refused(beside: dict[str, Any]) -> None:
     found = find_network({**prefixed("backbone.", tensors()), **beside})
     with pytest.raises(ConversionError, match=r"unexpected tensor .* beside the network"):
-        check_beside(found.unknown | found.beside, 192, found.prefix)
+        check_unknown(found.unknown | found.training, 192, found.prefix)
 
 
 def test_head_with_the_prefix_of_the_network_is_stored(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_head_with_the_prefix_of_the_network_is_stored(tmp_path: Path) -> None:
 def test_several_matching_dicts_ask_for_a_choice() -> None:
     network = tensors()
     content = {"model_a": network, "averaged": {"b": network}, "discriminator": {"w": HEAD}, "lr": 0.1}
-    with pytest.raises(ConversionError, match=r"several .* fit \(model_a, averaged\.b\): name one with --key"):
+    with pytest.raises(ConversionError, match=r"several .* fit \(model_a, averaged\.b\): choose one with --key"):
         find_tensors(content, None, holds_network)
     assert find_tensors(content, "averaged.b", holds_network)[1] == "averaged.b"
     with pytest.raises(ConversionError, match="no dict of tensors under 'c'; it has some under: model_a"):
@@ -111,11 +111,11 @@ def test_code_beside_weights_is_refused(tmp_path: Path, module: str, attribute: 
     for end in (ARGUMENT + b"\x85R", b")\x81", b""):
         content = {"best": Raw(name(module, attribute).opcodes + end), "state_dict": {"w": HEAD}}
         (tmp_path / "x.pt").write_bytes(torch_zip_bytes(content))
-        with pytest.raises(ConversionError, match=f"names {module}.{attribute}, .* nothing of it was run"):
+        with pytest.raises(ConversionError, match=f"names {module}.{attribute}, .* none of it was run"):
             read_checkpoint(tmp_path / "x.pt")
     assert os.listdir(tmp_path) == ["x.pt"]
 
 
 def test_heads_are_recognized_by_shape_and_position() -> None:
-    found = is_of_training({"a.weight": HEAD, "a.bias": ROW, "b.bias": ROW, "c": np.array(1)}, 192)
+    found = find_training_tensors({"a.weight": HEAD, "a.bias": ROW, "b.bias": ROW, "c": np.array(1)}, 192)
     assert found == {"a.weight": True, "a.bias": True, "b.bias": False, "c": True}

@@ -21,7 +21,7 @@ from ecapa_jax.errors import EcapaError
 import numpy as np
 
 declared = 0
-original = arrays.TreeBuilder._array
+original = arrays.TreeBuilder._build_array
 def counting(self, view):
     global declared
     count = view.storage.dtype.itemsize
@@ -29,7 +29,7 @@ def counting(self, view):
         count *= dim
     declared += min(count, self._max_bytes)
     return original(self, view)
-arrays.TreeBuilder._array = counting
+arrays.TreeBuilder._build_array = counting
 
 def audit(event, args):
     if armed and event in EVENTS:
