@@ -37,7 +37,9 @@ Conversation = tuple[Path, list[Turn], list[tuple[float, float]]]
 System = Callable[[Conversation], Sequence[Turn]]
 
 GRID: dict[str, Sequence[Any]] = {
-    "same_speaker": (0.75, 0.8, 0.83, 0.85, 0.87, 0.9, 0.93),
+    "same_speaker": (0.65, 0.7, 0.75, 0.8),
+    "likeness_width": (0.06, 0.1, 0.15),
+    "undivided": (0.6, 0.7, 0.8),
     "fewest_windows": (1, 2, 3, 4, 6),
     "speech_threshold": (0.2, 0.3, 0.4),
     "padding": (0.04, 0.08, 0.12),

@@ -48,9 +48,11 @@ class SpeakerCount:
 def cluster(embeddings: Embeddings, spans: Spans, count: SpeakerCount, settings: DiarizationSettings) -> Labels:
     """Groups windows by speaker.
 
-    A graph of the most alike windows is divided into 2, 3, 4, ... parts. The largest number counts in which no two
-    parts are about as alike as the windows within them. Long recordings are divided block by block, and the parts of
-    all blocks are merged by the same measure: memory grows with the length of the recording, not with its square.
+    A graph of the most alike windows is divided into 2, 3, 4, ... parts. As long as each part is a speaker, even the
+    two parts that are most alike differ; once a speaker is divided, they are about as alike as the windows within
+    them. The number of speakers is the one after which this likeness rises most. Long recordings are divided block by
+    block, and the parts of all blocks are merged by the same measure: memory grows with the length of the recording,
+    not with its square.
 
     Args:
       embeddings: one a window, in order of time.
@@ -85,14 +87,24 @@ def _divide(x: Embeddings, spans: Spans, least: int, most: int, settings: Diariz
     if len(x) < _FEWEST_DIVIDED:
         return _ward(x, least)
     _, vectors = _graph_vectors(x, most, _P_VALUE, _NEIGHBOURS)
-    best = _kmeans(vectors[:, :least], least) if least > 1 else np.zeros(len(x), np.int64)
-    for number in range(least + 1, min(most, max(len(x) // 3, least)) + 1):
+    divisions, likenesses = [np.zeros(len(x), np.int64)], [settings.undivided]
+    for number in range(max(least, 2), min(most + 1, max(len(x) // 3, least)) + 1):
         labels = in_order(_kmeans(vectors[:, :number], number))
-        if np.bincount(labels).min() < settings.fewest_windows:
+        if number > least and np.bincount(labels).min() < settings.fewest_windows:
             continue
-        if _likeness(*_cluster_sums(labels, x, spans), settings).max() < settings.same_speaker:
-            best = labels
-    return in_order(best)
+        divisions.append(labels)
+        likenesses.append(float(_likeness(*_cluster_sums(labels, x, spans), settings).max()))
+    allowed = [index for index, labels in enumerate(divisions) if least <= labels.max() + 1 <= most]
+    rises = _rises(np.array(likenesses), settings)
+    return divisions[max(allowed, key=lambda index: rises[index])] if allowed else _ward(x, least)
+
+
+def _rises(
+    likenesses: Float[np.ndarray, " divisions"], settings: DiarizationSettings
+) -> Float[np.ndarray, " divisions"]:
+    """How much the likeness rises from each division to the next, on a scale that only tells speakers from parts."""
+    highest = np.append(np.maximum.accumulate(likenesses), max(1.0, likenesses.max()))
+    return np.diff(1 / (1 + np.exp((settings.same_speaker - highest) / settings.likeness_width)))
 
 
 def merge_clusters(

@@ -25,7 +25,9 @@ class DiarizationSettings:
       overlap_voices: mean number of voices from which on two speak at once.
       overlap_reach: seconds around two voices within which the second speaker is looked for.
       same_speaker: two clusters that are at least this alike, on a scale on which 1 is as alike as the windows of one
-        cluster, are one speaker.
+        cluster, are rather one speaker than two.
+      likeness_width: how far from `same_speaker` a likeness still leaves it open whether two clusters are one speaker.
+      undivided: the likeness that a recording counts with as the only cluster.
       fewest_windows: no speaker has fewer windows, unless the number of speakers is given.
       prior_pairs: pairs of windows that the mean of all clusters counts for, where a cluster has few of its own.
       block_windows: windows that are clustered at a time; the clusters of several blocks are clustered again.
@@ -43,7 +45,9 @@ class DiarizationSettings:
     snap: float = 0.0
     overlap_voices: float = 1.5
     overlap_reach: float = 1.0
-    same_speaker: float = 0.84
+    same_speaker: float = 0.75
+    likeness_width: float = 0.1
+    undivided: float = 0.7
     fewest_windows: int = 4
     prior_pairs: float = 4.0
     block_windows: int = 1500
