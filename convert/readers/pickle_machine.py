@@ -323,9 +323,8 @@ def _call(function: object, arguments: object) -> object:
 
 def _make_skipped(kind: object) -> Skipped:
     if not isinstance(kind, Global) or kind.name not in _PLAIN_TYPES:
-        raise ConversionError(
-            "its pickle uses the opcode NEWOBJ, which plain weights don't need, and none of it was run"
-        )
+        name = show(kind.name) if isinstance(kind, Global) else "value"
+        raise ConversionError(f"its pickle creates a {name}, which plain weights don't need, and none of it was run")
     return Skipped(kind.name)
 
 

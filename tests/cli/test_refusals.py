@@ -79,7 +79,7 @@ def test_error_names_a_model_that_can_not_be_loaded(capsys, tmp_path, model, wav
             assert words in run_refused(capsys, tmp_path, *arguments)
 
     assert_load_fails(tmp_path / "nothing", "nothing is not a bundle directory")
-    assert_load_fails(wav, "a.wav is not a bundle directory")
+    assert_load_fails(wav, "a.wav is a file, not a bundle directory")
     assert_load_fails(tmp_path, "is not a whole bundle (no model.json)")
     assert_load_fails("3dspeaker", "3dspeaker is a preset without packaged weights")
     assert_load_fails("hf:someone", "takes ORG/NAME")

@@ -71,7 +71,7 @@ def test_training_outputs_are_converted(tmp_path):
     assert convert(save.parent).provenance["family"] == "speechbrain"
     (save / "CKPT+2026-01-03+03-04-05+00").mkdir()
     write_torch_zip(save / "CKPT+2026-01-03+03-04-05+00" / "embedding_model.ckpt", tensors())
-    assert "2 checkpoints (CKPT+2026-01-02+03-04-05+00, CKPT+2026-01-03+03-04-05+00): name" in conversion_error(save)
+    assert "2 checkpoints (CKPT+2026-01-02+03-04-05+00, CKPT+2026-01-03+03-04-05+00): give" in conversion_error(save)
 
 
 def test_bundles_and_runs_of_this_library_are_refused(tmp_path):

@@ -68,7 +68,7 @@ def test_several_matching_dicts_ask_for_a_choice() -> None:
     with pytest.raises(ConversionError, match=r"several .* fit \(model_a, averaged\.b\): choose one with --key"):
         find_tensors(content, None, holds_network)
     assert find_tensors(content, "averaged.b", holds_network)[1] == "averaged.b"
-    with pytest.raises(ConversionError, match="no dict of tensors under 'c'; it has some under: model_a"):
+    with pytest.raises(ConversionError, match="no dict of tensors under 'c'; it has dicts of tensors under: model_a"):
         find_tensors(content, "c", holds_network)
     del content["model_a"]
     assert find_tensors(content, None, holds_network)[1] == "averaged.b"

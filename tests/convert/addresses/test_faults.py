@@ -75,7 +75,7 @@ def test_published_digest_is_checked(hub, root, monkeypatch):
     entry = published.find_published(f"modelscope:{SPEAKERLAB}")
     wrong = [published.dataclasses.replace(entry, sha256="0" * 64)]
     monkeypatch.setattr(published, "PUBLISHED", tuple(wrong))
-    assert f"the published sha256 is {'0' * 64}" in resolve_error(f"modelscope:{SPEAKERLAB}", root)
+    assert f"the published one is {'0' * 64}" in resolve_error(f"modelscope:{SPEAKERLAB}", root)
 
 
 @pytest.mark.parametrize("scheme", ["hf", "modelscope"])
