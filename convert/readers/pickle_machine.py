@@ -223,11 +223,8 @@ class PickleMachine:
                 stack.append(Skipped("set"))
             case "ADDITEMS":
                 self._pop_to_mark()
-            case "NEWOBJ":
-                arguments = stack.pop()
-                stack.append(_make_skipped(stack.pop()))
-            case "NEWOBJ_EX":
-                del stack[-2:]
+            case "NEWOBJ" | "NEWOBJ_EX":
+                del stack[-1 if name == "NEWOBJ" else -2 :]
                 stack.append(_make_skipped(stack.pop()))
             case "EMPTY_DICT":
                 stack.append({})
