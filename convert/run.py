@@ -84,14 +84,10 @@ def convert(
         config = _make_config(chosen, network, companions.config, dilations)
         check_unknown(unknown, config.ecapa.embedding_dim, origin.prefix)
         rules, shapes = chosen.rules(config.ecapa), functional.abstract(config)
-        training = {
-            **training,
-            **unknown,
-            **_take_heads(chosen, rules, network, config.ecapa.embedding_dim, origin.prefix),
-        }
+        heads = _take_heads(chosen, rules, network, config.ecapa.embedding_dim, origin.prefix)
         skipped = check_rules(rules, chosen.ignored, network, shapes)
         _check_stated(companions, config, dilations)
-        extra = {**{origin.prefix + name: network[name] for name in skipped}, **training}
+        extra = {**{origin.prefix + name: network[name] for name in skipped}, **training, **unknown, **heads}
         variables = move_tensors(rules, network, shapes)
         parity = _prove(rules, config, variables, len(extra))
         parity |= full_report(chosen, config, variables) if verify else quick_report(chosen)

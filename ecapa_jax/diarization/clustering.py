@@ -102,7 +102,7 @@ def _divide(x: Embeddings, spans: Spans, least: int, most: int, settings: Diariz
 def _rises(
     likenesses: Float[np.ndarray, " divisions"], settings: DiarizationSettings
 ) -> Float[np.ndarray, " divisions"]:
-    """How much the likeness rises from each division to the next, on a scale that only tells speakers from parts."""
+    """Returns by how much the highest likeness rises from each division to the next, after the logistic function."""
     highest = np.append(np.maximum.accumulate(likenesses), max(1.0, likenesses.max()))
     return np.diff(1 / (1 + np.exp((settings.same_speaker - highest) / settings.likeness_width)))
 

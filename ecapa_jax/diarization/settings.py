@@ -25,9 +25,9 @@ class DiarizationSettings:
       overlap_voices: mean number of voices from which on two speak at once.
       overlap_reach: seconds around two voices within which the second speaker is looked for.
       same_speaker: two clusters that are at least this alike, on a scale on which 1 is as alike as the windows of one
-        cluster, are rather one speaker than two.
-      likeness_width: how far from `same_speaker` a likeness still leaves it open whether two clusters are one speaker.
-      undivided: the likeness that a recording counts with as the only cluster.
+        cluster, are more likely one speaker than two.
+      likeness_width: width of the logistic function around `same_speaker` by which likenesses are compared.
+      undivided: likeness that stands for a recording that is not divided, and so has no two clusters to compare.
       fewest_windows: no speaker has fewer windows, unless the number of speakers is given.
       prior_pairs: pairs of windows that the mean of all clusters counts for, where a cluster has few of its own.
       block_windows: windows that are clustered at a time; the clusters of several blocks are clustered again.
