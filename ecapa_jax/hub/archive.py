@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ecapa_jax.errors import DownloadError
-from ecapa_jax.hub.download import disk_error
+from ecapa_jax.hub.cache import explain_disk_errors
 
 SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
 MAX_MEMBER = 4_000_000_000
@@ -39,23 +39,22 @@ def extract(archive: Path, wanted: Callable[[Collection[str]], Collection[str]],
       DownloadError: the file is no archive, is damaged, holds one wanted name twice, or has a member that is too large.
     """
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
-                members = [(i.filename, i.file_size, i) for i in zipped.infolist() if not i.is_dir()]
-                return _copy_members(archive, members, wanted, zipped.open, folder)
-        with tarfile.open(archive) as tarred:
-            files = [(i.name, i.size, i) for i in tarred if i.isfile()]
-            taken = _copy_members(archive, files, wanted, tarred.extractfile, folder)
-            _read_to_end(tarred)
-            return taken
+        with explain_disk_errors(folder):
+            if zipfile.is_zipfile(archive):
+                with zipfile.ZipFile(archive) as zipped:
+                    members = [(i.filename, i.file_size, i) for i in zipped.infolist() if not i.is_dir()]
+                    return _copy_members(archive, members, wanted, zipped.open, folder)
+            with tarfile.open(archive) as tarred:
+                files = [(i.name, i.size, i) for i in tarred if i.isfile()]
+                taken = _copy_members(archive, files, wanted, tarred.extractfile, folder)
+                _read_to_end(tarred)
+                return taken
     except DownloadError:
         raise
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise DownloadError(f"{archive.name} is no archive, or a damaged one ({error}); download it again") from error
-    except OSError as error:
-        if error.errno is None:  # as gzip raises it for damaged content
-            raise DownloadError(f"{archive.name} is damaged ({error}); download it again") from error
-        raise disk_error(error, folder) from error
+    except OSError as error:  # as gzip raises it for damaged content
+        raise DownloadError(f"{archive.name} is damaged ({error}); download it again") from error
 
 
 def _read_to_end(tarred: tarfile.TarFile) -> None:

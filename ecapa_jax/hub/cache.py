@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -39,31 +40,21 @@ def lock_folder(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
       DownloadError: the cache can't be written, or another process holds the lock too long; the message names it.
     """
     owner = folder.with_name(f"{folder.name}.owner.json")
-    try:
+    with explain_cache_errors(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(folder.with_name(f"{folder.name}.lock"))
         _acquire(lock, owner, folder, patience)
-    except OSError as error:
-        if isinstance(error, DownloadError):
-            raise
-        raise cache_error(folder.parent, error) from error
     try:
         for left in folder.parent.glob(f".{folder.name}.partial-*"):
             shutil.rmtree(left, ignore_errors=True)
-        _write_owner(owner)
+        with contextlib.suppress(OSError):  # only a process that waits reads it
+            note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}
+            owner.write_text(json.dumps(note), "utf-8")
         yield
     finally:
         with contextlib.suppress(OSError):
             owner.unlink(missing_ok=True)
         lock.release()
-
-
-def cache_error(folder: Path, error: OSError) -> DownloadError:
-    """Returns the error for a cache that can't be written."""
-    reason = error.strerror or one_line(error)
-    return DownloadError(
-        f"the cache {folder} can't be written: {reason}; pass cache_dir, or set XDG_CACHE_HOME to a folder with room"
-    )
 
 
 def _acquire(lock: filelock.BaseFileLock, owner: Path, folder: Path, patience: float) -> None:
@@ -79,14 +70,28 @@ def _acquire(lock: filelock.BaseFileLock, owner: Path, folder: Path, patience: f
         ) from error
 
 
-def _write_owner(owner: Path) -> None:
-    with contextlib.suppress(OSError):  # only a process that waits reads it
-        owner.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.time()}), "utf-8")
-
-
 def _name_owner(owner: Path) -> str:
     try:
-        signed = json.loads(owner.read_text("utf-8"))
-        return f"process {signed['pid']} on {signed['host']} (for {time.time() - signed['since']:.0f} s)"
+        note = json.loads(owner.read_text("utf-8"))
+        return f"process {note['pid']} on {note['host']} (for {time.time() - note['since']:.0f} s)"
     except (OSError, ValueError, LookupError, TypeError):
         return "another process"
+
+
+@contextlib.contextmanager
+def explain_disk_errors(place: Path | str, remedy: str = "") -> Iterator[None]:
+    """Turns an error of the system into one line: most often the disk is full or a right is missing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # not from the system, but a DownloadError, or gzip's for damaged content
+            raise
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        remedy = remedy or ("make room and run again to continue" if full else "choose another folder")
+        raise DownloadError(f"{place} can't be written: {error.strerror or one_line(error)}; {remedy}") from error
+
+
+def explain_cache_errors(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Does the same for a folder of the cache."""
+    remedy = "pass cache_dir, or set XDG_CACHE_HOME to a folder with room"
+    return explain_disk_errors(f"the cache {folder}", remedy)

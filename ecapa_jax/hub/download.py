@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
-import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ecapa_jax.errors import DownloadError, one_line, without_secrets
-from ecapa_jax.hub.http import TransientError, declared_bytes, open_url, read_blocks
+from ecapa_jax.errors import DownloadError, without_secrets
+from ecapa_jax.hub.cache import explain_disk_errors
+from ecapa_jax.hub.http import OUT_OF_RANGE, PARTIAL, TransientError, fetch, find_place, open_url, read_blocks
 
 if TYPE_CHECKING:
     import httpx2
 
 Report = Callable[[int, int | None], None]
 """Called with the number of bytes received so far, and of all bytes if that is known."""
-
-_PARTIAL, _OUT_OF_RANGE = 206, 416
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 
 T = TypeVar("T")
 
@@ -83,19 +79,21 @@ def download(
         is no room on the disk. One line, without the URL's query.
     """
     policy = policy or Policy()
-    part, name = _PartialFile(path, url), without_secrets(url)
-    retry(policy, lambda: _attempt(url, name, part, size, policy, report))
-    with _explain_disk_errors(path):
+    part = _PartialFile(path, url)
+    retry(policy, lambda: part.fetch_rest(size, policy, report))
+    with explain_disk_errors(path.parent):
         file = describe(part.path)
+        problem = ""
         if size not in (None, file.size):
-            part.discard()
-            raise DownloadError(f"{name}: is {file.size} bytes, {size} were expected; try again, or report it")
-        if sha256 is not None and file.sha256 != sha256.lower():
-            part.discard()
-            raise DownloadError(
-                f"{name}: its sha256 is {file.sha256}, {sha256} was expected: it is not the file that was published, "
+            problem = f"is {file.size} bytes, {size} were expected; try again, or report it"
+        elif sha256 is not None and file.sha256 != sha256.lower():
+            problem = (
+                f"its sha256 is {file.sha256}, {sha256} was expected: it is not the file that was published, "
                 "or it was damaged on the way; try again"
             )
+        if problem:
+            part.discard()
+            raise DownloadError(f"{part.name}: {problem}")
         part.finish(path)
     return file
 
@@ -130,15 +128,10 @@ def get_json(url: str, policy: Policy) -> Any:
     Raises:
       DownloadError: as `download`; also if it is no JSON.
     """
-    name = without_secrets(url)
-
-    def get() -> bytes:
-        with open_url(url, timeout=policy.timeout) as response:
-            return b"".join(read_blocks(response, name, 20_000_000))
-
     try:
-        return json.loads(retry(policy, get))
+        return json.loads(retry(policy, lambda: fetch(url, max_bytes=20_000_000, timeout=policy.timeout)))
     except (ValueError, RecursionError) as error:
+        name = without_secrets(url)
         raise DownloadError(f"{name}: the answer is no JSON; a proxy or a log-in page may have sent it") from error
 
 
@@ -146,26 +139,41 @@ class _PartialFile:
     """The part of a file that has arrived, and a note that says of which version it is."""
 
     def __init__(self, path: Path, url: str):
+        self.url, self.name = url, without_secrets(url)
         self.path = path.with_name(f".{path.name}.partial")
-        self.note = path.with_name(f".{path.name}.partial.json")
-        self.origin = hashlib.sha256(url.encode()).hexdigest()  # not the URL, which may hold keys
+        self._note = path.with_name(f".{path.name}.partial.json")
+        self._origin = hashlib.sha256(url.encode()).hexdigest()  # not the URL, which may hold keys
 
-    def read_state(self) -> tuple[int, str]:
-        """Returns the number of bytes and their version; (0, "") if the download has to start again."""
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-            note = json.loads(self.note.read_text("utf-8"))
-            if note["origin"] == self.origin and note["version"]:
-                return self.path.stat().st_size, str(note["version"])
-        return 0, ""
-
-    def start(self, version: str) -> None:
-        """Makes an empty file of this version."""
-        self.path.write_bytes(b"")
-        self.note.write_text(json.dumps({"origin": self.origin, "version": version}), "utf-8")
+    def fetch_rest(self, size: int | None, policy: Policy, report: Report) -> None:
+        """Makes one attempt, from where the last one ended; returns when the server has sent all."""
+        offset, version = self._read_state()
+        headers = {"Range": f"bytes={offset}-", "If-Range": version} if offset else {}
+        with open_url(self.url, timeout=policy.timeout, headers=headers, accept=(OUT_OF_RANGE,)) as response:
+            status = response.status_code
+            if status == OUT_OF_RANGE and response.headers.get("Content-Range") == f"bytes */{offset}":
+                return  # all of it is there: the process was killed before it moved the file
+            done, total = find_place(response)
+            same = done == offset and _version_of(response) in ("", version)
+            if status == OUT_OF_RANGE or (status == PARTIAL and not same):
+                self.discard()
+                raise TransientError(f"{self.name}: the server did not send the part after {offset} bytes")
+            if size is not None and total not in (None, size):
+                raise DownloadError(f"{self.name}: the server has {total} bytes, {size} were expected; report it")
+            blocks = read_blocks(response, self.name, policy.max_bytes, "download it yourself")
+            with explain_disk_errors(self.path.parent):
+                if done == 0:
+                    self._start(_version_of(response))
+                report(done, total)
+                with self.path.open("ab") as file:
+                    for block in blocks:
+                        file.write(block)
+                        file.flush()  # so that a process that is killed loses nothing
+                        done += len(block)
+                        report(done, total)
 
     def discard(self) -> None:
         """Removes the part, so that the next attempt starts again."""
-        self.note.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
         self.path.unlink(missing_ok=True)
 
     def finish(self, path: Path) -> None:
@@ -173,66 +181,22 @@ class _PartialFile:
         with self.path.open("rb") as file:
             os.fsync(file.fileno())
         self.path.replace(path)
-        self.note.unlink(missing_ok=True)
+        self._note.unlink(missing_ok=True)
 
+    def _read_state(self) -> tuple[int, str]:
+        """Returns the number of bytes and their version; (0, "") if the download has to start again."""
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            note = json.loads(self._note.read_text("utf-8"))
+            if note["origin"] == self._origin and note["version"]:
+                return self.path.stat().st_size, str(note["version"])
+        return 0, ""
 
-def _attempt(url: str, name: str, part: _PartialFile, size: int | None, policy: Policy, report: Report) -> None:
-    """Makes one attempt, from where the last one ended; returns when the server has sent all."""
-    offset, version = part.read_state()
-    headers = {"Range": f"bytes={offset}-", "If-Range": version} if offset else {}
-    with open_url(url, timeout=policy.timeout, headers=headers, accept=(_OUT_OF_RANGE,)) as response:
-        if response.status_code == _OUT_OF_RANGE:
-            if response.headers.get("Content-Range") == f"bytes */{offset}":
-                return  # all of it is there: the process was killed before it moved the file
-            part.discard()
-            raise TransientError(f"{name}: the server has no bytes after {offset}")
-        start, total = _find_place(response, offset, version)
-        if start is None:
-            part.discard()
-            raise TransientError(f"{name}: the server sent another part than the one asked for")
-        if size is not None and total not in (None, size):
-            raise DownloadError(f"{name}: the server has {total} bytes, {size} were expected; report it")
-        blocks = read_blocks(response, name, policy.max_bytes, start=start, total=total, remedy="download it yourself")
-        with _explain_disk_errors(part.path):
-            if start == 0:
-                part.start(_version_of(response))
-            report(start, total)
-            with part.path.open("ab") as file:
-                for block in blocks:
-                    file.write(block)
-                    file.flush()  # so that a process that is killed loses nothing
-                    start += len(block)
-                    report(start, total)
-
-
-def _find_place(response: httpx2.Response, offset: int, version: str) -> tuple[int | None, int | None]:
-    """Returns where the answer's bytes belong (None: nowhere), and how many the whole file has (None: unknown)."""
-    if response.status_code != _PARTIAL:
-        return 0, declared_bytes(response)
-    found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
-    if found is None or int(found[1]) != offset or _version_of(response) not in ("", version):
-        return None, None
-    return offset, None if found[3] == "*" else int(found[3])
+    def _start(self, version: str) -> None:
+        self.path.write_bytes(b"")
+        self._note.write_text(json.dumps({"origin": self._origin, "version": version}), "utf-8")
 
 
 def _version_of(response: httpx2.Response) -> str:
     """Returns what tells this version of the file from another; a weak ETag does not."""
     tag: str = response.headers.get("ETag", "")
     return tag if tag and not tag.startswith("W/") else str(response.headers.get("Last-Modified", ""))
-
-
-@contextlib.contextmanager
-def _explain_disk_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DownloadError:
-        raise
-    except OSError as error:
-        raise disk_error(error, path.parent) from error
-
-
-def disk_error(error: OSError, folder: Path) -> DownloadError:
-    """Returns the error for a folder that can't be written: most often the disk is full or a right is missing."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "make room and run again to continue" if full else "choose another folder"
-    return DownloadError(f"{folder} can't be written: {error.strerror or one_line(error)}; {remedy}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import re
 import ssl
 import time
 import urllib.parse
@@ -15,8 +16,9 @@ from ecapa_jax.errors import DownloadError, one_line, without_secrets
 if TYPE_CHECKING:  # at run time it is imported when something is fetched
     import httpx2
 
-_REDIRECTS = 10
+PARTIAL, OUT_OF_RANGE = 206, 416
 _BUSY = (429, 500, 502, 503, 504)
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 
 
 class TransientError(DownloadError):
@@ -31,25 +33,28 @@ class TooLargeError(DownloadError):
     """The answer is larger than the caller allows."""
 
 
-def fetch(url: str, *, max_bytes: int = 200_000_000, timeout: float = 30.0) -> bytes:
+def fetch(
+    url: str,
+    *,
+    max_bytes: int = 200_000_000,
+    timeout: float = 30.0,
+    redirects: int = 10,
+    transport: httpx2.BaseTransport | None = None,
+    remedy: str = "download it yourself and give the path",
+) -> bytes:
     """Downloads a URL into memory.
 
     Any host is allowed, private networks too: a service that takes URLs from strangers uses `serve.fetch`.
 
     Args:
-      url: address, http or https; redirects are followed within these two schemes only.
-      max_bytes: a longer answer is refused, by its declared length where it has one, else while it arrives.
-      timeout: seconds to wait for the connection, and for each further piece of data.
-
-    Returns:
-      The body of the answer.
+      url: as for `open_url`, like `timeout`, `redirects` and `transport`.
+      max_bytes: as for `read_blocks`, like `remedy`.
 
     Raises:
-      DownloadError: other scheme, unreachable host, HTTP error, answer too large or cut short. The message is one
-        line and shows the URL without its query.
+      DownloadError: as `open_url` and `read_blocks`.
     """
-    with open_url(url, timeout=timeout) as response:
-        return b"".join(read_blocks(response, without_secrets(url), max_bytes))
+    with open_url(url, timeout=timeout, redirects=redirects, transport=transport) as response:
+        return b"".join(read_blocks(response, without_secrets(url), max_bytes, remedy))
 
 
 @contextlib.contextmanager
@@ -59,7 +64,7 @@ def open_url(
     timeout: float,
     headers: Mapping[str, str] | None = None,
     accept: Collection[int] = (),
-    redirects: int = _REDIRECTS,
+    redirects: int = 10,
     transport: httpx2.BaseTransport | None = None,
 ) -> Iterator[httpx2.Response]:
     """Opens a URL and follows redirects that stay with http and https and keep the encryption.
@@ -73,13 +78,15 @@ def open_url(
       transport: replaces httpx's own, and the proxies that the environment names.
 
     Raises:
-      DownloadError: the address is refused or wrong, or the request fails, also while the caller reads the answer.
+      DownloadError: other scheme, unreachable host, HTTP error or, while the caller reads the answer, a connection
+        that closes early. The message is one line and shows the URL without its query.
     """
     import httpx2
 
     name = without_secrets(url)
     _check_scheme(url, name)
     sent = {"User-Agent": "ecapa-jax", "Accept-Encoding": "identity", **(headers or {})}
+    response: httpx2.Response | None = None
     try:
         if not httpx2.URL(url.strip()).host:
             raise DownloadError(f"{name}: can't be downloaded (it names no host); check the address")
@@ -97,55 +104,49 @@ def open_url(
             if not response.is_success and response.status_code not in accept:
                 raise _status_error(response, name)
             yield response
+    except httpx2.TooManyRedirects as error:
+        raise DownloadError(
+            f"{name}: redirects more than {redirects} times, perhaps in an infinite loop; give the file's own address"
+        ) from error
+    except httpx2.TimeoutException as error:
+        raise TransientError(f"{name}: no data for {timeout:g} s; try again, or download it by other means") from error
     except (httpx2.HTTPError, httpx2.InvalidURL, UnicodeError, ImportError) as error:
-        raise _explain_error(error, name, timeout, redirects) from error
+        raise _explain_error(error, name, response) from error
 
 
-def read_blocks(
-    response: httpx2.Response,
-    name: str,
-    max_bytes: int,
-    *,
-    start: int = 0,
-    total: int | None = None,
-    remedy: str = "download it yourself and give the path",
-) -> Iterator[bytes]:
-    """Yields the body of an answer.
+def read_blocks(response: httpx2.Response, name: str, max_bytes: int, remedy: str) -> Iterator[bytes]:
+    """Yields the body of an answer from `open_url`.
 
     Args:
-      response: from `open_url`.
+      response: the answer.
       name: the address, for messages.
-      max_bytes: the whole file has at most these.
-      start: bytes that the caller has already.
-      total: bytes of the whole file; None takes what the answer declares.
+      max_bytes: a larger file is refused, by its declared length where it has one, else while it arrives.
       remedy: what to do about a file that is too large.
 
     Raises:
       TooLargeError: the file is larger than `max_bytes`.
-      TransientError: the connection closed early.
     """
-    import httpx2
-
-    total, done = declared_bytes(response) if total is None else total, start
+    done, total = find_place(response)
     too_large = TooLargeError(f"{name}: is larger than {max_bytes / 1e6:g} MB; {remedy}")
-    if max(total or 0, start) > max_bytes:
+    if max(total or 0, done) > max_bytes:
         raise too_large
-    try:
-        for block in response.iter_raw():
-            done += len(block)
-            if done > max_bytes:
-                raise too_large
-            yield block
-    except (httpx2.RemoteProtocolError, httpx2.ReadError) as error:
-        if total is None:
-            raise
-        raise TransientError(f"{name}: the connection closed after {done} of {total} bytes") from error
+    for block in response.iter_raw():
+        done += len(block)
+        if done > max_bytes:
+            raise too_large
+        yield block
 
 
-def declared_bytes(response: httpx2.Response) -> int | None:
-    """Returns the length that the answer declares; None where it declares none."""
-    text: str = response.headers.get("Content-Length", "")
-    return int(text) if text.isdecimal() else None
+def find_place(response: httpx2.Response) -> tuple[int, int | None]:
+    """Returns where the answer's bytes belong in the file, and how many the whole file has (None: not declared).
+
+    An answer with a part of the file that does not say which part it is belongs at -1.
+    """
+    if response.status_code == PARTIAL:
+        found = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+        return (int(found[1]), None if found[2] == "*" else int(found[2])) if found else (-1, None)
+    length = response.headers.get("Content-Length", "")
+    return 0, int(length) if length.isdecimal() else None
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
@@ -157,18 +158,6 @@ def retry_after(headers: Mapping[str, str]) -> float:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return 0.0
-
-
-def _check_location(response: httpx2.Response) -> None:
-    """Checks where an answer redirects to, and drops its body, which httpx would read and unpack without a limit."""
-    import httpx2
-
-    if response.has_redirect_location:
-        url = str(response.request.url)
-        check_redirect(url, urllib.parse.urljoin(url, response.headers["Location"]))
-        assert isinstance(response.stream, httpx2.SyncByteStream)
-        response.stream.close()
-        response.stream = httpx2.ByteStream(b"")
 
 
 def check_redirect(url: str, target: str) -> None:
@@ -187,6 +176,18 @@ def _check_scheme(url: str, name: str) -> None:
         )
 
 
+def _check_location(response: httpx2.Response) -> None:
+    """Checks where an answer redirects to, and drops its body, which httpx would read and unpack without a limit."""
+    import httpx2
+
+    if response.has_redirect_location:
+        url = str(response.request.url)
+        check_redirect(url, urllib.parse.urljoin(url, response.headers["Location"]))
+        assert isinstance(response.stream, httpx2.SyncByteStream)
+        response.stream.close()
+        response.stream = httpx2.ByteStream(b"")
+
+
 def _status_error(response: httpx2.Response, name: str) -> DownloadError:
     status = f"{response.status_code} {response.reason_phrase}".strip()
     if response.status_code in _BUSY:
@@ -196,19 +197,16 @@ def _status_error(response: httpx2.Response, name: str) -> DownloadError:
     return DownloadError(f"{name}: the server answered {status}; check the address")
 
 
-def _explain_error(error: Exception, name: str, timeout: float, redirects: int) -> DownloadError:
+def _explain_error(error: Exception, name: str, response: httpx2.Response | None) -> DownloadError:
     """Returns the error that the user sees. Without a network every attempt fails at once, so that is final."""
     import httpx2
 
-    if isinstance(error, httpx2.TooManyRedirects):
-        return DownloadError(
-            f"{name}: redirects more than {redirects} times, perhaps in an infinite loop; give the file's own address"
-        )
-    if isinstance(error, httpx2.TimeoutException):
-        return TransientError(f"{name}: no data for {timeout:g} s; try again, or download it by other means")
     if isinstance(error, httpx2.ConnectError) and "SSL" not in str(error):
         return DownloadError(f"{name}: can't be reached ({one_line(error)}); check address and network")
-    cut = isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError)
-    return (TransientError if cut else DownloadError)(
-        f"{name}: can't be downloaded ({one_line(error)}); check the address"
-    )
+    message = f"{name}: can't be downloaded ({one_line(error)}); check the address"
+    if not isinstance(error, httpx2.ReadError | httpx2.WriteError | httpx2.RemoteProtocolError):
+        return DownloadError(message)
+    start, total = (0, None) if response is None else find_place(response)
+    if response is not None and total is not None:
+        message = f"{name}: the connection closed after {start + response.num_bytes_downloaded} of {total} bytes"
+    return TransientError(message)

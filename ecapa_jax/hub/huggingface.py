@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
+import functools
 import importlib
 import logging
 import warnings
@@ -14,9 +14,9 @@ from typing import Any
 
 from ecapa_jax.errors import DownloadError, one_line
 from ecapa_jax.hub.address import Address
-from ecapa_jax.hub.download import Policy, disk_error, retry
+from ecapa_jax.hub.cache import explain_disk_errors
+from ecapa_jax.hub.download import Policy, retry
 from ecapa_jax.hub.http import TransientError, retry_after
-from ecapa_jax.hub.progress import is_terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,18 +38,16 @@ def listing(address: Address, endpoint: str | None, policy: Policy) -> Listing:
       UnreachableError: there is no connection to the hub.
       DownloadError: `huggingface_hub` is not installed, or the hub does not answer with a listing.
     """
-    library = _import_library(address)
 
     def get() -> Any:
-        with _explain_errors(address, library):
+        with _using_library(address) as library:
             return library.HfApi(endpoint=endpoint).model_info(
                 address.name, revision=address.revision, files_metadata=True, timeout=policy.timeout
             )
 
     info = retry(policy, get)
-    return Listing(
-        str(info.sha), {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or ()}
-    )
+    files = {file.rfilename: file.lfs.sha256 if file.lfs else None for file in info.siblings or ()}
+    return Listing(str(info.sha), files)
 
 
 def download(address: Address, commit: str, name: str, folder: Path, endpoint: str | None, progress: bool) -> None:
@@ -58,9 +56,8 @@ def download(address: Address, commit: str, name: str, folder: Path, endpoint: s
     Raises:
       DownloadError: it can't be downloaded.
     """
-    library = _import_library(address)
-    bar = None if progress and is_terminal() else _make_silent_bar(library)
-    with _explain_errors(address, library, folder):
+    with _using_library(address) as library, explain_disk_errors(folder):
+        bar = None if progress else functools.partial(library.utils.tqdm, disable=True)  # None: on terminals only
         library.hf_hub_download(
             address.name, name, revision=commit, local_dir=folder, endpoint=endpoint, tqdm_class=bar
         )
@@ -77,52 +74,40 @@ def find_snapshot(address: Address) -> Path | None:
     return snapshot if snapshot.parent == cached / "snapshots" and snapshot.is_dir() else None
 
 
-def _import_library(address: Address) -> Any:
+@contextlib.contextmanager
+def _using_library(address: Address) -> Iterator[Any]:
+    """Turns the library's errors into one line, and keeps it from logging them with addresses that may be signed."""
     try:
-        return importlib.import_module("huggingface_hub")
+        library = importlib.import_module("huggingface_hub")
     except ImportError as error:
         raise DownloadError(f"{address}: hf: addresses need huggingface_hub: pip install 'ecapa-jax[hub]'") from error
-
-
-def _make_silent_bar(library: Any) -> type:
-    class Silent(library.utils.tqdm):
-        """A progress bar that shows nothing."""
-
-        def __init__(self, *arguments: Any, **options: Any):
-            super().__init__(*arguments, **{**options, "disable": True})
-
-    return Silent
-
-
-@contextlib.contextmanager
-def _explain_errors(address: Address, library: Any, folder: Path | None = None) -> Iterator[None]:
-    """Turns the library's errors into one line, and keeps it from logging them with addresses that may be signed."""
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            yield
+            yield library
+    except DownloadError:
+        raise
     except Exception as error:
-        raise _explain_error(error, address, library.errors, folder) from error
+        raise _explain_error(error, address, library.errors) from error
     finally:
         logger.setLevel(level)
 
 
-def _explain_error(error: Exception, address: Address, errors: Any, folder: Path | None) -> DownloadError:
-    if isinstance(error, OSError) and folder is not None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES):
-        return disk_error(error, folder)
-    response: Any = next((found for cause in _causes_of(error) if (found := getattr(cause, "response", None))), None)
+def _explain_error(error: Exception, address: Address, errors: Any) -> DownloadError:
+    causes = (error, error.__cause__, error.__context__)
+    response: Any = next((found for cause in causes if (found := getattr(cause, "response", None))), None)
     status = getattr(response, "status_code", 0)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return UnreachableError(f"{address}: huggingface_hub is set to offline, and this was not fetched before")
     if isinstance(error, errors.GatedRepoError):
         what = "its owner admits only who has accepted the conditions on its page and is logged in (hf auth login)"
     elif isinstance(error, errors.RepositoryNotFoundError):
         what = "there is no such repository, or it is private and no token is set; check the name"
     elif isinstance(error, errors.RevisionNotFoundError):
         what = f"it has no revision {address.revision}; check the text after @"
-    elif isinstance(error, errors.OfflineModeIsEnabled):
-        return UnreachableError(f"{address}: huggingface_hub is set to offline, and this was not fetched before")
     elif status == 429 or status >= 500:
         return TransientError(f"{address}: the hub answered {status}; try again later", retry_after(response.headers))
     elif status:
@@ -133,7 +118,3 @@ def _explain_error(error: Exception, address: Address, errors: Any, folder: Path
     else:
         what = f"can't be downloaded ({type(error).__name__}: {one_line(error)[:200]}); try again"
     return DownloadError(f"{address}: {what}")
-
-
-def _causes_of(error: Exception) -> list[BaseException]:
-    return [error, *(cause for cause in (error.__cause__, error.__context__) if cause is not None)]

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from ecapa_jax.errors import DownloadError
 from ecapa_jax.hub import archive, huggingface
 from ecapa_jax.hub.address import Address
-from ecapa_jax.hub.cache import PATIENCE, cache_error, lock_folder
+from ecapa_jax.hub.cache import PATIENCE, explain_cache_errors, lock_folder
 from ecapa_jax.hub.download import File, Policy, describe, download, get_json
 from ecapa_jax.hub.progress import bar
 
@@ -56,13 +56,7 @@ class Fetched:
 
 
 def fetch(
-    address: Address,
-    wanted: Wanted,
-    cache: Path,
-    *,
-    progress: bool = True,
-    patience: float = PATIENCE,
-    hubs: Hubs | None = None,
+    address: Address, wanted: Wanted, cache: Path, *, progress: bool = True, patience: float = PATIENCE
 ) -> Fetched:
     """Fetches the wanted files of an address once; later calls use no network.
 
@@ -72,7 +66,6 @@ def fetch(
       cache: folder of the cache.
       progress: show a bar, on a terminal.
       patience: seconds to wait for another process that fetches the same.
-      hubs: None is `HUBS`.
 
     Raises:
       DownloadError: the address holds nothing wanted, or a download fails; the next call resumes it.
@@ -80,7 +73,7 @@ def fetch(
     folder = cache / "downloads" / address.folder()
     if (found := _read_record(folder)) is None:
         with lock_folder(folder, patience):
-            found = _read_record(folder) or _fetch(address, wanted, folder, progress, hubs or HUBS)
+            found = _read_record(folder) or _fetch(address, wanted, folder, progress)
     return found
 
 
@@ -95,32 +88,32 @@ def _read_record(folder: Path) -> Fetched | None:
         return None
 
 
-def _fetch(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs: Hubs) -> Fetched:
+def _fetch(address: Address, wanted: Wanted, folder: Path, progress: bool) -> Fetched:
     part = folder.with_name(f"{folder.name}.partial")
-    try:
-        (part / "files").mkdir(parents=True, exist_ok=True)
-        fetch_from = {"hf": _fetch_huggingface, "modelscope": _fetch_modelscope}.get(address.scheme, _fetch_url)
-        revision, names = fetch_from(address, wanted, part / "files", progress, hubs)
-        for path in [path for path in (part / "files").rglob("*") if path.is_file()]:
-            if path.relative_to(part / "files").as_posix() not in names:
-                path.unlink()  # an earlier attempt wanted other files
-        files = {name: describe(part / "files" / name) for name in names}
-        record = {
-            "address": str(address),
-            "revision": revision,
-            "date": datetime.date.today().isoformat(),
-            "files": {name: dataclasses.asdict(file) for name, file in files.items()},
-        }
-        (part / "download.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
-        part.rename(folder)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # removes them only if nothing arrived
-            (part / "files").rmdir()
-            part.rmdir()
-        if isinstance(error, DownloadError):
+    files_folder = part / "files"
+    with explain_cache_errors(part):
+        try:
+            files_folder.mkdir(parents=True, exist_ok=True)
+            fetch_from = {"hf": _fetch_huggingface, "modelscope": _fetch_modelscope}.get(address.scheme, _fetch_url)
+            revision, names = fetch_from(address, wanted, files_folder, progress)
+            files = {name: describe(files_folder / name) for name in names}
+            for path in [path for path in files_folder.rglob("*") if path.is_file()]:
+                if path.relative_to(files_folder).as_posix() not in files:
+                    path.unlink()  # an earlier attempt wanted other files
+            record = {
+                "address": str(address),
+                "revision": revision,
+                "date": datetime.date.today().isoformat(),
+                "files": {name: dataclasses.asdict(file) for name, file in files.items()},
+            }
+            (part / "download.json").write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+            shutil.rmtree(folder, ignore_errors=True)  # an incomplete one
+            part.rename(folder)
+        except OSError:
+            with contextlib.suppress(OSError):  # removes them only if nothing arrived
+                files_folder.rmdir()
+                part.rmdir()
             raise
-        raise cache_error(part, error) from error
     return Fetched(folder / "files", revision, files)
 
 
@@ -128,39 +121,39 @@ Names = tuple[str | None, list[str]]
 """The revision that was fetched, and the names of the files."""
 
 
-def _fetch_modelscope(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs: Hubs) -> Names:
+def _fetch_modelscope(address: Address, wanted: Wanted, folder: Path, progress: bool) -> Names:
     """Uses ModelScope's public API: a listing with sizes and sha256, and one address for each file."""
     revision = address.revision or "master"
-    base = f"{hubs.modelscope}/api/v1/models/{address.name}/repo"
+    base = f"{HUBS.modelscope}/api/v1/models/{address.name}/repo"
     query = urllib.parse.urlencode({"Revision": revision, "Recursive": "true"})
-    listing = get_json(f"{base}/files?{query}", hubs.policy)
+    listing = get_json(f"{base}/files?{query}", HUBS.policy)
     try:
         if listing.get("Code", 200) != 200:
             raise DownloadError(f"{address}: ModelScope says {ascii(listing.get('Message'))[:200]}; check the name")
         entries = {entry["Path"]: entry for entry in listing["Data"]["Files"] if entry.get("Type") != "tree"}
         names = choose(address, list(entries), wanted)
-        sizes = [(entries[name].get("Size") or None, entries[name].get("Sha256") or None) for name in names]
+        known = [(entries[name].get("Size") or None, entries[name].get("Sha256") or None) for name in names]
+        if not all(isinstance(size, int | None) and isinstance(sha256, str | None) for size, sha256 in known):
+            raise TypeError
     except (LookupError, TypeError, AttributeError) as error:
         raise DownloadError(f"{address}: ModelScope's listing is of an unknown form; report it") from error
-    if not all(isinstance(size, int | None) and isinstance(sha256, str | None) for size, sha256 in sizes):
-        raise DownloadError(f"{address}: ModelScope's listing is of an unknown form; report it")
-    for name, (size, sha256) in zip(names, sizes, strict=True):
+    for name, (size, sha256) in zip(names, known, strict=True):
         query = urllib.parse.urlencode({"Revision": revision, "FilePath": name})
-        _download(f"{base}?{query}", folder / name, progress, hubs.policy, size, sha256)
+        _download(f"{base}?{query}", folder / name, progress, size, sha256)
     return revision, names
 
 
-def _fetch_huggingface(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs: Hubs) -> Names:
+def _fetch_huggingface(address: Address, wanted: Wanted, folder: Path, progress: bool) -> Names:
     """Asks the hub; without a connection it takes the files from Hugging Face's own cache."""
     try:
-        listing = huggingface.listing(address, hubs.huggingface, hubs.policy)
+        listing = huggingface.listing(address, HUBS.huggingface, HUBS.policy)
     except huggingface.UnreachableError as error:
         if (snapshot := huggingface.find_snapshot(address)) is None:
             raise
         return _copy_snapshot(address, wanted, folder, snapshot, error)
     names = choose(address, list(listing.sha256), wanted)
     for name in names:
-        huggingface.download(address, listing.commit, name, folder, hubs.huggingface, progress)
+        huggingface.download(address, listing.commit, name, folder, HUBS.huggingface, progress)
         if listing.sha256[name] not in (None, sha256 := describe(folder / name).sha256):
             (folder / name).unlink()
             raise DownloadError(
@@ -182,17 +175,17 @@ def _copy_snapshot(address: Address, wanted: Wanted, folder: Path, snapshot: Pat
     return snapshot.name, names
 
 
-def _fetch_url(address: Address, wanted: Wanted, folder: Path, progress: bool, hubs: Hubs) -> Names:
+def _fetch_url(address: Address, wanted: Wanted, folder: Path, progress: bool) -> Names:
     """Fetches one file, or the wanted members of an archive."""
     if archive.is_archive(address.name):
         packed = folder.parent / "archive"
-        _download(address.name, packed, progress, hubs.policy)
+        _download(address.name, packed, progress)
         names = archive.extract(packed, lambda names: choose(address, names, wanted), folder)
         packed.unlink()
         return None, names
     name = PurePosixPath(urllib.parse.unquote(urllib.parse.urlsplit(address.name).path)).name
     choose(address, [name], lambda names: names)
-    _download(address.name, folder / name, progress, hubs.policy)
+    _download(address.name, folder / name, progress)
     return None, [name]
 
 
@@ -213,11 +206,9 @@ def choose(address: Address, names: Collection[str], wanted: Wanted) -> list[str
     return taken
 
 
-def _download(
-    url: str, path: Path, progress: bool, policy: Policy, size: int | None = None, sha256: str | None = None
-) -> None:
+def _download(url: str, path: Path, progress: bool, size: int | None = None, sha256: str | None = None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file() and sha256 is not None and describe(path).sha256 == sha256.lower():
         return
     with bar(path.name, shown=progress) as report:
-        download(url, path, size=size, sha256=sha256, policy=policy, report=report)
+        download(url, path, size=size, sha256=sha256, policy=HUBS.policy, report=report)

@@ -18,13 +18,13 @@ from typing import Any
 import httpx2
 
 from ecapa_jax.errors import DownloadError, without_secrets
-from ecapa_jax.hub.http import TooLargeError, open_url, read_blocks
+from ecapa_jax.hub.http import TooLargeError, fetch
 
 __all__ = ["TooLargeError", "fetch_public", "is_public"]
 
 Check = Callable[[str], bool]
 
-_REDIRECTS = 4
+_REMEDY = "send a shorter recording"
 
 
 def is_public(address: str) -> bool:
@@ -52,20 +52,19 @@ def fetch_public(url: str, *, max_bytes: int, seconds: float, allowed: Check = i
       TooLargeError: the answer is too long.
       DownloadError: another scheme, an address that is not allowed, unreachable, an HTTP error, too slow, cut short.
     """
-    name = without_secrets(url)
     transport = _PublicTransport(time.monotonic() + seconds, allowed)
     try:
-        with open_url(url, timeout=seconds, redirects=_REDIRECTS, transport=transport) as response:
-            body = b"".join(read_blocks(response, name, max_bytes, remedy="send a shorter recording"))
+        body = fetch(url, max_bytes=max_bytes, timeout=seconds, redirects=4, transport=transport, remedy=_REMEDY)
+        if transport.seconds_left() <= 0:
+            raise DownloadError("a connection that was cut looks like the end of a body without a length")
+        return body
     except TooLargeError:
         raise
     except DownloadError as error:
         if transport.seconds_left() > 0:
             raise
-        raise DownloadError(f"{name}: is not there after {seconds:g} s; upload the file instead") from error
-    if transport.seconds_left() <= 0:  # the connection was cut, which looks like the end of a body without a length
-        raise DownloadError(f"{name}: is not there after {seconds:g} s; upload the file instead")
-    return body
+        late = f"{without_secrets(url)}: is not there after {seconds:g} s; upload the file instead"
+        raise DownloadError(late) from error
 
 
 class _PublicTransport(httpx2.BaseTransport):

@@ -162,7 +162,7 @@ class Oracle:
         gate = self.act(self.conv(f"{name}.se_block.conv1.conv", y[: self.real].mean(0, keepdims=True)), False)
         if self.config.se_norm:
             gate = self.norm(f"{name}.se_block.norm", gate)
-        gate = 1 / (1 + np.exp(-self.conv(f"{name}.se_block.conv2.conv", gate)))
+        gate = 0.5 + 0.5 * np.tanh(0.5 * self.conv(f"{name}.se_block.conv2.conv", gate))  # the sigmoid
         shortcut = f"{name}.shortcut.conv"
         return y * gate + (self.conv(shortcut, x) if f"{shortcut}.weight" in self.tensors else x)
 
