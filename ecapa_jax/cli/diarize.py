@@ -198,7 +198,7 @@ class Diarize:
             names = {speaker.strip(): person.strip() for speaker, _, person in (p.partition("=") for p in self.enroll)}
             added = enroll_speakers(result, store, names, name)
             self.output.note(f"{self.store}: {added} enrolled")
-            return result.renamed(names)
+            return result.rename(names)
 
 
 class _Progress:
