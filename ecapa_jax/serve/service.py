@@ -30,7 +30,7 @@ from ecapa_jax.serve.batcher import Batcher
 from ecapa_jax.serve.fetch import fetch_public
 from ecapa_jax.serve.picture import Painter, Picture
 from ecapa_jax.serve.settings import Settings
-from ecapa_jax.vad.gate import holds_speech, no_speech
+from ecapa_jax.vad.gate import explain_no_speech, holds_speech
 
 T = TypeVar("T")
 Waveform = Float32[np.ndarray, " samples"]
@@ -136,7 +136,7 @@ class Service:
         if speech and not self.settings.any_sound:
             for recording, heard in zip(recordings, await self.hear(waveforms), strict=True):
                 if not heard:
-                    raise AudioError(no_speech(recording.name))
+                    raise AudioError(explain_no_speech(recording.name))
         return waveforms, np.stack(await asyncio.gather(*map(self.batcher.embed, waveforms)))
 
     async def verify(self, a: Recording, b: Recording, threshold: float | None) -> tuple[Verification, list[float]]:
