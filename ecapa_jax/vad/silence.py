@@ -38,7 +38,7 @@ def cut_silence(
 
 
 def _cut_blocks(audio: LongAudio, segments: Sequence[Segment]) -> Generator[Block]:
-    """Yields the blocks of a recording position their own sample rate, without the parts between the segments."""
+    """Yields the blocks of a recording at their own sample rate, without the parts between the segments."""
     position, remaining = 0, list(segments)
     for rate, block in audio.reader():
         kept = np.zeros(len(block), bool)
