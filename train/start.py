@@ -164,10 +164,10 @@ def fresh_state(
 def abstract_state(config: TrainConfig, n_classes: int, mesh: Mesh | None) -> State:
     """Returns shapes, dtypes and shardings of the state of a run, without computing anything."""
     abstract = jax.eval_shape(lambda: pad_speakers(mesh, init_state(config, n_classes)))
-    return _with_shardings(abstract, state_shardings(mesh, abstract))
+    return _add_shardings(abstract, state_shardings(mesh, abstract))
 
 
-def _with_shardings(abstract: Any, shardings: Any) -> Any:
+def _add_shardings(abstract: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
@@ -198,7 +198,7 @@ def _load_run(
     if mesh is not None:  # the number of speakers of the other run may not be divisible on this mesh
         everywhere = jax.tree.map(lambda _: NamedSharding(mesh, EVERYWHERE), abstract)
     with RunCheckpoints(directory / CHECKPOINTS, other.run.keep) as checkpoints:
-        found, problems = checkpoints.newest(_with_shardings(abstract, everywhere), remove=False)
+        found, problems = checkpoints.newest(_add_shardings(abstract, everywhere), remove=False)
     if found is None:
         raise TrainingError(f"start.run: {directory} holds no whole checkpoint {'; '.join(problems)}".rstrip())
     state = jax.tree.map(np.asarray, {name: found[1][name] for name in ("params", "batch_stats", "constants")})

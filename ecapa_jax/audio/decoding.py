@@ -178,7 +178,7 @@ def _decode_by_ffmpeg(
 
 
 class _SafeFile:
-    """A file whose methods don't raise, because soundfile prints all exceptions, and seeks anywhere in a damaged file."""
+    """A file whose methods don't raise: soundfile prints exceptions, and a damaged header makes it seek anywhere."""
 
     def __init__(self, file: io.BufferedIOBase):
         self._file = file

@@ -75,7 +75,7 @@ def load_audio(
       source: path, http(s) URL, the bytes of an audio file, a file opened in binary mode, or an array, [samples] or
         [samples, channels]. libsndfile decodes WAV, FLAC, OGG, MP3 and its other formats. PyAV (`pip install
         ecapa-jax[av]`) decodes MP4, WebM, WMA, AAC and AMR, or librosa does if ffmpeg is installed. Arrays of int8,
-        int16, int32 and uint8 are divided by their full range; floats must be in [-1, 1]. A PyTorch tensor on any
+        int16, int32 and uint8 are scaled by their full range; floats must be in [-1, 1]. A PyTorch tensor on any
         device and a row of a Hugging Face dataset, {"array", "sampling_rate"}, are accepted too. `-` is standard input.
       sample_rate: sample rate of an array in Hz; None means `target_rate`. It is ignored for files.
       target_rate: sample rate of the result in Hz.
@@ -107,8 +107,8 @@ def open_audio(
 ) -> Float32[np.ndarray, " samples"] | LongAudio:
     """Does what `load_audio` does, but returns a recording longer than `longest` seconds as a `LongAudio`.
 
-    The stream of a path keeps nothing in memory. The bytes of an encoded file, of a URL or of an open file are kept, and
-    decoded block by block.
+    The stream of a path keeps nothing in memory. The bytes of an encoded file, of a URL or of an open file are kept,
+    and decoded block by block.
 
     Raises:
       AudioError: as for `load_audio`, if the error is found in the part that is read.

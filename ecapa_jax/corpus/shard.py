@@ -1,4 +1,4 @@
-"""The work of one shard: recordings in, embeddings out, a bad recording is a row with an error."""
+"""Embeds the recordings of one shard; a recording that can't be embedded gets an error instead."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _read(reader: _Reader, source: AudioSource | RecordingPart) -> Decoded:
         waveform = reader.read(source)
     except AudioError as error:
         return None, str(error)
-    except Exception as error:  # whatever a decoder makes of a damaged file, it must not end a run of a million
+    except Exception as error:  # a damaged file can make a decoder raise any error, which must not end a long run
         return None, f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
     if is_silent(waveform):
         return None, f"{name}: has no signal (all samples are equal), so there is no voice to embed"

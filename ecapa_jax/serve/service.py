@@ -276,5 +276,5 @@ class Service:
 def clean_name(name: str | None, otherwise: str) -> str:
     """Returns the name of an uploaded file without its folder and without unprintable characters."""
     base = (name or "").replace("\\", "/").rpartition("/")[2]
-    shown = "".join(character for character in base if character.isprintable()).strip()
-    return shown[:_LONGEST_NAME] or otherwise
+    printable = "".join(character for character in base if character.isprintable()).strip()
+    return printable[:_LONGEST_NAME] or otherwise
