@@ -61,7 +61,7 @@ def _check_overlap(turns: list[tuple[Turn, int]], path: str | os.PathLike[str]) 
         earlier = last.get(turn.speaker)
         if earlier is not None and turn.start < earlier[0].end - _TOLERANCE:
             raise DiarizationError(
-                f"{path}, line {number}: {turn.speaker}'s turn from {turn.start:g} s begins earlier the one of line "
+                f"{path}, line {number}: {turn.speaker}'s turn from {turn.start:g} s begins before the one of line "
                 f"{earlier[1]} ends, at {earlier[0].end:g} s; one speaker can't overlap with itself: join the two"
             )
         last[turn.speaker] = turn, number
