@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -82,7 +83,10 @@ class Diarize:
         failed: list[str] = []
         results: list[dict[str, Any]] = []
         begun = time.monotonic()
-        with stop_signals() as stop:
+        note = "ecapa-jax: stopping after this recording; a second signal stops at once\n"
+        # With one recording left, a signal acts as usual: there is nothing to finish for the next run.
+        deferred = stop_signals("" if self.output.quiet else note) if len(waiting) > 1 else contextlib.nullcontext()
+        with deferred as stop:
             for index, name in enumerate(waiting):
                 assert encoder is not None
                 self._say(index, len(waiting), name, time.monotonic() - begun)
@@ -93,7 +97,7 @@ class Diarize:
                         raise
                     failed.append(name)
                     self.output.note(f"ecapa-jax: {' '.join(str(error).split())}")
-                if stop.is_set() and index + 1 < len(waiting):
+                if stop is not None and stop.is_set() and index + 1 < len(waiting):
                     raise Stopped(
                         f"stopped on request; {index + 1} of {len(waiting)} recordings are done: run the same "
                         "command again to continue"

@@ -15,7 +15,7 @@ class PlanStep:
     """Estimate what a training step needs on TPUs that you do not have: memory, work, messages, the largest batch.
 
     `plan` compiles the step with the TPU compiler, which runs on a CPU (`pip install 'ecapa-jax[tpu]'`). It compiles up
-    to four times, about a minute each.
+    to five times, about a minute each; a classifier of a million speakers takes several minutes each.
     """
 
     config: Annotated[

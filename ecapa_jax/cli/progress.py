@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 import time
@@ -14,22 +15,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[threading.Event]:
-    """Yields an event that the first SIGINT or SIGTERM sets; a second signal acts as usual."""
+def stop_signals(note: str = "") -> Iterator[threading.Event]:
+    """Yields an event that the first SIGINT or SIGTERM sets; a second signal acts as usual.
+
+    Args:
+      note: what the first signal prints on stderr.
+    """
     stop = threading.Event()
     kinds = (signal.SIGINT, signal.SIGTERM)
     before = {kind: signal.getsignal(kind) for kind in kinds}
 
-    def asked(number: int, frame: FrameType | None) -> None:
+    def ask_to_stop(number: int, frame: FrameType | None) -> None:
         stop.set()
         restore()
+        os.write(2, note.encode())  # unlike print, allowed while another print is under way
 
     def restore() -> None:
         for kind, handler in before.items():
             signal.signal(kind, handler)
 
     for kind in kinds:
-        signal.signal(kind, asked)
+        signal.signal(kind, ask_to_stop)
     try:
         yield stop
     finally:

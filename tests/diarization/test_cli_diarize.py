@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
 
+import ecapa_jax.diarization.diarize as diarize_module
 from ecapa_jax.cli import diarize as cli_diarize
 from ecapa_jax.diarization.result import Diarization, Speaker
 from ecapa_jax.diarization.rttm import read_rttm, rttm_text
@@ -145,23 +147,30 @@ def test_empty_folder_is_refused(capsys, tmp_path):
     assert "no recordings in" in run_refused(capsys, tmp_path, "diarize", tmp_path / "none")
 
 
-def test_stop_signal_ends_the_run_after_the_current_recording(
-    capsys, talks_folder, tmp_path, diarize_calls, monkeypatch
-):
-    import contextlib
-    import threading
+@pytest.fixture
+def interrupted_diarize(diarize_calls, monkeypatch):
+    """Makes the replaced `diarize` interrupt this process first, as Ctrl+C does."""
+    make_turns = diarize_module.diarize
 
-    @contextlib.contextmanager
-    def stop_at_once():
-        stop = threading.Event()
-        stop.set()
-        yield stop
+    def diarize(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return make_turns(*arguments, **options)
 
-    monkeypatch.setattr("ecapa_jax.cli.progress.stop_signals", stop_at_once)
-    result = run(capsys, "diarize", talks_folder, "-o", tmp_path / "out")
+    monkeypatch.setattr(diarize_module, "diarize", diarize)
+
+
+def test_first_interrupt_ends_the_run_after_the_current_recording(capfd, talks_folder, tmp_path, interrupted_diarize):
+    result = run(capfd, "diarize", talks_folder, "-o", tmp_path / "out")
     assert result.code == 75
     assert "1 of 3" in result.err
+    assert "stopping after this recording" in result.err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.rttm"]
+
+
+def test_interrupt_ends_a_run_over_one_recording_at_once(capsys, talks_folder, tmp_path, interrupted_diarize):
+    result = run(capsys, "diarize", talks_folder / "a.wav", "-o", tmp_path / "out")
+    assert result.code == 130
+    assert not list((tmp_path / "out").iterdir())
 
 
 def write_turns(path, *turns):

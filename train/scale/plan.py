@@ -179,7 +179,7 @@ def largest_batch(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_s
     Two programs give memory as a straight line over the batch size. A third program, at the batch where the line meets
     the memory of a chip, confirms it. If it does not fit, because the compiler arranges large programs differently,
     nine tenths of this batch are tried. If the line is nearly level, for example with a classifier of a million
-    speakers, the batch is doubled a few times instead.
+    speakers, the largest of a few doublings of the batch that fits is taken instead.
     """
     quantum = len(devices) * config.step.micro_batches
     each = known.batch // quantum
@@ -202,14 +202,20 @@ def largest_batch(config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_s
 def _double_batch(
     config: TrainConfig, chip: Chip, devices: tuple[Any, ...], n_speakers: int, largest: Program
 ) -> Limit:
-    """Doubles the batch a few times; returns the largest that fits."""
-    confirmed = largest.total <= chip.memory * GIB
-    for _ in range(_DOUBLINGS):
-        found = _compile_batch(config, devices, n_speakers, 2 * largest.batch)
+    """Looks for the largest batch that fits among the batch's first doublings.
+
+    It halves the interval of candidates and begins with the largest, so that it compiles at most three programs.
+    """
+    batch, confirmed = largest.batch, largest.total <= chip.memory * GIB
+    fits, least_unfit, doublings = 0, _DOUBLINGS + 1, _DOUBLINGS
+    while fits < doublings < least_unfit:
+        found = _compile_batch(config, devices, n_speakers, largest.batch << doublings)
         if found is None or found.total > chip.memory * GIB:
-            break
-        largest, confirmed = found, True
-    return Limit(largest.batch, confirmed)
+            least_unfit = doublings
+        else:
+            fits, batch, confirmed = doublings, found.batch, True
+        doublings = (fits + least_unfit) // 2
+    return Limit(batch, confirmed)
 
 
 def _compile_batch(config: TrainConfig, devices: tuple[Any, ...], n_speakers: int, batch: int) -> Program | None:
