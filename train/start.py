@@ -25,9 +25,15 @@ from ecapa_jax.train.state import State, draw_centres, init_state
 
 RUN_FILE, CHECKPOINTS = "run.json", "checkpoints"
 
-FREE = {("data", "threads"), ("data", "prefetch"), ("data", "cache_gigabytes"), ("run", "keep"), ("data", "manifest")}
-FREE |= {("run", "dev_root"), ("augment", "musan"), ("augment", "rirs"), ("mesh", "data"), ("mesh", "model")}
-FREE |= {("teacher", "embeddings"), ("teacher", "bundle")}
+CHANGEABLE = {
+    ("data", "threads"),
+    ("data", "prefetch"),
+    ("data", "cache_gigabytes"),
+    ("run", "keep"),
+    ("data", "manifest"),
+}
+CHANGEABLE |= {("run", "dev_root"), ("augment", "musan"), ("augment", "rirs"), ("mesh", "data"), ("mesh", "model")}
+CHANGEABLE |= {("teacher", "embeddings"), ("teacher", "bundle")}
 """Settings that may change between an interrupted run and its continuation: speed, devices, and paths of files."""
 
 
@@ -87,8 +93,8 @@ def claim(directory: Path, config: TrainConfig, manifest: TrainingManifest, teac
     if before["data"] != document["data"]:
         raise TrainingError(f"{directory} is a run on other data than {config.data.manifest}: choose another directory")
     if before.get("teacher", "") != document["teacher"]:
-        named = config.teacher.embeddings or config.teacher.bundle
-        raise TrainingError(f"{directory} is a run with another teacher than {named}: choose another directory")
+        teacher_name = config.teacher.embeddings or config.teacher.bundle
+        raise TrainingError(f"{directory} is a run with another teacher than {teacher_name}: choose another directory")
 
 
 def _read_run_file(directory: Path) -> dict[str, Any]:
@@ -101,7 +107,7 @@ def _read_run_file(directory: Path) -> dict[str, Any]:
 
 def _find_difference(before: Any, after: Any, where: tuple[str, ...] = ()) -> str:
     """Describes the first setting that differs although it may not, as `section.key`; "" if there is none."""
-    if where in FREE or before == after:
+    if where in CHANGEABLE or before == after:
         return ""
     if not isinstance(before, dict) or not isinstance(after, dict):
         same = isinstance(before, list | tuple) and list(before) == list(after or ())

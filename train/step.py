@@ -161,12 +161,14 @@ def _compute_teacher_loss(
     setup: StepSetup, embeddings: Array, part: Batch
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the mean loss against the teacher and the mean cosine with the teacher, over all devices."""
-    own = Pairs(embeddings, part["targets"], part["rows"])
+    local = Pairs(embeddings, part["targets"], part["rows"])
     if setup.mesh is None:
-        losses, agreement = teacher_loss(setup.config.teacher, own, own)
+        losses, agreement = teacher_loss(setup.config.teacher, local, local)
         return jnp.mean(losses), jnp.mean(agreement)
-    gathered = (lax.all_gather(array, (DATA, MODEL), tiled=True) for array in (own.embeddings, own.targets, own.rows))
-    losses, agreement = teacher_loss(setup.config.teacher, own, Pairs(*gathered))
+    gathered = (
+        lax.all_gather(array, (DATA, MODEL), tiled=True) for array in (local.embeddings, local.targets, local.rows)
+    )
+    losses, agreement = teacher_loss(setup.config.teacher, local, Pairs(*gathered))
     n_rows = embeddings.shape[0] * mesh_size(setup.mesh)
     loss, cosine = (lax.psum(jnp.sum(rows), (DATA, MODEL)) / n_rows for rows in (losses, agreement))
     return loss, cosine

@@ -77,7 +77,7 @@ def embed_recordings(
     advance = advance or (lambda files, seconds: None)
     order: list[int] = []  # position in `sources` of each recording that goes to the device
 
-    def readable() -> Iterator[np.ndarray]:
+    def iterate_waveforms() -> Iterator[np.ndarray]:
         for index, (waveform, error) in enumerate(decoded):
             _check_stop(stop)
             if waveform is None:
@@ -90,7 +90,7 @@ def embed_recordings(
 
     read = functools.partial(_read, _Reader(encoder, sample_rate, short, vad))
     with contextlib.closing(map_ahead(read, sources, workers)) as decoded:
-        for positions, embeddings in encoder.embed_stream(readable()):
+        for positions, embeddings in encoder.embed_stream(iterate_waveforms()):
             indices = [order[position] for position in positions]
             result.embeddings[indices] = embeddings
             advance(len(indices), float(result.seconds[indices].sum()))

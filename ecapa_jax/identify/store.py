@@ -160,15 +160,18 @@ class SpeakerStore:
         """
         values = np.ascontiguousarray(embeddings, np.float32)
         self._check_embeddings(names, values)
-        checked = [check_name(name) for name in names]
+        valid_names = [check_name(name) for name in names]
         with self.database.writing() as connection:
-            everyone = [(name,) for name in dict.fromkeys(checked)]
-            connection.executemany("INSERT INTO speaker (name) VALUES (?) ON CONFLICT DO NOTHING", everyone)
+            speaker_rows = [(name,) for name in dict.fromkeys(valid_names)]
+            connection.executemany("INSERT INTO speaker (name) VALUES (?) ON CONFLICT DO NOTHING", speaker_rows)
             before = connection.total_changes
             connection.executemany(
                 "INSERT INTO utterance (speaker, source, digest, embedding) "
                 "SELECT id, ?, ?, ? FROM speaker WHERE name = ? ON CONFLICT DO NOTHING",
-                ((source, compute_digest(row), row.tobytes(), name) for name, row in zip(checked, values, strict=True)),
+                (
+                    (source, compute_digest(row), row.tobytes(), name)
+                    for name, row in zip(valid_names, values, strict=True)
+                ),
             )
             return connection.total_changes - before
 

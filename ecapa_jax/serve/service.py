@@ -188,7 +188,7 @@ class Service:
         store = self.store
         if store is None or (threshold is None and store.threshold is None):
             return result
-        return await self._with_store(lambda: link_speakers(result, store, threshold))
+        return await self._run_with_store(lambda: link_speakers(result, store, threshold))
 
     async def enroll(self, store: SpeakerStore, name: str, recordings: Sequence[Recording]) -> Enrolment:
         """Does what `SpeakerStore.enroll` does, in shared batches."""
@@ -201,7 +201,7 @@ class Service:
             Utterance(recording.name, compute_digest(waveform), row)
             for recording, waveform, row in zip(recordings, waveforms, rows, strict=True)
         ]
-        added = await self._with_store(lambda: store.database.enroll(name, utterances))
+        added = await self._run_with_store(lambda: store.database.enroll(name, utterances))
         return Enrolment(name, added, len(utterances) - added)
 
     async def identify(
@@ -210,15 +210,15 @@ class Service:
         """Does what `SpeakerStore.identify` does, in shared batches."""
         threshold = None if threshold is None else checked_threshold(threshold)
         _, rows = await self.embed([recording], speech=True)
-        return await self._with_store(lambda: store.identify_embedding(rows[0], top=top, threshold=threshold))
+        return await self._run_with_store(lambda: store.identify_embedding(rows[0], top=top, threshold=threshold))
 
     async def speakers(self, store: SpeakerStore) -> list[Speaker]:
         """Returns all enrolled speakers."""
-        return await self._with_store(store.speakers)
+        return await self._run_with_store(store.speakers)
 
     async def remove(self, store: SpeakerStore, name: str) -> int:
         """Does what `SpeakerStore.remove` does."""
-        return await self._with_store(lambda: store.remove(name))
+        return await self._run_with_store(lambda: store.remove(name))
 
     def warm_up(self, max_seconds: float) -> int:
         """Compiles all programs for recordings up to `max_seconds`; returns the number of the encoder's programs."""
@@ -242,7 +242,7 @@ class Service:
         if self.store is not None:
             self.store.close()
 
-    async def _with_store(self, action: Callable[[], T]) -> T:
+    async def _run_with_store(self, action: Callable[[], T]) -> T:
         if self._storing is None:
             self._storing = anyio.CapacityLimiter(1)
         return await anyio.to_thread.run_sync(action, limiter=self._storing)
