@@ -76,9 +76,9 @@ class Identify:
         """Prints the decision and the candidates."""
         from ecapa_jax.identify.database import Database, format_name
         from ecapa_jax.identify.store import SpeakerStore
-        from ecapa_jax.scoring.scorer import checked_threshold
+        from ecapa_jax.scoring.scorer import check_threshold
 
-        threshold = None if self.threshold is None else checked_threshold(self.threshold)
+        threshold = None if self.threshold is None else check_threshold(self.threshold)
         channel = parse_channel(self.channel)
         with Database.open(self.store) as database:
             store = SpeakerStore(database, self.model.load())

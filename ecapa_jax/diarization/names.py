@@ -10,7 +10,7 @@ from scipy.optimize import linear_sum_assignment
 from ecapa_jax.diarization.result import Diarization
 from ecapa_jax.errors import StoreError
 from ecapa_jax.identify.store import SpeakerStore
-from ecapa_jax.scoring.scorer import checked_threshold
+from ecapa_jax.scoring.scorer import check_threshold
 
 _CANDIDATES = 50
 
@@ -29,7 +29,7 @@ def link_speakers(result: Diarization, store: SpeakerStore, threshold: float | N
     """
     if not result.speakers:
         return result
-    lowest = store.threshold if threshold is None else checked_threshold(threshold)
+    lowest = store.threshold if threshold is None else check_threshold(threshold)
     if lowest is None:
         raise StoreError("this model has no threshold to recognise enrolled people with: give one (--threshold)")
     rows = store.search(np.stack([speaker.embedding for speaker in result.speakers]), top=_CANDIDATES)

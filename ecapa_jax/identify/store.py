@@ -20,7 +20,7 @@ from ecapa_jax.identify.database import Database, Speaker, Utterance, check_name
 from ecapa_jax.masks import bucket_length
 from ecapa_jax.modes import in_library_modes
 from ecapa_jax.scoring.config import Scoring
-from ecapa_jax.scoring.scorer import checked_threshold
+from ecapa_jax.scoring.scorer import check_threshold
 from ecapa_jax.scoring.search import search
 from ecapa_jax.vad.gate import require_speech
 
@@ -200,7 +200,7 @@ class SpeakerStore:
         """
         if top < 1:
             raise StoreError(f"{top} candidates are asked for; ask for 1 or more")
-        threshold = None if threshold is None else checked_threshold(threshold)
+        threshold = None if threshold is None else check_threshold(threshold)
         embedding = self.encoder.embed([_read(self.encoder, source, short, any_sound)])[0]
         return self.identify_embedding(embedding, top=top, threshold=threshold)
 
@@ -210,7 +210,7 @@ class SpeakerStore:
         """Does what `identify` does, from an embedding that the store's model made."""
         if top < 1:
             raise StoreError(f"{top} candidates are asked for; ask for 1 or more")
-        threshold = self.threshold if threshold is None else checked_threshold(threshold)
+        threshold = self.threshold if threshold is None else check_threshold(threshold)
         candidates = self.search(embedding[None], top=top)[0]
         best = candidates[0] if candidates else None
         decided = best is not None and threshold is not None and best.score >= threshold

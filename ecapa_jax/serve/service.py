@@ -25,7 +25,7 @@ from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError, StoreError
 from ecapa_jax.identify.database import Speaker, Utterance, check_name
 from ecapa_jax.identify.store import Enrolment, Identification, SpeakerStore, compute_digest
-from ecapa_jax.scoring.scorer import Verification, checked_threshold
+from ecapa_jax.scoring.scorer import Verification, check_threshold
 from ecapa_jax.serve.batcher import Batcher
 from ecapa_jax.serve.fetch import fetch_public
 from ecapa_jax.serve.picture import Painter, Picture
@@ -146,7 +146,7 @@ class Service:
           ConfigError: the threshold is out of the score's range.
         """
         scorer = self.encoder.scorer
-        threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
+        threshold = scorer.scoring.threshold if threshold is None else check_threshold(threshold, scorer.scoring)
         waveforms = [await self.read(a), await self.read(b)]
         seconds = [len(waveform) / self.encoder.sample_rate for waveform in waveforms]
         heard = await self.hear(waveforms)
@@ -177,7 +177,7 @@ class Service:
           AudioError: as for `read`.
           ConfigError: the numbers of speakers contradict each other, or the threshold lies outside [-1, 1].
         """
-        threshold = None if threshold is None else checked_threshold(threshold)
+        threshold = None if threshold is None else check_threshold(threshold)
         if self._diarizing is None:
             self._diarizing = anyio.CapacityLimiter(1)
         waveform = await self.read(recording)
@@ -208,7 +208,7 @@ class Service:
         self, store: SpeakerStore, recording: Recording, *, top: int, threshold: float | None
     ) -> Identification:
         """Does what `SpeakerStore.identify` does, in shared batches."""
-        threshold = None if threshold is None else checked_threshold(threshold)
+        threshold = None if threshold is None else check_threshold(threshold)
         _, rows = await self.embed([recording], speech=True)
         return await self._run_with_store(lambda: store.identify_embedding(rows[0], top=top, threshold=threshold))
 
