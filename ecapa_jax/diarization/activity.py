@@ -17,7 +17,7 @@ CHUNK = segmentation.CHUNK_SAMPLES * FRAMES_A_SECOND // segmentation.RATE
 """Number of 10 ms frames in a chunk."""
 
 _SAME_VOICE = 0.5
-"""Voices of two overlapping chunks are one voice if they share more than this part of the frames of either."""
+"""Voices of two overlapping chunks are one voice if they share more than this part of the frames of both."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -228,7 +228,7 @@ def _centred(
 def _restore_speakers(
     frames: Int64[np.ndarray, " frames"], windows: Labelled, settings: DiarizationSettings
 ) -> Int64[np.ndarray, " frames"]:
-    """Assigns windows to their speakers again if the speaker would have no frames, or too few for a turn."""
+    """Assigns the windows of a speaker to this speaker again if the speaker has too few frames for a turn."""
     shortest = frames_of(settings.shortest_turn)
     seen = [speaker for start, end, speaker in runs(frames) if end - start >= shortest]
     for speaker in np.setdiff1d(np.arange(windows.labels.max() + 1), seen):

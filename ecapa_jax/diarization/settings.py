@@ -29,7 +29,7 @@ class DiarizationSettings:
       likeness_width: width of the logistic function around `same_speaker` by which likenesses are compared.
       undivided: likeness that is assumed for an undivided recording, which has no two clusters to compare.
       fewest_windows: smallest number of windows of a speaker, unless the number of speakers is given.
-      prior_pairs: number of pairs of windows as which the mean over all clusters counts in the mean of each cluster.
+      prior_pairs: weight of the mean over all clusters in the mean of each cluster, as a number of pairs of windows.
       block_windows: number of windows that are clustered at once; the clusters of all blocks are then merged.
     """
 
