@@ -153,9 +153,9 @@ def cluster_like_3dspeaker(
     """
     if len(embeddings) < 10 and count.exact is None:
         return np.zeros(len(embeddings), np.int64)
-    labels = clustering.spectral(embeddings, count)
-    labels = clustering.without_small(labels, clustering.unit(embeddings), 4, count.exact or 1)
-    return labels if count.exact else clustering.merged_by_cosine(labels, embeddings, 0.8)
+    labels = clustering.spectral_clustering(embeddings, count)
+    labels = clustering.drop_small_clusters(labels, clustering.unit(embeddings), 4, count.exact or 1)
+    return labels if count.exact else clustering.merge_by_cosine(labels, embeddings, 0.8)
 
 
 def make_systems(encoder: ecapa_jax.SpeakerEncoder) -> dict[str, Callable[[], System]]:

@@ -47,7 +47,7 @@ def find_segmentation(source: str | os.PathLike[str]) -> Path | None:
 
 
 def read_segmentation(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads the weights of a checkpoint as float32, with the names that `segmentation.nested` accepts.
+    """Reads the weights of a checkpoint as float32, with the names that `segmentation.nest_weights` accepts.
 
     Raises:
       ConversionError: the file can't be read, or holds another network.

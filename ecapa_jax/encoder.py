@@ -31,7 +31,7 @@ from ecapa_jax.modes import in_library_modes
 from ecapa_jax.runtime.machine import Device, check_not_forked, fastest_dtype, find_devices
 from ecapa_jax.runtime.programs import Programs
 from ecapa_jax.scoring.config import Cohort, Scoring
-from ecapa_jax.scoring.scorer import Scorer, Verification, checked_threshold
+from ecapa_jax.scoring.scorer import Scorer, Verification, check_threshold
 from ecapa_jax.vad.gate import holds_speech
 from ecapa_jax.vad.silence import cut_silence
 
@@ -447,7 +447,7 @@ class SpeakerEncoder:
           ConfigError: the threshold is outside the range of the score, or the model lacks what the scoring needs.
         """
         scorer = self.scorer.with_scoring(scoring)
-        threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
+        threshold = scorer.scoring.threshold if threshold is None else check_threshold(threshold, scorer.scoring)
         waveforms, heard = self._read_whole([a, b], None, short, vad=vad, listen=True, channel=channel)
         seconds = [len(waveform) / self.sample_rate for waveform in waveforms]
         rows = self._stack_in_order(self.embed_stream(self._cut_views(waveforms, scorer)))

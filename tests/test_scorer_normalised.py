@@ -11,7 +11,7 @@ import ecapa_jax
 from ecapa_jax.bundle.bundle import load_bundle, save_bundle
 from ecapa_jax.errors import ConfigError
 from ecapa_jax.scoring.config import Calibration, Cohort, Scoring
-from ecapa_jax.scoring.scorer import Scorer, checked_threshold
+from ecapa_jax.scoring.scorer import Scorer, check_threshold
 from helpers.bundles import make
 from helpers.sounds import sound
 
@@ -77,13 +77,13 @@ def test_missing_cohort_or_calibration_is_reported():
 
 def test_threshold_is_checked_on_the_scale_of_the_score():
     unbounded = [Scoring(normalisation="s_norm"), Scoring(calibration=PLAIN)]
-    assert [checked_threshold(7.0, scoring) for scoring in unbounded] == [7.0, 7.0]
+    assert [check_threshold(7.0, scoring) for scoring in unbounded] == [7.0, 7.0]
     assert Scoring(threshold=-3.5, calibration=PLAIN).threshold == -3.5
     with pytest.raises(ConfigError, match="log-likelihood ratio"):
-        checked_threshold(float("inf"), Scoring(calibration=PLAIN))
+        check_threshold(float("inf"), Scoring(calibration=PLAIN))
     for scoring in (Scoring(), Scoring(score_map="half")):
         with pytest.raises(ConfigError, match=r"in \[-1, 1\].*the score is .*cosine"):
-            checked_threshold(7.0, scoring)
+            check_threshold(7.0, scoring)
 
 
 def test_threshold_is_dropped_for_another_type_of_score():

@@ -17,7 +17,7 @@ from ecapa_jax.train.config import AugmentConfig
 
 Banks = dict[str, Any]
 """rooms: [n, L] float32 impulse responses that start at their direct sound, of unit energy.
-teacher: the arrays of a `TeacherBundle`, where one teaches."""
+teacher: the arrays of a `TeacherBundle`, if a bundle is the teacher."""
 
 KINDS = ("none", "noise", "babble", "reverberation", "reverberation_noise", "mixture")
 NOISE, MUSIC = 0, 1  # of Batch["noise_kind"]
@@ -81,12 +81,12 @@ def augment(
         kinds = jax.vmap(functools.partial(_draw_kind, config))(keys)
         x = _reverberate(config, banks, keys, kinds, x)
         x = _add_noises(config, keys, kinds, x, waveforms, batch)
-    for chance, change in (
-        (config.band_probability, functools.partial(_band_limited, sample_rate)),
-        (config.telephone_probability, functools.partial(_telephone, sample_rate)),
-        (config.drop_probability, functools.partial(_dropped, config)),
+    for name, chance, change in (
+        ("_band_limited", config.band_probability, functools.partial(_limit_band, sample_rate)),
+        ("_telephone", config.telephone_probability, functools.partial(_apply_telephone, sample_rate)),
+        ("_dropped", config.drop_probability, functools.partial(_drop_samples, config)),
     ):
-        x = _sometimes(change, chance, keys, x)
+        x = _apply_sometimes(name, change, chance, keys, x)
     if config.peak_normalize:
         x = x / (jnp.max(jnp.abs(x), axis=1, keepdims=True) + 1e-6)
     if config.gain_db != (0.0, 0.0):
@@ -115,15 +115,17 @@ def spec_augment(
     if not (config.spec_time or config.spec_frequency):
         return features
 
-    def one(row: Int[Array, ""], x: Float[Array, "frames mels"], frames: Int[Array, ""]) -> Bool[Array, "frames mels"]:
-        own = jax.random.fold_in(key, row)
-        time = _draw_gaps(_fold_name(own, "time"), config.spec_time, config.spec_time_width, x.shape[0], frames)
+    def draw_mask(
+        row: Int[Array, ""], x: Float[Array, "frames mels"], frames: Int[Array, ""]
+    ) -> Bool[Array, "frames mels"]:
+        example_key = jax.random.fold_in(key, row)
+        time = _draw_gaps(_fold_name(example_key, "time"), config.spec_time, config.spec_time_width, x.shape[0], frames)
         mels = _draw_gaps(
-            _fold_name(own, "mels"), config.spec_frequency, config.spec_frequency_width, x.shape[1], x.shape[1]
+            _fold_name(example_key, "mels"), config.spec_frequency, config.spec_frequency_width, x.shape[1], x.shape[1]
         )
         return time[:, None] | mels[None, :]
 
-    gaps = jax.vmap(one)(rows, features, jnp.sum(mask, axis=1))
+    gaps = jax.vmap(draw_mask)(rows, features, jnp.sum(mask, axis=1))
     return jnp.where(gaps, 0, features)
 
 
@@ -147,7 +149,7 @@ def _draw_kind(config: AugmentConfig, key: PRNGKeyArray) -> Int[Array, ""]:
     return jax.random.categorical(_fold_name(key, "kind"), jnp.log(chances))
 
 
-def _is(kinds: Int[Array, " batch"], *names: str) -> Bool[Array, "batch 1"]:
+def _is_kind(kinds: Int[Array, " batch"], *names: str) -> Bool[Array, "batch 1"]:
     return jnp.isin(kinds, jnp.array([KINDS.index(name) for name in names]))[:, None]
 
 
@@ -159,7 +161,7 @@ def _reverberate(
     rooms = banks["rooms"]
     chosen = jax.vmap(lambda k: jax.random.randint(_fold_name(k, "room"), (), 0, rooms.shape[0]))(keys)
     wet = jax.vmap(_convolve)(x, rooms[chosen])
-    return jnp.where(_is(kinds, "reverberation", "reverberation_noise"), wet, x)
+    return jnp.where(_is_kind(kinds, "reverberation", "reverberation_noise"), wet, x)
 
 
 def _add_noises(
@@ -177,16 +179,16 @@ def _add_noises(
         music = batch["noise_kind"] == MUSIC
     snr = jax.vmap(lambda k, is_music: _draw_snr(config, k, is_music))(keys, music)
     mixed = _mix(x, noise, snr)
-    x = jnp.where(_is(kinds, "noise", "reverberation_noise"), mixed, x)
+    x = jnp.where(_is_kind(kinds, "noise", "reverberation_noise"), mixed, x)
     if config.babble:
         voices, snr = (
             _make_babble(config, keys, clean),
             jax.vmap(lambda k: _draw_uniform(k, "snr", config.babble_snr))(keys),
         )
-        x = jnp.where(_is(kinds, "babble"), _mix(x, voices, snr), x)
+        x = jnp.where(_is_kind(kinds, "babble"), _mix(x, voices, snr), x)
     if config.mixture:
         snr = jax.vmap(lambda k: _draw_uniform(k, "snr", config.mixture_snr))(keys)
-        x = jnp.where(_is(kinds, "mixture"), _mix(x, _other_examples(keys, clean), snr), x)
+        x = jnp.where(_is_kind(kinds, "mixture"), _mix(x, _other_examples(keys, clean), snr), x)
     return x
 
 
@@ -251,7 +253,7 @@ def _filter(x: Wave, response: Callable[[Array], Array], sample_rate: int) -> Wa
     return jnp.fft.irfft(jnp.fft.rfft(x, size) * response(frequency), size)[: x.shape[0]]
 
 
-def _band_limited(sample_rate: int, key: PRNGKeyArray, x: Wave) -> Wave:
+def _limit_band(sample_rate: int, key: PRNGKeyArray, x: Wave) -> Wave:
     low = jnp.exp(_draw_uniform(key, "low", (jnp.log(50.0), jnp.log(400.0))))
     high = jnp.exp(_draw_uniform(key, "high", (jnp.log(2000.0), jnp.log(7000.0))))
     tilt = _draw_uniform(key, "tilt", (-3.0, 3.0))  # dB an octave, about 1 kHz
@@ -265,7 +267,7 @@ def _band_limited(sample_rate: int, key: PRNGKeyArray, x: Wave) -> Wave:
     return _filter(x, gain, sample_rate)
 
 
-def _telephone(sample_rate: int, key: PRNGKeyArray, x: Wave) -> Wave:
+def _apply_telephone(sample_rate: int, key: PRNGKeyArray, x: Wave) -> Wave:
     """Limits the band to 300 to 3400 Hz and applies 8-bit mu-law (ITU-T G.711) at full range."""
     narrow = _filter(x, lambda f: _slope(300 / jnp.maximum(f, 1)) * _slope(f / 3400), sample_rate)
     peak = jnp.max(jnp.abs(narrow)) + 1e-6
@@ -279,17 +281,16 @@ def _slope(ratio: Array) -> Array:
     return jax.lax.rsqrt(1 + ratio**20)
 
 
-def _dropped(config: AugmentConfig, key: PRNGKeyArray, x: Wave) -> Wave:
+def _drop_samples(config: AugmentConfig, key: PRNGKeyArray, x: Wave) -> Wave:
     return jnp.where(
         _draw_gaps(_fold_name(key, "drop"), config.drops, config.drop_samples, x.shape[0], x.shape[0]), 0, x
     )
 
 
-def _sometimes(change: Callable[[Array, Wave], Wave], chance: float, keys: Array, x: Array) -> Array:
+def _apply_sometimes(name: str, change: Callable[[Array, Wave], Wave], chance: float, keys: Array, x: Array) -> Array:
+    """Applies a change to each example with a probability; the name seeds the draws, so it must never be edited."""
     if not chance:
         return x
-    # The name of the function seeds its draws: renaming a function in this module would change every run.
-    name = getattr(getattr(change, "func", change), "__name__", "change")
     hit = jax.vmap(lambda k: jax.random.bernoulli(_fold_name(k, name), chance))(keys)
     return jnp.where(hit[:, None], jax.vmap(change)(keys, x), x)
 

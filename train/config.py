@@ -64,8 +64,8 @@ class AugmentConfig(Checked):
 
     Attributes:
       probability: probability that an example gets one of the augmentations from `noise` to `reverberation_noise`.
-      noise, music, babble, mixture, reverberation: relative frequencies of the augmentations, of which an example gets
-        one; `reverberation_noise` is reverberation and noise together. A mixture adds another example of the batch, so
+      noise, music, babble, mixture, reverberation: relative frequencies of the augmentations; an example gets one of
+        them; `reverberation_noise` is reverberation and noise together. A mixture adds another example of the batch, so
         that two people speak at once, which only a teacher can label. Without a folder, sounds are generated: coloured
         noise, image-source rooms, and babble from the batch; there is no generated music, noise takes its share.
       noise_snr, music_snr, babble_snr, mixture_snr: ranges of signal-to-noise ratios, dB.

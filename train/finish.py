@@ -20,7 +20,7 @@ from ecapa_jax.train.state import State, model_variables
 FAMILY = "ecapa-jax"
 
 
-def _start_of(config: TrainConfig) -> str:
+def _describe_start(config: TrainConfig) -> str:
     """Names the origin of the weights without the folder, which is private."""
     start = config.start.run or config.start.bundle
     return Path(start).name if start else "random weights"
@@ -36,7 +36,7 @@ def write_bundle(
         points = [{**point, "trials": dev_name}]
     provenance = {
         "family": FAMILY,
-        "source": f"trained from {_start_of(config)}",
+        "source": f"trained from {_describe_start(config)}",
         "converter": f"ecapa-jax {importlib.metadata.version('ecapa-jax')}",
         "date": datetime.date.today().isoformat(),
         "training": {

@@ -101,12 +101,12 @@ def train(config: TrainConfig, directory: Path, watcher: Watcher, stop: Callable
         for note in (*begin.notes, *_note_idle_devices(mesh)) if is_first() else ():
             watcher.note(note)
         watcher = watcher if is_first() else _OtherProcessWatcher(watcher)
-        return _Run(config, directory, manifest, teacher, checkpoints, begin, watcher, mesh).go(stop)
+        return _Run(config, directory, manifest, teacher, checkpoints, begin, watcher, mesh).run(stop)
 
 
 def _note_idle_devices(mesh: Mesh | None) -> list[str]:
-    used, there = mesh_size(mesh), len(jax.devices())
-    return [f"using {used} of {there} devices; set mesh.data=0 to use all"] if used < there else []
+    used, available = mesh_size(mesh), len(jax.devices())
+    return [f"using {used} of {available} devices; set mesh.data=0 to use all"] if used < available else []
 
 
 class _OtherProcessWatcher:
@@ -187,9 +187,9 @@ class _Run:
         self.result: DevResult | None = None
         self.record = Record(directory, begin.step) if is_first() else None
         self.problems: set[str] = set()
-        self.asked = False
+        self.is_stop_requested = False
 
-    def go(self, stop: Callable[[], bool]) -> Result:
+    def run(self, stop: Callable[[], bool]) -> Result:
         """Takes steps until the end of the run, or until asked to stop."""
         total, take = self.setup.clock.total, compiled_step(self.setup)
         first = self.began_step = self.step
@@ -221,10 +221,10 @@ class _Run:
 
     def _is_asked_to_stop(self, stop: Callable[[], bool]) -> bool:
         """Whether to stop now. Several processes must stop at the same step, so they may go on for a few steps."""
-        self.asked = stop() or self.asked
+        self.is_stop_requested = stop() or self.is_stop_requested
         if jax.process_count() > 1 and self.step % AGREE_EVERY:
             return False
-        return any_process(self.asked)
+        return any_process(self.is_stop_requested)
 
     def _log(self) -> None:
         """Reads the figures from the device, which is done only here, and writes a line of metrics."""

@@ -26,8 +26,10 @@ def cosines(
     Reference: Deng et al. 2020, "Sub-center ArcFace", equation 3; with one sub-centre `torch.nn.functional.linear` of
       normalised vectors, as in 3D-Speaker's `CosineClassifier`.
     """
-    every = jnp.einsum("bd,ksd->bks", _normalise(embeddings), _normalise(centres), precision=lax.Precision.HIGHEST)
-    return jnp.max(every, axis=-1)
+    all_cosines = jnp.einsum(
+        "bd,ksd->bks", _normalise(embeddings), _normalise(centres), precision=lax.Precision.HIGHEST
+    )
+    return jnp.max(all_cosines, axis=-1)
 
 
 def margin_logits(
@@ -91,13 +93,13 @@ class Pairs:
     rows: Int[Array, " examples"]
 
 
-def teacher_loss(config: TeacherConfig, own: Pairs, every: Pairs) -> tuple[Rows, Rows]:
+def teacher_loss(config: TeacherConfig, local: Pairs, whole: Pairs) -> tuple[Rows, Rows]:
     """Returns the loss of each example against the teacher.
 
     Args:
       config: weights of the parts of the loss.
-      own: the examples whose losses are returned.
-      every: all examples that `own` is compared with, including `own`; equal to `own` on one device.
+      local: the examples whose losses are returned.
+      whole: all examples that `local` is compared with, including `local`; equal to `local` on one device.
 
     Returns:
       [B], the weighted sum of `cosine`, `relations` and `contrast`; and [B], the cosine between student and teacher,
@@ -106,8 +108,8 @@ def teacher_loss(config: TeacherConfig, own: Pairs, every: Pairs) -> tuple[Rows,
     Reference: relations as in Park et al. 2019 (Relational Knowledge Distillation), with cosines in place of distances;
       contrast as in Fang et al. 2021 (SEED) equation 3, over the batch in place of a queue.
     """
-    student, teacher = _normalise(own.embeddings), _normalise(own.targets)
-    all_student, all_teacher = _normalise(every.embeddings), _normalise(every.targets)
+    student, teacher = _normalise(local.embeddings), _normalise(local.targets)
+    all_student, all_teacher = _normalise(whole.embeddings), _normalise(whole.targets)
     loss = jnp.zeros(student.shape[0])
     agreement = jnp.zeros(student.shape[0])
     if config.cosine or config.contrast:
@@ -115,13 +117,13 @@ def teacher_loss(config: TeacherConfig, own: Pairs, every: Pairs) -> tuple[Rows,
         loss += config.cosine * (1 - agreement)
     known = _dot_all(teacher, all_teacher)
     if config.relations:
-        others = own.rows[:, None] != every.rows
+        others = local.rows[:, None] != whole.rows
         difference = jnp.where(others, jnp.square(_dot_all(student, all_student) - known), 0)
-        loss += config.relations * jnp.sum(difference, axis=1) / max(every.rows.shape[0] - 1, 1)
+        loss += config.relations * jnp.sum(difference, axis=1) / max(whole.rows.shape[0] - 1, 1)
     if config.contrast:
-        wanted = jax.nn.softmax(config.contrast_scale * known, axis=1)
-        given = jax.nn.log_softmax(config.contrast_scale * _dot_all(student, all_teacher), axis=1)
-        loss -= config.contrast * jnp.sum(wanted * given, axis=1)
+        teacher_shares = jax.nn.softmax(config.contrast_scale * known, axis=1)
+        student_log_shares = jax.nn.log_softmax(config.contrast_scale * _dot_all(student, all_teacher), axis=1)
+        loss -= config.contrast * jnp.sum(teacher_shares * student_log_shares, axis=1)
     return loss, lax.stop_gradient(agreement)
 
 

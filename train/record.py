@@ -91,10 +91,10 @@ def plot_curves(directory: Path) -> Path | None:
     from matplotlib.figure import Figure
 
     lines = read_lines(directory / METRICS)
-    taught = any("teacher_cosine" in line for line in lines)
+    has_teacher = any("teacher_cosine" in line for line in lines)
     panels = (
         (("loss",), "loss"),
-        (("teacher_cosine",), "cosine with the teacher") if taught else (("accuracy",), "accuracy"),
+        (("teacher_cosine",), "cosine with the teacher") if has_teacher else (("accuracy",), "accuracy"),
         (("dev_eer",), "dev EER"),
         (("learning_rate",), "learning rate"),
         (("margin",), "margin"),

@@ -39,21 +39,21 @@ def learning_rate(config: OptimConfig, clock: Clock, step: Int[Array, ""]) -> Fl
     Reference: `speakerlab.process.scheduler` (WarmupCosineScheduler, StepScheduler),
       `speechbrain.nnet.schedulers.CyclicLRScheduler` (triangular), `wespeaker.utils.schedulers.ExponentialDecrease`.
     """
-    at = step.astype(_float_dtype())
+    elapsed = step.astype(_float_dtype())
     warmup, span = clock.steps(config.warmup), config.peak - config.floor
     every = max(clock.steps(config.every), 1.0)
-    rise = jnp.clip(at / max(warmup, 1.0), 0, 1) if warmup else jnp.ones_like(at)
+    rise = jnp.clip(elapsed / max(warmup, 1.0), 0, 1) if warmup else jnp.ones_like(elapsed)
     if config.schedule == "warmup_cosine":
-        through = jnp.clip((at - warmup) / max(clock.total - warmup, 1.0), 0, 1)
-        falling = config.floor + 0.5 * span * (1 + jnp.cos(jnp.pi * through))
-        return jnp.where(at < warmup, config.floor + span * rise, falling)
+        progress = jnp.clip((elapsed - warmup) / max(clock.total - warmup, 1.0), 0, 1)
+        falling = config.floor + 0.5 * span * (1 + jnp.cos(jnp.pi * progress))
+        return jnp.where(elapsed < warmup, config.floor + span * rise, falling)
     if config.schedule == "cyclic":
-        distance = jnp.abs(jnp.mod(at, 2 * every) / every - 1)  # 1 at the ends of a cycle, 0 at its middle
+        distance = jnp.abs(jnp.mod(elapsed, 2 * every) / every - 1)  # 1 at the ends of a cycle, 0 at its middle
         return config.floor + span * (1 - distance)
     if config.schedule == "step":
-        return rise * config.peak * config.decay_factor ** jnp.floor(at / every)
+        return rise * config.peak * config.decay_factor ** jnp.floor(elapsed / every)
     if config.schedule == "exponential":
-        return rise * config.peak * (config.floor / config.peak) ** (at / clock.total)
+        return rise * config.peak * (config.floor / config.peak) ** (elapsed / clock.total)
     return rise * config.peak
 
 
@@ -62,18 +62,18 @@ def margin_at(config: LossConfig, clock: Clock, step: Int[Array, ""]) -> Float[A
 
     Reference: `speakerlab.process.scheduler.MarginScheduler`, whose exponential rise reaches 99.9 % at `end`.
     """
-    at, start, end = step.astype(_float_dtype()), clock.steps(config.start), clock.steps(config.end)
+    elapsed, start, end = step.astype(_float_dtype()), clock.steps(config.start), clock.steps(config.end)
     if config.schedule == "constant":
-        return jnp.full_like(at, config.margin)
+        return jnp.full_like(elapsed, config.margin)
     if config.schedule == "step":
-        through = jnp.zeros_like(at)
+        progress = jnp.zeros_like(elapsed)
         end = start
     else:
-        through = (at - start) / (end - start)
+        progress = (elapsed - start) / (end - start)
     if config.schedule == "exponential":
-        through = 1 - jnp.exp(through * jnp.log(1e-3 / (1 + 1e-6)))
-    rising = config.start_margin + (config.margin - config.start_margin) * through
-    return jnp.where(at < start, config.start_margin, jnp.where(at >= end, config.margin, rising))
+        progress = 1 - jnp.exp(progress * jnp.log(1e-3 / (1 + 1e-6)))
+    rising = config.start_margin + (config.margin - config.start_margin) * progress
+    return jnp.where(elapsed < start, config.start_margin, jnp.where(elapsed >= end, config.margin, rising))
 
 
 def _float_dtype() -> jnp.dtype:

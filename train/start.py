@@ -25,9 +25,15 @@ from ecapa_jax.train.state import State, draw_centres, init_state
 
 RUN_FILE, CHECKPOINTS = "run.json", "checkpoints"
 
-FREE = {("data", "threads"), ("data", "prefetch"), ("data", "cache_gigabytes"), ("run", "keep"), ("data", "manifest")}
-FREE |= {("run", "dev_root"), ("augment", "musan"), ("augment", "rirs"), ("mesh", "data"), ("mesh", "model")}
-FREE |= {("teacher", "embeddings"), ("teacher", "bundle")}
+CHANGEABLE = {
+    ("data", "threads"),
+    ("data", "prefetch"),
+    ("data", "cache_gigabytes"),
+    ("run", "keep"),
+    ("data", "manifest"),
+}
+CHANGEABLE |= {("run", "dev_root"), ("augment", "musan"), ("augment", "rirs"), ("mesh", "data"), ("mesh", "model")}
+CHANGEABLE |= {("teacher", "embeddings"), ("teacher", "bundle")}
 """Settings that may change between an interrupted run and its continuation: speed, devices, and paths of files."""
 
 
@@ -87,8 +93,8 @@ def claim(directory: Path, config: TrainConfig, manifest: TrainingManifest, teac
     if before["data"] != document["data"]:
         raise TrainingError(f"{directory} is a run on other data than {config.data.manifest}: choose another directory")
     if before.get("teacher", "") != document["teacher"]:
-        named = config.teacher.embeddings or config.teacher.bundle
-        raise TrainingError(f"{directory} is a run with another teacher than {named}: choose another directory")
+        teacher_name = config.teacher.embeddings or config.teacher.bundle
+        raise TrainingError(f"{directory} is a run with another teacher than {teacher_name}: choose another directory")
 
 
 def _read_run_file(directory: Path) -> dict[str, Any]:
@@ -101,7 +107,7 @@ def _read_run_file(directory: Path) -> dict[str, Any]:
 
 def _find_difference(before: Any, after: Any, where: tuple[str, ...] = ()) -> str:
     """Describes the first setting that differs although it may not, as `section.key`; "" if there is none."""
-    if where in FREE or before == after:
+    if where in CHANGEABLE or before == after:
         return ""
     if not isinstance(before, dict) or not isinstance(after, dict):
         same = isinstance(before, list | tuple) and list(before) == list(after or ())
@@ -164,10 +170,10 @@ def fresh_state(
 def abstract_state(config: TrainConfig, n_classes: int, mesh: Mesh | None) -> State:
     """Returns shapes, dtypes and shardings of the state of a run, without computing anything."""
     abstract = jax.eval_shape(lambda: pad_speakers(mesh, init_state(config, n_classes)))
-    return _with_shardings(abstract, state_shardings(mesh, abstract))
+    return _add_shardings(abstract, state_shardings(mesh, abstract))
 
 
-def _with_shardings(abstract: Any, shardings: Any) -> Any:
+def _add_shardings(abstract: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
@@ -198,7 +204,7 @@ def _load_run(
     if mesh is not None:  # the number of speakers of the other run may not be divisible on this mesh
         everywhere = jax.tree.map(lambda _: NamedSharding(mesh, EVERYWHERE), abstract)
     with RunCheckpoints(directory / CHECKPOINTS, other.run.keep) as checkpoints:
-        found, problems = checkpoints.newest(_with_shardings(abstract, everywhere), remove=False)
+        found, problems = checkpoints.newest(_add_shardings(abstract, everywhere), remove=False)
     if found is None:
         raise TrainingError(f"start.run: {directory} holds no whole checkpoint {'; '.join(problems)}".rstrip())
     state = jax.tree.map(np.asarray, {name: found[1][name] for name in ("params", "batch_stats", "constants")})

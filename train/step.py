@@ -161,12 +161,14 @@ def _compute_teacher_loss(
     setup: StepSetup, embeddings: Array, part: Batch
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Returns the mean loss against the teacher and the mean cosine with the teacher, over all devices."""
-    own = Pairs(embeddings, part["targets"], part["rows"])
+    local = Pairs(embeddings, part["targets"], part["rows"])
     if setup.mesh is None:
-        losses, agreement = teacher_loss(setup.config.teacher, own, own)
+        losses, agreement = teacher_loss(setup.config.teacher, local, local)
         return jnp.mean(losses), jnp.mean(agreement)
-    gathered = (lax.all_gather(array, (DATA, MODEL), tiled=True) for array in (own.embeddings, own.targets, own.rows))
-    losses, agreement = teacher_loss(setup.config.teacher, own, Pairs(*gathered))
+    gathered = (
+        lax.all_gather(array, (DATA, MODEL), tiled=True) for array in (local.embeddings, local.targets, local.rows)
+    )
+    losses, agreement = teacher_loss(setup.config.teacher, local, Pairs(*gathered))
     n_rows = embeddings.shape[0] * mesh_size(setup.mesh)
     loss, cosine = (lax.psum(jnp.sum(rows), (DATA, MODEL)) / n_rows for rows in (losses, agreement))
     return loss, cosine
@@ -233,10 +235,10 @@ def _compute_local_gradients(
     `batch` is the part of this device, and the results belong to the whole batch.
     """
     config = setup.config
-    here = batch["labels"].shape[0]
-    n_rows, n_parts = here * mesh_size(setup.mesh), config.step.micro_batches
-    rows = jnp.arange(here) if setup.mesh is None else local_rows(setup.mesh, n_rows, n_parts)
-    lengths = batch["lengths"] if config.data.short == "zeros" else jnp.full(here, batch["waveforms"].shape[1])
+    n_local = batch["labels"].shape[0]
+    n_rows, n_parts = n_local * mesh_size(setup.mesh), config.step.micro_batches
+    rows = jnp.arange(n_local) if setup.mesh is None else local_rows(setup.mesh, n_rows, n_parts)
+    lengths = batch["lengths"] if config.data.short == "zeros" else jnp.full(n_local, batch["waveforms"].shape[1])
     waveform_key, key = step_keys(config.run.seed, state["step"])
     clean, rate = to_float(batch["waveforms"]), config.model.fbank.sample_rate
     heard = {**batch, "rows": rows, "lengths": lengths}
@@ -252,7 +254,7 @@ def _compute_local_gradients(
     loss_of = functools.partial(_compute_loss, setup, key, state["constants"], step_margin)
     differentiate = jax.value_and_grad(loss_of, has_aux=True)
 
-    def one(carry: Any, share: Batch) -> tuple[Any, None]:
+    def add_micro_batch(carry: Any, share: Batch) -> tuple[Any, None]:
         gradients, batch_stats, measured = carry
         (_, (batch_stats, figures)), more = differentiate(state["params"], batch_stats, share)
         gradients = jax.tree.map(lambda total, new: total + new / n_parts, gradients, more)
@@ -263,7 +265,7 @@ def _compute_local_gradients(
         return gradients, batch_stats, figures
     parts = jax.tree.map(lambda leaf: leaf.reshape(n_parts, -1, *leaf.shape[1:]), part)
     zeros = jax.tree.map(jnp.zeros_like, state["params"])
-    carry, _ = lax.scan(one, (zeros, state["batch_stats"], jnp.zeros(3)), parts)
+    carry, _ = lax.scan(add_micro_batch, (zeros, state["batch_stats"], jnp.zeros(3)), parts)
     return carry
 
 

@@ -74,14 +74,14 @@ def read_table(config: TrainConfig, manifest: TrainingManifest) -> TeacherTable:
     path = Path(config.teacher.embeddings)
     keys, embeddings = _read_parquet(path)
     index: dict[tuple[str, str], int] = {}
-    twice = [key for row, key in enumerate(keys) if index.setdefault(key, row) != row]
+    duplicates = [key for row, key in enumerate(keys) if index.setdefault(key, row) != row]
     wanted = [
         (name, speed_variant(variant, speed))
         for name, variant in zip(manifest.ids, manifest.variants, strict=True)
         for speed in config.data.speeds
     ]
     _refuse(path, "has no row for", [key for key in wanted if key not in index])
-    _refuse(path, "has more than one row for", twice)
+    _refuse(path, "has more than one row for", duplicates)
     rows = np.array([index[key] for key in wanted], np.int64)
     found = embeddings[rows]
     _refuse(path, "has values that are not finite for", [wanted[row] for row in _find_not_finite(found)])
@@ -114,9 +114,9 @@ def _read_parquet(path: Path) -> tuple[list[tuple[str, str]], Float32[np.ndarray
     lengths = [len(values) for values in lists]
     if not lengths or not max(lengths):
         raise ConfigError(f"teacher.embeddings: {path} holds no embedding")
-    usual = max(set(lengths), key=lengths.count)
-    wrong = [key for key, length in zip(keys, lengths, strict=True) if length != usual]
-    _refuse(path, f"has embeddings of another length than {usual} for", wrong)
+    common_length = max(set(lengths), key=lengths.count)
+    wrong = [key for key, length in zip(keys, lengths, strict=True) if length != common_length]
+    _refuse(path, f"has embeddings of another length than {common_length} for", wrong)
     values = np.array([[np.nan if value is None else value for value in row] for row in lists], np.float32)
     return keys, values
 
@@ -135,10 +135,10 @@ def _find_not_finite(embeddings: Float32[np.ndarray, "rows embedding"]) -> Int64
 
 def _check_dimension(config: TrainConfig, dimension: int) -> None:
     """Checks that both embeddings have the same length if `cosine` or `contrast` compares them directly."""
-    own = config.model.ecapa.embedding_dim
-    if own != dimension and (config.teacher.cosine or config.teacher.contrast):
+    model_dimension = config.model.ecapa.embedding_dim
+    if model_dimension != dimension and (config.teacher.cosine or config.teacher.contrast):
         raise ConfigError(
-            f"the embeddings of the teacher have {dimension} values, those of the model {own}: set "
+            f"the embeddings of the teacher have {dimension} values, those of the model {model_dimension}: set "
             f"model.ecapa.embedding_dim = {dimension}, or learn by teacher.relations alone"
         )
 

@@ -80,7 +80,7 @@ def write_views(
     n_steps = -(-number // config.data.batch_size)
     rows: list[dict[str, Any]] = []
     for first in range(0, n_steps, PART_STEPS):
-        rows += writer.part(first, min(first + PART_STEPS, n_steps))
+        rows += writer.write_part(first, min(first + PART_STEPS, n_steps))
         progress(len(rows), n_steps * config.data.batch_size)
     temporary = output / f".{MANIFEST}.partial"
     write_manifest(temporary, rows, manifest.rate)
@@ -102,21 +102,21 @@ class _Writer:
         self._augment = jax.jit(functools.partial(augment_step, config.augment, self._rate, config.run.seed))
         self._batches: Batches | None = None
 
-    def part(self, first: int, last: int) -> list[dict[str, Any]]:
+    def write_part(self, first: int, last: int) -> list[dict[str, Any]]:
         """Writes the files of the steps from `first` up to `last`, unless they exist, and returns their rows."""
-        whole = self._output / "audio" / f"{first:06d}.parquet"
-        if whole.exists():
+        complete_list = self._output / "audio" / f"{first:06d}.parquet"
+        if complete_list.exists():
             self._batches = None
-            return read_rows(whole)
-        folder = whole.with_suffix("")
+            return read_rows(complete_list)
+        folder = complete_list.with_suffix("")
         folder.mkdir(parents=True, exist_ok=True)
-        rows = [row for step in range(first, last) for row in self._step(step, first, folder)]
-        temporary = whole.with_suffix(".partial")
+        rows = [row for step in range(first, last) for row in self._write_step(step, first, folder)]
+        temporary = complete_list.with_suffix(".partial")
         write_manifest(temporary, rows, self._rate)
-        temporary.replace(whole)
+        temporary.replace(complete_list)
         return rows
 
-    def _step(self, step: int, first: int, folder: Path) -> list[dict[str, Any]]:
+    def _write_step(self, step: int, first: int, folder: Path) -> list[dict[str, Any]]:
         size = self._config.data.batch_size
         if self._batches is None:
             loader = Loader(self._config.data, self._config.augment, self._manifest, self._order, Rows.span(0, size))
@@ -125,11 +125,13 @@ class _Writer:
         waveforms = np.asarray(self._augment(self._banks, jnp.int32(step), batch))
         views = zip(waveforms, batch["utterances"], batch["lengths"], strict=True)
         return [
-            self._row(folder, step * size + place, to_int16(waveform[:length]), int(utterance))
+            self._write_view(folder, step * size + place, to_int16(waveform[:length]), int(utterance))
             for place, (waveform, utterance, length) in enumerate(views)
         ]
 
-    def _row(self, folder: Path, place: int, samples: Int16[np.ndarray, " samples"], utterance: int) -> dict[str, Any]:
+    def _write_view(
+        self, folder: Path, place: int, samples: Int16[np.ndarray, " samples"], utterance: int
+    ) -> dict[str, Any]:
         path = folder / f"{place:08d}.flac"
         path.write_bytes(to_flac(samples, self._rate))
         label = self._manifest.labels[utterance]

@@ -1,4 +1,4 @@
-"""Formats that libsndfile does not read: MP4 and M4A (as VoxCeleb2 has), WebM, WMA, AAC, AMR; by PyAV, or by ffmpeg."""
+"""Decodes formats that libsndfile can't read by PyAV or ffmpeg: MP4 and M4A (as in VoxCeleb2), WebM, WMA, AAC, AMR."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from jaxtyping import Float32
 
 from ecapa_jax.errors import AudioError
 
-# What a decoder is asked to decode: offset and bytes that tell the format, and FFmpeg's name for it. Nothing else,
-# because FFmpeg takes some text files for playlists and opens what is written in them.
+# The formats that are decoded: offset and bytes that identify each format, and its name in FFmpeg. Other files are not
+# given to FFmpeg, because it takes some text files for playlists and opens the files that they name.
 _KINDS: dict[str, tuple[int, bytes | tuple[bytes, ...], str]] = {
     "MP4/M4A": (4, b"ftyp", "mp4"),
     "WebM/Matroska": (0, b"\x1aE\xdf\xa3", "matroska"),
@@ -30,13 +30,13 @@ _CODINGS_OF_LIBSNDFILE = {0x1, 0x2, 0x3, 0x6, 0x7, 0x11, 0x14, 0x31, 0x38, 0x40,
 
 
 HEAD = 22
-"""Bytes that tell."""
+"""Number of bytes that identify the format of a file."""
 
 
 def kind_of(content: bytes) -> str | None:
-    """The format of a file's bytes, if it is one of those.
+    """Returns the format of a file that begins with these bytes; None if this module does not decode it.
 
-    A WAV is one of those where its coding is none that libsndfile knows.
+    A WAV file is decoded here only if libsndfile does not know its coding.
     """
     if content.startswith(b"RIFF") and content[8:16] == b"WAVEfmt ":
         return "WAV" if int.from_bytes(content[20:22], "little") not in _CODINGS_OF_LIBSNDFILE else None
@@ -46,29 +46,29 @@ def kind_of(content: bytes) -> str | None:
 def decode(
     file: io.BufferedIOBase, name: str, kind: str, max_seconds: float
 ) -> Iterator[tuple[int, Float32[np.ndarray, "samples channels"]]]:
-    """Rate and samples of a file, in blocks; what comes after `max_seconds` is left out.
+    """Yields sample rate and samples of a file, in blocks, up to about `max_seconds`.
 
-    PyAV gives one block a packet; librosa, which asks ffmpeg, the whole recording.
+    PyAV yields one block for each packet; librosa, which calls ffmpeg, yields the whole recording.
 
     Args:
-      file: at its beginning; can be sought.
-      name: of the file, for messages.
-      kind: what `kind_of` says.
-      max_seconds: most that is decoded.
+      file: a seekable file, at its beginning.
+      name: name of the file, for messages.
+      kind: format from `kind_of`.
+      max_seconds: duration after which decoding stops.
 
     Raises:
-      AudioError: it is damaged, or neither PyAV nor ffmpeg is installed.
+      AudioError: the file is damaged, or neither PyAV nor ffmpeg is installed.
     """
     with_av = importlib.util.find_spec("av") is not None
     try:
-        yield from _by_av(file, kind, max_seconds) if with_av else _by_librosa(file, max_seconds)
-    except Exception as error:  # decoders raise whatever they like, at import too
+        yield from _decode_by_av(file, kind, max_seconds) if with_av else _decode_by_librosa(file, max_seconds)
+    except Exception as error:  # decoders raise errors of any type, even when they are imported
         missing = "" if with_av else ", or its decoder is missing: pip install 'ecapa-jax[av]'"
         reason = f"{type(error).__name__}: it is damaged{missing}"
         raise AudioError(f"{name}: this {kind} can't be decoded here ({reason}); convert it to WAV") from error
 
 
-def _by_av(
+def _decode_by_av(
     file: io.BufferedIOBase, kind: str, max_seconds: float
 ) -> Iterator[tuple[int, Float32[np.ndarray, "samples channels"]]]:
     import av
@@ -85,7 +85,7 @@ def _by_av(
                 return
 
 
-def _by_librosa(
+def _decode_by_librosa(
     file: io.BufferedIOBase, max_seconds: float
 ) -> Iterator[tuple[int, Float32[np.ndarray, "samples channels"]]]:
     import librosa
@@ -93,6 +93,6 @@ def _by_librosa(
     with tempfile.NamedTemporaryFile(suffix=".audio") as copy, warnings.catch_warnings():
         shutil.copyfileobj(file, copy)
         copy.flush()
-        warnings.simplefilter("ignore")  # it warns whenever it takes this way
+        warnings.simplefilter("ignore")  # librosa warns whenever it calls ffmpeg
         samples, rate = librosa.load(copy.name, sr=None, mono=False, duration=max_seconds)
     yield int(rate), np.ascontiguousarray(np.atleast_2d(samples).T.astype(np.float32, copy=False))

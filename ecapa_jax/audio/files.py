@@ -1,4 +1,4 @@
-"""Opening what a path names: ordinary files, pipes and standard input, but no device that never ends."""
+"""Opens ordinary files, pipes and standard input, but no devices, which may never end."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import time
 from ecapa_jax.errors import AudioError
 
 STANDARD_INPUT = "-"
-MAX_STREAM_BYTES = 1 << 30  # of what can't be sought: six hours of 16-bit samples at 16 kHz are 0.7 GB
-_WAIT_SECONDS = 5.0  # for someone to write into a named pipe
+MAX_STREAM_BYTES = 1 << 30  # limit for streams; six hours of 16-bit samples at 16 kHz are 0.7 GB
+_WAIT_SECONDS = 5.0  # time in which a program must write into a named pipe
 
 
 def open_binary(path: str | os.PathLike[str], name: str) -> io.BufferedReader:
-    """The file at the path, or standard input for `-`.
+    """Opens the file at a path, or standard input for `-`.
 
     Raises:
       AudioError: the path names a device or a socket, or a named pipe into which nobody writes.
-      OSError: as `open`.
+      OSError: as for `open`.
     """
     if os.fspath(path) == STANDARD_INPUT and not os.path.exists(path):
-        return _standard_input(name)
+        return _open_standard_input(name)
     mode = os.stat(path).st_mode
     _refuse_devices(mode, name)
     if not stat.S_ISFIFO(mode) or not _is_named(path):
@@ -35,10 +35,10 @@ def open_binary(path: str | os.PathLike[str], name: str) -> io.BufferedReader:
 
 
 def read_stream(file: io.IOBase, name: str) -> bytes:
-    """All that a pipe gives.
+    """Reads a pipe to its end.
 
     Raises:
-      AudioError: it gives more than a recording can hold, or nothing for a while where it is a named pipe.
+      AudioError: the pipe holds more than `MAX_STREAM_BYTES`, or nobody writes into a named pipe for some seconds.
     """
     content = bytearray()
     descriptor, waits = file.fileno(), not os.get_blocking(file.fileno())
@@ -63,7 +63,7 @@ def _wait(descriptor: int, name: str) -> None:
 
 
 def _is_named(path: str | os.PathLike[str]) -> bool:
-    """Whether a pipe stands in a folder, rather than among the open files of a process."""
+    """Whether a pipe is in a folder, not among the open files of a process."""
     return not os.path.realpath(path).startswith(("/proc/", "/dev/fd/"))
 
 
@@ -74,7 +74,7 @@ def _refuse_devices(mode: int, name: str) -> None:
         raise AudioError(f"{name}: is a socket, not a recording; give an audio file")
 
 
-def _standard_input(name: str) -> io.BufferedReader:
+def _open_standard_input(name: str) -> io.BufferedReader:
     if sys.stdin is None or sys.stdin.closed:
         raise AudioError(f"{name}: standard input is closed; pipe a recording into it")
     mode = os.fstat(descriptor := sys.stdin.fileno()).st_mode

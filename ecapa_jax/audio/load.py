@@ -1,6 +1,6 @@
-"""Recordings in, one float32 channel at the model's rate out.
+"""Loads recordings as one channel of float32 samples at the sample rate of the model.
 
-The decoders are imported on first use, so that work on arrays needs none of them.
+The decoders are imported on first use, because arrays don't need them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Protocol, TypeAlias, TypeGuard, runtime_checkable
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from ecapa_jax.audio.arrays import as_columns, from_dataset_row, is_dataset_row, to_floats
-from ecapa_jax.audio.decoding import Block, Channel, checked_rate, decode, mono
+from ecapa_jax.audio.arrays import as_columns, is_dataset_row, to_floats, unpack_dataset_row
+from ecapa_jax.audio.decoding import Block, Channel, check_rate, decode, pick_channel
 from ecapa_jax.audio.files import open_binary, read_stream
 from ecapa_jax.errors import AudioError, DownloadError, one_line, without_secrets
 
@@ -42,14 +42,14 @@ AudioSource: TypeAlias = (
 )
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_UNSCALED = 1000.0  # no gain mistake reaches it, 16-bit samples without their 1/32768 do
-_MAX_BYTES = 1 << 32  # of a file: six hours in any ordinary coding
-_BLOCK = 1 << 20  # samples of a long array that are converted at a time
-_FAINT = 2.0**-16  # half a step of 16 bits: everything a front end sees of it lies at the floor of its energies
+_UNSCALED = 1000.0  # samples with a wrong gain do not reach it, unscaled 16-bit samples do
+_MAX_BYTES = 1 << 32  # limit for files; six hours in any usual coding are smaller
+_BLOCK = 1 << 20  # number of samples of a long array that are converted at once
+_FAINT = 2.0**-16  # half a step of 16 bits; the energies of fainter signals are at the floor of the front end
 
 
 def name_of(source: object) -> str:
-    """A short name for messages: the path, the URL without its query, a file's name, or what the source is."""
+    """Returns a short name for messages: the path, the URL without its query, the name of the file, or the type."""
     if isinstance(source, str | os.PathLike):
         path = os.fsdecode(source)
         return without_secrets(path) if _URL.match(path) else path
@@ -73,23 +73,23 @@ def load_audio(
 
     Args:
       source: path, http(s) URL, the bytes of an audio file, a file opened in binary mode, or an array, [samples] or
-        [samples, channels]. WAV, FLAC, OGG, MP3 and the other formats of libsndfile are decoded by it, MP4, WebM,
-        WMA, AAC and AMR by PyAV (`pip install ecapa-jax[av]`), or by librosa where ffmpeg is installed. Arrays: int8,
-        int16, int32 and uint8 are scaled by their full range, floats are taken to be in [-1, 1]. Tensors of PyTorch
-        on any device, and a row of Hugging Face datasets, {"array", "sampling_rate"}. `-` is standard input.
-      sample_rate: rate of an array in Hz; None means `target_rate`. Files bring their own.
-      target_rate: rate of the result, Hz.
-      channel: the channel of a multi-channel recording that is kept, or the mean of all.
-      max_seconds: a longer file is refused, before it is decoded if its header tells.
+        [samples, channels]. libsndfile decodes WAV, FLAC, OGG, MP3 and its other formats. PyAV (`pip install
+        ecapa-jax[av]`) decodes MP4, WebM, WMA, AAC and AMR, or librosa does if ffmpeg is installed. Arrays of int8,
+        int16, int32 and uint8 are scaled by their full range; floats must be in [-1, 1]. A PyTorch tensor on any
+        device and a row of a Hugging Face dataset, {"array", "sampling_rate"}, are accepted too. `-` is standard input.
+      sample_rate: sample rate of an array in Hz; None means `target_rate`. It is ignored for files.
+      target_rate: sample rate of the result in Hz.
+      channel: the channel of a multi-channel recording to keep, or the mean of all.
+      max_seconds: longest file that is accepted; if the header gives the length, a longer file is not decoded.
 
     Returns:
-      The waveform, nominally in [-1, 1], at least one sample, all finite. May share memory with an array given.
+      The waveform, nominally in [-1, 1], with at least one sample, all finite. It may share memory with the source.
 
     Raises:
       AudioError: the source can't be reached or decoded, is truncated, empty or too long, has samples that are not
-        finite or were never scaled, or a rate outside 100 Hz to 1 MHz. An MP3 without a length header and a FLAC or
-        WAV that was written to a pipe do not say how long they are, so that one of these that ends early is only
-        noticed where the cut goes through a frame.
+        finite or not scaled, or its rate is outside 100 Hz to 1 MHz. The length of an MP3 without a length header, and
+        of a FLAC or WAV that was written to a pipe, is unknown; such a file is found truncated only if it ends within
+        a frame.
     """
     waveform = _read(source, sample_rate, target_rate, channel, math.inf, max_seconds)
     assert not isinstance(waveform, LongAudio)
@@ -105,12 +105,13 @@ def open_audio(
     longest: float,
     max_seconds: float = 48 * 3600.0,
 ) -> Float32[np.ndarray, " samples"] | LongAudio:
-    """As `load_audio`, but what is longer than `longest` seconds stays where it is, to be read as a stream.
+    """Does what `load_audio` does, but returns a recording longer than `longest` seconds as a `LongAudio`.
 
-    Of a path nothing is held; bytes, and what a URL or an open file gives, are held as they are, decoded as a stream.
+    The stream of a path keeps nothing in memory. The bytes of an encoded file, of a URL or of an open file are kept,
+    and decoded block by block.
 
     Raises:
-      AudioError: as `load_audio`, as far as it has been read.
+      AudioError: as for `load_audio`, if the error is found in the part that is read.
     """
     return _read(source, sample_rate, target_rate, channel, longest, max_seconds)
 
@@ -123,31 +124,31 @@ def _read(
     longest: float,
     max_seconds: float,
 ) -> Float32[np.ndarray, " samples"] | LongAudio:
-    """The recording, or where it is longer than `longest` seconds, the way to read it."""
+    """Reads the recording; returns a `LongAudio` if it is longer than `longest` seconds."""
     if is_dataset_row(source):
-        source, sample_rate = from_dataset_row(source, sample_rate)  # type: ignore[arg-type]
+        source, sample_rate = unpack_dataset_row(source, sample_rate)  # type: ignore[arg-type]
     name, whole = name_of(source), longest == math.inf
     reader: Callable[[], Generator[Block]]
-    # A string or bytes taken out of a NumPy array is an array too.
+    # Strings and bytes from a NumPy array have the method `__array__` too.
     if hasattr(source, "__array__") and not isinstance(source, str | bytes):
-        array, rate = as_columns(source, name), checked_rate(target_rate if sample_rate is None else sample_rate, name)
+        array, rate = as_columns(source, name), check_rate(target_rate if sample_rate is None else sample_rate, name)
         step = len(array) if whole else _BLOCK
 
         def reader() -> Generator[Block]:
             for start in range(0, len(array), step):
-                yield rate, mono(to_floats(array[start : start + step]), channel)
+                yield rate, pick_channel(to_floats(array[start : start + step]), channel)
     else:
-        # What is no ordinary file, such as a pipe of the shell, can be read once.
-        kept = source
+        # Sources that are not ordinary files, such as pipes, can be read only once.
+        source_to_read = source
         if not (_is_path(source) and os.path.isfile(source)):
-            with _file(source, name, whole=whole) as file:
-                kept = file.read()
+            with _open_source(source, name, whole=whole) as file:
+                source_to_read = file.read()
 
         def reader() -> Generator[Block]:
-            with _file(kept, name, whole=whole) as file:
+            with _open_source(source_to_read, name, whole=whole) as file:
                 yield from decode(file, name, channel, max_seconds)
 
-    checked_rate(target_rate, "target_rate")
+    check_rate(target_rate, "target_rate")
     parts, n_samples = [], 0
     for rate, block in (blocks := reader()):
         parts.append(block)
@@ -155,20 +156,22 @@ def _read(
         if n_samples > longest * rate:
             blocks.close()
             return LongAudio(name, target_rate, reader)
-    return _resampled(_checked(parts[0] if len(parts) == 1 else np.concatenate(parts), name), rate, target_rate, name)
+    return _resample(
+        _check_samples(parts[0] if len(parts) == 1 else np.concatenate(parts), name), rate, target_rate, name
+    )
 
 
 @dataclasses.dataclass
 class LongAudio:
-    """A recording too long to be held whole: each iteration reads it from its beginning, in blocks at `rate`.
+    """A recording that is too long for memory. Each iteration reads it from its beginning, in blocks at `rate`.
 
-    The samples are those that `load_audio` gives, to the bit: its resampler is the same stream.
+    The samples equal those of `load_audio` bit for bit, because both use the same resampler.
 
     Attributes:
-      name: for messages.
-      rate: of the samples, Hz.
-      reader: gives the blocks as they are stored, at a rate of their own.
-      is_silent: whether the samples of the last iteration hold no signal, as `is_silent` has it.
+      name: name for messages.
+      rate: sample rate of the blocks in Hz.
+      reader: function that yields the stored blocks, with their own sample rate.
+      is_silent: whether the samples of the last iteration are silent in the sense of `is_silent`.
     """
 
     name: str
@@ -177,10 +180,10 @@ class LongAudio:
     is_silent: bool = False
 
     def __iter__(self) -> Iterator[Float32[np.ndarray, " _"]]:
-        """Blocks of samples, none empty.
+        """Yields blocks of samples, none of which is empty.
 
         Raises:
-          AudioError: the recording is damaged here, or holds samples that are not finite or never scaled.
+          AudioError: the recording is damaged, or holds samples that are not finite or not scaled.
         """
         low, high, self.is_silent = math.inf, -math.inf, True
         for block in filter(len, self._blocks()):
@@ -189,10 +192,10 @@ class LongAudio:
             yield block
 
     def _blocks(self) -> Iterator[Float32[np.ndarray, " _"]]:
-        stream, at = None, 0
+        stream, position = None, 0
         for rate, block in self.reader():
-            samples = _checked(block, self.name, at) if len(block) else block.astype(np.float32)
-            at += len(block)
+            samples = _check_samples(block, self.name, position) if len(block) else block.astype(np.float32)
+            position += len(block)
             if rate == self.rate:
                 yield samples
                 continue
@@ -205,7 +208,7 @@ class LongAudio:
             yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _resampled(
+def _resample(
     samples: Float32[np.ndarray, " _"], rate: int, target_rate: int, name: str
 ) -> Float32[np.ndarray, " samples"]:
     if rate == target_rate:
@@ -219,17 +222,21 @@ def _resampled(
 
 
 def is_silent(waveform: Float32[np.ndarray, " samples"]) -> bool:
-    """Whether there is no signal at all: the samples stay within half a step of 16 bits around a constant."""
+    """Whether there is no signal: all samples lie within half a step of 16 bits around a constant."""
     return bool(waveform.size == 0 or float(waveform.max()) - float(waveform.min()) < 2 * _FAINT)
 
 
-def _checked(samples: Shaped[np.ndarray, " samples"], name: str, first: int = 0) -> Float32[np.ndarray, " samples"]:
-    """The samples, of which `first` is the first, as float32, if they are samples of sound."""
+def _check_samples(
+    samples: Shaped[np.ndarray, " samples"], name: str, first: int = 0
+) -> Float32[np.ndarray, " samples"]:
+    """Returns the samples as float32, or raises an AudioError that names one; `first` is the index of the first."""
     if samples.size == 0:
         raise AudioError(f"{name}: no samples in it (an unfinished recording?); give one with sound")
     if not np.isfinite(samples).all():
-        at = int(np.flatnonzero(~np.isfinite(samples))[0])
-        raise AudioError(f"{name}: sample {first + at} is {samples[at]}; repair or cut out samples that are not finite")
+        index = int(np.flatnonzero(~np.isfinite(samples))[0])
+        raise AudioError(
+            f"{name}: sample {first + index} is {samples[index]}; repair or cut out samples that are not finite"
+        )
     peak = float(np.abs(samples).max())
     if peak >= _UNSCALED:
         raise AudioError(f"{name}: samples reach {peak:g}, so they look like unscaled integers; divide by 32768")
@@ -240,15 +247,15 @@ def _is_path(source: object) -> TypeGuard[str | os.PathLike[str]]:
     return isinstance(source, os.PathLike) or (isinstance(source, str) and not _URL.match(source))
 
 
-def _file(source: object, name: str, *, whole: bool) -> io.BufferedIOBase:
-    """The audio file, opened or held; if it will be held `whole`, not larger than memory should take."""
+def _open_source(source: object, name: str, *, whole: bool) -> io.BufferedIOBase:
+    """Opens the audio file, or reads it into memory; refuses a file that is too large to be decoded as a `whole`."""
     try:
         if isinstance(source, str) and _URL.match(source):
             from ecapa_jax.hub.http import fetch  # urllib takes long to import
 
             return io.BytesIO(fetch(source))
         if isinstance(source, str | os.PathLike):
-            return _opened(open_binary(source, name), name, whole=whole)
+            return _make_seekable(open_binary(source, name), name, whole=whole)
         content = source.read() if hasattr(source, "read") else source
     except AudioError:
         raise
@@ -269,8 +276,8 @@ def _file(source: object, name: str, *, whole: bool) -> io.BufferedIOBase:
     return io.BytesIO(content)
 
 
-def _opened(file: io.BufferedIOBase, name: str, *, whole: bool) -> io.BufferedIOBase:
-    """The file itself, or where it can't be sought its contents."""
+def _make_seekable(file: io.BufferedIOBase, name: str, *, whole: bool) -> io.BufferedIOBase:
+    """Returns the file, or the content of a file that is not seekable."""
     status = os.fstat(file.fileno())
     if stat.S_ISREG(status.st_mode):
         if whole and status.st_size > _MAX_BYTES:

@@ -1,4 +1,4 @@
-"""Work done ahead in threads: decoding runs while the device computes, a bounded number of results wait."""
+"""Runs a function in threads ahead of the consumer, so that decoding continues while the device computes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ Result = TypeVar("Result")
 def map_ahead(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None
 ) -> Generator[Result, None, None]:
-    """`map` in threads, in order, at most two results a thread ahead of whoever takes them.
+    """Does what `map` does, in threads, which compute at most two results per thread in advance.
 
     Args:
-      function: called in the threads; what it raises is raised in the result's turn, and nothing after it is begun.
-      items: taken in the calling thread, as they are needed.
-      workers: threads; None is one a core, at most `MAX_WORKERS`.
+      function: function that the threads call. Its errors are raised in place of its result, and no later call begins.
+      items: arguments, which the calling thread takes as they are needed.
+      workers: number of threads; None means one for each core, but at most `MAX_WORKERS`.
+
+    Yields:
+      The results in the order of the items.
     """
     workers = workers or min(MAX_WORKERS, os.cpu_count() or 1)
     remaining = iter(items)

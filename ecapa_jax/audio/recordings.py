@@ -1,4 +1,4 @@
-"""One recording as a model takes it: its channel at its rate, long enough, and not silent unnoticed."""
+"""Reads a recording for a model: takes its channel at its sample rate, and checks the length and the signal."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from ecapa_jax.errors import AudioError, ConfigError, levels_to_user
 
 
 class SilenceWarning(UserWarning):
-    """A recording has no signal: its embedding says nothing about a speaker."""
+    """A recording has no signal, so that its embedding does not describe a speaker."""
 
 
 class NoSpeechWarning(UserWarning):
-    """Nobody is heard to speak in a recording: its embedding says nothing about a speaker."""
+    """A recording holds no speech, so that its embedding does not describe a speaker."""
 
 
 def as_list(sources: AudioSource | Iterable[AudioSource]) -> list[AudioSource]:
-    """The recordings, of which there may be one."""
-    one = (
+    """Returns one or several recordings as a list."""
+    is_one = (
         isinstance(sources, str | bytes | bytearray | memoryview)
         or is_dataset_row(sources)
         or hasattr(sources, "__fspath__")
     )
-    if one or hasattr(sources, "read") or hasattr(sources, "__array__"):
+    if is_one or hasattr(sources, "read") or hasattr(sources, "__array__"):
         return [sources]  # type: ignore[list-item]
     return list(sources)  # type: ignore[arg-type]
 
 
 def warn_of_silence(source: AudioSource, audio: np.ndarray | LongAudio) -> None:
-    """Warns if there is no signal in a recording that has been read."""
+    """Warns if a recording that has been read has no signal."""
     if audio.is_silent if isinstance(audio, LongAudio) else is_silent(audio):
         faint = "all samples are equal, or less than a step of 16 bits apart"
         message = f"{name_of(source)} has no signal ({faint}): its embedding means nothing"
@@ -46,7 +46,7 @@ def warn_of_silence(source: AudioSource, audio: np.ndarray | LongAudio) -> None:
 
 
 def warn_of_no_speech(source: AudioSource) -> None:
-    """Warns that nobody is heard to speak in a recording."""
+    """Warns that a recording holds no speech."""
     message = f"{name_of(source)} holds hardly any speech (less than half a second): its embedding means nothing"
     warnings.warn(message, NoSpeechWarning, stacklevel=levels_to_user())
 
@@ -59,12 +59,17 @@ def open_recording(
     longest: float = math.inf,
     channel: Channel | None = None,
 ) -> Float32[np.ndarray, " samples"] | LongAudio:
-    """The samples, at least `minimum_samples(config)`; what is longer than `longest` seconds is left to be streamed.
+    """Reads at least `minimum_samples(config)` samples; returns a longer recording than `longest` seconds as a stream.
 
-    Of a recording with several channels, `channel` is taken; None means the one that the model takes.
+    Args:
+      config: the model.
+      source, sample_rate: as for `load_audio`.
+      short: what to do with a recording that is too short: `error` refuses it, `repeat` repeats its samples.
+      longest: seconds from which on the recording is returned as a `LongAudio`.
+      channel: channel of a recording with several; None means the channel that the model takes.
 
     Raises:
-      AudioError: the source can't be read, is too short, or holds NaN.
+      AudioError: the source can't be read, is too short, or holds samples that are not finite.
       ConfigError: `short` is unknown.
     """
     if short not in ("error", "repeat"):

@@ -1,6 +1,6 @@
-"""Parts of recordings as 16-bit samples, for training; and the way back into FLAC.
+"""Reads parts of recordings as 16-bit samples for training, and writes samples as FLAC.
 
-Reads only what is asked for where the file allows it. Like `audio.load`, it imports its libraries on first use.
+If the format of a file allows it, only the part is decoded. Libraries are imported on first use, as in `audio.load`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _SEEKABLE = {"WAV", "FLAC"}
 
 
 def read_segment(source: str | Path | bytes, start: int, n_samples: int, *, rate: int) -> Int16[np.ndarray, " samples"]:
-    """Samples `start` to `start + n_samples` of a recording's first channel, at `rate`, fewer where it ends before.
+    """Reads `n_samples` samples of the first channel at `rate`, from sample `start` on; fewer if the recording ends.
 
-    A WAV or FLAC at this rate is read from `start` on; anything else is decoded and resampled whole.
+    A WAV or FLAC file at this rate is read from `start` on; other recordings are decoded and resampled as a whole.
 
     Raises:
-      AudioError: it can't be read or decoded.
+      AudioError: the recording can't be read or decoded.
     """
     import soundfile
 
@@ -42,14 +42,14 @@ def read_segment(source: str | Path | bytes, start: int, n_samples: int, *, rate
 
 
 def to_int16(waveform: Float32[np.ndarray, " samples"]) -> Int16[np.ndarray, " samples"]:
-    """A waveform in [-1, 1] as 16-bit samples, clipped at full scale."""
+    """Converts a waveform in [-1, 1] to 16-bit samples, clipped at full scale."""
     return np.clip(np.rint(waveform * 32768), -32768, 32767).astype(np.int16)
 
 
 def change_speed(samples: Int16[np.ndarray, " samples"], factor: float) -> Int16[np.ndarray, " changed"]:
-    """The samples played `factor` times as fast: 1 / factor as many, pitch and tempo both changed.
+    """Makes samples `factor` times as fast, which changes pitch and tempo and divides their number by `factor`.
 
-    Reference: sox's `speed` effect, as in Kaldi's and 3D-Speaker's speed perturbation.
+    Reference: the effect `speed` of sox, as in the speed perturbation of Kaldi and 3D-Speaker.
     """
     if factor == 1.0:
         return samples
@@ -59,7 +59,7 @@ def change_speed(samples: Int16[np.ndarray, " samples"], factor: float) -> Int16
 
 
 def to_flac(samples: Int16[np.ndarray, " samples"], rate: int) -> bytes:
-    """A FLAC file of one channel of 16 bits."""
+    """Encodes samples as a FLAC file with one channel of 16 bits."""
     import soundfile
 
     with io.BytesIO() as stream:

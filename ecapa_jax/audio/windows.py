@@ -1,4 +1,4 @@
-"""A recording cut into windows that overlap, in the memory of one of them."""
+"""Cuts a recording into overlapping windows, of which only one is in memory."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Stream = Callable[[Iterable[Waveform]], Iterator[tuple[tuple[int, ...], Float32[
 
 @dataclasses.dataclass(frozen=True)
 class Windows:
-    """A recording window by window.
+    """The embeddings of the windows of a recording.
 
     Attributes:
-      embeddings: [n, D], one a window.
-      starts: [n], seconds at which each window begins.
-      mean: [D], of the embeddings.
+      embeddings: [n, D], embedding of each window.
+      starts: [n], beginning of each window in seconds.
+      mean: [D], mean of the embeddings.
     """
 
     embeddings: Float32[np.ndarray, "n embedding"]
@@ -31,15 +31,15 @@ class Windows:
 
 
 def samples_of(window: float, hop: float, rate: int, minimum: int) -> tuple[int, int]:
-    """Window and hop in samples.
+    """Converts window and hop from seconds to samples.
 
     Args:
-      window, hop: seconds.
-      rate: of the samples, Hz.
-      minimum: fewest samples that can be embedded.
+      window, hop: length of a window, and distance from one window to the next, in seconds.
+      rate: sample rate in Hz.
+      minimum: smallest number of samples that can be embedded.
 
     Raises:
-      ConfigError: a window is shorter than that, or not a number, or the hop leaves samples out.
+      ConfigError: the window is too short or not finite, or the hop is not positive or longer than the window.
     """
     if not (math.isfinite(window) and window * rate >= minimum):
         raise ConfigError(f"a window of {window:g} s is too short: this model needs {minimum / rate:g} s at least")
@@ -49,38 +49,38 @@ def samples_of(window: float, hop: float, rate: int, minimum: int) -> tuple[int,
 
 
 def cut(blocks: Iterable[Waveform], size: int, hop: int) -> Iterator[tuple[int, Waveform]]:
-    """First sample and samples of each window.
+    """Yields the first sample and the samples of each window.
 
-    Windows begin every `hop` samples as long as they are whole. If samples are left after the last, one more window
-    ends with the recording; a recording shorter than a window is one window. So every sample is in a window, and all
-    windows of a recording are equally long.
+    A window begins every `hop` samples, until less than a whole window is left. If samples remain after the last
+    window, one more window ends with the recording. A recording that is shorter than a window is one window. So every
+    sample is in a window, and all windows of a recording have the same length.
 
     Args:
-      blocks: consecutive samples, in parts of any length; read once.
-      size, hop: samples.
+      blocks: consecutive samples, in blocks of any length; read once.
+      size, hop: length of a window, and distance from one window to the next, in samples.
     """
-    held, at, start, n_samples = np.zeros(0, np.float32), 0, 0, 0
+    held, position, start, n_samples = np.zeros(0, np.float32), 0, 0, 0
     for block in blocks:
         n_samples += len(block)
         held = np.concatenate([held, block])
         while start + size <= n_samples:
-            yield start, held[start - at : start - at + size]
+            yield start, held[start - position : start - position + size]
             start += hop
-        # What the last window of all may still need.
-        first = max(min(start, n_samples - size), at)
-        held, at = held[first - at :], first
+        # The last window of the recording may begin here.
+        first = max(min(start, n_samples - size), position)
+        held, position = held[first - position :], first
     if n_samples and (start == 0 or start - hop + size < n_samples):
         first = max(n_samples - size, 0)
-        yield first, held[first - at :]
+        yield first, held[first - position :]
 
 
 def embed_windows(embed_stream: Stream, blocks: Iterable[Waveform], size: int, hop: int, rate: int) -> Windows:
-    """One embedding a window, and their mean.
+    """Embeds the windows of a recording, and averages the embeddings.
 
     Args:
-      embed_stream: as `SpeakerEncoder.embed_stream`.
+      embed_stream: `SpeakerEncoder.embed_stream`, or a function like it.
       blocks, size, hop: as for `cut`.
-      rate: of the samples, Hz.
+      rate: sample rate in Hz.
     """
     starts: list[int] = []
 

@@ -114,7 +114,7 @@ class Diarize:
 
         if not self.files:
             raise DiarizationError("no recordings given: ecapa-jax diarize FILES...")
-        found = [path for name in self.files for path in _expanded(name)]
+        found = [path for name in self.files for path in _list_recordings(name)]
         one = [option for option, given in (("--plot", self.plot), ("--enroll", self.enroll)) if given]
         if len(found) > 1 and one:
             raise DiarizationError(f"{one[0]} is for one recording, and {len(found)} are given")
@@ -175,7 +175,7 @@ class Diarize:
                 channel=parse_channel(self.channel),
                 progress=progress,
             )
-        result = self._named(encoder, result, name)
+        result = self._name_speakers(encoder, result, name)
         stem = _stem(name)
         if not result.turns:
             self.output.note(f"{name}: no speech was found")
@@ -188,25 +188,25 @@ class Diarize:
             print(as_text(result, stem, self.format[0], exclusive=self.exclusive), end="")
         return as_dict(result, name, exclusive=self.exclusive)
 
-    def _named(self, encoder: SpeakerEncoder, result: Diarization, name: str) -> Diarization:
+    def _name_speakers(self, encoder: SpeakerEncoder, result: Diarization, name: str) -> Diarization:
         from ecapa_jax.diarization.names import enroll_speakers, link_speakers
         from ecapa_jax.identify.store import SpeakerStore
-        from ecapa_jax.scoring.scorer import checked_threshold
+        from ecapa_jax.scoring.scorer import check_threshold
 
         if self.store is None:
             return result
-        threshold = None if self.threshold is None else checked_threshold(self.threshold)
+        threshold = None if self.threshold is None else check_threshold(self.threshold)
         with SpeakerStore.open(self.store, encoder, create=bool(self.enroll)) as store:
             if not self.enroll:
                 return link_speakers(result, store, threshold)
             names = {speaker.strip(): person.strip() for speaker, _, person in (p.partition("=") for p in self.enroll)}
             added = enroll_speakers(result, store, names, name)
             self.output.note(f"{self.store}: {added} enrolled")
-            return result.renamed(names)
+            return result.rename(names)
 
 
 class _Progress:
-    """What is being done to one recording, on a terminal."""
+    """Shows on a terminal which step of a recording is running."""
 
     def __init__(self, *, quiet: bool):
         from ecapa_jax.cli.progress import EvaluationProgress
@@ -224,7 +224,7 @@ class _Progress:
         self._bar.__exit__(*error)
 
 
-def _expanded(name: str) -> list[str]:
+def _list_recordings(name: str) -> list[str]:
     from ecapa_jax.errors import DiarizationError
 
     if not os.path.isdir(name):
@@ -236,5 +236,5 @@ def _expanded(name: str) -> list[str]:
 
 
 def _stem(name: str) -> str:
-    """The recording's name in results: the file's, without folder and suffix."""
+    """Returns the name of a recording in results: the name of the file without folder and suffix."""
     return Path(name.partition("?")[0]).stem or "recording"

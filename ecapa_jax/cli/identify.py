@@ -74,11 +74,11 @@ class Identify:
 
     def run(self) -> None:
         """Prints the decision and the candidates."""
-        from ecapa_jax.identify.database import Database, shown_name
+        from ecapa_jax.identify.database import Database, format_name
         from ecapa_jax.identify.store import SpeakerStore
-        from ecapa_jax.scoring.scorer import checked_threshold
+        from ecapa_jax.scoring.scorer import check_threshold
 
-        threshold = None if self.threshold is None else checked_threshold(self.threshold)
+        threshold = None if self.threshold is None else check_threshold(self.threshold)
         channel = parse_channel(self.channel)
         with Database.open(self.store) as database:
             store = SpeakerStore(database, self.model.load())
@@ -86,13 +86,13 @@ class Identify:
             answer = store.identify(
                 self.file, top=self.top, threshold=threshold, short=self.short, any_sound=self.any_sound
             )
-        lines = [f"{candidate.score:7.4f}  {shown_name(candidate.name)}" for candidate in answer.candidates]
+        lines = [f"{candidate.score:7.4f}  {format_name(candidate.name)}" for candidate in answer.candidates]
         if not lines:
             self.output.note("nobody is enrolled in this store")
         if answer.threshold is None:
             self.output.note("this model has no threshold: pass --threshold to get a decision")
         else:
-            lines.insert(0, f"{shown_name(answer.speaker or 'unknown')}   (threshold {answer.threshold:.4f})")
+            lines.insert(0, f"{format_name(answer.speaker or 'unknown')}   (threshold {answer.threshold:.4f})")
         self.output.result(
             {"file": self.file, **dataclasses.asdict(answer), "model": self.model.name}, "\n".join(lines)
         )
@@ -107,11 +107,11 @@ class List:
 
     def run(self) -> None:
         """Prints names and numbers of utterances."""
-        from ecapa_jax.identify.database import Database, shown_name
+        from ecapa_jax.identify.database import Database, format_name
 
         with Database.open(self.store) as database:
             speakers = database.speakers()
-        lines = [f"{speaker.utterances:6d}  {shown_name(speaker.name)}" for speaker in speakers]
+        lines = [f"{speaker.utterances:6d}  {format_name(speaker.name)}" for speaker in speakers]
         value = {"store": self.store, "speakers": [dataclasses.asdict(speaker) for speaker in speakers]}
         self.output.result(value, "\n".join(lines) or "nobody is enrolled")
 

@@ -15,7 +15,7 @@ from ecapa_jax.convert.names import suggestion
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError
 from ecapa_jax.hub.address import HUBS
-from ecapa_jax.scoring.scorer import checked_threshold
+from ecapa_jax.scoring.scorer import check_threshold
 
 
 class SpeakerVerificationPipeline:
@@ -52,9 +52,7 @@ class SpeakerVerificationPipeline:
           AudioError: (a ValueError) an input can't be read or is of another type.
         """
         threshold = (
-            self.encoder.scorer.scoring.threshold
-            if thr is None
-            else checked_threshold(thr, self.encoder.scorer.scoring)
+            self.encoder.scorer.scoring.threshold if thr is None else check_threshold(thr, self.encoder.scorer.scoring)
         )
         if threshold is None:
             raise ConfigError("this model publishes no threshold: pass thr, a score in [-1, 1]")

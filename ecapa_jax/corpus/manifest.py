@@ -203,7 +203,7 @@ def _read_parquet(path: Path) -> Iterator[Entry]:
     with pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         places = {what: column_of(names, of) for what, of in _NAMES.items()}
-        wanted = {what: names[at] for what, at in places.items() if at is not None}
+        wanted = {what: names[index] for what, index in places.items() if index is not None}
         if "path" not in wanted:
             raise CorpusError(f"{path}: has no column 'path'; it has {names[:8]}")
         number = 0

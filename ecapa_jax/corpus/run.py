@@ -1,4 +1,4 @@
-"""A whole corpus: manifest in, directory of shards out, again and again until all are there."""
+"""Embeds a whole corpus into a directory of shards; the next call continues an interrupted run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of one shard: recordings in, embeddings out, a bad recording is a row with an error."""
+"""Embeds the recordings of one shard; a recording that can't be embedded gets an error instead."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def embed_recordings(
     advance = advance or (lambda files, seconds: None)
     order: list[int] = []  # position in `sources` of each recording that goes to the device
 
-    def readable() -> Iterator[np.ndarray]:
+    def iterate_waveforms() -> Iterator[np.ndarray]:
         for index, (waveform, error) in enumerate(decoded):
             _check_stop(stop)
             if waveform is None:
@@ -90,7 +90,7 @@ def embed_recordings(
 
     read = functools.partial(_read, _Reader(encoder, sample_rate, short, vad))
     with contextlib.closing(map_ahead(read, sources, workers)) as decoded:
-        for positions, embeddings in encoder.embed_stream(readable()):
+        for positions, embeddings in encoder.embed_stream(iterate_waveforms()):
             indices = [order[position] for position in positions]
             result.embeddings[indices] = embeddings
             advance(len(indices), float(result.seconds[indices].sum()))
@@ -167,7 +167,7 @@ def _read(reader: _Reader, source: AudioSource | RecordingPart) -> Decoded:
         waveform = reader.read(source)
     except AudioError as error:
         return None, str(error)
-    except Exception as error:  # whatever a decoder makes of a damaged file, it must not end a run of a million
+    except Exception as error:  # a damaged file can make a decoder raise any error, which must not end a long run
         return None, f"{name}: {type(error).__name__}: {' '.join(str(error).split())}"
     if is_silent(waveform):
         return None, f"{name}: has no signal (all samples are equal), so there is no voice to embed"

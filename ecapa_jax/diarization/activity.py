@@ -1,4 +1,4 @@
-"""Where somebody speaks, and where the voice changes, before anybody knows who: 10 ms frames of a whole recording."""
+"""Finds speech and changes of voice in a whole recording, in frames of 10 ms, before the speakers are known."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from ecapa_jax.diarization import segmentation
 from ecapa_jax.diarization.settings import FRAMES_A_SECOND
 
 CHUNK = segmentation.CHUNK_SAMPLES * FRAMES_A_SECOND // segmentation.RATE
-"""10 ms frames of a chunk."""
+"""Number of 10 ms frames in a chunk."""
 
 _SAME_VOICE = 0.5
-"""Least share of common frames by which voices of two chunks that overlap are one."""
+"""Voices of two overlapping chunks are one voice if they share more than this part of the frames of both."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Voices:
-    """What overlap detection hears, chunk by chunk.
+    """The voices that overlap detection hears, chunk by chunk.
 
     Attributes:
-      starts: first 10 ms frame of each chunk, rising.
+      starts: first 10 ms frame of each chunk, in ascending order.
       active: which of a chunk's voices speak in each of its frames.
-      n_frames: of the recording.
+      n_frames: number of frames in the recording.
     """
 
     starts: Int64[np.ndarray, " chunks"]
@@ -35,14 +35,14 @@ class Voices:
     n_frames: int
 
     def speech(self) -> Float32[np.ndarray, " frames"]:
-        """Share of the chunks around each frame in which somebody speaks."""
-        return self._mean(np.asarray(np.any(self.active, axis=2)))
+        """Returns the share of the chunks around each frame in which somebody speaks."""
+        return self._average_chunks(np.asarray(np.any(self.active, axis=2)))
 
     def counts(self) -> Float32[np.ndarray, " frames"]:
-        """Mean number of voices over the chunks around each frame."""
-        return self._mean(self.active.sum(axis=2, dtype=np.uint8))
+        """Returns the mean number of voices over the chunks around each frame."""
+        return self._average_chunks(self.active.sum(axis=2, dtype=np.uint8))
 
-    def _mean(self, values: np.ndarray) -> Float32[np.ndarray, " frames"]:
+    def _average_chunks(self, values: np.ndarray) -> Float32[np.ndarray, " frames"]:
         total = np.zeros(self.n_frames, np.float32)
         weight = np.full(self.n_frames, 1e-6, np.float32)
         window = chunk_weights()
@@ -53,17 +53,17 @@ class Voices:
         return total / weight
 
     def tracks(self) -> Int64[np.ndarray, " frames"]:
-        """The voice that alone speaks in each frame, numbered through the recording; -1 for none, -2 for several.
+        """Returns the number of the only voice in each frame: -1 if there is no voice, -2 if there are several.
 
-        Voices of neighbouring chunks get one number where they speak at the same time. A number that ends may come
-        again as another: it tells where the voice changes, not who speaks.
+        Voices of neighbouring chunks have the same number if they speak at the same time. One person may have several
+        numbers in a recording: the numbers show where the voice changes, not who speaks.
         """
         result = np.full(self.n_frames, -1, np.int64)
         numbers = np.arange(segmentation.VOICES)
-        following = segmentation.VOICES
+        next_number = segmentation.VOICES
         for index, start in enumerate(self.starts):
             if index:
-                numbers, following = self._continued(index, numbers, following)
+                numbers, next_number = self._number_voices(index, numbers, next_number)
             first = start if index == 0 else (self.starts[index - 1] + CHUNK + start) // 2
             last = self.n_frames if index + 1 == len(self.starts) else (start + CHUNK + self.starts[index + 1]) // 2
             last = min(last, self.n_frames, start + CHUNK)
@@ -72,48 +72,55 @@ class Voices:
             result[first:last] = np.where(active.sum(axis=1) > 1, -2, alone)
         return result
 
-    def _continued(
-        self, index: int, numbers: Int64[np.ndarray, " voices"], following: int
+    def _number_voices(
+        self, index: int, numbers: Int64[np.ndarray, " voices"], next_number: int
     ) -> tuple[Int64[np.ndarray, " voices"], int]:
-        """Numbers of a chunk's voices: those of the chunk before where they speak together, else new ones."""
+        """Numbers the voices of a chunk: as in the chunk before if they speak at the same time, otherwise anew.
+
+        Returns:
+          The numbers, and the next number that is free.
+        """
         shift = int(self.starts[index] - self.starts[index - 1])
-        before, here = self.active[index - 1, shift:], self.active[index, : max(CHUNK - shift, 0)]
-        both = (before[:, :, None] & here[:, None, :]).sum(axis=0)
-        either = (before[:, :, None] | here[:, None, :]).sum(axis=0)
-        share = both / np.maximum(either, 1)
-        result = np.arange(following, following + segmentation.VOICES)
+        earlier, later = self.active[index - 1, shift:], self.active[index, : max(CHUNK - shift, 0)]
+        together = (earlier[:, :, None] & later[:, None, :]).sum(axis=0)
+        either = (earlier[:, :, None] | later[:, None, :]).sum(axis=0)
+        share = together / np.maximum(either, 1)
+        result = np.arange(next_number, next_number + segmentation.VOICES)
         for old, new in zip(*linear_sum_assignment(-share), strict=True):
             if share[old, new] > _SAME_VOICE:
                 result[new] = numbers[old]
-        return result, following + segmentation.VOICES
+        return result, next_number + segmentation.VOICES
 
 
 def chunk_weights() -> Float32[np.ndarray, " frames"]:
-    """How much each frame of a chunk counts: those at its ends are heard with less around them."""
+    """Returns the weight of each frame of a chunk: frames near its ends count less, because less surrounds them."""
     return np.hamming(CHUNK).astype(np.float32)
 
 
 def hear_voices(
     segmenter: segmentation.Segmenter, blocks: Iterable[Float32[np.ndarray, " _"]], hop: float
 ) -> tuple[Voices, int]:
-    """Runs overlap detection over a recording; returns what it hears and the number of samples.
+    """Runs overlap detection over a recording.
 
     Args:
       segmenter: the network.
       blocks: consecutive samples at 16 kHz.
       hop: seconds from one chunk to the next; the last chunk ends with the recording.
+
+    Returns:
+      The voices, and the number of samples in the recording.
     """
     starts: list[int] = []
     n_samples = 0
 
-    def counted() -> Iterator[np.ndarray]:
+    def count_samples() -> Iterator[np.ndarray]:
         nonlocal n_samples
         for block in blocks:
             n_samples += len(block)
             yield block
 
-    def chunks() -> Iterator[np.ndarray]:
-        for start, samples in cut(counted(), segmentation.CHUNK_SAMPLES, round(hop * segmentation.RATE)):
+    def cut_chunks() -> Iterator[np.ndarray]:
+        for start, samples in cut(count_samples(), segmentation.CHUNK_SAMPLES, round(hop * segmentation.RATE)):
             starts.append(start)
             yield samples
 
@@ -121,14 +128,14 @@ def hear_voices(
     centres = np.arange(CHUNK) * samples_a_frame + samples_a_frame // 2
     nearest = np.rint((centres - segmentation.RECEPTIVE_SAMPLES / 2) / segmentation.FRAME_SAMPLES).astype(int)
     nearest = np.clip(nearest, 0, segmentation.CHUNK_FRAMES - 1)
-    active = [segmentation.active_voices(rows.argmax(axis=-1))[nearest] for rows in segmenter(chunks())]
+    active = [segmentation.active_voices(rows.argmax(axis=-1))[nearest] for rows in segmenter(cut_chunks())]
     frames = -(-n_samples // samples_a_frame)
     stacked = np.stack(active) if active else np.zeros((0, CHUNK, segmentation.VOICES), bool)
     return Voices(np.array(starts, np.int64) // samples_a_frame, stacked, frames), n_samples
 
 
 def runs(values: Int64[np.ndarray, " frames"]) -> list[tuple[int, int, int]]:
-    """First frame, frame after the last, and value of each stretch of equal values."""
+    """Returns the first frame, the frame after the last, and the value of each stretch of equal values."""
     if not len(values):
         return []
     edges = np.flatnonzero(np.diff(values)) + 1
@@ -138,19 +145,23 @@ def runs(values: Int64[np.ndarray, " frames"]) -> list[tuple[int, int, int]]:
 
 
 def cut_windows(stretches: Sequence[tuple[int, int]], window: int, hop: int) -> Int64[np.ndarray, "windows 2"]:
-    """First frame and frame after the last of windows that cover each stretch; at least one a stretch.
+    """Cuts stretches into windows that cover them.
 
     Args:
-      stretches: first frame and frame after the last of speech of one voice.
-      window, hop: frames. A stretch's last window ends with it; a shorter stretch is one window.
+      stretches: first frame, and frame after the last, of each stretch of speech.
+      window, hop: length of a window, and distance from one window to the next, in frames. The last window of a stretch
+        ends with it; a stretch that is shorter than a window is one window.
+
+    Returns:
+      The first frame, and the frame after the last, of each window.
     """
-    found: list[tuple[int, int]] = []
+    windows: list[tuple[int, int]] = []
     for start, end in stretches:
         if end - start <= window:
-            found.append((start, end))
+            windows.append((start, end))
             continue
-        begins = list(range(start, end - window + 1, hop))
-        if begins[-1] + window < end:
-            begins.append(end - window)
-        found += [(begin, begin + window) for begin in begins]
-    return np.array(found, np.int64).reshape(-1, 2)
+        starts = list(range(start, end - window + 1, hop))
+        if starts[-1] + window < end:
+            starts.append(end - window)
+        windows += [(first, first + window) for first in starts]
+    return np.array(windows, np.int64).reshape(-1, 2)

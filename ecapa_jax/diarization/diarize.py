@@ -1,11 +1,11 @@
-"""diarize: a recording in, turns with speakers out.
+"""Diarizes a recording: finds who speaks when.
 
-1. Two networks hear the recording at 16 kHz: silero-vad says where somebody speaks, segmentation-3.0 (with `overlap`)
-   where the voice changes and where two speak at once.
-2. Windows of one voice are embedded by the encoder, in its batches.
-3. The embeddings are clustered: how many speakers there are, and whose each window is.
-4. Each 10 ms frame of speech goes to the speaker whom the windows around it are most like; where two voices are heard,
-   a second speaker is added.
+1. Two networks process the recording at 16 kHz: silero-vad detects speech, and segmentation-3.0 (if `overlap` is on)
+   detects changes of voice and speech of two people at once.
+2. The encoder embeds windows of one voice.
+3. Clustering estimates the number of speakers, and assigns a speaker to each window.
+4. Each 10 ms frame of speech is assigned to the speaker whose centroid is most like the windows around it. A frame in
+   which two voices are detected is assigned to a second speaker too.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
 
 Blocks: TypeAlias = Iterable[Float32[np.ndarray, " _"]]
 Vad: TypeAlias = Callable[[Blocks], tuple[Float32[np.ndarray, " frames"], int]]
-"""From blocks of samples at 16 kHz to a probability of speech for each 512 samples, and the number of samples."""
+"""Maps blocks of samples at 16 kHz to a probability of speech for each 512 samples, and the number of samples."""
 
 Clusterer: TypeAlias = Callable[
     [Float32[np.ndarray, "windows embedding"], Int64[np.ndarray, "windows 2"], SpeakerCount, DiarizationSettings],
     Int64[np.ndarray, " windows"],
 ]
 Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is (0: not known)."""
+"""Called with the name of the current step, how much of it is done, and how much there is in total (0: unknown)."""
 
 MOST_SPEAKERS = 100
 _HEARD = 0.5  # probability of speech
@@ -74,46 +74,47 @@ def diarize(
     clusterer: Clusterer = clustering.cluster,
     progress: Progress | None = None,
 ) -> Diarization:
-    """Finds out who speaks when.
+    """Finds who speaks when in a recording.
 
     Args:
       encoder: any model.
-      recording: path, http(s) URL, bytes, binary file, or an array [samples] or [samples, channels]. Of a file longer
-        than 20 minutes memory holds a part.
-      speakers: how many speak, where that is known.
-      min_speakers, max_speakers: bounds where it is not.
-      overlap: find where two speak at once and where voices change; False takes about half the time. A `Segmenter`
-        stands for other weights.
-      vad: speech detection; None leaves it to overlap detection.
-      sample_rate: of an array, Hz; None means the model's.
-      channel: of a recording with several: the first, their mean, or a number from 0; None means the model's choice.
+      recording: path, http(s) URL, bytes, binary file, or an array [samples] or [samples, channels]. A file longer than
+        20 minutes is read in parts, so that it is never in memory as a whole.
+      speakers: number of speakers; None if it is not known.
+      min_speakers, max_speakers: bounds of the number of speakers if it is not known.
+      overlap: whether to detect changes of voice and speech of two people at once; without it, diarization takes about
+        half the time. A `Segmenter` brings its own weights.
+      vad: function that detects speech; None leaves this to overlap detection.
+      sample_rate: sample rate of an array, Hz; None means the sample rate of the model.
+      channel: which channel to use if there are several: the first, their mean, or a number from 0; None means the
+        channel that the model takes.
       settings: thresholds; None means the defaults.
-      clusterer: groups windows by speaker.
-      progress: called now and then.
+      clusterer: function that assigns speakers to windows.
+      progress: called while the recording is processed.
 
     Returns:
-      Turns and speakers; none where nobody speaks.
+      Turns and speakers; none if nobody speaks.
 
     Raises:
       AudioError: the recording can't be read, or holds samples that are not finite.
-      ConfigError: the numbers of speakers contradict each other, or neither `overlap` nor `vad` is to find speech.
+      ConfigError: the numbers of speakers contradict each other, or both `overlap` and `vad` are off.
     """
     settings = settings or DiarizationSettings()
-    count = _checked(speakers, min_speakers, max_speakers)
-    segmenter = _segmenter() if overlap is True else overlap or None
+    count = _check_count(speakers, min_speakers, max_speakers)
+    segmenter = _packaged_segmenter() if overlap is True else overlap or None
     if segmenter is None and vad is None:
         raise ConfigError("overlap is False and vad is None: one of them must find where somebody speaks")
-    told = progress or (lambda what, done, total: None)
+    report = progress or (lambda what, done, total: None)
     rate = encoder.sample_rate
     chosen = encoder.config.fbank.channel if channel is None else channel
     audio = RereadableRecording(recording, rate if sample_rate is None else sample_rate, chosen)
-    voices, probability, duration = _listen(audio, segmenter, vad, settings, told)
+    voices, probability, duration = _listen(audio, segmenter, vad, settings, report)
     speech = speech_frames(probability, settings)
     spans = _windows(stretches(speech, None if voices is None else voices.tracks(), settings), count, settings)
     if not len(spans):
         return Diarization([], [], [], duration)
     embeddings = _embed(
-        encoder, span_samples(audio.blocks(rate), spans, rate, encoder.minimum_samples), len(spans), told
+        encoder, span_samples(audio.blocks(rate), spans, rate, encoder.minimum_samples), len(spans), report
     )
     centred = _centred(encoder, embeddings)
     windows = Labelled(spans, centred, clusterer(centred, spans, count, settings))
@@ -126,18 +127,18 @@ def _frames(
 ) -> tuple[Int64[np.ndarray, " frames"], Int64[np.ndarray, " frames"] | None]:
     """The speaker of each frame, and the second speaker where voices are known."""
     tracks = None if voices is None else voices.tracks()
-    frames = _with_everyone(speaker_frames(windows, speech, tracks, settings), windows, settings)
+    frames = _restore_speakers(speaker_frames(windows, speech, tracks, settings), windows, settings)
     if voices is None:
         return frames, None
     return frames, second_speakers(frames, voices, frame_scores(windows, len(speech)), settings)
 
 
 @functools.cache
-def _segmenter() -> segmentation.Segmenter:
+def _packaged_segmenter() -> segmentation.Segmenter:
     return segmentation.Segmenter()
 
 
-def _checked(speakers: int | None, least: int, most: int) -> SpeakerCount:
+def _check_count(speakers: int | None, least: int, most: int) -> SpeakerCount:
     if speakers is not None and not 1 <= speakers <= MOST_SPEAKERS:
         raise ConfigError(f"speakers is {speakers}; it must be between 1 and {MOST_SPEAKERS}")
     if not 1 <= least <= most <= MOST_SPEAKERS:
@@ -152,20 +153,20 @@ def _listen(
     segmenter: segmentation.Segmenter | None,
     vad: Vad | None,
     settings: DiarizationSettings,
-    told: Progress,
+    report: Progress,
 ) -> tuple[Voices | None, Float32[np.ndarray, " frames"], float]:
-    """Voices, probability of speech a 10 ms frame, and seconds."""
+    """Returns the voices, the probability of speech in each 10 ms frame, and the length in seconds."""
     voices, found = None, []
     n_samples = 0
     if vad is not None:
-        told("finding speech", 0, 0)
+        report("finding speech", 0, 0)
         blocks = audio.blocks(segmentation.RATE)
         probabilities, n_samples = vad(blocks)
         if not (probabilities >= _HEARD).any() and _is_without_speech(blocks):
             return None, on_frames(np.zeros_like(probabilities), n_samples), n_samples / segmentation.RATE
         found.append(on_frames(probabilities, n_samples))
     if segmenter is not None:
-        told("hearing voices", 0, 0)
+        report("hearing voices", 0, 0)
         voices, n_samples = hear_voices(segmenter, audio.blocks(segmentation.RATE), settings.chunk_hop)
         found.append(voices.speech())
     speech = np.asarray(np.mean(np.stack(found), axis=0, dtype=np.float32))
@@ -173,9 +174,9 @@ def _listen(
 
 
 def _is_without_speech(blocks: Blocks) -> bool:
-    """Whether nobody speaks in a recording that is held in memory, however quietly.
+    """Whether nobody speaks in a recording that is held in memory, not even quietly.
 
-    Overlap detection takes beeps and clicks for voices where there are no voices to compare them with.
+    Overlap detection takes beeps and clicks for voices in a recording that has no voices to compare them with.
     """
     return isinstance(blocks, list) and not any(
         len(block) and holds_speech(block, segmentation.RATE) for block in blocks
@@ -183,7 +184,7 @@ def _is_without_speech(blocks: Blocks) -> bool:
 
 
 def on_frames(probabilities: Float32[np.ndarray, " vad_frames"], n_samples: int) -> Float32[np.ndarray, " frames"]:
-    """Probabilities of 512 samples each, at the 10 ms frames of as many samples at 16 kHz."""
+    """Interpolates speech probabilities of 512 samples each at the 10 ms frames of `n_samples` samples at 16 kHz."""
     samples_a_frame = segmentation.RATE // FRAMES_A_SECOND
     n_frames = -(-n_samples // samples_a_frame)
     if not len(probabilities):
@@ -195,9 +196,9 @@ def on_frames(probabilities: Float32[np.ndarray, " vad_frames"], n_samples: int)
 def _windows(
     found: list[tuple[int, int]], count: SpeakerCount, settings: DiarizationSettings
 ) -> Int64[np.ndarray, "windows 2"]:
-    """Windows of the stretches: shorter ones where there would be fewer than speakers."""
+    """Cuts the stretches into windows; into shorter ones if there would be fewer windows than speakers."""
     window, hop = frames_of(settings.window), frames_of(settings.hop)
-    needed = count.bounded(MOST_SPEAKERS)[0]
+    needed = count.limits(MOST_SPEAKERS)[0]
     spans = cut_windows(found, window, hop)
     while len(spans) < needed and window > 2 and len(spans):
         window, hop = window // 2, max(window // 4, 1)
@@ -206,13 +207,13 @@ def _windows(
 
 
 def _embed(
-    encoder: SpeakerEncoder, waveforms: Iterable[np.ndarray], total: int, told: Progress
+    encoder: SpeakerEncoder, waveforms: Iterable[np.ndarray], total: int, report: Progress
 ) -> Float32[np.ndarray, "windows embedding"]:
     rows: dict[int, np.ndarray] = {}
-    told("embedding", 0, total)
+    report("embedding", 0, total)
     for indices, embeddings in encoder.embed_stream(waveforms):
         rows.update(zip(indices, embeddings, strict=True))
-        told("embedding", len(rows), total)
+        report("embedding", len(rows), total)
     return np.stack([rows[index] for index in range(total)])
 
 
@@ -224,10 +225,10 @@ def _centred(
     return embeddings if mean is None else embeddings - mean.astype(np.float32)
 
 
-def _with_everyone(
+def _restore_speakers(
     frames: Int64[np.ndarray, " frames"], windows: Labelled, settings: DiarizationSettings
 ) -> Int64[np.ndarray, " frames"]:
-    """The frames with the windows of those speakers who would have none, or too few for a turn."""
+    """Assigns the windows of a speaker to this speaker again if the speaker has too few frames for a turn."""
     shortest = frames_of(settings.shortest_turn)
     seen = [speaker for start, end, speaker in runs(frames) if end - start >= shortest]
     for speaker in np.setdiff1d(np.arange(windows.labels.max() + 1), seen):
@@ -245,22 +246,24 @@ def _result(
     settings: DiarizationSettings,
     duration: float,
 ) -> Diarization:
-    present, first = np.unique(np.where(frames < 0, labels.max() + 1, frames), return_index=True)
-    everyone = [str(label) for label in range(int(labels.max()) + 1)]
-    heard = {int(turn.speaker) for turn in make_turns(frames, second, everyone, settings)}  # not too short to be a turn
-    order = [int(speaker) for _, speaker in sorted(zip(first, present, strict=True)) if int(speaker) in heard]
-    number = np.full(int(labels.max()) + 2, -1, np.int64)  # the last stands for nobody
-    number[order] = np.arange(len(order))
-    frames, names = number[frames], [f"speaker_{index + 1}" for index in range(len(order))]
-    second = None if second is None else number[second]
-    turns = [_within(turn, duration) for turn in make_turns(frames, second, names, settings)]
-    exclusive = [_within(turn, duration) for turn in make_turns(frames, None, names, settings)]
-    found = []
+    labels_in_frames, first_frames = np.unique(np.where(frames < 0, labels.max() + 1, frames), return_index=True)
+    all_names = [str(label) for label in range(int(labels.max()) + 1)]
+    # A speaker whose every turn is too short is left out.
+    with_turns = {int(turn.speaker) for turn in make_turns(frames, second, all_names, settings)}
+    by_appearance = sorted(zip(first_frames, labels_in_frames, strict=True))
+    order = [int(speaker) for _, speaker in by_appearance if int(speaker) in with_turns]
+    new_numbers = np.full(int(labels.max()) + 2, -1, np.int64)  # the last stands for nobody
+    new_numbers[order] = np.arange(len(order))
+    frames, names = new_numbers[frames], [f"speaker_{index + 1}" for index in range(len(order))]
+    second = None if second is None else new_numbers[second]
+    turns = [_clip_turn(turn, duration) for turn in make_turns(frames, second, names, settings)]
+    exclusive = [_clip_turn(turn, duration) for turn in make_turns(frames, None, names, settings)]
+    speakers = []
     for name, label in zip(names, order, strict=True):
         seconds = sum(turn.end - turn.start for turn in turns if turn.speaker == name)
-        found.append(Speaker(name, embeddings[labels == label].mean(axis=0), round(seconds, 2)))
-    return Diarization(turns, exclusive, found, duration)
+        speakers.append(Speaker(name, embeddings[labels == label].mean(axis=0), round(seconds, 2)))
+    return Diarization(turns, exclusive, speakers, duration)
 
 
-def _within(turn: Turn, duration: float) -> Turn:
+def _clip_turn(turn: Turn, duration: float) -> Turn:
     return turn._replace(end=min(turn.end, round(duration, 3)))

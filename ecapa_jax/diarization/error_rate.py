@@ -1,4 +1,4 @@
-"""How wrong a diarization is: DER and its parts, JER, numbers of speakers, and intervals, by pyannote.metrics."""
+"""Measures the errors of a diarization by pyannote.metrics: DER and its parts, JER, and numbers of speakers."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from ecapa_jax.errors import DiarizationError
 
 RESAMPLES = 1000
 FEWEST_RECORDINGS = 3
-"""Recordings that an interval needs."""
+"""Smallest number of recordings for which an interval is computed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ErrorRate:
-    """How wrong the turns of one or more recordings are; rates are shares of the reference's speech.
+    """The errors of the turns of one or more recordings. Rates are shares of the speech in the reference.
 
     Attributes:
-      recordings: how many.
-      seconds: speech of the reference that is scored; speech of two speakers at once counts twice.
+      recordings: number of recordings.
+      seconds: duration of the scored speech in the reference; speech of two people at once counts twice.
       der: diarization error rate, `miss + false_alarm + confusion`.
-      miss: speech that nobody is given.
-      false_alarm: what is given to somebody and is no speech.
-      confusion: what is given to the wrong speaker.
-      jer: Jaccard error rate, each speaker counting alike.
-      speakers: in the reference, summed over recordings.
-      found: in the result, summed over recordings.
-      counts_right: recordings with the right number of speakers.
-      low, high: interval of the DER, 95 %, recordings drawn anew; None with fewer than `FEWEST_RECORDINGS`.
+      miss: speech that is assigned to nobody.
+      false_alarm: time without speech that is assigned to somebody.
+      confusion: speech that is assigned to the wrong speaker.
+      jer: Jaccard error rate, in which all speakers count equally.
+      speakers: number of speakers in the reference, summed over recordings.
+      found: number of speakers in the result, summed over recordings.
+      counts_right: number of recordings with the right number of speakers.
+      low, high: 95 % bootstrap interval of the DER over recordings; None with fewer than `FEWEST_RECORDINGS`.
     """
 
     recordings: int
@@ -68,42 +68,43 @@ def error_rates(
     parts: Mapping[str, Sequence[tuple[float, float]]] | None = None,
     seed: int = 0,
 ) -> tuple[ErrorRate, dict[str, ErrorRate]]:
-    """Compares turns with those of a reference.
+    """Compares turns with the turns of a reference.
 
     Args:
-      reference, hypothesis: turns by recording. A recording that the hypothesis lacks counts as silence.
-      collar: seconds on each side of a reference's boundary that are not scored.
-      parts: which parts of each recording are scored, as `read_uem` gives them; None scores from the first turn to the
-        last.
-      seed: of the interval's draws.
+      reference, hypothesis: turns by name of the recording. A recording that the hypothesis lacks counts as silence.
+      collar: seconds on each side of a boundary in the reference that are not scored.
+      parts: the parts of each recording that are scored, as `read_uem` returns them; None scores from the first turn to
+        the last.
+      seed: seed of the bootstrap.
 
     Returns:
-      Of all recordings together, and by recording.
+      The errors of all recordings together, and the errors by recording.
 
     Raises:
-      DiarizationError: pyannote.metrics is not installed, there is no reference, the hypothesis is of other recordings,
-        or `parts` lacks one.
+      DiarizationError: pyannote.metrics is not installed, the reference is empty, the hypothesis has a recording that
+        the reference lacks, or `parts` lacks a recording of the reference.
     """
     if not reference:
         raise DiarizationError("the reference holds no turns; give one that does")
     unknown = sorted(set(hypothesis) - set(reference))
     if unknown:
         raise DiarizationError(
-            f"the result has {unknown[0]!r}, which the reference lacks (it has {_some(reference)}); compare files of "
-            "the same recordings"
+            f"the result has {unknown[0]!r}, which the reference lacks (it has {_list_some(reference)}); compare "
+            "files of the same recordings"
         )
     if parts is not None and (missing := sorted(set(reference) - set(parts))):
         raise DiarizationError(
-            f"the UEM file has no part of {missing[0]!r} (it has {_some(parts)}); give the one of these recordings"
+            f"the UEM file has no part of {missing[0]!r} (it has {_list_some(parts)}); give a UEM file of these "
+            "recordings"
         )
     if not collar >= 0:
         raise DiarizationError(f"the collar is {collar}; it must be 0 or more seconds")
-    found = {
+    compared = {
         name: _compare(turns, hypothesis.get(name, ()), collar, None if parts is None else parts[name])
         for name, turns in reference.items()
     }
-    listed = list(found.values())
-    overall = _rate(listed)
+    listed = list(compared.values())
+    overall = _sum_parts(listed)
     if len(listed) >= FEWEST_RECORDINGS:
         rng = np.random.default_rng(seed)
         draws = rng.integers(len(listed), size=(RESAMPLES, len(listed)))
@@ -112,10 +113,10 @@ def error_rates(
         rates = errors[draws].sum(axis=1) / np.maximum(totals[draws].sum(axis=1), 1e-9)
         low, high = np.quantile(rates, [0.025, 0.975])
         overall = dataclasses.replace(overall, low=float(low), high=float(high))
-    return overall, {name: _rate([part]) for name, part in found.items()}
+    return overall, {name: _sum_parts([part]) for name, part in compared.items()}
 
 
-def _some(names: Mapping[str, Any]) -> str:
+def _list_some(names: Mapping[str, Any]) -> str:
     listed = list(names)
     return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
 
@@ -132,7 +133,7 @@ def _compare(
     except ImportError as error:
         raise DiarizationError("error rates need pyannote.metrics: pip install 'ecapa-jax[diarize]'") from error
 
-    def annotation(turns: Sequence[Turn]) -> Any:
+    def make_annotation(turns: Sequence[Turn]) -> Any:
         result = Annotation()
         for index, turn in enumerate(turns):
             result[Segment(turn.start, turn.end), index] = turn.speaker
@@ -142,11 +143,11 @@ def _compare(
         everything = [*reference, *hypothesis]
         parts = [(min(turn.start for turn in everything), max(turn.end for turn in everything))]
     scored = Timeline([Segment(start, end) for start, end in parts])
-    # pyannote's collar is the whole width around a boundary, half of it on each side.
+    # The collar of pyannote.metrics is the whole width around a boundary, with half of it on each side.
     options: dict[str, Any] = {"collar": 2 * collar, "skip_overlap": False}
-    one, other = annotation(reference), annotation(hypothesis)
-    der = DiarizationErrorRate(**options)(one, other, uem=scored, detailed=True)
-    jer = JaccardErrorRate(**options)(one, other, uem=scored, detailed=True)
+    wanted, found = make_annotation(reference), make_annotation(hypothesis)
+    der = DiarizationErrorRate(**options)(wanted, found, uem=scored, detailed=True)
+    jer = JaccardErrorRate(**options)(wanted, found, uem=scored, detailed=True)
     return _Parts(
         der["total"],
         der["missed detection"],
@@ -159,21 +160,21 @@ def _compare(
     )
 
 
-def _rate(found: Sequence[_Parts]) -> ErrorRate:
-    total = max(sum(part.total for part in found), 1e-9)
+def _sum_parts(parts: Sequence[_Parts]) -> ErrorRate:
+    total = max(sum(part.total for part in parts), 1e-9)
     miss, false_alarm, confusion = (
-        sum(getattr(part, name) for part in found) / total for name in ("miss", "false_alarm", "confusion")
+        sum(getattr(part, name) for part in parts) / total for name in ("miss", "false_alarm", "confusion")
     )
-    speakers = sum(part.speaker_count for part in found)
+    n_speakers = sum(part.speaker_count for part in parts)
     return ErrorRate(
-        recordings=len(found),
-        seconds=round(sum(part.total for part in found), 3),
+        recordings=len(parts),
+        seconds=round(sum(part.total for part in parts), 3),
         der=miss + false_alarm + confusion,
         miss=miss,
         false_alarm=false_alarm,
         confusion=confusion,
-        jer=sum(part.speaker_error for part in found) / max(speakers, 1e-9),
-        speakers=sum(part.reference for part in found),
-        found=sum(part.hypothesis for part in found),
-        counts_right=sum(part.reference == part.hypothesis for part in found),
+        jer=sum(part.speaker_error for part in parts) / max(n_speakers, 1e-9),
+        speakers=sum(part.reference for part in parts),
+        found=sum(part.hypothesis for part in parts),
+        counts_right=sum(part.reference == part.hypothesis for part in parts),
     )

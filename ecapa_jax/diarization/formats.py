@@ -1,4 +1,4 @@
-"""Turns as text in the formats of other programs: RTTM, JSON, subtitles, Audacity's labels, CSV."""
+"""Writes turns in the formats of other programs: RTTM, JSON, subtitles, labels of Audacity, CSV."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ SUFFIXES: dict[Format, str] = {
 
 
 def as_text(result: Diarization, recording: str, kind: Format, *, exclusive: bool = False) -> str:
-    """The turns of a recording in a format.
+    """Returns the turns of a recording as text.
 
     Args:
-      result: as `diarize` gives it.
-      recording: its name.
-      kind: one of `SUFFIXES`.
-      exclusive: one speaker at a time.
+      result: diarization of the recording.
+      recording: name of the recording.
+      kind: format of the text, a key of `SUFFIXES`.
+      exclusive: whether to write the turns with one speaker at a time.
     """
     turns = result.exclusive if exclusive else result.turns
     if kind == "json":
         return json.dumps(as_dict(result, recording, exclusive=exclusive), ensure_ascii=False, indent=1) + "\n"
     if kind == "rttm":
         return rttm_text(recording, turns)
-    return _WRITERS[kind](turns)
+    return _FORMATTERS[kind](turns)
 
 
 def as_dict(result: Diarization, recording: str, *, exclusive: bool = False) -> dict[str, Any]:
-    """What a JSON file holds: the recording, its speakers and its turns."""
+    """Returns the content of a JSON file: the recording, its speakers and its turns."""
     turns = result.exclusive if exclusive else result.turns
     return {
         "recording": recording,
@@ -56,30 +56,30 @@ def as_dict(result: Diarization, recording: str, *, exclusive: bool = False) -> 
     }
 
 
-def _srt(turns: Iterable[Turn]) -> str:
+def _format_srt(turns: Iterable[Turn]) -> str:
     return "".join(
-        f"{number}\n{_clock(turn.start, ',')} --> {_clock(turn.end, ',')}\n{turn.speaker}\n\n"
+        f"{number}\n{_format_clock(turn.start, ',')} --> {_format_clock(turn.end, ',')}\n{turn.speaker}\n\n"
         for number, turn in enumerate(turns, 1)
     )
 
 
-def _vtt(turns: Iterable[Turn]) -> str:
+def _format_vtt(turns: Iterable[Turn]) -> str:
     lines = (
-        f"{_clock(turn.start, '.')} --> {_clock(turn.end, '.')}\n<v {name}>{name}\n\n"
-        for turn, name in ((turn, _escaped(turn.speaker)) for turn in turns)
+        f"{_format_clock(turn.start, '.')} --> {_format_clock(turn.end, '.')}\n<v {name}>{name}\n\n"
+        for turn, name in ((turn, _escape(turn.speaker)) for turn in turns)
     )
     return "WEBVTT\n\n" + "".join(lines)
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _audacity(turns: Iterable[Turn]) -> str:
+def _format_audacity(turns: Iterable[Turn]) -> str:
     return "".join(f"{turn.start:.3f}\t{turn.end:.3f}\t{turn.speaker}\n" for turn in turns)
 
 
-def _csv(turns: Iterable[Turn]) -> str:
+def _format_csv(turns: Iterable[Turn]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["start", "end", "speaker"])
@@ -87,12 +87,17 @@ def _csv(turns: Iterable[Turn]) -> str:
     return stream.getvalue()
 
 
-def _clock(seconds: float, point: str) -> str:
-    """`00:01:02,345`."""
+def _format_clock(seconds: float, point: str) -> str:
+    """Formats seconds as `00:01:02,345`."""
     milliseconds = round(seconds * 1000)
     minutes, rest = divmod(milliseconds, 60_000)
     hours, minutes = divmod(minutes, 60)
     return f"{hours:02d}:{minutes:02d}:{rest // 1000:02d}{point}{rest % 1000:03d}"
 
 
-_WRITERS: dict[str, Callable[[Iterable[Turn]], str]] = {"srt": _srt, "vtt": _vtt, "audacity": _audacity, "csv": _csv}
+_FORMATTERS: dict[str, Callable[[Iterable[Turn]], str]] = {
+    "srt": _format_srt,
+    "vtt": _format_vtt,
+    "audacity": _format_audacity,
+    "csv": _format_csv,
+}

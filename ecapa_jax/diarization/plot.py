@@ -1,4 +1,4 @@
-"""Turns on a time line as PNG. matplotlib is imported when one is drawn."""
+"""Draws turns on a time line as PNG. matplotlib is imported on first use."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _COLOURS = (
     "#3d85c6",
     "#6aa84f",
 )
-_LONG = 600.0  # seconds; above this the axis has minutes
+_LONG = 600.0  # seconds; the axis of a longer recording is in minutes
 
 
 def plot_turns(path: Path, result: Diarization, title: str, *, exclusive: bool = False) -> None:
-    """Draws one row a speaker.
+    """Draws turns, with one row for each speaker.
 
     Raises:
       DiarizationError: matplotlib is not installed.

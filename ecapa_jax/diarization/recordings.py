@@ -1,4 +1,4 @@
-"""A recording that is read several times, at the rates of several networks, in bounded memory."""
+"""Reads a recording several times, at the sample rates of several networks, in bounded memory."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ecapa_jax.audio.load import AudioSource, LongAudio, open_audio
 from ecapa_jax.diarization.settings import FRAMES_A_SECOND
 
 LONGEST_HELD = 1200.0
-"""Seconds; a longer recording is decoded anew for each network."""
+"""Longest recording in seconds that is kept in memory; a longer one is decoded again for each network."""
 
 
 class RereadableRecording:
-    """A source of audio that gives its samples as often as they are needed.
+    """A recording whose samples can be read any number of times.
 
     Attributes:
-      source: path, URL, bytes or array; an open file is read once and kept as bytes.
+      source: path, URL, bytes or array; an open file is read once, and its bytes are kept.
     """
 
     def __init__(self, source: AudioSource, sample_rate: int | str | None, channel: Channel):
@@ -28,10 +28,10 @@ class RereadableRecording:
         self._opened: dict[int, np.ndarray | LongAudio] = {}
 
     def blocks(self, rate: int) -> Iterable[Float32[np.ndarray, " _"]]:
-        """The samples at a rate, in parts of any length.
+        """Returns the samples at a sample rate, in blocks of any length.
 
         Raises:
-          AudioError: the source can't be read, or holds samples that are not finite.
+          AudioError: the source can't be read, or some samples are not finite.
         """
         if rate not in self._opened:
             self._opened[rate] = open_audio(
@@ -48,13 +48,13 @@ class RereadableRecording:
 def span_samples(
     blocks: Iterable[Float32[np.ndarray, " _"]], spans: Int64[np.ndarray, "windows 2"], rate: int, minimum: int
 ) -> Iterator[Float32[np.ndarray, " samples"]]:
-    """The samples of each span, in the order given; what is shorter than `minimum` is repeated until it is long enough.
+    """Yields the samples of each span, in order; repeats the samples of a span with fewer than `minimum` samples.
 
     Args:
       blocks: consecutive samples at `rate`.
-      spans: first frame and frame after the last, 10 ms each; starts must not fall.
-      rate: Hz.
-      minimum: samples.
+      spans: first frame, and frame after the last, of each span, in frames of 10 ms; starts must not decrease.
+      rate: sample rate in Hz.
+      minimum: smallest number of samples to yield for a span.
     """
     bounds = spans * rate // FRAMES_A_SECOND
     held, at, row = np.zeros(0, np.float32), 0, 0

@@ -1,4 +1,4 @@
-"""What `diarize` returns."""
+"""The result of a diarization."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Speaker:
     """Somebody who speaks in a recording.
 
     Attributes:
-      name: `speaker_1` for the first who speaks, or the name of an enrolled person.
-      embedding: [D], the mean of the windows in which this speaker speaks; the encoder's stores and scores take it.
-      seconds: how long this speaker speaks, overlaps included.
-      score: cosine with the enrolled person; None for somebody unknown.
+      name: `speaker_1` for the speaker who speaks first, or the name of an enrolled person.
+      embedding: [D], mean embedding of the windows of this speaker; it can be scored and enrolled like any embedding.
+      seconds: duration of the turns of this speaker, including overlaps with others.
+      score: cosine with the enrolled person; None if the speaker is unknown.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Diarization:
     """Who speaks when in a recording.
 
     Attributes:
-      turns: of all speakers, in order of time; two speakers' turns may overlap.
-      exclusive: the same with one speaker at a time, as transcripts need it.
-      speakers: in order of appearance.
-      duration: of the recording, seconds.
+      turns: turns of all speakers, in order of time; turns of two speakers may overlap.
+      exclusive: turns with one speaker at a time, which transcripts need.
+      speakers: the speakers in order of appearance.
+      duration: length of the recording in seconds.
     """
 
     turns: list[Turn]
@@ -44,8 +44,8 @@ class Diarization:
     speakers: list[Speaker]
     duration: float
 
-    def renamed(self, names: Mapping[str, str], scores: Mapping[str, float] | None = None) -> Diarization:
-        """The same with other names; speakers that are not in `names` keep theirs.
+    def rename(self, names: Mapping[str, str], scores: Mapping[str, float] | None = None) -> Diarization:
+        """Returns a copy with other names; speakers that `names` lacks keep their names.
 
         Args:
           names: new name by old name.

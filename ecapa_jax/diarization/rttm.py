@@ -1,4 +1,4 @@
-"""RTTM and UEM: the files in which references and results of diarization are exchanged. Read strictly.
+"""Reads and writes RTTM and UEM, the file formats of turns and of scored parts; malformed files are refused.
 
 Reference: NIST 2009, "The 2009 (RT-09) Rich Transcription Meeting Recognition Evaluation Plan", appendix A.
 """
@@ -27,17 +27,17 @@ def read_rttm(path: str | os.PathLike[str]) -> dict[str, list[Turn]]:
 
     Args:
       path: lines `SPEAKER recording channel start duration <NA> <NA> speaker <NA> <NA>`; lines of RTTM's other types,
-        empty lines and comments (`;;`) are passed over.
+        empty lines and comments (`;;`) are skipped.
 
     Returns:
-      Turns in order of time, by recording, in the file's order.
+      The turns of each recording in order of time; recordings in the order of the file.
 
     Raises:
-      DiarizationError: naming the line: a field is missing or no number, a turn is empty, negative or said twice, or
-        one speaker's turns overlap.
+      DiarizationError: a field is missing or not a number, a turn is empty, negative or listed twice, or two turns of
+        one speaker overlap. The message names the line.
     """
     found: dict[str, list[tuple[Turn, int]]] = {}
-    for number, line in _lines(path):
+    for number, line in _read_lines(path):
         where = f"{path}, line {number}"
         fields = line.split()
         if fields[0] in _OTHER_TYPES:
@@ -46,7 +46,7 @@ def read_rttm(path: str | os.PathLike[str]) -> dict[str, list[Turn]]:
             raise DiarizationError(f"{where}: begins with {fields[0][:40]!r}; a turn begins with SPEAKER")
         if len(fields) not in _RTTM_FIELDS:
             raise DiarizationError(f"{where}: has {len(fields)} fields; SPEAKER lines have 10 (names without spaces)")
-        start, duration = _seconds(fields[3], "start", where), _seconds(fields[4], "duration", where)
+        start, duration = _parse_seconds(fields[3], "start", where), _parse_seconds(fields[4], "duration", where)
         if duration == 0:
             raise DiarizationError(f"{where}: the turn lasts 0 seconds; leave it out")
         found.setdefault(fields[1], []).append((Turn(start, start + duration, fields[7]), number))
@@ -58,11 +58,11 @@ def read_rttm(path: str | os.PathLike[str]) -> dict[str, list[Turn]]:
 def _check_overlap(turns: list[tuple[Turn, int]], path: str | os.PathLike[str]) -> None:
     last: dict[str, tuple[Turn, int]] = {}
     for turn, number in sorted(turns):
-        before = last.get(turn.speaker)
-        if before is not None and turn.start < before[0].end - _TOLERANCE:
+        earlier = last.get(turn.speaker)
+        if earlier is not None and turn.start < earlier[0].end - _TOLERANCE:
             raise DiarizationError(
                 f"{path}, line {number}: {turn.speaker}'s turn from {turn.start:g} s begins before the one of line "
-                f"{before[1]} ends, at {before[0].end:g} s; one speaker can't overlap with itself: join the two"
+                f"{earlier[1]} ends, at {earlier[0].end:g} s; one speaker can't overlap with itself: join the two"
             )
         last[turn.speaker] = turn, number
 
@@ -73,46 +73,46 @@ def write_rttm(path: str | os.PathLike[str], recording: str, turns: Iterable[Tur
 
 
 def rttm_text(recording: str, turns: Iterable[Turn]) -> str:
-    """The lines of an RTTM file; spaces in names become underscores, as a field has none."""
-    name = _field(recording)
+    """Returns the lines of an RTTM file. Spaces in names become underscores, because a field can't contain spaces."""
+    name = _format_field(recording)
     return "".join(
-        f"SPEAKER {name} 1 {turn.start:.3f} {turn.end - turn.start:.3f} <NA> <NA> {_field(turn.speaker)} <NA> <NA>\n"
-        for turn in turns
+        f"SPEAKER {name} 1 {turn.start:.3f} {turn.end - turn.start:.3f} <NA> <NA> {speaker} <NA> <NA>\n"
+        for turn, speaker in ((turn, _format_field(turn.speaker)) for turn in turns)
     )
 
 
-def _field(text: str) -> str:
+def _format_field(text: str) -> str:
     return re.sub(r"\s", "_", text) or "_"
 
 
 def read_uem(path: str | os.PathLike[str]) -> dict[str, list[tuple[float, float]]]:
-    """Reads which parts of each recording are scored.
+    """Reads the parts of each recording that are scored.
 
     Args:
       path: lines `recording channel start end`.
 
     Raises:
-      DiarizationError: naming the line: a field is missing or no number, or a part ends before it begins.
+      DiarizationError: a field is missing or not a number, or a part ends before it begins. The message names the line.
     """
     found: dict[str, list[tuple[float, float]]] = {}
-    for number, line in _lines(path):
+    for number, line in _read_lines(path):
         where = f"{path}, line {number}"
         fields = line.split()
         if len(fields) != 4:
             raise DiarizationError(f"{where}: has {len(fields)} fields; a UEM line is: recording channel start end")
-        start, end = _seconds(fields[2], "start", where), _seconds(fields[3], "end", where)
+        start, end = _parse_seconds(fields[2], "start", where), _parse_seconds(fields[3], "end", where)
         if end <= start:
             raise DiarizationError(f"{where}: the part ends at {end:g} s and begins at {start:g} s; swap or drop it")
         found.setdefault(fields[0], []).append((start, end))
     return found
 
 
-def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """Lines that say something, with their numbers."""
+def _read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Yields the lines that are neither empty nor comments, with their numbers."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DiarizationError(f"{path}: is no text in UTF-8; give an RTTM or UEM file") from error
+        raise DiarizationError(f"{path}: is not UTF-8 text; give an RTTM or UEM file") from error
     except OSError as error:
         raise DiarizationError(f"{path}: can't be read ({error.strerror}); check the path") from error
     for number, line in enumerate(text.splitlines(), 1):
@@ -120,7 +120,7 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
             yield number, line
 
 
-def _seconds(text: str, what: str, where: str) -> float:
+def _parse_seconds(text: str, what: str, where: str) -> float:
     try:
         value = float(text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Which of up to three voices speak in each frame of ten seconds: pyannote's segmentation-3.0 in JAX.
+"""The network segmentation-3.0 of pyannote in JAX: detects which of up to three voices speak in each frame.
 
-The network hears ten seconds at a time and knows voices within these ten seconds only: "voice 0" of one chunk has
-nothing to do with "voice 0" of the next. Its output is a distribution over the sets of at most two voices out of three.
+The network processes chunks of ten seconds and distinguishes voices only within a chunk: voice 0 of one chunk need not
+be voice 0 of the next. Its output is a probability distribution over the sets of at most two of the three voices.
 
 Letters: B chunks, S samples, T frames, C channels, H hidden units.
 
@@ -30,20 +30,20 @@ from ecapa_jax.modes import in_library_modes
 RATE = 16000
 """Sample rate of the network, Hz."""
 CHUNK_SAMPLES = 10 * RATE
-"""Samples that the network hears at a time."""
+"""Number of samples in a chunk."""
 CHUNK_FRAMES = 589
-"""Frames of a chunk."""
+"""Number of frames that the network computes for a chunk."""
 FRAME_SAMPLES = 270
-"""Samples from one frame to the next."""
+"""Number of samples from one frame to the next."""
 RECEPTIVE_SAMPLES = 991
-"""Samples that decide one frame; the first frame's begin with the chunk."""
+"""Number of samples on which a frame depends; those of the first frame begin with the chunk."""
 VOICES = 3
 SETS: tuple[tuple[int, ...], ...] = ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2))
-"""The set of voices that each class of the output stands for."""
+"""The set of voices for each class of the output."""
 LAYERS = 4
-"""Bidirectional LSTM layers."""
+"""Number of bidirectional LSTM layers."""
 BATCH = 8
-"""Chunks that are computed together: fewer leave the recurrent products too small, more leave the caches."""
+"""Number of chunks in a batch: smaller batches make the recurrent products slow, larger ones exceed the caches."""
 
 Weights: TypeAlias = dict[str, Any]
 
@@ -55,35 +55,35 @@ _SLOPE = 0.01  # of leaky ReLU
 def log_probabilities(
     weights: Weights, waveforms: Float[Array, "chunks samples"]
 ) -> Float[Array, "chunks frames classes"]:
-    """Log-probability of each set of voices in each frame; pure, for any jit.
+    """Returns the log-probability of each set of voices in each frame. The function is pure and works under jit.
 
     Args:
-      weights: as `load_weights` gives them.
+      weights: weights from `load_weights`.
       waveforms: [B, S] at 16 kHz, in [-1, 1]; the network was trained on `CHUNK_SAMPLES` samples.
 
     Returns:
-      [B, T, 7]; the last axis is ordered as `SETS`.
+      [B, T, 7]; the last axis has the order of `SETS`.
     """
     frames = _sincnet(weights, waveforms)
     for layer in range(LAYERS):
-        frames = _bidirectional(weights["lstm"][layer], frames)
+        frames = _bidirectional_lstm(weights["lstm"][layer], frames)
     for dense in weights["linear"]:
-        frames = _leaky(_dot(frames, dense["kernel"]) + dense["bias"])
+        frames = _leaky_relu(_dot(frames, dense["kernel"]) + dense["bias"])
     classifier = weights["classifier"]
     return jax.nn.log_softmax(_dot(frames, classifier["kernel"]) + classifier["bias"], axis=-1)
 
 
 def active_voices(classes: np.ndarray) -> Bool[np.ndarray, "*frames voices"]:
-    """Which voices speak, from the most likely class of each frame.
+    """Returns which voices speak, from the most likely class of each frame.
 
     Args:
-      classes: positions in `SETS`, of any shape.
+      classes: indices into `SETS`, of any shape.
     """
     return powerset()[classes]
 
 
 def powerset() -> Bool[np.ndarray, "classes voices"]:
-    """Which voices each class holds."""
+    """Returns which voices belong to each class."""
     table = np.zeros((len(SETS), VOICES), bool)
     for row, voices in enumerate(SETS):
         table[row, list(voices)] = True
@@ -91,7 +91,7 @@ def powerset() -> Bool[np.ndarray, "classes voices"]:
 
 
 def n_frames(n_samples: int) -> int:
-    """Frames that the network makes of so many samples."""
+    """Returns the number of frames that the network computes from a number of samples."""
     frames = (n_samples - _TAPS) // _STRIDE + 1
     for kernel in (1, 5, 5):
         frames = (frames - kernel + 1) // _POOL
@@ -99,26 +99,26 @@ def n_frames(n_samples: int) -> int:
 
 
 @functools.cache
-def _packaged() -> dict[str, np.ndarray]:
+def _load_packaged() -> dict[str, np.ndarray]:
     from safetensors.numpy import load
 
     return load((resources.files("ecapa_jax.diarization") / "segmentation_3.0.safetensors").read_bytes())
 
 
 def load_weights(path: str | os.PathLike[str] | None = None) -> Weights:
-    """Reads weights as `ecapa-jax convert` writes them.
+    """Reads weights from a file that `ecapa-jax convert` wrote.
 
     Args:
-      path: the file; None means the weights that are packaged with this library.
+      path: the file; None reads the weights that are packaged with this library.
 
     Returns:
       The tree that `log_probabilities` takes, float32.
 
     Raises:
-      BundleError: there is no such file, or it is damaged or of another network.
+      BundleError: the file does not exist, is damaged, or belongs to another network.
     """
-    flat = _packaged() if path is None else _read_weights(path)
-    return nested({name: array.astype(np.float32) for name, array in flat.items()})
+    flat = _load_packaged() if path is None else _read_weights(path)
+    return nest_weights({name: array.astype(np.float32) for name, array in flat.items()})
 
 
 def _read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -130,20 +130,20 @@ def _read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     except OSError as error:
         raise BundleError(f"{path}: can't be read ({error.strerror}); give the file of overlap detection") from error
     except (SafetensorError, ValueError) as error:
-        raise BundleError(f"{path}: is damaged or no safetensors file; convert pytorch_model.bin again") from error
-    shapes, wanted = ({name: array.shape for name, array in arrays.items()} for arrays in (flat, _packaged()))
+        raise BundleError(f"{path}: is damaged or not a safetensors file; convert pytorch_model.bin again") from error
+    shapes, wanted = ({name: array.shape for name, array in arrays.items()} for arrays in (flat, _load_packaged()))
     if shapes != wanted:
-        raise BundleError(f"{path}: holds other arrays than segmentation-3.0's; convert pytorch_model.bin again")
+        raise BundleError(f"{path}: holds other arrays than those of segmentation-3.0; convert pytorch_model.bin again")
     if not all(np.isfinite(array).all() for array in flat.values()):
         raise BundleError(f"{path}: holds numbers that are not finite; convert pytorch_model.bin again")
     return flat
 
 
-def nested(flat: dict[str, np.ndarray]) -> Weights:
-    """The tree of weights of `log_probabilities` from its leaves.
+def nest_weights(flat: dict[str, np.ndarray]) -> Weights:
+    """Makes the tree of weights for `log_probabilities` from its leaves.
 
     Args:
-      flat: arrays by name, as `ecapa_jax.convert.segmentation` writes them: `lstm.0.input`, `linear.1.bias`.
+      flat: arrays by name, such as `lstm.0.input` or `linear.1.bias`, as `ecapa_jax.convert.segmentation` writes them.
     """
     tree: Weights = {}
     for name, array in flat.items():
@@ -161,20 +161,20 @@ class Segmenter:
     """The network compiled for batches of chunks, on the first local device.
 
     Attributes:
-      weights: as given or packaged.
+      weights: the weights on the device.
     """
 
     def __init__(self, weights: Weights | None = None):
         self.weights = jax.device_put(weights or load_weights(), jax.local_devices()[0])
-        self._run = _compiled()
+        self._run = _jitted_network()
 
     def __call__(
         self, chunks: Iterable[Float32[np.ndarray, " samples"]]
     ) -> Iterator[Float32[np.ndarray, "frames classes"]]:
-        """Log-probabilities of each chunk, in order; chunks are read a batch at a time.
+        """Yields the log-probabilities of each chunk, in order; reads one batch of chunks at a time.
 
         Args:
-          chunks: at most `CHUNK_SAMPLES` samples each; shorter ones are filled up with zeros.
+          chunks: chunks of at most `CHUNK_SAMPLES` samples; shorter ones are padded with zeros.
         """
         batch: list[np.ndarray] = []
         for chunk in chunks:
@@ -187,7 +187,7 @@ class Segmenter:
 
     @in_library_modes
     def _compute(self, batch: list[np.ndarray]) -> Float32[np.ndarray, "rows frames classes"]:
-        rows = BATCH if len(batch) > 1 else 1  # two shapes are compiled at most
+        rows = BATCH if len(batch) > 1 else 1  # at most two shapes are compiled
         padded = np.zeros((rows, CHUNK_SAMPLES), np.float32)
         for row, chunk in enumerate(batch):
             padded[row, : len(chunk)] = chunk
@@ -195,22 +195,22 @@ class Segmenter:
 
 
 @functools.cache
-def _compiled() -> Any:
+def _jitted_network() -> Any:
     return jax.jit(log_probabilities)
 
 
 def _sincnet(weights: Weights, waveforms: Float[Array, "chunks samples"]) -> Float[Array, "chunks frames channels"]:
     x = _instance_norm(weights["wave_norm"], waveforms[..., None])
     x = jnp.abs(lax.map(functools.partial(_filter, weights["sinc"]["kernel"]), x[..., 0]))
-    x = _leaky(_instance_norm(weights["norm"][0], _pool(x)))
+    x = _leaky_relu(_instance_norm(weights["norm"][0], _pool(x)))
     for conv, norm in zip(weights["conv"], weights["norm"][1:], strict=True):
         x = _pool(_convolve(x, conv["kernel"]) + conv["bias"])
-        x = _leaky(_instance_norm(norm, x))
+        x = _leaky_relu(_instance_norm(norm, x))
     return x
 
 
 def _filter(kernel: Float[Array, "taps channels"], wave: Float[Array, " samples"]) -> Float[Array, "frames channels"]:
-    """The filter bank as one product a block of hops: a convolution of one channel is slow on a processor."""
+    """Applies the filter bank as one matrix product, because a convolution of one channel is slow on a CPU."""
     n = (wave.shape[0] - _TAPS) // _STRIDE + 1
     blocks = -(-_TAPS // _STRIDE)
     padded = jnp.pad(wave, (0, (n + blocks) * _STRIDE - wave.shape[0] if (n + blocks) * _STRIDE > wave.shape[0] else 0))
@@ -238,10 +238,10 @@ def _instance_norm(weights: Weights, x: Float[Array, "chunks frames channels"]) 
     return centred * lax.rsqrt(variance + _EPSILON) * weights["scale"] + weights["bias"]
 
 
-def _bidirectional(
+def _bidirectional_lstm(
     weights: Weights, x: Float[Array, "chunks frames channels"]
 ) -> Float[Array, "chunks frames both_hidden"]:
-    """One layer in both directions, which advance together; gates are ordered as in PyTorch: i, f, g, o."""
+    """Applies one LSTM layer in both directions at once; the gates have the order of PyTorch: i, f, g, o."""
     inputs = jnp.stack([x, x[:, ::-1]])  # [2, B, T, C]
     gates = jnp.einsum("dbtc,dcg->tdbg", inputs, weights["input"], precision=lax.Precision.HIGHEST)
     gates = gates + weights["bias"][:, None]
@@ -263,5 +263,5 @@ def _dot(x: Float[Array, "*rows channels"], kernel: Float[Array, "channels out"]
     return jnp.dot(x, kernel, precision=lax.Precision.HIGHEST)
 
 
-def _leaky(x: Array) -> Array:
+def _leaky_relu(x: Array) -> Array:
     return jnp.where(x >= 0, x, _SLOPE * x)

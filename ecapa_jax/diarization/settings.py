@@ -1,11 +1,11 @@
-"""Every number that decides how a recording is diarized, in one place."""
+"""The thresholds and lengths of diarization."""
 
 from __future__ import annotations
 
 import dataclasses
 
 FRAMES_A_SECOND = 100
-"""Frames on which speech, voices and speakers are decided: 10 ms."""
+"""Number of frames in a second. Speech, voices and speakers are decided for each frame of 10 ms."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,24 +13,24 @@ class DiarizationSettings:
     """Thresholds and lengths; `benchmarks/diarization.py --tune` measures them on conversations of dev speakers.
 
     Attributes:
-      window, hop: seconds of speech that are embedded at a time, and from one window's start to the next's.
-      shortest_window: seconds; a shorter stretch of one voice is embedded only if there is no longer one.
-      bridge: seconds; a voice that comes back after a shorter pause is still the same stretch.
+      window, hop: length of the windows that are embedded, and distance from one window to the next, in seconds.
+      shortest_window: a stretch of one voice shorter than this, in seconds, is embedded only if all are shorter.
+      bridge: a pause shorter than this, in seconds, does not end a stretch of one voice.
       chunk_hop: seconds from one ten-second chunk of overlap detection to the next.
-      speech_threshold: least probability of speech.
+      speech_threshold: smallest probability of speech at which a frame counts as speech.
       padding: seconds by which speech is extended on both sides.
-      pause: seconds; a speaker's shorter pause is part of the turn.
-      shortest_turn: seconds; a shorter turn is dropped.
-      snap: seconds by which a change of speakers may move to where overlap detection hears the voice change.
-      overlap_voices: mean number of voices from which on two speak at once.
-      overlap_reach: seconds around two voices within which the second speaker is looked for.
-      same_speaker: two clusters that are at least this alike, on a scale on which 1 is as alike as the windows of one
-        cluster, are more likely one speaker than two.
+      pause: a pause of a speaker that is shorter than this, in seconds, is part of a turn.
+      shortest_turn: a turn that is shorter than this, in seconds, is dropped.
+      snap: seconds by which a change of speaker may move to the change of voice that overlap detection finds.
+      overlap_voices: mean number of voices at or above which two people speak at once.
+      overlap_reach: seconds before and after an overlap in which the second speaker is looked for.
+      same_speaker: likeness at or above which two clusters are more likely one speaker than two; the likeness of the
+        windows within a cluster is 1.
       likeness_width: width of the logistic function around `same_speaker` by which likenesses are compared.
-      undivided: likeness that stands for a recording that is not divided, and so has no two clusters to compare.
-      fewest_windows: no speaker has fewer windows, unless the number of speakers is given.
-      prior_pairs: pairs of windows that the mean of all clusters counts for, where a cluster has few of its own.
-      block_windows: windows that are clustered at a time; the clusters of several blocks are clustered again.
+      undivided: likeness that is assumed for an undivided recording, which has no two clusters to compare.
+      fewest_windows: smallest number of windows of a speaker, unless the number of speakers is given.
+      prior_pairs: weight of the mean over all clusters in the mean of each cluster, as a number of pairs of windows.
+      block_windows: number of windows that are clustered at once; the clusters of all blocks are then merged.
     """
 
     window: float = 1.5

@@ -1,4 +1,4 @@
-"""From windows with speakers to turns: whose each 10 ms frame is, where two speak at once, where a turn begins."""
+"""Makes turns from windows with speakers: finds the speakers of each 10 ms frame, and where turns begin and end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Turn(NamedTuple):
     """A stretch in which one speaker speaks.
 
     Attributes:
-      start, end: seconds from the begin of the recording.
+      start, end: seconds from the beginning of the recording.
       speaker: the speaker's name.
     """
 
@@ -32,12 +32,12 @@ class Turn(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Labelled:
-    """Windows with their speakers.
+    """Windows and their speakers.
 
     Attributes:
-      spans: first frame and frame after the last of each window.
-      embeddings: of the windows.
-      labels: the speaker of each, from 0.
+      spans: first frame, and frame after the last, of each window.
+      embeddings: embedding of each window.
+      labels: speaker of each window, numbered from 0.
     """
 
     spans: Int64[np.ndarray, "windows 2"]
@@ -46,14 +46,14 @@ class Labelled:
 
 
 def frames_of(seconds: float) -> int:
-    """Seconds as a number of frames."""
+    """Converts seconds to a number of frames."""
     return round(seconds * FRAMES_A_SECOND)
 
 
 def speech_frames(
     probability: Float32[np.ndarray, " frames"], settings: DiarizationSettings
 ) -> Bool[np.ndarray, " frames"]:
-    """Frames of speech: above the threshold, extended on both sides, short pauses filled, what is too short dropped."""
+    """Returns which frames are speech: extends detected speech, fills short pauses, and drops what is too short."""
     speech = probability >= settings.speech_threshold
     reach = frames_of(settings.padding)
     sums = np.concatenate([[0], np.cumsum(speech)])
@@ -73,38 +73,38 @@ def speech_frames(
 def stretches(
     speech: Bool[np.ndarray, " frames"], tracks: Frames | None, settings: DiarizationSettings
 ) -> list[tuple[int, int]]:
-    """Where windows are cut from: stretches of speech, and with overlap detection of one voice alone.
+    """Returns the stretches from which windows are cut: stretches of speech, and of one voice if voices are known.
 
     Args:
-      speech: frames of speech.
-      tracks: as `Voices.tracks` gives them, or None.
-      settings: lengths.
+      speech: whether each frame is speech.
+      tracks: voice of each frame, as `Voices.tracks` returns it; None without overlap detection.
+      settings: thresholds and lengths.
     """
     whole = [(start, end) for start, end, value in runs(speech.astype(np.int64)) if value]
     if tracks is None:
         return whole
     bridge = frames_of(settings.bridge)
-    found: list[tuple[int, int, int]] = []
+    one_voice: list[tuple[int, int, int]] = []
     for start, end, voice in runs(np.where(speech, tracks, -1)):
         if voice < 0:
             continue
-        if found and found[-1][2] == voice and start - found[-1][1] < bridge:
-            between = tracks[found[-1][1] : start]
+        if one_voice and one_voice[-1][2] == voice and start - one_voice[-1][1] < bridge:
+            between = tracks[one_voice[-1][1] : start]
             if not (between == -2).any():
-                found[-1] = (found[-1][0], end, voice)
+                one_voice[-1] = (one_voice[-1][0], end, voice)
                 continue
-        found.append((start, end, voice))
+        one_voice.append((start, end, voice))
     shortest = frames_of(settings.shortest_window)
-    return [(start, end) for start, end, _ in found if end - start >= shortest] or whole
+    return [(start, end) for start, end, _ in one_voice if end - start >= shortest] or whole
 
 
 def speaker_frames(
     windows: Labelled, speech: Bool[np.ndarray, " frames"], tracks: Frames | None, settings: DiarizationSettings
 ) -> Frames:
-    """The speaker of each frame of speech, -1 elsewhere.
+    """Returns the speaker of each frame of speech, and -1 for other frames.
 
-    A frame goes to the speaker whose centroid the windows around it are most like; changes of speaker move to where
-    overlap detection hears the voice change, if that is near.
+    A frame is assigned to the speaker whose centroid is most like the windows around it. A change of speaker then moves
+    to the nearest change of voice that overlap detection finds, if that is near enough.
     """
     scores = frame_scores(windows, len(speech))
     heard = scores.any(axis=1)
@@ -113,7 +113,7 @@ def speaker_frames(
     speakers = scores.argmax(axis=1)
     nearest = distance_transform_edt(~heard, return_distances=False, return_indices=True)[0]
     labels = np.where(speech, speakers[nearest], -1).astype(np.int64)
-    return labels if tracks is None else _snapped(labels, tracks, frames_of(settings.snap))
+    return labels if tracks is None else _snap_changes(labels, tracks, frames_of(settings.snap))
 
 
 def frame_scores(windows: Labelled, n_frames: int) -> Float32[np.ndarray, "frames speakers"]:
@@ -132,7 +132,8 @@ def frame_scores(windows: Labelled, n_frames: int) -> Float32[np.ndarray, "frame
     return total
 
 
-def _snapped(labels: Frames, tracks: Frames, reach: int) -> Frames:
+def _snap_changes(labels: Frames, tracks: Frames, reach: int) -> Frames:
+    """Moves each change of speaker to the nearest change of voice within `reach` frames."""
     changes = np.flatnonzero(np.diff(tracks)) + 1
     if not len(changes):
         return labels
@@ -154,10 +155,10 @@ def _snapped(labels: Frames, tracks: Frames, reach: int) -> Frames:
 def second_speakers(
     labels: Frames, voices: Voices, scores: Float32[np.ndarray, "frames speakers"], settings: DiarizationSettings
 ) -> Frames:
-    """The other speaker of each frame in which two voices are heard, -1 elsewhere.
+    """Returns the second speaker of each frame with two voices, and -1 for other frames.
 
-    It is whoever speaks next to the overlap, before or after; where nobody else does, the speaker whom the windows
-    around it are second most like.
+    The second speaker is the other speaker who speaks nearest to the overlap, before or after it. If nobody else speaks
+    nearby, it is the other speaker whose centroid is most like the windows around the overlap.
     """
     result = np.full(len(labels), -1, np.int64)
     if scores.shape[1] < 2:
@@ -177,16 +178,16 @@ def second_speakers(
                 likeness = scores[start:end].mean(axis=0)
                 likeness[speaker] = -np.inf
                 other = likeness.argmax()
-            here = labels[start:end] == speaker
-            result[start:end][here] = other
+            has_speaker = labels[start:end] == speaker
+            result[start:end][has_speaker] = other
     return result
 
 
 def make_turns(
     labels: Frames, second: Frames | None, names: Sequence[str], settings: DiarizationSettings
 ) -> list[Turn]:
-    """Turns in order of time; a speaker's short pauses are part of the turn."""
-    found: list[Turn] = []
+    """Makes turns, in order of time; short pauses of a speaker are part of a turn."""
+    turns: list[Turn] = []
     pause, shortest = frames_of(settings.pause), frames_of(settings.shortest_turn)
     for number, name in enumerate(names):
         speaks = labels == number
@@ -196,18 +197,22 @@ def make_turns(
         for start, end, value in runs(speaks.astype(np.int64)):
             if not value:
                 continue
-            if joined and start - joined[-1][1] < pause and (second is not None or _free(labels, joined[-1][1], start)):
+            if (
+                joined
+                and start - joined[-1][1] < pause
+                and (second is not None or _is_silent(labels, joined[-1][1], start))
+            ):
                 joined[-1][1] = end
             else:
                 joined.append([start, end])
-        found += [
+        turns += [
             Turn(start / FRAMES_A_SECOND, end / FRAMES_A_SECOND, name)
             for start, end in joined
             if end - start >= shortest
         ]
-    return sorted(found)
+    return sorted(turns)
 
 
-def _free(labels: Frames, start: int, end: int) -> bool:
-    """Whether nobody speaks."""
+def _is_silent(labels: Frames, start: int, end: int) -> bool:
+    """Whether nobody speaks from frame `start` up to frame `end`."""
     return bool((labels[start:end] < 0).all())

@@ -88,7 +88,7 @@ class Database:
           create: make the file if it does not exist.
 
         Raises:
-          StoreError: the file does not exist, is no store, is damaged, or was written by a newer version.
+          StoreError: the file does not exist, is not a store, is damaged, or was written by a newer version.
         """
         path = Path(path)
         if os.path.isdir(path):
@@ -189,7 +189,7 @@ class Database:
             connection.execute("INSERT INTO speaker (name) VALUES (?) ON CONFLICT DO NOTHING", (name,))
             (speaker,) = connection.execute("SELECT id FROM speaker WHERE name = ?", (name,)).fetchone()
             (dim,) = connection.execute("SELECT embedding_dim FROM model").fetchone() or (None,)
-            rows = [(speaker, u.source, u.digest, blob_of(u.embedding, dim, u.source)) for u in utterances]
+            rows = [(speaker, u.source, u.digest, to_blob(u.embedding, dim, u.source)) for u in utterances]
             before = connection.total_changes
             connection.executemany(
                 "INSERT INTO utterance (speaker, source, digest, embedding) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -255,15 +255,15 @@ class Database:
             speakers = np.array([row[1] for row in rows], np.int64)
             blobs = [row[2] for row in rows]
             if any(type(blob) is not bytes or len(blob) != 4 * embedding_dim for blob in blobs):
-                blobs = [self._repaired(connection, row[0], row[2], embedding_dim) for row in rows]
+                blobs = [self._convert_blob(connection, row[0], row[2], embedding_dim) for row in rows]
             values = np.frombuffer(b"".join(blobs), "<f4").reshape(len(rows), embedding_dim)
             if not np.isfinite(values).all():
-                at = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
-                raise self._damaged(connection, rows[at][0], "holds values that are no numbers")
+                index = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+                raise self._explain_damage(connection, rows[index][0], "holds values that are not finite")
             yield speakers, values.astype(np.float32, copy=False)
 
-    def _repaired(self, connection: sqlite3.Connection, row: int, blob: object, embedding_dim: int) -> bytes:
-        """The float32 values of an embedding; version 0.1 wrote float64 ones where the host had 64 bits on."""
+    def _convert_blob(self, connection: sqlite3.Connection, row: int, blob: object, embedding_dim: int) -> bytes:
+        """Returns the float32 values of an embedding; version 0.1 could write float64 values."""
         if isinstance(blob, bytes) and len(blob) == 4 * embedding_dim:
             return blob
         if isinstance(blob, bytes) and len(blob) == 8 * embedding_dim:
@@ -271,9 +271,9 @@ class Database:
             if np.isfinite(values).all() and np.abs(values).max() < np.finfo(np.float32).max:
                 return values.astype("<f4").tobytes()
         size = len(blob) if isinstance(blob, bytes | str) else 0
-        raise self._damaged(connection, row, f"has {size} bytes, {4 * embedding_dim} are right")
+        raise self._explain_damage(connection, row, f"has {size} instead of {4 * embedding_dim} bytes")
 
-    def _damaged(self, connection: sqlite3.Connection, row: int, what: str) -> StoreError:
+    def _explain_damage(self, connection: sqlite3.Connection, row: int, what: str) -> StoreError:
         found = connection.execute(
             "SELECT name, source FROM utterance LEFT JOIN speaker ON speaker.id = utterance.speaker "
             "WHERE utterance.id = ?",
@@ -302,11 +302,11 @@ class Database:
         return row
 
 
-def blob_of(embedding: np.ndarray, embedding_dim: int | None, source: str) -> bytes:
-    """An embedding as a store keeps it, float32 whatever the host computes in.
+def to_blob(embedding: np.ndarray, embedding_dim: int | None, source: str) -> bytes:
+    """Converts an embedding to the bytes that a store holds, which are float32 values on every host.
 
     Raises:
-      StoreError: it has another size than the store's, or holds what is no number: `identify` could not read it.
+      StoreError: the embedding has another size than those in the store, or holds values that are not finite.
     """
     values = np.asarray(embedding, "<f4")
     if values.ndim != 1 or embedding_dim not in (None, len(values)) or not np.isfinite(values).all():
@@ -318,27 +318,27 @@ def blob_of(embedding: np.ndarray, embedding_dim: int | None, source: str) -> by
 
 
 def check_name(name: str) -> str:
-    """Returns the name in Unicode's composed form, without spaces around it, so that what looks alike is one speaker.
+    """Returns the name in the composed form of Unicode, without surrounding spaces, so that equal names look equal.
 
     Raises:
-      StoreError: it is empty, longer than 200 characters, or holds characters that can't be seen: controls, marks that
-        turn the direction of writing so that one name looks like another, or bytes that are not Unicode.
+      StoreError: the name is empty, longer than 200 characters, or holds invisible characters: controls, marks that
+        change the direction of writing so that one name looks like another, or bytes that are not Unicode.
     """
     name = unicodedata.normalize("NFC", name).strip()
     if not name:
         raise StoreError("a speaker's name is empty; give one")
     if len(name) > _LONGEST_NAME:
         raise StoreError(f"a speaker's name has {len(name)} characters; give at most {_LONGEST_NAME}")
-    if wrong := _unseen(name):
+    if wrong := _find_invisible(name):
         raise StoreError(f"the speaker's name {name!a} holds {wrong[0]!a}, which is not text; leave it out")
     return name
 
 
-_JOINERS = "\u200c\u200d"  # Persian, Hindi and emoji are written with them; between Latin letters they are not seen
+_JOINERS = "\u200c\u200d"  # Persian, Hindi and emoji need them; between Latin letters they are invisible
 
 
-def _unseen(name: str) -> list[str]:
-    """Characters that show nothing: controls, direction marks, separators of lines, and bytes that are not Unicode."""
+def _find_invisible(name: str) -> list[str]:
+    """Returns invisible characters: controls, direction marks, line separators, and bytes that are not Unicode."""
     return [
         character
         for before, character in zip(" " + name, name, strict=False)
@@ -347,10 +347,10 @@ def _unseen(name: str) -> list[str]:
     ]
 
 
-def shown_name(name: str) -> str:
-    """A name as a list shows it: what an older version took and can't be seen is written as an escape."""
-    unseen = set(_unseen(name))
-    return "".join(ascii(character)[1:-1] if character in unseen else character for character in name)
+def format_name(name: str) -> str:
+    """Returns a name for display: invisible characters, which older versions accepted, are written as escapes."""
+    invisible = set(_find_invisible(name))
+    return "".join(ascii(character)[1:-1] if character in invisible else character for character in name)
 
 
 _REASONS = {
@@ -362,7 +362,7 @@ _REASONS = {
     sqlite3.SQLITE_PERM: "can't be opened; check the access rights",
     sqlite3.SQLITE_AUTH: "can't be opened; check the access rights",
     sqlite3.SQLITE_CORRUPT: "is damaged; restore a copy",
-    sqlite3.SQLITE_NOTADB: "is no speaker store, or damaged; choose another file or restore a copy",
+    sqlite3.SQLITE_NOTADB: "is not a speaker store, or is damaged; choose another file or restore a copy",
 }
 
 

@@ -20,7 +20,7 @@ from ecapa_jax.identify.database import Database, Speaker, Utterance, check_name
 from ecapa_jax.masks import bucket_length
 from ecapa_jax.modes import in_library_modes
 from ecapa_jax.scoring.config import Scoring
-from ecapa_jax.scoring.scorer import checked_threshold
+from ecapa_jax.scoring.scorer import check_threshold
 from ecapa_jax.scoring.search import search
 from ecapa_jax.vad.gate import require_speech
 
@@ -160,15 +160,18 @@ class SpeakerStore:
         """
         values = np.ascontiguousarray(embeddings, np.float32)
         self._check_embeddings(names, values)
-        checked = [check_name(name) for name in names]
+        valid_names = [check_name(name) for name in names]
         with self.database.writing() as connection:
-            everyone = [(name,) for name in dict.fromkeys(checked)]
-            connection.executemany("INSERT INTO speaker (name) VALUES (?) ON CONFLICT DO NOTHING", everyone)
+            speaker_rows = [(name,) for name in dict.fromkeys(valid_names)]
+            connection.executemany("INSERT INTO speaker (name) VALUES (?) ON CONFLICT DO NOTHING", speaker_rows)
             before = connection.total_changes
             connection.executemany(
                 "INSERT INTO utterance (speaker, source, digest, embedding) "
                 "SELECT id, ?, ?, ? FROM speaker WHERE name = ? ON CONFLICT DO NOTHING",
-                ((source, compute_digest(row), row.tobytes(), name) for name, row in zip(checked, values, strict=True)),
+                (
+                    (source, compute_digest(row), row.tobytes(), name)
+                    for name, row in zip(valid_names, values, strict=True)
+                ),
             )
             return connection.total_changes - before
 
@@ -197,7 +200,7 @@ class SpeakerStore:
         """
         if top < 1:
             raise StoreError(f"{top} candidates are asked for; ask for 1 or more")
-        threshold = None if threshold is None else checked_threshold(threshold)
+        threshold = None if threshold is None else check_threshold(threshold)
         embedding = self.encoder.embed([_read(self.encoder, source, short, any_sound)])[0]
         return self.identify_embedding(embedding, top=top, threshold=threshold)
 
@@ -207,7 +210,7 @@ class SpeakerStore:
         """Does what `identify` does, from an embedding that the store's model made."""
         if top < 1:
             raise StoreError(f"{top} candidates are asked for; ask for 1 or more")
-        threshold = self.threshold if threshold is None else checked_threshold(threshold)
+        threshold = self.threshold if threshold is None else check_threshold(threshold)
         candidates = self.search(embedding[None], top=top)[0]
         best = candidates[0] if candidates else None
         decided = best is not None and threshold is not None and best.score >= threshold

@@ -158,14 +158,14 @@ def _cut_spans(config: ModelConfig, blocks: Iterable[Float32[np.ndarray, " _"]],
     shift = config.fbank.frame_shift
     side = -(-2 * config.fbank.fft_size // shift) + 1
     size = (chunk_frames + 2 * side) * shift
-    stream, held, at, first = iter(blocks), np.zeros(0, np.float32), 0, 0
+    stream, held, position, first = iter(blocks), np.zeros(0, np.float32), 0, 0
     while True:
         start = max(first - side, 0)
-        held, at = held[start * shift - at :], start * shift
+        held, position = held[start * shift - position :], start * shift
         held, ended = _refill(held, stream, size)
         stop = first + chunk_frames
         if ended:
-            n_frames = _count_frames(config, at + len(held))
+            n_frames = _count_frames(config, position + len(held))
             stop = min(stop, n_frames)
         if stop > first:
             window = held[:size]
@@ -296,8 +296,8 @@ def _compute_normalisation(
     running: tuple[np.ndarray, ...] = ()
     for start in starts:
         frames = np.maximum(energies.read(start, start + chunk_frames), floor).astype(np.float64)
-        own = (np.full(config.n_mels, np.log(len(frames))), frames.mean(axis=0), frames.var(axis=0))
-        running = _merge(running, own) if running else own
+        chunk_moments = (np.full(config.n_mels, np.log(len(frames))), frames.mean(axis=0), frames.var(axis=0))
+        running = _merge(running, chunk_moments) if running else chunk_moments
     mean[0] = running[1]
     mean[1] = running[1] - mean[0]
     if config.normalization != "mean":

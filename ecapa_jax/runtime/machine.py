@@ -150,7 +150,7 @@ def settings() -> dict[str, str]:
 
 
 _forks: list[str] = []
-"""Not empty in a process that was forked from one that had used JAX, none of whose threads it has."""
+"""Not empty in a process that was forked from a process that had used JAX; the threads of JAX are missing in it."""
 
 
 @functools.cache

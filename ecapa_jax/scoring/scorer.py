@@ -178,7 +178,7 @@ class Scorer:
         return float(calibrate(calibration, np.array(value, np.float32), columns))
 
 
-def checked_threshold(threshold: float, scoring: Scoring = NAMED["cosine"]) -> float:
+def check_threshold(threshold: float, scoring: Scoring = NAMED["cosine"]) -> float:
     """Returns the threshold if it lies in the range of the score.
 
     Raises:

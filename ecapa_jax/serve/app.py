@@ -131,7 +131,7 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def handle_invalid(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        parts = [f"{'.'.join(str(at) for at in one['loc'][1:])}: {one['msg']}" for one in error.errors()]
+        parts = [f"{'.'.join(str(key) for key in fault['loc'][1:])}: {fault['msg']}" for fault in error.errors()]
         return _make_answer(422, "; ".join(parts))
 
     @app.exception_handler(Exception)

@@ -121,7 +121,7 @@ class Guard:
         return bytes(body)
 
     def _make_guarded_send(self, path: str, send: Send) -> Send:
-        async def guarded(message: Message) -> None:
+        async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 policy = DOCS_POLICY if path.startswith(DOCS) else PAGE_POLICY
@@ -135,19 +135,19 @@ class Guard:
             except TimeoutError:
                 raise _ClientGoneError from None
 
-        return guarded
+        return send_guarded
 
 
 def _make_replay(body: bytes, receive: Receive) -> Receive:
     """Returns a `receive` that gives the whole body in one message, then passes on later messages."""
     parts = [body]
 
-    async def replayed() -> Message:
+    async def receive_replay() -> Message:
         if parts:
             return {"type": "http.request", "body": parts.pop(), "more_body": False}
         return await receive()
 
-    return replayed
+    return receive_replay
 
 
 async def _send_refusal(refused: _RefusedError, send: Send) -> None:

@@ -61,7 +61,9 @@ Upload = Annotated[
 ]
 Uploads = Annotated[list[UploadFile] | None, File(description="Recordings in the formats that verify accepts.")]
 Url = Annotated[str | None, Form(description="Address to fetch instead of the file; needs --allow-urls.")]
-Count = Annotated[int, Form(ge=1, le=MOST_SPEAKERS, description="A bound, if the number of speakers is not known.")]
+Count = Annotated[
+    int, Form(ge=1, le=MOST_SPEAKERS, description="A bound for the number of speakers, if it is not known.")
+]
 Urls = Annotated[list[str] | None, Form(description="Addresses to fetch; needs --allow-urls.")]
 
 
@@ -117,9 +119,9 @@ async def verify(
 ) -> schema.VerifyAnswer:
     """Scores two recordings and says whether one speaker made both."""
     start = time.perf_counter()
-    one = await read_recording(a, a_url, "a", service.settings)
-    other = await read_recording(b, b_url, "b", service.settings)
-    answer, seconds = await service.verify(one, other, threshold)
+    first = await read_recording(a, a_url, "a", service.settings)
+    second = await read_recording(b, b_url, "b", service.settings)
+    answer, seconds = await service.verify(first, second, threshold)
     return schema.VerifyAnswer(
         score=answer.score,
         same_speaker=answer.same_speaker,
@@ -170,28 +172,31 @@ async def diarize(
     file: Upload = None,
     file_url: Url = None,
     speakers: Annotated[
-        int | None, Form(ge=1, le=MOST_SPEAKERS, description="How many speak, if that is known.")
+        int | None, Form(ge=1, le=MOST_SPEAKERS, description="The number of speakers, if it is known.")
     ] = None,
     min_speakers: Count = 1,
     max_speakers: Count = 15,
     format: Annotated[Format, Form(description="What to return: json, or text in another format.")] = "json",
     exclusive: Annotated[bool, Form(description="One speaker at a time in a text format; json has both.")] = False,
     threshold: Annotated[
-        float | None, Form(description="Least cosine to be an enrolled speaker; the default is the model's threshold.")
+        float | None,
+        Form(
+            description="Smallest cosine at which a speaker counts as enrolled; the default is the model's threshold."
+        ),
     ] = None,
 ) -> schema.DiarizeAnswer | Response:
     """Says who speaks when in a recording, with the names of enrolled speakers if the service has a store."""
     start = time.perf_counter()
-    one = await read_recording(file, file_url, "file", service.settings)
-    found = await service.diarize(
-        one, speakers, min_speakers=min_speakers, max_speakers=max_speakers, threshold=threshold
+    recording = await read_recording(file, file_url, "file", service.settings)
+    result = await service.diarize(
+        recording, speakers, min_speakers=min_speakers, max_speakers=max_speakers, threshold=threshold
     )
-    name = PurePath(one.name).stem
+    name = PurePath(recording.name).stem
     if format != "json":
-        return Response(as_text(found, name, format, exclusive=exclusive), media_type="text/plain; charset=utf-8")
+        return Response(as_text(result, name, format, exclusive=exclusive), media_type="text/plain; charset=utf-8")
     return schema.DiarizeAnswer(
-        **as_dict(found, name),
-        exclusive=as_dict(found, name, exclusive=True)["turns"],
+        **as_dict(result, name),
+        exclusive=as_dict(result, name, exclusive=True)["turns"],
         milliseconds=_milliseconds_since(start),
         model=service.name,
     )
@@ -222,17 +227,17 @@ async def identify(
     threshold: Threshold = None,
 ) -> schema.IdentifyAnswer:
     """Says which enrolled speaker made a recording, or that none did."""
-    one = await read_recording(file, file_url, "file", service.settings)
-    found = await service.identify(store, one, top=top, threshold=threshold)
-    candidates = [schema.CandidateAnswer(name=one.name, score=one.score) for one in found.candidates]
-    return schema.IdentifyAnswer(speaker=found.speaker, threshold=found.threshold, candidates=candidates)
+    recording = await read_recording(file, file_url, "file", service.settings)
+    answer = await service.identify(store, recording, top=top, threshold=threshold)
+    candidates = [schema.CandidateAnswer(name=candidate.name, score=candidate.score) for candidate in answer.candidates]
+    return schema.IdentifyAnswer(speaker=answer.speaker, threshold=answer.threshold, candidates=candidates)
 
 
 @router.get("/speakers", tags=["speakers"], responses=NO_STORE)
 async def speakers(service: TheService, store: TheStore) -> list[schema.SpeakerAnswer]:
     """Lists the enrolled speakers by name."""
     everyone = await service.speakers(store)
-    return [schema.SpeakerAnswer(name=one.name, utterances=one.utterances) for one in everyone]
+    return [schema.SpeakerAnswer(name=speaker.name, utterances=speaker.utterances) for speaker in everyone]
 
 
 @router.delete("/speakers/{name:path}", tags=["speakers"], responses=NO_SPEAKER)

@@ -93,7 +93,7 @@ class RemoveAnswer(BaseModel):
 class TurnAnswer(BaseModel):
     """A stretch of a recording in which one speaker speaks."""
 
-    start: float = Field(description="Seconds from the begin of the recording.")
+    start: float = Field(description="Seconds from the beginning of the recording.")
     end: float
     speaker: str
 
@@ -101,9 +101,9 @@ class TurnAnswer(BaseModel):
 class VoiceAnswer(BaseModel):
     """Somebody who speaks in a recording."""
 
-    name: str = Field(description="speaker_1 for the first who speaks, or the name of an enrolled person.")
-    seconds: float = Field(description="How long this speaker speaks, overlaps included.")
-    score: float | None = Field(description="Cosine with the enrolled person; null for somebody unknown.")
+    name: str = Field(description="speaker_1 for the speaker who speaks first, or the name of an enrolled person.")
+    seconds: float = Field(description="Duration of this speaker's turns, including overlaps.")
+    score: float | None = Field(description="Cosine with the enrolled person; null if the speaker is unknown.")
 
 
 class DiarizeAnswer(BaseModel):
@@ -113,7 +113,7 @@ class DiarizeAnswer(BaseModel):
     duration: float = Field(description="Seconds.")
     speakers: list[VoiceAnswer] = Field(description="In order of appearance.")
     turns: list[TurnAnswer] = Field(description="In order of time; the turns of two speakers may overlap.")
-    exclusive: list[TurnAnswer] = Field(description="The same with one speaker at a time, as transcripts need it.")
+    exclusive: list[TurnAnswer] = Field(description="Turns with one speaker at a time, which transcripts need.")
     milliseconds: float
     model: str
 

@@ -25,12 +25,12 @@ from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import AudioError, ConfigError, StoreError
 from ecapa_jax.identify.database import Speaker, Utterance, check_name
 from ecapa_jax.identify.store import Enrolment, Identification, SpeakerStore, compute_digest
-from ecapa_jax.scoring.scorer import Verification, checked_threshold
+from ecapa_jax.scoring.scorer import Verification, check_threshold
 from ecapa_jax.serve.batcher import Batcher
 from ecapa_jax.serve.fetch import fetch_public
 from ecapa_jax.serve.picture import Painter, Picture
 from ecapa_jax.serve.settings import Settings
-from ecapa_jax.vad.gate import holds_speech, no_speech
+from ecapa_jax.vad.gate import explain_no_speech, holds_speech
 
 T = TypeVar("T")
 Waveform = Float32[np.ndarray, " samples"]
@@ -136,7 +136,7 @@ class Service:
         if speech and not self.settings.any_sound:
             for recording, heard in zip(recordings, await self.hear(waveforms), strict=True):
                 if not heard:
-                    raise AudioError(no_speech(recording.name))
+                    raise AudioError(explain_no_speech(recording.name))
         return waveforms, np.stack(await asyncio.gather(*map(self.batcher.embed, waveforms)))
 
     async def verify(self, a: Recording, b: Recording, threshold: float | None) -> tuple[Verification, list[float]]:
@@ -146,7 +146,7 @@ class Service:
           ConfigError: the threshold is out of the score's range.
         """
         scorer = self.encoder.scorer
-        threshold = scorer.scoring.threshold if threshold is None else checked_threshold(threshold, scorer.scoring)
+        threshold = scorer.scoring.threshold if threshold is None else check_threshold(threshold, scorer.scoring)
         waveforms = [await self.read(a), await self.read(b)]
         seconds = [len(waveform) / self.encoder.sample_rate for waveform in waveforms]
         heard = await self.hear(waveforms)
@@ -177,7 +177,7 @@ class Service:
           AudioError: as for `read`.
           ConfigError: the numbers of speakers contradict each other, or the threshold lies outside [-1, 1].
         """
-        threshold = None if threshold is None else checked_threshold(threshold)
+        threshold = None if threshold is None else check_threshold(threshold)
         if self._diarizing is None:
             self._diarizing = anyio.CapacityLimiter(1)
         waveform = await self.read(recording)
@@ -188,7 +188,7 @@ class Service:
         store = self.store
         if store is None or (threshold is None and store.threshold is None):
             return result
-        return await self._with_store(lambda: link_speakers(result, store, threshold))
+        return await self._run_with_store(lambda: link_speakers(result, store, threshold))
 
     async def enroll(self, store: SpeakerStore, name: str, recordings: Sequence[Recording]) -> Enrolment:
         """Does what `SpeakerStore.enroll` does, in shared batches."""
@@ -201,24 +201,24 @@ class Service:
             Utterance(recording.name, compute_digest(waveform), row)
             for recording, waveform, row in zip(recordings, waveforms, rows, strict=True)
         ]
-        added = await self._with_store(lambda: store.database.enroll(name, utterances))
+        added = await self._run_with_store(lambda: store.database.enroll(name, utterances))
         return Enrolment(name, added, len(utterances) - added)
 
     async def identify(
         self, store: SpeakerStore, recording: Recording, *, top: int, threshold: float | None
     ) -> Identification:
         """Does what `SpeakerStore.identify` does, in shared batches."""
-        threshold = None if threshold is None else checked_threshold(threshold)
+        threshold = None if threshold is None else check_threshold(threshold)
         _, rows = await self.embed([recording], speech=True)
-        return await self._with_store(lambda: store.identify_embedding(rows[0], top=top, threshold=threshold))
+        return await self._run_with_store(lambda: store.identify_embedding(rows[0], top=top, threshold=threshold))
 
     async def speakers(self, store: SpeakerStore) -> list[Speaker]:
         """Returns all enrolled speakers."""
-        return await self._with_store(store.speakers)
+        return await self._run_with_store(store.speakers)
 
     async def remove(self, store: SpeakerStore, name: str) -> int:
         """Does what `SpeakerStore.remove` does."""
-        return await self._with_store(lambda: store.remove(name))
+        return await self._run_with_store(lambda: store.remove(name))
 
     def warm_up(self, max_seconds: float) -> int:
         """Compiles all programs for recordings up to `max_seconds`; returns the number of the encoder's programs."""
@@ -242,7 +242,7 @@ class Service:
         if self.store is not None:
             self.store.close()
 
-    async def _with_store(self, action: Callable[[], T]) -> T:
+    async def _run_with_store(self, action: Callable[[], T]) -> T:
         if self._storing is None:
             self._storing = anyio.CapacityLimiter(1)
         return await anyio.to_thread.run_sync(action, limiter=self._storing)
@@ -276,5 +276,5 @@ class Service:
 def clean_name(name: str | None, otherwise: str) -> str:
     """Returns the name of an uploaded file without its folder and without unprintable characters."""
     base = (name or "").replace("\\", "/").rpartition("/")[2]
-    shown = "".join(character for character in base if character.isprintable()).strip()
-    return shown[:_LONGEST_NAME] or otherwise
+    printable = "".join(character for character in base if character.isprintable()).strip()
+    return printable[:_LONGEST_NAME] or otherwise

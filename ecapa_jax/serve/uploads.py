@@ -65,10 +65,10 @@ class FormRoute(APIRoute):
         """Returns the handler, wrapped so that it gets a `_FormRequest`."""
         handler = super().get_route_handler()
 
-        async def with_form(request: Request) -> Response:
+        async def handle_form(request: Request) -> Response:
             return await handler(_FormRequest(request.scope, request.receive))
 
-        return with_form
+        return handle_form
 
 
 async def read_recording(upload: UploadFile | None, url: str | None, field: str, settings: Settings) -> Recording:

@@ -1,11 +1,11 @@
-"""Whether somebody speaks in a recording: asked before a score, an enrolment or an identification is believed.
+"""Decides whether somebody speaks in a recording, because a score of recordings without speech means nothing.
 
-A score tells how alike two voices are. Of two recordings of hum it tells how alike two hums are, which is often very.
+For example, the score of two recordings of hum is often high, because the two hums are alike.
 
-The network of `ecapa_jax.vad.network` hears speech in hardly any noise, but it misses what is very quiet, and it takes
-some melodies for singing. So a quiet recording is amplified first, and where the network is not certain, the spectrum
-must move as that of speech does: notes stand still for longer than vowels do. `benchmarks/speech_gate.py` measures the
-rule; its constants were chosen on one half of the files there.
+The network of `ecapa_jax.vad.network` hardly ever takes noise for speech, but it misses very quiet speech and takes
+some melodies for singing. So a quiet recording is amplified first, and if the network is not certain, the spectrum must
+change as fast as the spectrum of speech: notes are steady for longer than vowels are. `benchmarks/speech_gate.py`
+measures this rule; its constants were chosen on one half of the files there.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from ecapa_jax.vad.network import FRAME, RATE
 from ecapa_jax.vad.recordings import LONGEST_IN_NUMPY, iterate_probabilities
 
 ENOUGH = 11
-"""Frames, 0.35 s, in which somebody is heard to speak: what the network hears of about half a second of speech."""
+"""Number of frames with speech, 0.35 s, that the network finds in about half a second of speech."""
 
 _HEARD, _CERTAIN = 0.5, 0.95  # probabilities
 _ENOUGH_CERTAIN = 16  # frames, 0.51 s
 _STEADIEST = 0.88  # median similarity of neighbouring spectra
 _PART = 128  # frames, 4 s; two of them are judged at a time
 _LEVEL = 0.05  # RMS of the loud frames, -26 dBFS, to which quieter recordings are amplified
-_LOUD = 0.95  # quantile of the levels of a part's frames: above what a click has
+_LOUD = 0.95  # quantile of the levels of the frames of a part, which a click does not reach
 _BAND = slice(13, 256)  # bins of 15.6 Hz: 200 Hz to 4 kHz
 
 
@@ -44,10 +44,10 @@ def speech_seconds(
 
     Args:
       recording, sample_rate, channel: as for `speech_segments`.
-      at_most: once so many seconds are heard, the rest is not listened to.
+      at_most: seconds of speech after which the rest of the recording is skipped.
 
     Returns:
-      Seconds of all frames with a speech probability of 0.5 or more.
+      The duration in seconds of all frames with a speech probability of 0.5 or more.
 
     Raises:
       AudioError: the recording can't be read.
@@ -67,11 +67,11 @@ def holds_speech(waveform: Float32[np.ndarray, " samples"], rate: int) -> bool:
 
     Args:
       waveform: samples in [-1, 1].
-      rate: of the samples, Hz.
+      rate: sample rate in Hz.
     """
     if rate != RATE:
         waveform = load_audio(waveform, sample_rate=rate, target_rate=RATE, channel="first")
-    samples = _amplified(waveform)
+    samples = _amplify(waveform)
     before = np.zeros(0, np.float32)
     for index, (after, _) in enumerate(iterate_probabilities([samples], _PART)):
         start = max(index - 1, 0) * _PART * FRAME
@@ -86,22 +86,22 @@ def require_speech(waveform: Float32[np.ndarray, " samples"], rate: int, name: s
 
     Args:
       waveform, rate: as for `holds_speech`.
-      name: of the recording, for the message.
+      name: name of the recording, for the message.
 
     Raises:
-      AudioError: less than about half a second of speech is heard.
+      AudioError: the recording holds less than about half a second of speech.
     """
     if not holds_speech(waveform, rate):
-        raise AudioError(no_speech(name))
+        raise AudioError(explain_no_speech(name))
 
 
-def no_speech(name: str) -> str:
-    """The message that refuses the recording of this name."""
+def explain_no_speech(name: str) -> str:
+    """Returns the message that refuses a recording without speech."""
     return f"{name}: holds less than half a second of speech; give a recording of somebody who speaks"
 
 
-def _amplified(waveform: Float32[np.ndarray, " samples"]) -> Float32[np.ndarray, " samples"]:
-    """The waveform without its mean, at a level at which speech is heard."""
+def _amplify(waveform: Float32[np.ndarray, " samples"]) -> Float32[np.ndarray, " samples"]:
+    """Subtracts the mean of a waveform and amplifies it to a level at which the network finds speech."""
     samples = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
     frames = samples[: len(samples) // FRAME * FRAME].reshape(-1, FRAME) if len(samples) >= FRAME else samples[None]
     levels = np.sqrt(np.mean(frames * frames, axis=1))
@@ -121,7 +121,7 @@ def _speaks(probabilities: Float32[np.ndarray, " frames"], samples: Float32[np.n
 
 
 def _steadiness(samples: Float32[np.ndarray, " samples"], heard: np.ndarray) -> float:
-    """Median cosine of the magnitude spectra of neighbouring windows of 64 ms, where speech is heard."""
+    """Returns the median cosine between the magnitude spectra of neighbouring windows of 64 ms with speech."""
     whole = len(samples) // FRAME
     together = heard[: max(whole - 2, 0)] & heard[1 : max(whole - 1, 1)] & heard[2:whole]
     if not together.any():

@@ -1,4 +1,4 @@
-"""The network of `ecapa_jax.vad.network` in NumPy: slower on long recordings, and nothing needs to be compiled."""
+"""Runs the network of `ecapa_jax.vad.network` in NumPy: slower on long recordings, but without compilation."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ecapa_jax.vad.weights import Weights
 def advance(
     weights: Weights, waveform: Float32[np.ndarray, " samples"], state: State
 ) -> tuple[Float32[np.ndarray, " frames"], State]:
-    """As `network.advance`, of one recording.
+    """Does what `network.advance` does, for one recording.
 
     Args:
-      weights: as `load_weights` gives them.
+      weights: weights from `load_weights`.
       waveform: [F * 512], finite.
-      state: of a batch of one.
+      state: state of a batch of one recording.
 
     Returns:
-      Probabilities [F], and the state after these samples.
+      The probabilities [F], and the state after these samples.
     """
     frames = frames_of(waveform[None], np.asarray(state.context))[0]
     inputs = lstm_inputs(weights, frames)
-    # A sigmoid is half a hyperbolic tangent of half its argument: one call then serves all four gates.
+    # sigmoid(x) = (tanh(x / 2) + 1) / 2, so that one call of tanh computes all four gates.
     scale = np.repeat(np.array([0.5, 0.5, 1, 0.5], np.float32), UNITS)
     inputs, kernel = inputs * scale, np.ascontiguousarray((weights["lstm_state"] * scale).T)
     hidden, cell = np.array(state.hidden[0]), np.array(state.cell[0])

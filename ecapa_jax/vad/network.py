@@ -1,11 +1,12 @@
-"""The network of silero-vad at 16 kHz: one speech probability for each frame of 512 samples.
+"""The network of silero-vad at 16 kHz: computes a speech probability for each frame of 512 samples.
 
-Letters in shapes: B batch, S samples, F frames, N all frames of a batch. A frame is seen with the 64 samples before it.
-Its 576 samples are extended by 64 mirrored ones and transformed to four magnitude spectra; four convolutions make one
-vector of those, an LSTM over the frames follows, and a weighted sum gives the probability.
+Letters in shapes: B batch, S samples, F frames, N all frames of a batch. The network sees each frame with
+the 64 samples before it. These 576 samples are extended by 64 mirrored samples and transformed to four magnitude
+spectra. Four convolutions reduce the spectra to one vector, an LSTM runs over the vectors of all frames, and a weighted
+sum of its output gives the probability.
 
-The part before the LSTM looks at each frame alone, so that all frames are computed at once. It is written once, for
-JAX and for NumPy: `ecapa_jax.vad.in_numpy` runs the network without a compiler.
+The part before the LSTM processes each frame by itself, so that all frames can be computed at once. The same code
+serves JAX and NumPy: `ecapa_jax.vad.in_numpy` runs the network without a compiler.
 """
 
 from __future__ import annotations
@@ -20,26 +21,26 @@ from jaxtyping import Array, Float, Int
 from ecapa_jax.vad.weights import AnyArray, Weights, packaged_weights
 
 RATE = 16_000
-"""Hz."""
+"""Sample rate of the network, Hz."""
 FRAME = 512
-"""Samples of a frame; frames do not overlap."""
+"""Number of samples in a frame; frames do not overlap."""
 CONTEXT = 64
-"""Samples before a frame that are seen with it; zeros before the first."""
+"""Number of samples before a frame that the network sees with it; zeros before the first frame."""
 UNITS = 128
-"""Of the LSTM."""
+"""Number of units of the LSTM."""
 
-_HOP = 128  # samples between spectra, half of what each sees
-_SPECTRA = 4  # of a frame
-_SMALLEST_POWER = 1e-30  # the root has no derivative at the 0 of digital silence
+_HOP = 128  # samples from one spectrum to the next; each sees twice as many
+_SPECTRA = 4  # spectra of a frame
+_SMALLEST_POWER = 1e-30  # the square root has no derivative at 0, the power of digital silence
 _FRAMES_AT_ONCE = 4096  # a frame takes about 25 kB before the LSTM
 
 
 class State(NamedTuple):
-    """What the network knows of the frames before.
+    """The state of the network after some frames.
 
     Attributes:
       context: [B, 64], the last samples.
-      hidden, cell: [B, 128], of the LSTM.
+      hidden, cell: [B, 128], state of the LSTM.
     """
 
     context: Float[AnyArray, "batch 64"]
@@ -48,7 +49,7 @@ class State(NamedTuple):
 
 
 def initial_state(batch: int) -> State:
-    """The state at the begin of recordings, in NumPy."""
+    """Returns the state at the beginning of recordings, in NumPy."""
     return State(*(np.zeros((batch, size), np.float32) for size in (CONTEXT, UNITS, UNITS)))
 
 
@@ -59,20 +60,20 @@ def speech_probabilities(
 ) -> Float[Array, "batch frames"]:
     """Computes how likely it is that somebody speaks, for each 32 ms of recordings.
 
-    Each recording's probabilities are those it has alone, whatever its batch mates and whatever the padding holds. The
+    The probabilities of a recording depend neither on the other recordings of the batch nor on the padding. The
     function is pure and works under jit and vmap.
 
     Args:
       waveforms: [B, S], samples in [-1, 1] at 16 kHz, right-padded.
-      lengths: [B], true lengths in samples, at most S.
-      weights: as `load_weights` gives them; None means the packaged ones.
+      lengths: [B], number of real samples, at most S.
+      weights: weights from `load_weights`; None means the packaged weights.
 
     Returns:
-      [B, ceil(S / 512)] float32. The last frame of a recording is filled up with zeros; frames beyond it get 0.
+      [B, ceil(S / 512)] float32. The last frame of a recording is padded with zeros; frames after it get 0.
 
     Raises:
       TypeError: the waveforms are not floats, or the lengths not integers.
-      ValueError: the shapes do not fit each other.
+      ValueError: the shapes do not match.
 
     Reference: silero-vad 6.2, `OnnxWrapper.audio_forward`.
     """
@@ -83,11 +84,11 @@ def speech_probabilities(
         )
     if waveforms.ndim != 2 or lengths.shape != waveforms.shape[:1]:
         raise ValueError(f"waveforms have shape {waveforms.shape} and lengths {lengths.shape}; give [B, S] and [B]")
-    return _masked(packaged_weights() if weights is None else weights, waveforms, lengths)
+    return _compute_masked(packaged_weights() if weights is None else weights, waveforms, lengths)
 
 
 @jax.jit
-def _masked(
+def _compute_masked(
     weights: Weights, waveforms: Float[Array, "batch samples"], lengths: Int[Array, " batch"]
 ) -> Float[Array, "batch frames"]:
     batch, n_samples = waveforms.shape
@@ -102,15 +103,15 @@ def _masked(
 def advance(
     weights: Weights, waveforms: Float[AnyArray, "batch samples"], state: State
 ) -> tuple[Float[Array, "batch frames"], State]:
-    """Computes the probabilities of the next samples of recordings that come in parts.
+    """Computes the probabilities for the next samples of recordings that arrive in parts.
 
     Args:
-      weights: as `load_weights` gives them.
+      weights: weights from `load_weights`.
       waveforms: [B, F * 512], finite.
-      state: as `initial_state` or the call for the samples before gives it.
+      state: state from `initial_state`, or from the call for the samples before.
 
     Returns:
-      Probabilities [B, F], and the state after these samples.
+      The probabilities [B, F], and the state after these samples.
     """
     waveforms, state = jnp.asarray(waveforms), State(*map(jnp.asarray, state))
     batch, n_samples = waveforms.shape
@@ -142,7 +143,7 @@ def advance(
 def frames_of(
     waveforms: Float[AnyArray, "batch samples"], context: Float[AnyArray, "batch 64"]
 ) -> Float[AnyArray, "batch frames 576"]:
-    """Cuts samples, a multiple of 512, into frames, each with the 64 samples before it."""
+    """Cuts a multiple of 512 samples into frames, each with the 64 samples before it."""
     xp = waveforms.__array_namespace__()
     frames = waveforms.reshape(len(waveforms), -1, FRAME)
     before = xp.concatenate([context[:, None], frames[:, :-1, -CONTEXT:]], axis=1)
@@ -150,10 +151,10 @@ def frames_of(
 
 
 def lstm_inputs(weights: Weights, frames: Float[AnyArray, "n 576"]) -> Float[AnyArray, "n 512"]:
-    """Computes what the LSTM's gates get from each frame itself: all that does not depend on the frames before.
+    """Computes the inputs of the LSTM gates from each frame, which do not depend on other frames.
 
-    Only what reaches the one vector of a frame is computed: the third convolution makes that vector of the two it
-    gets, and the last one sees padding on both of its sides.
+    Only the taps that affect the one vector of a frame are computed: the third convolution reduces two vectors to one,
+    and the last convolution sees padding on both sides of it.
     """
     xp = frames.__array_namespace__()
     n = len(frames)
@@ -162,10 +163,10 @@ def lstm_inputs(weights: Weights, frames: Float[AnyArray, "n 576"]) -> Float[Any
     spectra = _dot(xp.concatenate([parts[:, :-1], parts[:, 1:]], axis=2), weights["transform"])
     cosines, sines = spectra[..., :129], spectra[..., 129:]
     x = xp.sqrt(xp.maximum(cosines * cosines + sines * sines, _SMALLEST_POWER))
-    x = _padded(x, 1, 1)
+    x = _pad_time(x, 1, 1)
     x = xp.concatenate([x[:, tap : tap + _SPECTRA] for tap in range(3)], axis=2)
     x = _dense(weights, 0, x)
-    x = _padded(x, 1, 0)
+    x = _pad_time(x, 1, 0)
     x = xp.stack([x[:, 0:3].reshape(n, -1), x[:, 2:5].reshape(n, -1)], axis=1)  # every second position
     x = _dense(weights, 1, x)
     x = _dense(weights, 2, x.reshape(n, -1), slice(1, 3))
@@ -174,7 +175,7 @@ def lstm_inputs(weights: Weights, frames: Float[AnyArray, "n 576"]) -> Float[Any
 
 
 def probability(weights: Weights, hidden: Float[AnyArray, "*axes 128"]) -> Float[AnyArray, "*axes"]:
-    """The speech probability, from the LSTM's output."""
+    """Computes the speech probability from the output of the LSTM."""
     xp = hidden.__array_namespace__()
     logit = (xp.maximum(hidden, 0) * weights["output"]).sum(axis=-1) + weights["output_bias"]
     return 1 / (1 + xp.exp(-logit))
@@ -183,13 +184,13 @@ def probability(weights: Weights, hidden: Float[AnyArray, "*axes 128"]) -> Float
 def _dense(
     weights: Weights, layer: int, x: Float[AnyArray, "*axes inputs"], taps: slice = slice(None)
 ) -> Float[AnyArray, "*axes outputs"]:
-    """A convolution whose input is laid out tap by tap, with its ReLU."""
+    """Applies a convolution and a ReLU to an input that is laid out tap by tap."""
     xp = x.__array_namespace__()
     kernel = weights[f"convolution_{layer}"][taps]
     return xp.maximum(_dot(x, kernel.reshape(-1, kernel.shape[-1])) + weights[f"convolution_{layer}_bias"], 0)
 
 
-def _padded(x: Float[AnyArray, "n time channels"], before: int, after: int) -> Float[AnyArray, "n padded channels"]:
+def _pad_time(x: Float[AnyArray, "n time channels"], before: int, after: int) -> Float[AnyArray, "n padded channels"]:
     return x.__array_namespace__().pad(x, ((0, 0), (before, after), (0, 0)))
 
 

@@ -1,4 +1,4 @@
-"""Speech in a recording of any kind and length."""
+"""Detects speech in recordings of any kind and length."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from ecapa_jax.vad.segments import Segment, SegmentOptions, segments_from_probab
 from ecapa_jax.vad.weights import packaged_weights
 
 LONGEST_IN_NUMPY = 2048
-"""Frames, 65 s: up to here NumPy is done before a compiler is."""
+"""Number of frames, 65 s, up to which NumPy is faster than a compilation."""
 
-_FRAMES = 1024  # of a part of a long recording
+_FRAMES = 1024  # frames of a part of a long recording
 
 _advance = jax.jit(network.advance)
 
@@ -33,14 +33,14 @@ def speech_segments(
     channel: Channel = "mean",
     **options: Any,
 ) -> list[Segment]:
-    """Finds the segments of a recording in which somebody speaks; of a long file memory holds a part.
+    """Finds the segments of a recording in which somebody speaks. A long file is read in parts.
 
     Args:
       recording: path, http(s) URL, bytes, binary file, or an array [samples] or [samples, channels].
       threshold: a frame at this speech probability or above begins a segment.
-      sample_rate: of an array, Hz; None means 16 kHz.
-      channel: of several, the first or their mean.
-      **options: the other fields of `SegmentOptions`: `min_speech_duration_ms`, `min_silence_duration_ms`,
+      sample_rate: sample rate of an array, Hz; None means 16 kHz.
+      channel: which channel to use if there are several: the first, their mean, or a number from 0.
+      **options: other fields of `SegmentOptions`: `min_speech_duration_ms`, `min_silence_duration_ms`,
         `speech_pad_ms`, `neg_threshold`, `max_speech_duration_s`.
 
     Returns:
@@ -58,13 +58,13 @@ def speech_segments(
 def recording_probabilities(
     recording: AudioSource, *, sample_rate: int | str | None = None, channel: Channel = "mean"
 ) -> tuple[Float32[np.ndarray, " frames"], int]:
-    """Computes the speech probability of each 32 ms of a recording; of a long file memory holds a part.
+    """Computes the speech probability of each 32 ms of a recording. A long file is read in parts.
 
     Args:
       recording, sample_rate, channel: as for `speech_segments`.
 
     Returns:
-      [frames], and the number of samples at 16 kHz; the last frame is filled up with zeros.
+      The probabilities [frames], and the number of samples at 16 kHz. The last frame is padded with zeros.
 
     Raises:
       AudioError: the recording can't be read.
@@ -77,7 +77,7 @@ def recording_probabilities(
 def stream_probabilities(
     blocks: Iterable[Float32[np.ndarray, " _"]],
 ) -> tuple[Float32[np.ndarray, " frames"], int]:
-    """As `recording_probabilities`, of consecutive samples at 16 kHz in parts of any length."""
+    """Does what `recording_probabilities` does, for consecutive samples at 16 kHz in blocks of any length."""
     found = list(iterate_probabilities(blocks))
     if not found:
         return np.zeros(0, np.float32), 0
@@ -87,36 +87,36 @@ def stream_probabilities(
 def iterate_probabilities(
     blocks: Iterable[Float32[np.ndarray, " _"]], frames: int | None = None
 ) -> Iterator[tuple[Float32[np.ndarray, " frames"], int]]:
-    """Computes probabilities part by part, so that whoever has heard enough can stop.
+    """Computes probabilities part by part, so that the caller can stop early.
 
-    The first `LONGEST_IN_NUMPY` frames run in NumPy, what follows in JAX.
+    The first `LONGEST_IN_NUMPY` frames are computed by NumPy, later frames by JAX.
 
     Args:
-      blocks: consecutive samples at 16 kHz, in parts of any length.
-      frames: of a part; None means 1024, 33 s.
+      blocks: consecutive samples at 16 kHz, in blocks of any length.
+      frames: number of frames in a part; None means 1024, 33 s.
 
     Yields:
       The probabilities of a part, and its number of samples.
     """
     weights, state, n_frames = packaged_weights(), network.initial_state(1), 0
     size = (frames or _FRAMES) * FRAME
-    for part in _parts(blocks, size):
+    for part in _split_into_parts(blocks, size):
         samples = np.pad(part, (0, -len(part) % FRAME))
         n_frames += len(samples) // FRAME
         if n_frames <= LONGEST_IN_NUMPY:
             probabilities, state = in_numpy.advance(weights, samples, state)
         else:
-            # One shape for all parts: that of the last would be compiled for it alone.
-            filled = np.pad(samples, (0, size - len(samples)))
-            row, state = _advance(_placed_weights(), jax.device_put(filled[None]), jax.device_put(state))
+            # All parts have one shape, because another shape for the last part would be compiled for it alone.
+            padded = np.pad(samples, (0, size - len(samples)))
+            row, state = _advance(_weights_on_device(), jax.device_put(padded[None]), jax.device_put(state))
             probabilities = np.asarray(jax.device_get(row))[0, : len(samples) // FRAME]
         yield probabilities, len(part)
 
 
-def at_network_rate(
+def resample_to_network(
     audio: Float32[np.ndarray, " samples"] | LongAudio, rate: int
 ) -> Iterable[Float32[np.ndarray, " _"]]:
-    """The samples of a recording that has been opened at `rate`, resampled to 16 kHz, in blocks."""
+    """Resamples a recording that was opened at `rate` to 16 kHz, and returns its samples in blocks."""
     if isinstance(audio, LongAudio):
         return LongAudio(audio.name, RATE, audio.reader)
     if rate == RATE:
@@ -125,12 +125,12 @@ def at_network_rate(
 
 
 @functools.cache
-def _placed_weights() -> Any:
+def _weights_on_device() -> Any:
     return jax.device_put(packaged_weights())
 
 
-def _parts(blocks: Iterable[Float32[np.ndarray, " _"]], size: int) -> Iterator[Float32[np.ndarray, " _"]]:
-    """The same samples in parts of `size`; the last may be shorter."""
+def _split_into_parts(blocks: Iterable[Float32[np.ndarray, " _"]], size: int) -> Iterator[Float32[np.ndarray, " _"]]:
+    """Splits samples into parts of `size` samples; the last part may be shorter."""
     held: list[np.ndarray] = []
     n_held = 0
     for block in blocks:

@@ -1,4 +1,4 @@
-"""From speech probabilities to segments of speech."""
+"""Finds segments of speech from speech probabilities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Segment(NamedTuple):
     """A stretch of speech.
 
     Attributes:
-      start, end: seconds from the begin of the recording.
+      start, end: seconds from the beginning of the recording.
     """
 
     start: float
@@ -26,17 +26,16 @@ class Segment(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SegmentOptions:
-    """How probabilities become segments; silero-vad's names and defaults.
+    """Options for finding segments, with the names and defaults of silero-vad.
 
     Attributes:
-      threshold: a frame at this probability or above begins speech.
-      neg_threshold: a frame below it may end speech; None means 0.15 less than `threshold`, at least 0.01.
-      min_speech_duration_ms: a segment must be longer than this.
-      min_silence_duration_ms: pauses below this do not end a segment.
-      speech_pad_ms: by how much a segment is extended on each side; neighbours share a shorter pause.
-      max_speech_duration_s: a longer segment is cut at its longest pause, or where there is none as soon as it is
-        too long.
-      min_silence_at_max_speech_ms: pauses at which a segment may be cut are longer than this.
+      threshold: a frame with this probability or more begins a segment.
+      neg_threshold: frames below this probability may end a segment; None means `threshold` - 0.15, but at least 0.01.
+      min_speech_duration_ms: a segment that is not longer than this is dropped.
+      min_silence_duration_ms: a pause shorter than this does not end a segment.
+      speech_pad_ms: time by which a segment is extended on each side; two segments share a pause that is too short.
+      max_speech_duration_s: a longer segment is cut at its longest pause, or at this length if it has no pause.
+      min_silence_at_max_speech_ms: a long segment is cut only at pauses longer than this.
     """
 
     threshold: float = 0.5
@@ -68,23 +67,23 @@ def segments_from_probabilities(
     """Finds the segments of speech of one recording.
 
     Args:
-      probabilities: of frames of 512 samples at 16 kHz, in order.
-      n_samples: length of the recording; None means whole frames.
+      probabilities: speech probabilities of consecutive frames of 512 samples at 16 kHz.
+      n_samples: length of the recording; None means that all frames are whole.
       options: None means the defaults.
 
     Returns:
-      Segments in order, none overlapping another.
+      The segments in order, without overlaps.
 
     Reference: silero-vad 6.2, `get_speech_timestamps_from_probs`.
     """
     options = options or SegmentOptions()
     n_samples = len(probabilities) * FRAME if n_samples is None else n_samples
-    spans = _extended(_spans(probabilities.tolist(), n_samples, options), n_samples, options)
+    spans = _pad_spans(_find_spans(probabilities.tolist(), n_samples, options), n_samples, options)
     return [Segment(start / RATE, end / RATE) for start, end in spans]
 
 
-def _spans(probabilities: list[float], n_samples: int, options: SegmentOptions) -> list[tuple[int, int]]:
-    """Begin and end in samples, before they are extended."""
+def _find_spans(probabilities: list[float], n_samples: int, options: SegmentOptions) -> list[tuple[int, int]]:
+    """Finds the beginning and end of each segment in samples, before padding."""
     threshold, exit_threshold = options.threshold, options.neg_threshold
     if exit_threshold is None:
         exit_threshold = max(threshold - 0.15, 0.01)
@@ -98,9 +97,9 @@ def _spans(probabilities: list[float], n_samples: int, options: SegmentOptions) 
     )
     longest = RATE * options.max_speech_duration_s - FRAME - 2 * RATE * options.speech_pad_ms / 1000
     spans: list[tuple[int, int]] = []
-    start: int | None = None  # of the segment that goes on
-    quiet_since: int | None = None  # begin of a pause in it
-    pauses: list[tuple[int, int]] = []  # length and begin of those at which it may be cut
+    start: int | None = None  # beginning of the current segment
+    quiet_since: int | None = None  # beginning of a pause in it
+    pauses: list[tuple[int, int]] = []  # length and beginning of the pauses at which it may be cut
     for index, probability in enumerate(probabilities):
         now = index * FRAME
         if probability >= threshold:
@@ -134,8 +133,8 @@ def _spans(probabilities: list[float], n_samples: int, options: SegmentOptions) 
     return spans
 
 
-def _extended(spans: list[tuple[int, int]], n_samples: int, options: SegmentOptions) -> list[tuple[int, int]]:
-    """Adds the padding; a pause too short for that of both its neighbours is shared."""
+def _pad_spans(spans: list[tuple[int, int]], n_samples: int, options: SegmentOptions) -> list[tuple[int, int]]:
+    """Extends segments by the padding; two segments share a pause that is too short for both paddings."""
     pad = RATE * options.speech_pad_ms / 1000
     starts, ends = [start for start, _ in spans], [end for _, end in spans]
     if spans:

@@ -1,4 +1,4 @@
-"""Recordings without their silence."""
+"""Cuts silence out of recordings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from ecapa_jax.audio.decoding import Block
 from ecapa_jax.audio.load import LongAudio
-from ecapa_jax.vad.recordings import at_network_rate, stream_probabilities
+from ecapa_jax.vad.recordings import resample_to_network, stream_probabilities
 from ecapa_jax.vad.segments import Segment, segments_from_probabilities
 
 
@@ -19,17 +19,17 @@ def cut_silence(
     """Joins the segments of a recording in which somebody speaks.
 
     Args:
-      audio: a recording that has been opened. One that is too long to be held is read once more here, and each time
-        the result is iterated.
-      rate: of its samples, Hz.
+      audio: an opened recording. A recording that is too long for memory is read again here, and each time the result
+        is iterated.
+      rate: sample rate in Hz.
 
     Returns:
-      The same kind of recording without what lies between the segments; None where nobody is heard to speak.
+      A recording of the same kind, without the parts between the segments; None if there is no speech.
 
     Raises:
       AudioError: a long recording is damaged.
     """
-    segments = segments_from_probabilities(*stream_probabilities(at_network_rate(audio, rate)))
+    segments = segments_from_probabilities(*stream_probabilities(resample_to_network(audio, rate)))
     if not segments:
         return None
     if isinstance(audio, LongAudio):
@@ -38,17 +38,17 @@ def cut_silence(
 
 
 def _cut_blocks(audio: LongAudio, segments: Sequence[Segment]) -> Generator[Block]:
-    """The blocks as they are stored, without what lies between the segments."""
-    at, left = 0, list(segments)
+    """Yields the blocks of a recording at their own sample rate, without the parts between the segments."""
+    position, remaining = 0, list(segments)
     for rate, block in audio.reader():
         kept = np.zeros(len(block), bool)
-        for start, end in left:
-            first, last = round(start * rate) - at, round(end * rate) - at
+        for start, end in remaining:
+            first, last = round(start * rate) - position, round(end * rate) - position
             if first >= len(block):
                 break
             kept[max(first, 0) : max(last, 0)] = True
-        at += len(block)
-        while left and round(left[0].end * rate) <= at:
-            left.pop(0)
+        position += len(block)
+        while remaining and round(remaining[0].end * rate) <= position:
+            remaining.pop(0)
         if kept.any():
             yield rate, block[kept]

@@ -36,21 +36,21 @@ SHAPES: dict[str, tuple[int, ...]] = {
     "output": (128,),
     "output_bias": (),
 }
-"""Name and shape of every array: [taps, in, out] for the convolutions, [in, out] for the rest. The four parts of the
-LSTM are input gate, forget gate, cell and output gate; the transform's are 129 cosines and 129 sines."""
+"""Names and shapes of the arrays: [taps, in, out] for convolutions, [in, out] for the others. The columns of the LSTM
+are input gate, forget gate, cell and output gate; the columns of the transform are 129 cosines and 129 sines."""
 
 
 @functools.cache
 def packaged_weights() -> Weights:
-    """The weights that come with this package; read-only."""
+    """Returns the weights that are packaged with this library; read-only."""
     return load_weights(Path(str(resources.files("ecapa_jax.vad") / PACKAGED)))
 
 
 def load_weights(path: str | os.PathLike[str]) -> Weights:
-    """Reads the weights of a speech detector, as `ecapa-jax convert` writes them.
+    """Reads the weights of a speech detector from a file that `ecapa-jax convert` wrote.
 
-    The file is one of safetensors. It is parsed here because the package safetensors takes longer to import than this
-    file takes to read.
+    The file has the format of safetensors. It is parsed here because importing the package safetensors takes longer
+    than reading this file.
 
     Args:
       path: the file.
@@ -59,7 +59,7 @@ def load_weights(path: str | os.PathLike[str]) -> Weights:
       Arrays with the names and shapes of `SHAPES`, read-only.
 
     Raises:
-      BundleError: there is no such file, or it is damaged or of another network.
+      BundleError: the file does not exist, is damaged, or belongs to another network.
     """
     try:
         content = Path(path).read_bytes()
@@ -69,17 +69,21 @@ def load_weights(path: str | os.PathLike[str]) -> Weights:
         data = content[8 + length :]
         found = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in header.items()}
         if found != {name: ("F32", shape) for name, shape in SHAPES.items()}:
-            raise BundleError(f"{path}: holds other arrays than a speech detector's; convert silero_vad.onnx again")
+            raise BundleError(
+                f"{path}: holds other arrays than those of a speech detector; convert silero_vad.onnx again"
+            )
         weights: Weights = {
             name: np.frombuffer(data[slice(*entry["data_offsets"])], "<f4").reshape(SHAPES[name])
             for name, entry in header.items()
         }
     except OSError as error:
-        raise BundleError(f"{path}: can't be read ({error.strerror or error}); give the file of a detector") from error
+        raise BundleError(
+            f"{path}: can't be read ({error.strerror or error}); give the file of a speech detector"
+        ) from error
     except (struct.error, ValueError, TypeError, KeyError, AttributeError) as error:
         if isinstance(error, BundleError):
             raise
-        raise BundleError(f"{path}: is damaged or no safetensors file; convert silero_vad.onnx again") from error
+        raise BundleError(f"{path}: is damaged or not a safetensors file; convert silero_vad.onnx again") from error
     if not all(np.isfinite(array).all() for array in weights.values()):
         raise BundleError(f"{path}: holds numbers that are not finite; convert silero_vad.onnx again")
     return weights

@@ -6,9 +6,9 @@ import pytest
 from ecapa_jax.diarization.clustering import (
     SpeakerCount,
     cluster,
-    in_order,
-    merged_by_cosine,
-    spectral,
+    merge_by_cosine,
+    renumber,
+    spectral_clustering,
     unit,
 )
 from ecapa_jax.diarization.settings import DiarizationSettings
@@ -72,15 +72,15 @@ def test_one_window_and_no_windows():
 @pytest.mark.parametrize("speakers", [2, 4])
 def test_spectral_clustering_estimates_the_number_of_speakers(speakers):
     rows, _, truth = draw_windows(speakers)
-    assert same_partition(spectral(rows, SpeakerCount()), truth)
-    assert len(np.unique(spectral(rows, SpeakerCount(3)))) == 3
+    assert same_partition(spectral_clustering(rows, SpeakerCount()), truth)
+    assert len(np.unique(spectral_clustering(rows, SpeakerCount(3)))) == 3
 
 
 def test_similar_centroids_are_merged():
     rows, _, truth = draw_windows(2)
     split = truth * 2 + np.arange(len(truth)) % 2
-    assert same_partition(merged_by_cosine(split, rows, 0.8), truth)
+    assert same_partition(merge_by_cosine(split, rows, 0.8), truth)
 
 
 def test_labels_are_numbered_in_order_of_appearance():
-    assert in_order(np.array([7, 7, 2, 9, 2])).tolist() == [0, 0, 1, 2, 1]
+    assert renumber(np.array([7, 7, 2, 9, 2])).tolist() == [0, 0, 1, 2, 1]

@@ -128,14 +128,14 @@ def test_invalid_input_is_refused():
 
 def test_custom_clusterer_is_used():
     def cluster_into_two(embeddings, spans, count, settings):
-        return clustering.spectral(embeddings, clustering.SpeakerCount(2))
+        return clustering.spectral_clustering(embeddings, clustering.SpeakerCount(2))
 
     assert len(run_diarize(make_talk(), clusterer=cluster_into_two).speakers) == 2
 
 
 @pytest.mark.parametrize("kind", SUFFIXES)
 def test_every_format_contains_every_turn(kind):
-    found = run_diarize(make_talk()).renamed({"speaker_1": "Ann & <Bo>"}, {"speaker_1": 0.5})
+    found = run_diarize(make_talk()).rename({"speaker_1": "Ann & <Bo>"}, {"speaker_1": 0.5})
     text = as_text(found, "talk", kind)
     assert text.count("speaker_2") == {"vtt": 4, "json": 3}.get(kind, 2)
     assert text.endswith("\n")

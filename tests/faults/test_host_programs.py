@@ -202,9 +202,9 @@ def test_pure_function_refuses_invalid_arguments() -> None:
 
 @pytest.mark.parametrize("threshold", ["0.3", "high", True, [0.3]], ids=["digits", "word", "bool", "list"])
 def test_threshold_that_is_not_a_number_is_refused(encoder, threshold: Any) -> None:
-    from ecapa_jax.scoring.scorer import checked_threshold
+    from ecapa_jax.scoring.scorer import check_threshold
 
-    unchecked = getattr(checked_threshold, "__wrapped__", checked_threshold)
+    unchecked = getattr(check_threshold, "__wrapped__", check_threshold)
     with pytest.raises(ecapa_jax.ConfigError, match="no number"):
         unchecked(threshold)
 

@@ -18,7 +18,7 @@ from ecapa_jax.corpus.shard import embed_recordings
 from ecapa_jax.encoder import SpeakerEncoder
 from ecapa_jax.errors import BundleError, ConfigError, EcapaError, StoreError, TrainingError
 from ecapa_jax.files.atomic import claimed, identity, replacing_file, replacing_folder, write_whole
-from ecapa_jax.identify.database import Database, check_name, shown_name
+from ecapa_jax.identify.database import Database, check_name, format_name
 from ecapa_jax.identify.store import SpeakerStore
 from ecapa_jax.train.scale import plan
 from ecapa_jax.train.settings import packaged_configs
@@ -174,14 +174,14 @@ def test_names_with_invisible_characters_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["\u0646\u0627\u0645\u200c\u0647\u0627", "👩\u200d🔬", "Zoë", "שלום", "李 明"])
 def test_names_in_all_scripts_are_accepted(name: str) -> None:
-    assert check_name(name) == shown_name(name) == name
+    assert check_name(name) == format_name(name) == name
 
 
 def test_invalid_name_in_an_older_store_is_shown_escaped_and_can_be_removed(tmp_path: Path) -> None:
     with Database.open(tmp_path / "s.db", create=True) as database:
         with database.writing() as connection:
             connection.execute("INSERT INTO speaker (name) VALUES (?)", ("\u202ennA",))
-        assert [shown_name(speaker.name) for speaker in database.speakers()] == ["\\u202ennA"]
+        assert [format_name(speaker.name) for speaker in database.speakers()] == ["\\u202ennA"]
         assert database.remove("\u202ennA") == 0
 
 
@@ -216,11 +216,11 @@ def test_error_names_the_damaged_row(tmp_path: Path, encoder: SpeakerEncoder, bl
     "wrong", [np.ones(191, np.float32), np.full(192, np.inf, np.float32), np.ones((2, 96), np.float32)]
 )
 def test_invalid_embeddings_are_not_stored(tmp_path: Path, encoder: SpeakerEncoder, wrong: np.ndarray) -> None:
-    from ecapa_jax.identify.database import blob_of
+    from ecapa_jax.identify.database import to_blob
 
-    assert blob_of(np.ones(192), 192, "a.wav") == np.ones(192, "<f4").tobytes()
+    assert to_blob(np.ones(192), 192, "a.wav") == np.ones(192, "<f4").tobytes()
     with pytest.raises(StoreError, match="nothing was enrolled"):
-        blob_of(wrong, 192, "a.wav")
+        to_blob(wrong, 192, "a.wav")
 
 
 # Rows of manifests

@@ -80,7 +80,7 @@ def test_refused_commands_write_nothing(capsys, tmp_path, clips) -> None:
         (["enroll", "Ann", clips[0], tmp_path / "gone.wav", *new], "no such file"),
         (["enroll", "Ann", silent, *new], "has no signal"),
         (["enroll", "Ann", clips[0], "--store", tmp_path / "no" / "where.db"], "can't be opened"),
-        (["enroll", "Ann", clips[0], "--store", clips[1]], "is no speaker store, or damaged"),
+        (["enroll", "Ann", clips[0], "--store", clips[1]], "is not a speaker store, or is damaged"),
         (["identify", clips[0], *new], "no such speaker store"),
         (["identify", silent, *full], "has no signal"),
         (["identify", clips[0], *full, "--threshold", "2"], "lies in [-1, 1]"),

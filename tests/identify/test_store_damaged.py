@@ -51,7 +51,7 @@ def test_file_that_is_not_a_store_is_refused(tmp_path: Path, encoder: SpeakerEnc
     (tmp_path / "empty").touch()
     sqlite3.connect(tmp_path / "other").execute("CREATE TABLE mine (a)").connection.close()
     for name, words in (
-        ("text", "is no speaker store, or damaged"),
+        ("text", "is not a speaker store, or is damaged"),
         ("other", "is a database of another program"),
         (".", "is a directory"),
     ):
@@ -109,7 +109,7 @@ def test_embedding_of_another_size_is_refused(full_store: Path, encoder: Speaker
     connection.commit()
     connection.close()
     with SpeakerStore.open(full_store, encoder) as store:
-        assert "has 1 bytes, 768 are right; remove the speaker" in error_message(store.gallery)
+        assert "has 1 instead of 768 bytes; remove the speaker" in error_message(store.gallery)
 
 
 def test_full_disk_does_not_change_the_store(full_store: Path, encoder: SpeakerEncoder) -> None:

@@ -101,7 +101,7 @@ def checkpoint(path, **changes):
 
 def test_checkpoint_is_converted(tmp_path):
     state = checkpoint(tmp_path / "a.bin")
-    weights = segmentation.nested(read_segmentation(tmp_path / "a.bin"))
+    weights = segmentation.nest_weights(read_segmentation(tmp_path / "a.bin"))
     packaged = segmentation.load_weights()
     for ours, theirs in zip(jax.tree.leaves(weights["lstm"]), jax.tree.leaves(packaged["lstm"]), strict=True):
         np.testing.assert_array_equal(ours, theirs)

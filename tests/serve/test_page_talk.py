@@ -137,7 +137,7 @@ def test_turns_are_shown_renamed_and_downloaded(opened, packaged, recording, tmp
     names.nth(1).fill("  ")
     names.nth(1).press("Enter")
     assert names.nth(1).input_value() == "speaker_2"
-    renamed = expected.renamed({"speaker_1": "Ann <b>O'Neil</b>"})
+    renamed = expected.rename({"speaker_1": "Ann <b>O'Neil</b>"})
     rttm = download(opened, "rttm")[1]
     assert rttm == as_text(renamed, "a talk", "rttm")
     (tmp_path / "a.rttm").write_text(rttm)
