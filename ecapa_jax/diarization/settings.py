@@ -62,8 +62,10 @@ class StreamSettings(DiarizationSettings):
         1 is as alike as neighbouring windows of one speaker are.
       regroup_windows, regroup_share: windows are grouped again after so many new ones, or after this share of those
         that can still change, whichever is more.
+      fewest_so_far: in place of `fewest_windows` as long as windows can change: who speaks for the first time has few.
     """
 
     new_speaker: float = 0.45
     regroup_windows: int = 8
     regroup_share: float = 0.1
+    fewest_so_far: int = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Collection
 
 import numpy as np
@@ -35,6 +36,7 @@ class SpeakerTracker:
         """
         self.spans: list[tuple[int, int]] = []
         self._most, self._settings = most, settings
+        self._so_far = dataclasses.replace(settings, fewest_windows=settings.fewest_so_far)
         self._rows: list[np.ndarray] = []
         self._numbers: list[int] = []  # the speaker of each open window
         self._closed: dict[int, tuple[np.ndarray, int]] = {}  # sum and number of each speaker's closed windows
@@ -60,18 +62,22 @@ class SpeakerTracker:
         enough = max(self._settings.regroup_windows, self._settings.regroup_share * len(self.spans))
         if self._n_new < enough and not self.is_full():
             return False
-        return self.regroup()
+        return self._regroup(self._settings if self.is_full() else self._so_far)
 
     def is_full(self) -> bool:
         """Whether there are as many open windows as there may be."""
         return len(self.spans) >= self._settings.block_windows
 
-    def regroup(self) -> bool:
-        """Groups the open windows by speaker; returns whether there were new ones."""
-        if not self._n_new:
+    def finish(self) -> bool:
+        """Groups the open windows for the last time; returns whether there are any."""
+        return self._regroup(self._settings)
+
+    def _regroup(self, settings: StreamSettings) -> bool:
+        """Groups the open windows by speaker; returns whether there are any."""
+        if not self._rows:
             return False
         rows = np.stack(self._rows)
-        clusters = cluster(rows, np.array(self.spans), SpeakerCount(most=self._most), self._settings)
+        clusters = cluster(rows, np.array(self.spans), SpeakerCount(most=self._most), settings)
         self._numbers = self._names(clusters, rows)[clusters].tolist()
         self._totals = {number: total for number, (total, _) in self._closed.items()}
         for number, row in zip(self._numbers, rows, strict=True):

@@ -92,7 +92,7 @@ class Diarizer:
         if not self._is_finished:
             self._is_finished = True
             self._take(self._cutter.finish())
-            if self._speakers.regroup():
+            if self._speakers.finish():
                 self._label_from(self._first_open)
         return self.turns()
 
