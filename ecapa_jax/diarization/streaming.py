@@ -27,14 +27,17 @@ _PART = 30 * RATE  # samples that are worked on at a time
 class Diarizer:
     """Turns of a stream of samples, at most two seconds behind it.
 
-    A stream is diarized as `diarize` does it without overlap detection, step by step: each window of speech is embedded
-    once, as soon as it is complete, and goes to the speaker whom it is most like, or to a new one. Now and then all
-    windows of about the last 20 minutes of speech are clustered again. So turns may change later: their speakers, and
-    where one begins or ends. A speaker keeps the name of the windows that were the speaker's before, but two speakers
-    may turn out to be one, and one to be two; a name that nobody has any more may be given again. After `finish` a
-    stream of up to 20 minutes of speech has the turns of `diarize`. Turns of older speech are final. Memory holds the
-    last seconds of sound, the embeddings of the windows that can still change, a centroid for each speaker, and the
-    turns.
+    A stream is diarized as `diarize` does it without overlap detection, step by step. Each window of speech is embedded
+    once, as soon as it is complete, and goes to the speaker whom it is most like, or to a new one. Now and then
+    `Diarizer` clusters the windows of about the last 20 minutes of speech again. So a later call may correct earlier
+    turns: who speaks, and where a turn begins or ends. Turns of older speech are final. After `finish`, a stream with
+    less speech than that has the turns of `diarize`; only the numbers in the names can differ.
+
+    Speakers keep their names when windows are clustered again: a speaker has the name of the earlier speaker with whom
+    it shares most windows. If two speakers turn out to be one, one of their names is free, and a new speaker may get it.
+
+    Memory holds the last seconds of sound, the embeddings of the windows that can still change, one centroid for each
+    speaker, and the turns.
 
         diarizer = Diarizer(ecapa_jax.load())
         for samples in microphone:
@@ -69,7 +72,7 @@ class Diarizer:
         self._is_finished = False
 
     def push(self, samples: Float32[np.ndarray, " samples"]) -> list[Turn]:
-        """Takes the next samples; returns all turns so far, those of the last 20 minutes as they now seem.
+        """Takes the next samples; returns all turns so far, which later calls may correct.
 
         Args:
           samples: at 16 kHz, in [-1, 1], as many as there are.
