@@ -34,7 +34,8 @@ class Diarizer:
     less speech than that has the turns of `diarize`; only the numbers in the names can differ.
 
     Speakers keep their names when windows are clustered again: a speaker has the name of the earlier speaker with whom
-    it shares most windows. If two speakers turn out to be one, one of their names is free, and a new speaker may get it.
+    it shares most windows. If two speakers turn out to be one, one of their names is free, and a new speaker may get
+    it.
 
     Memory holds the last seconds of sound, the embeddings of the windows that can still change, one centroid for each
     speaker, and the turns.
