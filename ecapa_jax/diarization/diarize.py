@@ -56,7 +56,8 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with the name of the current step, how much of it is done, and how much there is in total (0: unknown)."""
 
 MOST_SPEAKERS = 100
-_HEARD = 0.5  # probability of speech
+HEARD = 0.5
+"""Probability of speech from which on somebody is certainly heard."""
 
 
 def diarize(
@@ -116,8 +117,8 @@ def diarize(
     embeddings = _embed(
         encoder, span_samples(audio.blocks(rate), spans, rate, encoder.minimum_samples), len(spans), report
     )
-    centred = _centred(encoder, embeddings)
-    windows = Labelled(spans, centred, clusterer(centred, spans, count, settings))
+    rows = centred(encoder, embeddings)
+    windows = Labelled(spans, rows, clusterer(rows, spans, count, settings))
     frames, second = _frames(windows, speech, voices, settings)
     return _result(frames, second, embeddings, windows.labels, settings, duration)
 
@@ -162,7 +163,7 @@ def _listen(
         report("finding speech", 0, 0)
         blocks = audio.blocks(segmentation.RATE)
         probabilities, n_samples = vad(blocks)
-        if not (probabilities >= _HEARD).any() and _is_without_speech(blocks):
+        if not (probabilities >= HEARD).any() and _is_without_speech(blocks):
             return None, on_frames(np.zeros_like(probabilities), n_samples), n_samples / segmentation.RATE
         found.append(on_frames(probabilities, n_samples))
     if segmenter is not None:
@@ -217,10 +218,10 @@ def _embed(
     return np.stack([rows[index] for index in range(total)])
 
 
-def _centred(
+def centred(
     encoder: SpeakerEncoder, embeddings: Float32[np.ndarray, "windows embedding"]
 ) -> Float32[np.ndarray, "windows embedding"]:
-    """Less the mean embedding of the model's training, where the model brings one."""
+    """Embeddings without the mean embedding of the model's training, if the model brings one."""
     mean = encoder.scorer.embedding_mean
     return embeddings if mean is None else embeddings - mean.astype(np.float32)
 

@@ -61,17 +61,18 @@ def span_samples(
     for block in blocks:
         held = np.concatenate([held, block]) if len(held) else block
         while row < len(bounds) and bounds[row, 1] <= at + len(held):
-            yield _long_enough(held[bounds[row, 0] - at : bounds[row, 1] - at], minimum)
+            yield long_enough(held[bounds[row, 0] - at : bounds[row, 1] - at], minimum)
             row += 1
         if row == len(bounds):
             return
         drop = min(max(int(bounds[row, 0]) - at, 0), len(held))
         held, at = held[drop:], at + drop
     for start, end in bounds[row:]:
-        yield _long_enough(held[max(start - at, 0) : max(end - at, 1)], minimum)
+        yield long_enough(held[max(start - at, 0) : max(end - at, 1)], minimum)
 
 
-def _long_enough(samples: np.ndarray, minimum: int) -> np.ndarray:
+def long_enough(samples: Float32[np.ndarray, " samples"], minimum: int) -> Float32[np.ndarray, " samples"]:
+    """Repeats samples until there are `minimum`."""
     if len(samples) >= minimum:
         return samples
     return np.resize(samples if len(samples) else np.zeros(1, np.float32), minimum)

@@ -51,3 +51,21 @@ class DiarizationSettings:
     fewest_windows: int = 4
     prior_pairs: float = 4.0
     block_windows: int = 1500
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StreamSettings(DiarizationSettings):
+    """Thresholds and lengths of a stream: those of a recording, and when windows are grouped by speaker.
+
+    Attributes:
+      new_speaker: until windows are grouped again, a window that is less like every speaker than this begins a new one;
+        1 is as alike as neighbouring windows of one speaker are.
+      regroup_windows, regroup_share: windows are grouped again after so many new ones, or after this share of those
+        that can still change, whichever is more.
+      fewest_so_far: in place of `fewest_windows` as long as windows can change: who speaks for the first time has few.
+    """
+
+    new_speaker: float = 0.45
+    regroup_windows: int = 8
+    regroup_share: float = 0.1
+    fewest_so_far: int = 2

@@ -2,67 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float32
 
+from ecapa_jax.diarization.activity import runs
 from ecapa_jax.diarization.clustering import unit
-from ecapa_jax.diarization.settings import FRAMES_A_SECOND
-from ecapa_jax.diarization.turns import Turn
+from ecapa_jax.diarization.diarize import centred
+from ecapa_jax.diarization.recordings import long_enough
+from ecapa_jax.diarization.settings import FRAMES_A_SECOND, StreamSettings
+from ecapa_jax.diarization.stream_speakers import SpeakerTracker
+from ecapa_jax.diarization.stream_windows import Window, WindowCutter
+from ecapa_jax.diarization.turns import Turn, frames_of, spread_over_frames
 from ecapa_jax.errors import AudioError, ConfigError
-from ecapa_jax.vad import in_numpy, network
-from ecapa_jax.vad.network import FRAME, RATE
-from ecapa_jax.vad.weights import packaged_weights
+from ecapa_jax.vad.network import RATE
 
 if TYPE_CHECKING:
     from ecapa_jax.encoder import SpeakerEncoder
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StreamSettings:
-    """How a stream is diarized.
-
-    Attributes:
-      window, hop: seconds of speech that are embedded, and from one window to the next.
-      speech_threshold: least probability of speech.
-      fewest_speech: share of a window that must be speech.
-      new_speaker: a window that is less like every speaker than this, on a scale on which 1 is as alike as neighbouring
-        windows are, begins a new one.
-      join: speakers whose centroids are more alike than this, on the same scale, become one.
-      pause, shortest_turn: as in `DiarizationSettings`.
-    """
-
-    window: float = 1.5
-    hop: float = 0.5
-    speech_threshold: float = 0.5
-    fewest_speech: float = 0.5
-    new_speaker: float = 0.45
-    join: float = 0.75
-    pause: float = 0.3
-    shortest_turn: float = 0.25
-
-
-@dataclasses.dataclass
-class _Known:
-    """A speaker of a stream: sum of the embeddings, and how many."""
-
-    number: int
-    total: np.ndarray
-    windows: int = 1
-
-    @property
-    def centroid(self) -> np.ndarray:
-        return unit(self.total)
+_PART = 30 * RATE  # samples that are worked on at a time
 
 
 class Diarizer:
     """Turns of a stream of samples, at most two seconds behind it.
 
-    Each window of speech is embedded once and goes to the speaker whose running centroid it is most like, or to a new
-    one. What is decided is not taken back, but for two speakers who turn out to be one. Memory holds the last seconds
-    of sound, a centroid a speaker, and the turns.
+    A stream is diarized as `diarize` does it without overlap detection, step by step. Each window of speech is embedded
+    once, as soon as it is complete, and goes to the speaker whom it is most like, or to a new one. Now and then
+    `Diarizer` clusters the windows of about the last 20 minutes of speech again. So a later call may correct earlier
+    turns: who speaks, and where a turn begins or ends. Turns of older speech are final. After `finish`, a stream with
+    less speech than that has the turns of `diarize`; only the numbers in the names can differ.
+
+    Speakers keep their names when windows are clustered again: a speaker has the name of the earlier speaker with whom
+    it shares most windows. If two speakers turn out to be one, one of their names is free, and a new speaker may get
+    it.
+
+    Memory holds the last seconds of sound, the embeddings of the windows that can still change, one centroid for each
+    speaker, and the turns.
 
         diarizer = Diarizer(ecapa_jax.load())
         for samples in microphone:
@@ -86,138 +62,98 @@ class Diarizer:
         if max_speakers < 1:
             raise ConfigError(f"max_speakers is {max_speakers}; it must be 1 or more")
         self.settings = settings or StreamSettings()
-        self._encoder, self._most = encoder, max_speakers
-        self._state, self._weights = network.initial_state(1), packaged_weights()
-        self._waiting = np.zeros(0, np.float32)  # less than a frame of speech detection
-        self._samples, self._first = np.zeros(0, np.float32), 0  # of the last windows, and where they begin
-        self._speech: list[bool] = []  # a frame of speech detection each, from `_first_frame` on
-        self._first_frame = 0
-        self._next = 0  # first sample of the next window
-        self._likeness = [0.6]  # cosines of neighbouring windows, the scale of all thresholds
-        self._last: tuple[int, np.ndarray] | None = None
-        self._known: list[_Known] = []
-        self._named = 0
-        self._turns: list[tuple[int, int, int]] = []  # first frame of 10 ms, frame after the last, speaker
-        self._done = 0  # samples that are decided
+        self._encoder = encoder
+        self._cutter = WindowCutter(self.settings)
+        self._speakers = SpeakerTracker(max_speakers, self.settings)
+        self._pieces: list[tuple[int, int, int]] = []  # first frame, frame after the last, speaker; can still change
+        self._final: list[Turn] = []
+        self._first_open = 0  # first frame whose speaker can still change
+        self._open: list[Turn] | None = []  # turns of `_pieces`; None when these have changed
+        self._n_samples = 0
+        self._is_finished = False
 
     def push(self, samples: Float32[np.ndarray, " samples"]) -> list[Turn]:
-        """Takes the next samples; returns all turns so far.
+        """Takes the next samples; returns all turns so far, which later calls may correct.
 
         Args:
           samples: at 16 kHz, in [-1, 1], as many as there are.
 
         Raises:
-          AudioError: the samples are no vector, or not finite.
+          AudioError: the samples are no vector, or not finite, or the stream has been finished.
         """
         samples = np.asarray(samples, np.float32)
         if samples.ndim != 1 or not np.isfinite(samples).all():
             raise AudioError("a stream takes samples of shape [samples], all of them finite")
-        self._detect(samples)
-        window, hop = round(self.settings.window * RATE), round(self.settings.hop * RATE)
-        while self._next + window <= self._first_frame * FRAME + len(self._speech) * FRAME:
-            self._decide(self._next, window, self._next + (window + hop) // 2)
-            self._next += hop
-            self._forget()
+        if self._is_finished:
+            raise AudioError("the stream has been finished; begin another one with a new Diarizer")
+        self._n_samples += len(samples)
+        for start in range(0, len(samples), _PART):
+            self._take(self._cutter.push(samples[start : start + _PART]))
         return self.turns()
 
     def finish(self) -> list[Turn]:
         """Ends the stream; returns all turns."""
-        rest = len(self._waiting)
-        self._detect(np.zeros(-rest % FRAME, np.float32))
-        window = round(self.settings.window * RATE)
-        end = self._first + len(self._samples)
-        if end > self._done:
-            start = max(self._first, end - window)
-            self._decide(start, end - start, end)
+        if not self._is_finished:
+            self._is_finished = True
+            self._take(self._cutter.finish())
+            if self._speakers.finish():
+                self._label_from(self._first_open)
         return self.turns()
 
     def turns(self) -> list[Turn]:
         """All turns so far, in order of time."""
-        shortest, pause = self.settings.shortest_turn * FRAMES_A_SECOND, self.settings.pause * FRAMES_A_SECOND
-        joined: dict[int, list[list[int]]] = {}
-        for start, end, speaker in self._turns:
-            own = joined.setdefault(speaker, [])
-            if own and start - own[-1][1] < pause:
-                own[-1][1] = end
-            else:
-                own.append([start, end])
-        return sorted(
-            Turn(start / FRAMES_A_SECOND, end / FRAMES_A_SECOND, f"speaker_{speaker + 1}")
-            for speaker, own in joined.items()
-            for start, end in own
-            if end - start >= shortest
-        )
+        if not self._cutter.heard:
+            return []
+        if self._open is None:
+            self._open = self._turns_of(self._pieces)
+        return self._final + self._open
 
-    def _detect(self, samples: Float32[np.ndarray, " samples"]) -> None:
-        held = np.concatenate([self._waiting, samples])
-        whole = len(held) - len(held) % FRAME
-        if whole:
-            probabilities, self._state = in_numpy.advance(self._weights, held[:whole], self._state)
-            self._speech += (probabilities >= self.settings.speech_threshold).tolist()
-            self._samples = np.concatenate([self._samples, held[:whole]])
-        self._waiting = held[whole:]
+    def _take(self, windows: list[Window]) -> None:
+        """Embeds windows, finds their speakers, and then those of the frames."""
+        minimum = self._encoder.minimum_samples
+        waveforms = [long_enough(window.samples, minimum) for window in windows]
+        rows = dict[int, np.ndarray]()
+        for indices, embeddings in self._encoder.embed_stream(waveforms):
+            rows.update(zip(indices, unit(centred(self._encoder, embeddings)), strict=True))
+        for index, window in enumerate(windows):
+            regrouped = self._speakers.add((window.start, window.end), rows[index])
+            self._label_from(self._first_open if regrouped else window.start)
+            if self._speakers.is_full():
+                self._close(len(self._speakers.spans) // 2)
 
-    def _decide(self, start: int, length: int, until: int) -> None:
-        """Gives what is not decided before `until` to the speaker of a window."""
-        speech = np.repeat(np.array(self._speech), FRAME)
-        offset = self._first_frame * FRAME
-        window = speech[start - offset :][:length]
-        ends_in_speech = bool(window[-len(window) // 3 :].all())
-        first, self._done = self._done, max(until, self._done)
-        if window.mean() >= self.settings.fewest_speech or ends_in_speech:
-            samples = self._samples[start - self._first :][:length]
-            padded = np.resize(samples, max(len(samples), self._encoder.minimum_samples))
-            self._add(
-                speech[first - offset : self._done - offset], first, self._speaker(self._encoder.embed(padded)[0])
-            )
-        elif self._last is not None:
-            self._add(speech[first - offset : self._done - offset], first, self._last[0])
+    def _label_from(self, first: int) -> None:
+        """Decides again who speaks in all frames from the first on."""
+        self._open = None
+        while self._pieces and self._pieces[-1][1] > first:
+            start, _, speaker = self._pieces.pop()
+            if start < first:
+                self._pieces.append((start, first, speaker))
+        numbers, spans, cosines = self._speakers.cosines(first)
+        starts_stretch = np.append(True, spans[1:, 0] > spans[:-1, 1])
+        for rows in np.split(np.arange(len(spans)), np.flatnonzero(starts_stretch)[1:]):
+            base, end = int(spans[rows[0], 0]), int(spans[rows[-1], 1])
+            speakers = spread_over_frames(spans[rows] - base, cosines[rows], end - base).argmax(axis=1)
+            begin = max(base, first)
+            for start, end, speaker in runs(numbers[speakers][begin - base :]):
+                self._add_piece(begin + start, begin + end, speaker)
 
-    def _speaker(self, embedding: Float32[np.ndarray, " embedding"]) -> int:
-        mean = self._encoder.scorer.embedding_mean
-        x = unit(embedding if mean is None else embedding - mean.astype(np.float32))
-        scale = max(float(np.median(self._likeness)), 0.1)
-        scores = np.array([float(known.centroid @ x) for known in self._known])
-        if len(scores) and (scores.max() >= self.settings.new_speaker * scale or len(self._known) >= self._most):
-            known = self._known[int(scores.argmax())]
-            known.total = known.total + x
-            known.windows += 1
-        else:
-            known = _Known(self._named, x.copy())
-            self._named += 1
-            self._known.append(known)
-        if self._last is not None and self._last[0] == known.number:
-            self._likeness = [*self._likeness[-99:], float(self._last[1] @ x)]
-        self._last = known.number, x
-        return self._joined(known, scale)
+    def _add_piece(self, start: int, end: int, speaker: int) -> None:
+        if self._pieces and self._pieces[-1][1] == start and self._pieces[-1][2] == speaker:
+            start = self._pieces.pop()[0]
+        self._pieces.append((start, end, speaker))
 
-    def _joined(self, known: _Known, scale: float) -> int:
-        """The speaker's number, once it is joined with another that it turned out to be."""
-        for other in self._known:
-            if other is known or float(other.centroid @ known.centroid) < self.settings.join * scale:
-                continue
-            kept, gone = sorted((known, other), key=lambda one: one.number)
-            kept.total, kept.windows = kept.total + gone.total, kept.windows + gone.windows
-            self._known.remove(gone)
-            self._turns = [(a, b, kept.number if who == gone.number else who) for a, b, who in self._turns]
-            self._last = None if self._last is None else (kept.number, self._last[1])
-            return kept.number
-        return known.number
+    def _close(self, n_windows: int) -> None:
+        """Makes the speakers of the oldest windows final."""
+        self._speakers.close(n_windows)
+        self._first_open = self._speakers.spans[0][0]
+        kept = next(index for index, piece in enumerate(self._pieces) if piece[1] >= self._first_open)
+        self._final += self._turns_of(self._pieces[:kept])
+        self._pieces, self._open = self._pieces[kept:], None
 
-    def _add(self, speech: np.ndarray, first: int, speaker: int) -> None:
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], speech.astype(np.int8), [0]])))
-        for start, end in edges.reshape(-1, 2):
-            begin, last = (round((first + at) * FRAMES_A_SECOND / RATE) for at in (start, end))
-            if self._turns and self._turns[-1][2] == speaker and begin - self._turns[-1][1] <= 1:
-                self._turns[-1] = (self._turns[-1][0], last, speaker)
-            else:
-                self._turns.append((begin, last, speaker))
-
-    def _forget(self) -> None:
-        """Drops samples and frames that no window needs any more."""
-        frames = min(self._next, self._done) // FRAME - self._first_frame
-        if frames > 0:
-            self._speech = self._speech[frames:]
-            self._first_frame += frames
-        samples = self._first_frame * FRAME - self._first
-        self._samples, self._first = self._samples[samples:], self._first + samples
+    def _turns_of(self, pieces: list[tuple[int, int, int]]) -> list[Turn]:
+        duration = round(self._n_samples / RATE, 3)
+        return [
+            Turn(start / FRAMES_A_SECOND, min(end / FRAMES_A_SECOND, duration), f"speaker_{speaker + 1}")
+            for start, end, speaker in pieces
+            if end - start >= frames_of(self.settings.shortest_turn)
+        ]

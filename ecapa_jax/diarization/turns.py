@@ -119,10 +119,25 @@ def speaker_frames(
 def frame_scores(windows: Labelled, n_frames: int) -> Float32[np.ndarray, "frames speakers"]:
     """How much the windows around each frame are like each speaker's centroid; windows count by how central it is."""
     x = unit(windows.embeddings)
-    cosines = x @ centroids_of(windows.labels, x).T + 1.0  # above 0, so that only unheard frames are 0
+    return spread_over_frames(windows.spans, x @ centroids_of(windows.labels, x).T, n_frames)
+
+
+def spread_over_frames(
+    spans: Int64[np.ndarray, "windows 2"], cosines: Float32[np.ndarray, "windows speakers"], n_frames: int
+) -> Float32[np.ndarray, "frames speakers"]:
+    """The mean score of the windows around each frame; windows count by how central it is.
+
+    Args:
+      spans: first frame and frame after the last of each window.
+      cosines: of each window and each speaker's centroid.
+      n_frames: how many frames there are.
+
+    Returns:
+      Cosines plus 1, so that only frames without a window are 0.
+    """
     total = np.zeros((n_frames, cosines.shape[1]), np.float32)
     weight = np.zeros((n_frames, 1), np.float32)
-    for (start, end), row in zip(windows.spans, cosines, strict=True):
+    for (start, end), row in zip(spans, cosines + 1.0, strict=True):
         end = min(end, n_frames)
         place = np.arange(end - start)
         central = np.minimum(place + 1, end - start - place)[:, None].astype(np.float32)
