@@ -43,8 +43,8 @@ SOURCE = "distilled from CAM++, starting from the packaged model of 2026-11-23"
 TEACHER_NOTE = (
     "Distilled by `ecapa-jax train distil` from CAM++, 3D-Speaker's speech_campplus_sv_zh_en_16k-common_advanced "
     "(Apache-2.0; 6.8 M parameters, learned from about 200 000 speakers), whose embeddings it reproduces, on views of "
-    "6.6 hours of speech: 2 951 steps of 32 on 48 000 views of 2 s, 2 600 steps on 48 000 views of 3 s, 2 214 steps on "
-    "{utterances} views of 3 s, and {steps} steps on the same views at a falling learning rate, on two CPU cores."
+    "6.6 hours of speech: 2 951 steps of 32 on 48 000 views of 2 s, 2 600 steps on 48 000 views of 3 s, and 2 214, 900 "
+    "and {steps} steps on {utterances} views of 3 s, on two CPU cores."
 )
 DATA_NOTE = (
     "Speech: LibriSpeech train-clean-100 (CC BY 4.0), speechocean762 (CC BY 4.0), dspspeech20 (MIT), FSDD "
