@@ -117,7 +117,7 @@ def diarize(
     embeddings = _embed(
         encoder, span_samples(audio.blocks(rate), spans, rate, encoder.minimum_samples), len(spans), report
     )
-    rows = centred(encoder, embeddings)
+    rows = subtract_mean(encoder, embeddings)
     windows = Labelled(spans, rows, clusterer(rows, spans, count, settings))
     frames, second = _frames(windows, speech, voices, settings)
     return _result(frames, second, embeddings, windows.labels, settings, duration)
@@ -218,10 +218,10 @@ def _embed(
     return np.stack([rows[index] for index in range(total)])
 
 
-def centred(
+def subtract_mean(
     encoder: SpeakerEncoder, embeddings: Float32[np.ndarray, "windows embedding"]
 ) -> Float32[np.ndarray, "windows embedding"]:
-    """Embeddings without the mean embedding of the model's training, if the model brings one."""
+    """Subtracts the mean embedding of the model from embeddings, if the model has one."""
     mean = encoder.scorer.embedding_mean
     return embeddings if mean is None else embeddings - mean.astype(np.float32)
 

@@ -57,21 +57,21 @@ def span_samples(
       minimum: smallest number of samples to yield for a span.
     """
     bounds = spans * rate // FRAMES_A_SECOND
-    held, at, row = np.zeros(0, np.float32), 0, 0
+    held, first, row = np.zeros(0, np.float32), 0, 0
     for block in blocks:
         held = np.concatenate([held, block]) if len(held) else block
-        while row < len(bounds) and bounds[row, 1] <= at + len(held):
-            yield long_enough(held[bounds[row, 0] - at : bounds[row, 1] - at], minimum)
+        while row < len(bounds) and bounds[row, 1] <= first + len(held):
+            yield repeat_samples(held[bounds[row, 0] - first : bounds[row, 1] - first], minimum)
             row += 1
         if row == len(bounds):
             return
-        drop = min(max(int(bounds[row, 0]) - at, 0), len(held))
-        held, at = held[drop:], at + drop
+        drop = min(max(int(bounds[row, 0]) - first, 0), len(held))
+        held, first = held[drop:], first + drop
     for start, end in bounds[row:]:
-        yield long_enough(held[max(start - at, 0) : max(end - at, 1)], minimum)
+        yield repeat_samples(held[max(start - first, 0) : max(end - first, 1)], minimum)
 
 
-def long_enough(samples: Float32[np.ndarray, " samples"], minimum: int) -> Float32[np.ndarray, " samples"]:
+def repeat_samples(samples: Float32[np.ndarray, " samples"], minimum: int) -> Float32[np.ndarray, " repeated"]:
     """Repeats samples until there are `minimum`."""
     if len(samples) >= minimum:
         return samples

@@ -9,8 +9,8 @@ from jaxtyping import Float32
 
 from ecapa_jax.diarization.activity import runs
 from ecapa_jax.diarization.clustering import unit
-from ecapa_jax.diarization.diarize import centred
-from ecapa_jax.diarization.recordings import long_enough
+from ecapa_jax.diarization.diarize import subtract_mean
+from ecapa_jax.diarization.recordings import repeat_samples
 from ecapa_jax.diarization.settings import FRAMES_A_SECOND, StreamSettings
 from ecapa_jax.diarization.stream_speakers import SpeakerTracker
 from ecapa_jax.diarization.stream_windows import Window, WindowCutter
@@ -111,10 +111,10 @@ class Diarizer:
     def _take(self, windows: list[Window]) -> None:
         """Embeds windows, finds their speakers, and then those of the frames."""
         minimum = self._encoder.minimum_samples
-        waveforms = [long_enough(window.samples, minimum) for window in windows]
+        waveforms = [repeat_samples(window.samples, minimum) for window in windows]
         rows = dict[int, np.ndarray]()
         for indices, embeddings in self._encoder.embed_stream(waveforms):
-            rows.update(zip(indices, unit(centred(self._encoder, embeddings)), strict=True))
+            rows.update(zip(indices, unit(subtract_mean(self._encoder, embeddings)), strict=True))
         for index, window in enumerate(windows):
             regrouped = self._speakers.add((window.start, window.end), rows[index])
             self._label_from(self._first_open if regrouped else window.start)
