@@ -71,7 +71,7 @@ def span_samples(
         yield long_enough(held[max(start - at, 0) : max(end - at, 1)], minimum)
 
 
-def long_enough(samples: Float32[np.ndarray, " samples"], minimum: int) -> Float32[np.ndarray, " samples"]:
+def long_enough(samples: np.ndarray, minimum: int) -> np.ndarray:
     """Repeats samples until there are `minimum`."""
     if len(samples) >= minimum:
         return samples
