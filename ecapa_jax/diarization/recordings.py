@@ -71,7 +71,7 @@ def span_samples(
         yield repeat_samples(held[max(start - first, 0) : max(end - first, 1)], minimum)
 
 
-def repeat_samples(samples: Float32[np.ndarray, " samples"], minimum: int) -> Float32[np.ndarray, " repeated"]:
+def repeat_samples(samples: np.ndarray, minimum: int) -> np.ndarray:
     """Repeats samples until there are `minimum`."""
     if len(samples) >= minimum:
         return samples
