@@ -157,6 +157,9 @@ def interrupted_diarize(diarize_calls, monkeypatch):
         return make_turns(*arguments, **options)
 
     monkeypatch.setattr(diarize_module, "diarize", diarize)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process may ignore SIGINT
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_first_interrupt_ends_the_run_after_the_current_recording(capfd, talks_folder, tmp_path, interrupted_diarize):

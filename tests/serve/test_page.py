@@ -117,8 +117,7 @@ def test_sample_can_be_played(opened) -> None:
     choose_samples(opened)
     audio = slot(opened, "a").locator("audio")
     audio.evaluate("sound => sound.play()")
-    opened.wait_for_timeout(300)
-    assert audio.evaluate("sound => sound.currentTime") > 0
+    opened.wait_for_function("sound => sound.currentTime > 0", arg=audio.element_handle(), timeout=WAIT)
     assert audio.evaluate("sound => sound.duration") == pytest.approx(4.94, abs=0.1)
 
 
