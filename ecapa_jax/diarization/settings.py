@@ -55,14 +55,14 @@ class DiarizationSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamSettings(DiarizationSettings):
-    """Thresholds and lengths of a stream: those of a recording, and when windows are grouped by speaker.
+    """Thresholds and lengths of a stream: those of a recording, and when to cluster the windows again.
 
     Attributes:
-      new_speaker: until windows are grouped again, a window that is less like every speaker than this begins a new one;
-        1 is as alike as neighbouring windows of one speaker are.
-      regroup_windows, regroup_share: windows are grouped again after so many new ones, or after this share of those
-        that can still change, whichever is more.
-      fewest_so_far: in place of `fewest_windows` as long as windows can change: who speaks for the first time has few.
+      new_speaker: between two clusterings, a window that is less like every known speaker than this is assigned to a
+        new speaker; 1 is the likeness of neighbouring windows of one speaker.
+      regroup_windows, regroup_share: windows are clustered again after this number of new windows, or after this share
+        of the open windows, whichever is more.
+      fewest_so_far: replaces `fewest_windows` until the end of the stream, because a new speaker has few windows.
     """
 
     new_speaker: float = 0.45

@@ -1,7 +1,7 @@
-"""From a stream of samples to windows of speech: the same windows as of the whole recording, as soon as they are known.
+"""Cuts windows of speech from a stream of samples: the windows that `diarize` cuts from the whole recording.
 
-A window of a stretch of speech is complete once its last frame is certain to be speech. The last window of a stretch
-ends with it, so it waits until a pause has lasted long enough to end the stretch.
+A window is cut as soon as its last frame is known to be speech. The last window of a stretch of speech ends with the
+stretch, so it is cut only when a pause has lasted long enough to end the stretch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ecapa_jax.vad.gate import holds_speech
 from ecapa_jax.vad.network import FRAME, RATE
 from ecapa_jax.vad.weights import packaged_weights
 
-_SAMPLES = RATE // FRAMES_A_SECOND  # of a 10 ms frame
+_SAMPLES = RATE // FRAMES_A_SECOND  # in a 10 ms frame
 _ALIGNED = 5  # frames of speech detection that last as long as a whole number of 10 ms frames
 
 
@@ -29,8 +29,8 @@ class Window:
     """A window of speech.
 
     Attributes:
-      start, end: first 10 ms frame of the stream, and the frame after the last.
-      samples: of the window.
+      start, end: first 10 ms frame of the window, counted from the start of the stream, and the frame after its last.
+      samples: the samples of the window, at 16 kHz.
     """
 
     start: int
@@ -39,12 +39,12 @@ class Window:
 
 
 class WindowCutter:
-    """Finds speech in a stream and cuts windows from it, as `speech_frames`, `stretches` and `cut_windows` do.
+    """Finds speech in a stream, and cuts the windows that `speech_frames`, `stretches` and `cut_windows` would cut.
 
-    Memory holds the samples from which windows can still be cut: about two seconds.
+    A cutter keeps only the samples from which it can still cut windows: about two seconds.
 
     Attributes:
-      heard: whether somebody has been heard so far; until then windows may hold noise that is a little like speech.
+      heard: whether the stream holds speech for certain so far. Until then, the windows may contain only noise.
     """
 
     def __init__(self, settings: DiarizationSettings) -> None:
@@ -60,12 +60,12 @@ class WindowCutter:
         self._waiting = np.zeros(0, np.float32)  # less than a frame of speech detection
         self._samples, self._first_sample = np.zeros(0, np.float32), 0
         self._probabilities, self._first_probability = np.zeros(0, np.float32), 0
-        self._frames = 0  # 10 ms frames whose probability is certain
-        self._start, self._end = -1, -1  # of the stretch of speech that is going on; -1: nobody speaks
-        self._begins: list[int] = []  # of the last window of that stretch
+        self._frames = 0  # number of 10 ms frames whose probability can no longer change
+        self._start, self._end = -1, -1  # frames of the current stretch of speech; -1 if nobody speaks
+        self._begins: list[int] = []  # start of the last window cut from it, if any
 
     def push(self, samples: Float32[np.ndarray, " samples"]) -> list[Window]:
-        """Takes the next samples; returns the windows that are now complete, in order of time.
+        """Takes the next samples, and returns the windows that are now complete, in order of time.
 
         Args:
           samples: at 16 kHz, finite.
@@ -77,7 +77,7 @@ class WindowCutter:
             return []
         self._detect(held[:whole])
         n_probabilities = self._first_probability + len(self._probabilities)
-        # A frame is certain once its middle is not after that of the last frame of speech detection.
+        # The probability of a frame is certain once speech detection has a frame whose middle is not before its own.
         certain = (n_probabilities * FRAME - FRAME // 2 - _SAMPLES // 2) // _SAMPLES + 1
         found = self._take(certain, n_probabilities * FRAME)
         if self._start >= 0 and certain - self._padding - self._end >= self._pause:
@@ -86,7 +86,7 @@ class WindowCutter:
         return found
 
     def finish(self) -> list[Window]:
-        """Ends the stream; returns the last windows."""
+        """Ends the stream, and returns the last windows."""
         n_waiting = len(self._waiting)
         if n_waiting:
             self._detect(np.pad(self._waiting, (0, FRAME - n_waiting)))
@@ -101,14 +101,14 @@ class WindowCutter:
         return found
 
     def _detect(self, samples: Float32[np.ndarray, " samples"]) -> None:
-        """Takes whole frames of speech detection."""
+        """Runs speech detection on samples, a whole number of its frames."""
         probabilities, self._state = in_numpy.advance(self._weights, samples, self._state)
         self.heard = self.heard or bool((probabilities >= HEARD).any())
         self._probabilities = np.concatenate([self._probabilities, probabilities])
         self._samples = np.concatenate([self._samples, samples])
 
     def _take(self, certain: int, n_samples: int) -> list[Window]:
-        """Follows the speech up to the frames whose probability is certain; returns the windows that are complete."""
+        """Follows the speech up to the last certain frame, and returns the windows that are complete by then."""
         first = self._first_probability * FRAME // _SAMPLES
         probability = on_frames(self._probabilities, certain * _SAMPLES - self._first_probability * FRAME)
         new = probability[self._frames - first :] >= self._settings.speech_threshold
@@ -119,20 +119,20 @@ class WindowCutter:
             if self._start < 0:
                 self._start = start
             self._end = end
-            found += self._complete_windows(n_samples)
+            found += self._cut_complete(n_samples)
         self._frames = certain
-        return found + self._complete_windows(n_samples)
+        return found + self._cut_complete(n_samples)
 
     def _padded_runs(self, speech: Bool[np.ndarray, " frames"]) -> list[tuple[int, int]]:
-        """First frame and frame after the last of each run of speech in the new frames, extended on both sides."""
+        """Returns the first frame, and the frame after the last, of each run of speech, with padding on both sides."""
         return [
             (max(self._frames + start - self._padding, 0), self._frames + end + self._padding)
             for start, end, value in runs(speech.astype(np.int64))
             if value
         ]
 
-    def _complete_windows(self, n_samples: int) -> list[Window]:
-        """The windows of the stretch that is going on whose last frame is certain, and that are not cut yet."""
+    def _cut_complete(self, n_samples: int) -> list[Window]:
+        """Cuts the windows of the current stretch whose last frame is certain."""
         window, hop = frames_of(self._settings.window), frames_of(self._settings.hop)
         certain = min(self._end, n_samples // _SAMPLES)
         found: list[Window] = []
@@ -140,35 +140,35 @@ class WindowCutter:
             return found
         begin = self._begins[-1] + hop if self._begins else self._start
         while begin + window <= certain:
-            found.append(self._window(begin, begin + window))
+            found.append(self._cut(begin, begin + window))
             self._begins = [begin]
             begin += hop
         return found
 
     def _end_stretch(self) -> list[Window]:
-        """Ends the stretch of speech; returns the window that ends with it, where no other does."""
+        """Ends the current stretch, and cuts the window that ends with it, unless one has been cut."""
         window, start, end = frames_of(self._settings.window), self._start, self._end
-        found = self._complete_windows(end * _SAMPLES)
+        found = self._cut_complete(end * _SAMPLES)
         if not self._begins and end - start >= frames_of(self._settings.shortest_turn):
-            found.append(self._window(start, end))
+            found.append(self._cut(start, end))
         elif self._begins and self._begins[-1] + window < end:
-            found.append(self._window(end - window, end))
+            found.append(self._cut(end - window, end))
         self._start, self._end, self._begins = -1, -1, []
         return found
 
-    def _window(self, start: int, end: int) -> Window:
+    def _cut(self, start: int, end: int) -> Window:
         samples = self._samples[start * _SAMPLES - self._first_sample : end * _SAMPLES - self._first_sample]
         self.heard = self.heard or holds_speech(samples, RATE)
         return Window(start, end, samples)
 
     def _forget(self) -> None:
-        """Drops samples and probabilities that no window needs any more."""
+        """Drops the samples and probabilities that no later window needs."""
         if self._begins:
             needed = self._begins[-1]
         else:
             needed = self._start if self._start >= 0 else max(self._frames - self._padding, 0)
         drop = max(needed * _SAMPLES - self._first_sample, 0)
         self._samples, self._first_sample = self._samples[drop:], self._first_sample + drop
-        # The probability before the next frame's is needed too: frames lie between two of them.
+        # The probability before the next frame is needed too, because frames are interpolated between probabilities.
         drop = max((self._frames * _SAMPLES // FRAME - 1 - self._first_probability) // _ALIGNED * _ALIGNED, 0)
         self._probabilities, self._first_probability = self._probabilities[drop:], self._first_probability + drop
