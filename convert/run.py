@@ -61,8 +61,7 @@ def convert(
       key: location of the tensors of the network in the checkpoint, as keys joined by dots, if several dicts fit.
 
     Returns:
-      The bundle, whose `parity` contains the proof: every tensor was restored bit for bit from the result, and
-      `convert.parity` measured the errors.
+      The bundle; its `parity` says that every tensor was restored bit for bit, and how large the errors are.
 
     Raises:
       ConversionError: the file can't be read, belongs to no supported family, or does not fit the rule table.
@@ -89,10 +88,7 @@ def convert(
         _check_stated(companions, config, dilations)
         extra = {**{origin.prefix + name: network[name] for name in skipped}, **training, **unknown, **heads}
         variables = move_tensors(rules, network, shapes)
-        parity = _prove(rules, config, variables, len(extra))
-        parity |= full_report(chosen, config, variables) if verify else quick_report(chosen)
-    if parity["parameters"] > KEEP_COMPILED:
-        forget_compiled()
+        parity = _measure_parity(chosen, config, variables, _count_tensors(rules, variables, len(extra)), verify)
     scoring, mean = _choose_scoring(chosen, companions, embedding_mean, config.ecapa.embedding_dim)
     return Bundle(
         config=config,
@@ -202,24 +198,36 @@ def _describe_provenance(family: Family, config: ModelConfig, checkpoint: Checkp
     return provenance
 
 
-def _prove(rules: Sequence[Rule], config: ModelConfig, variables: dict[str, Any], n_extra: int) -> dict[str, Any]:
-    """Runs the model once and describes the proof; `move_tensors` has already proven that the tensors are identical.
-
-    Raises:
-      ConversionError: the embedding is not finite.
-    """
+def _count_tensors(rules: Sequence[Rule], variables: dict[str, Any], n_extra: int) -> dict[str, Any]:
+    """Counts tensors and parameters; `move_tensors` has already proven that the tensors are identical."""
     leaves = flatten(variables)
-    embedding = _probe(config, variables)
-    if not np.isfinite(embedding).all():
-        raise ConversionError("the converted model gives an embedding that is not finite")
     return {
         "tensors": len(rules),
         "tensors_bit_identical": len(rules),
         "tensors_not_used": n_extra,
         "parameters": sum(leaves[rule.target].size for rule in rules if "running" not in rule.source),
+    }
+
+
+def _measure_parity(
+    family: Family, config: ModelConfig, variables: dict[str, Any], counts: dict[str, Any], verify: bool
+) -> dict[str, Any]:
+    """Runs the model once, and returns the proof: the counts, this embedding's length, and the report of errors.
+
+    Raises:
+      ConversionError: the embedding is not finite.
+    """
+    embedding = _probe(config, variables)
+    if not np.isfinite(embedding).all():
+        raise ConversionError("the converted model gives an embedding that is not finite")
+    probe = {
         "probe": f"{PROBE_SECONDS} s of seeded noise",
         "probe_embedding_norm": float(np.linalg.norm(embedding)),
     }
+    report = full_report(family, config, variables) if verify else quick_report(family)
+    if counts["parameters"] > KEEP_COMPILED:
+        forget_compiled()
+    return counts | probe | report
 
 
 def _probe(config: ModelConfig, variables: dict[str, Any]) -> np.ndarray:

@@ -128,10 +128,7 @@ def score_lists(
         own = dict(zip(files, at, strict=True))
         model_rows = [[own[name] for name in group] for group in groups.values()]
         pairs = _find_pairs(trials, list(groups), own)
-        sides = {
-            "duration": _select_sides(embedded.seconds, [embedded.seconds[group].sum() for group in model_rows], pairs),
-            "magnitude": _select_sides(magnitudes, [magnitudes[group].mean() for group in model_rows], pairs),
-        }
+        sides = _measure_sides(embedded.seconds, magnitudes, model_rows, pairs)
         top_n = None if cohort is None else cohort.top_n
         scores = _score_kinds(encoder, average_enrolments(vectors, model_rows), vectors, pairs, sides, means, top_n)
         scored.append(Scored(trials, scores, sides["duration"].min(axis=0), len(set(at)), sides))
@@ -168,6 +165,19 @@ def _check_own_cohort(encoder: SpeakerEncoder, lists: Sequence[Trials]) -> None:
     if encoder.scorer.scoring.normalisation != "none" and encoder.scorer.cohort is not None:
         for trials in lists:
             check_no_overlap(encoder.scorer.cohort.speakers, trials.speakers or ())
+
+
+def _measure_sides(
+    seconds: np.ndarray, magnitudes: np.ndarray, model_rows: Sequence[Sequence[int]], pairs: np.ndarray
+) -> dict[str, Float64[np.ndarray, "2 trials"]]:
+    """Returns duration and magnitude of both sides of each trial.
+
+    The duration of an enrolment model is the sum over its recordings; its magnitude is the mean.
+    """
+    return {
+        "duration": _select_sides(seconds, [seconds[group].sum() for group in model_rows], pairs),
+        "magnitude": _select_sides(magnitudes, [magnitudes[group].mean() for group in model_rows], pairs),
+    }
 
 
 def _select_sides(files: np.ndarray, models: Sequence[float], pairs: np.ndarray) -> Float64[np.ndarray, "2 trials"]:
